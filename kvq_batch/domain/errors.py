@@ -1,0 +1,82 @@
+"""The one tree of errors; the branch that an error hangs on is the policy that it gets.
+
+    KvqBatchError
+      SpecError        refused before anything starts                                   exit 2
+        CheckpointError  weights that cannot be what the job says they are
+      ItemError        this video only: a row in `failures`, the run goes on             exit 3 past `max_failure_share`
+        FetchError       the bytes did not arrive
+        ProbeError       the bytes are no video that we score
+        DecodeError      the video does not decode
+        ScoreError       the model gave nothing usable
+      TransientError   retried with a cap, then becomes one of the others
+      FatalError       stop; what is committed stays committed, the run can be resumed   exit 1
+
+Foreign exceptions are translated where their library is owned, with `from`. Errors cross processes, so every
+constructor argument reaches `super().__init__` and the text is built in `__str__`. This module does not log.
+"""
+
+from typing import ClassVar, Literal
+
+Stage = Literal["fetch", "probe", "decode", "score"]
+
+
+class KvqBatchError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class SpecError(KvqBatchError):
+    """A job, argument, catalog or model that is refused before anything starts."""
+
+
+class CheckpointError(SpecError):
+    """Weights that cannot be loaded as the model that the job names."""
+
+
+class TransientError(KvqBatchError):
+    """A failure that may pass: a time-out, a reset connection, a slow-down answer."""
+
+
+class FatalError(KvqBatchError):
+    """The run cannot go on; what was committed stays committed."""
+
+
+class ItemError(KvqBatchError):
+    """One video cannot be scored. `code` is a stable name to group by, `message` is for people.
+
+    `permanent` claims a property of the bytes, which a second try would only meet again.
+    """
+
+    stage: ClassVar[Stage]
+
+    def __init__(self, code: str, message: str, permanent: bool = False) -> None:
+        super().__init__(code, message, permanent)
+        self.code = code
+        self.message = message
+        self.permanent = permanent
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.code}: {self.message}"
+
+
+class FetchError(ItemError):
+    """The bytes of the video did not arrive, or are not the bytes that the plan named."""
+
+    stage = "fetch"
+
+
+class ProbeError(ItemError):
+    """The bytes arrived and hold no video that we score."""
+
+    stage = "probe"
+
+
+class DecodeError(ItemError):
+    """The video does not decode, kills its decoder, or takes longer than allowed."""
+
+    stage = "decode"
+
+
+class ScoreError(ItemError):
+    """The model returned nothing usable for the frames of this video."""
+
+    stage = "score"

@@ -1,0 +1,67 @@
+"""Which frames of a video a model sees: the sampler and the request that a model makes of it.
+
+Legend of axes: T frames, H rows, W columns, 3 = RGB. This module computes indices; it does not touch pixels.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Offset = Literal["middle", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Fragment sampling of KVQ_SPEC section 2, with a deterministic place inside each segment.
+
+    A clip of n frames is cut into `num_fragments` segments of L = n // num_fragments frames; each segment gives
+    `frames_per_fragment` frames, `stride` apart. `offset` says where in its segment a fragment starts:
+    "middle" at floor((L - span) / 2), "random" uniform in [0, L - span), both 0 where L <= span, with
+    span = frames_per_fragment * stride. One frame per fragment and stride 1 is plain uniform sampling.
+    """
+
+    num_fragments: int = 8
+    frames_per_fragment: int = 4
+    stride: int = 2
+    offset: Offset = "middle"
+    seed: int = 0
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_fragments * self.frames_per_fragment
+
+    def indices(self, num_frames: int, key: str = "") -> NDArray[np.int64]:
+        """Frame indices in [0, num_frames), int64 [num_fragments * frames_per_fragment], wrapping round short videos.
+
+        `key` names the clip (video id and clip index); with offset "random" it seeds the draw, so that a score
+        depends neither on the worker nor on the order of the videos.
+        """
+        if num_frames < 1:
+            raise ValueError(f"a video needs at least one frame, got {num_frames}")
+        segment = num_frames // self.num_fragments
+        span = self.frames_per_fragment * self.stride
+        starts = np.arange(self.num_fragments, dtype=np.int64) * segment
+        slack = segment - span
+        if slack > 0 and self.offset == "middle":
+            starts += slack // 2
+        elif slack > 0:
+            digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
+            generator = np.random.Generator(np.random.Philox(int.from_bytes(digest[:8], "little")))
+            starts += generator.integers(0, slack, size=self.num_fragments)
+        steps = np.arange(self.frames_per_fragment, dtype=np.int64) * self.stride
+        return ((starts[:, None] + steps[None, :]) % num_frames).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRequest:
+    """The frames that a scorer wants of one clip: uint8 RGB [T, H, W, 3].
+
+    `size` is (height, width) in pixels of the bicubic resize of KVQ_SPEC section 2 (aspect ratio not kept), or
+    None for the native size of the video, rotated upright.
+    """
+
+    sampling: Sampling = Sampling()
+    size: tuple[int, int] | None = (448, 448)

@@ -1,0 +1,110 @@
+"""What a model is to the rest of the system: what it declares, what it takes, what it returns.
+
+Everything that scores a video implements `Scorer`: KVQ, the weightless template, and the models that come later.
+This module knows no model by name and needs no torch.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.frames import FrameRequest
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["cpu", "cuda"]
+
+_ID_PART = re.compile(r"[a-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What a job says of one model; small, picklable, and all that a worker needs to build it.
+
+    `weights` is a path on this machine, "untrained" for seeded random weights, or None for the model's own default.
+    """
+
+    name: str
+    weights: str | None = None
+    precision: Precision = "fp32"
+    device: Device = "cpu"
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Who a model is: identity, origin, and what its raw scores mean.
+
+    `origin` is "trained", "untrained" or "weightless"; a score of an untrained model is no quality.
+    `digest` is the sha256 hex of weights and configuration. `calibrations` maps a name (say "lsvq") to the four
+    parameters (b1, b2, b3, b4) of MOS = b2 + (b1 - b2) / (1 + exp(-(raw - b3) / |b4|)).
+    """
+
+    name: str
+    version: str
+    digest: str
+    origin: Literal["trained", "untrained", "weightless"]
+    summary: str
+    training_data: str = ""
+    licence: str = ""
+    calibrations: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for label, part in (("name", self.name), ("version", self.version)):
+            if not _ID_PART.fullmatch(part):
+                raise SpecError(f"model {label} {part!r}: use only a-z, 0-9, '.', '_' and '-'")
+
+    @property
+    def model_id(self) -> str:
+        """name@version-digest12, the key under which every result of this model stands."""
+        return f"{self.name}@{self.version}-{self.digest[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSpec:
+    """What a scorer declares before it is built: its card, the frames that it wants, what it returns, where it runs.
+
+    `algorithm` is bumped by hand when code changes a score without a change of weights or configuration.
+    `outputs` names the further numbers that it returns; `maps` names the maps ("texture", "saliency").
+    """
+
+    card: ModelCard
+    frames: FrameRequest
+    outputs: tuple[str, ...] = ()
+    maps: tuple[Literal["texture", "saliency"], ...] = ()
+    num_features: int = 0
+    devices: tuple[Device, ...] = ("cpu", "cuda")
+    precisions: tuple[Precision, ...] = ("fp32",)
+    algorithm: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a scorer returns for one clip.
+
+    Maps are float32 [slot, row, column]; saliency has mean 1 over the cells of each slot; where both stand,
+    raw_score = mean(texture * saliency) (KVQ_SPEC section 3.4). `slot_scores` is float32 [slot] or None; `features`
+    float32 [num_features] or None.
+    """
+
+    raw_score: float
+    outputs: Mapping[str, float] = field(default_factory=dict)
+    texture: NDArray[np.float32] | None = None
+    saliency: NDArray[np.float32] | None = None
+    slot_scores: NDArray[np.float32] | None = None
+    features: NDArray[np.float32] | None = None
+
+
+class Scorer(Protocol):
+    """A built model, ready to score. A score must not depend on the other clips of the call."""
+
+    @property
+    def spec(self) -> ScorerSpec: ...
+
+    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """One prediction per clip, in order; each clip uint8 RGB [T, H, W, 3] as `spec.frames` asks for."""
+        ...
