@@ -1,0 +1,93 @@
+"""What is known of a video and of the clips cut from it, before any model sees a pixel.
+
+Plain facts that travel between processes and end up in rows; this module opens no file.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hdr = Literal["refuse", "as-is"]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What the container and the codec say, and the number of frames that are truly there.
+
+    Width and height are those of the upright picture (after `rotation_deg`, clockwise, one of 0, 90, 180, 270) in
+    stored pixels, not stretched by `sample_aspect_ratio` (width / height of one pixel). `frame_rate` is the mean, in
+    frames per second. Colour fields are ffmpeg's names ("bt709", "smpte2084", "tv"), "unknown" where unsaid.
+    """
+
+    width_px: int
+    height_px: int
+    rotation_deg: int
+    sample_aspect_ratio: float
+    frame_rate: float
+    is_variable_frame_rate: bool
+    duration_s: float
+    num_frames: int
+    codec: str
+    pixel_format: str
+    bit_depth: int
+    field_order: str
+    color_primaries: str
+    color_transfer: str
+    color_matrix: str
+    color_range: str
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a video in seconds from its first frame, [start_s, end_s)."""
+
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPolicy:
+    """How a video is cut into clips: one over the whole (as published), or one every `every_s` seconds.
+
+    Each clip of a series is `length_s` long (default: `every_s`, so that they touch). A last clip shorter than half
+    of its length is left out, unless it is the only one.
+    """
+
+    every_s: float | None = None
+    length_s: float | None = None
+
+    def windows(self, duration_s: float) -> list[Window]:
+        """At least one window; the last ends at `duration_s` at the latest."""
+        if self.every_s is None:
+            return [Window(0.0, duration_s)]
+        length_s = self.length_s or self.every_s
+        num_starts = max(1, int(np.ceil(duration_s / self.every_s)))
+        windows = [
+            Window(i * self.every_s, min(i * self.every_s + length_s, duration_s)) for i in range(num_starts)
+        ]
+        return [w for i, w in enumerate(windows) if i == 0 or w.end_s - w.start_s >= length_s / 2]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFrames:
+    """The frames of one clip as one `FrameRequest` asked for them.
+
+    `pixels` uint8 RGB [T, H, W, 3]; `indices` int64 [T], frame numbers in presentation order from the start of the
+    video; `times_s` float64 [T], presentation times from the first frame.
+    """
+
+    pixels: NDArray[np.uint8]
+    indices: NDArray[np.int64]
+    times_s: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """One clip of a video, ready for every model of the job: `frames[i]` answers the i-th `FrameRequest`."""
+
+    clip_index: int
+    num_clips: int
+    window: Window
+    frames: tuple[ClipFrames, ...]
