@@ -1,0 +1,175 @@
+"""The job: one frozen, fully checked description of a run, read from one TOML file.
+
+Every key carries the description that `kvq-batch init` writes beside it, so that the file explains itself. This
+module reads no file and starts nothing; a function elsewhere takes its own section, never the whole job.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from kvq_batch.domain.scorer import Device, Precision
+from kvq_batch.domain.video import ClipPolicy, Hdr
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def _without_trailing_slash(uri: str) -> str:
+    return uri.rstrip("/") or uri
+
+
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_trailing_slash)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and a key that we do not know is an error, not a silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Storage(Section):
+    """Where object storage answers. Keys never stand here: each process finds them by the AWS chain."""
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint, for stores that are not AWS.")
+    region: str | None = Field(None, description="Region of the buckets.")
+    anonymous: bool = Field(False, description="Read public buckets without credentials.")
+
+
+class CatalogColumns(Section):
+    """Names of the catalog's columns, where they differ from ours."""
+
+    video_id: str = Field("video_id", description="Column that names a video for ever. Must be unique.")
+    uri: str = Field("uri", description="Column with the address of the file; relative ones start at the catalog's folder.")
+    content_id: str | None = Field(
+        None, description="Column that changes when the bytes change (a checksum, a version). Saves one request a video."
+    )
+    size_bytes: str | None = Field(None, description="Column with the size of the file.")
+    start_s: str | None = Field(None, description="Column where the clip of this row starts, in seconds.")
+    end_s: str | None = Field(None, description="Column where the clip of this row ends, in seconds.")
+
+
+class Catalog(Section):
+    """The videos: a Parquet, CSV or JSONL file, or a folder, prefix or glob of video files."""
+
+    source: Uri = Field(description="Catalog file (.parquet, .csv, .jsonl), or a folder, prefix or glob to list.")
+    name: str | None = Field(
+        None, pattern=NAME_PATTERN, description="Name of the catalog in the tables. Default: the name of the job."
+    )
+    where: str | None = Field(None, description="SQL condition over the catalog's columns; only rows that meet it count.")
+    id_prefix: str = Field("", description="Put before every video id: lets two catalogs share the tables.")
+    columns: CatalogColumns = Field(CatalogColumns(), description="Column names, where they differ from ours.")
+
+
+class Workers(Section):
+    """How many processes a stage may have, and what each of them takes from the cluster."""
+
+    min: int = Field(1, ge=1, description="Workers that the stage keeps.")
+    max: int = Field(1, ge=1, description="Workers that it may grow to.")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker; fractions are fine.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each worker; fractions share one card.")
+
+    @model_validator(mode="after")
+    def _max_covers_min(self) -> "Workers":
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class Model(Section):
+    """One model of the job. All models of a job are scored from the same decode."""
+
+    name: str = Field(description="Name in the registry: see `kvq-batch models`.")
+    weights: str | None = Field(
+        None, description='File with the weights, or "untrained" for seeded random ones (never a real score).'
+    )
+    precision: Precision = Field("fp32", description="Arithmetic of the network. It is part of a result's identity.")
+    device: Device = Field("cpu", description='"cpu" or "cuda".')
+    batch_size: int = Field(4, ge=1, description="Clips that one call of the model takes.")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of one worker. Default: its share of the cores.")
+    workers: Workers = Field(Workers(), description="Scoring processes of this model.")
+
+
+class Clips(Section):
+    """How a video is cut into clips. Default: one clip over the whole video, as published."""
+
+    every_s: float | None = Field(None, gt=0, description="A clip every so many seconds. Default: one over the whole video.")
+    length_s: float | None = Field(None, gt=0, description="Length of each clip of the series. Default: every_s.")
+
+    @model_validator(mode="after")
+    def _length_needs_every(self) -> "Clips":
+        if self.length_s is not None and self.every_s is None:
+            raise ValueError("length_s needs every_s")
+        return self
+
+    @property
+    def policy(self) -> ClipPolicy:
+        return ClipPolicy(self.every_s, self.length_s)
+
+
+class Limits(Section):
+    """What a single video may cost before it becomes a failure."""
+
+    timeout_s: float = Field(120.0, gt=0, description="Seconds that decoding one video (or one stretch of it) may take.")
+    max_file_bytes: int = Field(20 * 2**30, gt=0, description="Largest file that is fetched.")
+    max_frame_pixels: int = Field(8192 * 4320, gt=0, description="Largest frame, width times height.")
+    max_memory_bytes: int = Field(4 * 2**30, gt=0, description="Memory that one decoding process may take.")
+
+
+class Decode(Section):
+    """Fetching and decoding, on CPUs."""
+
+    workers: Workers = Field(Workers(), description="Decoding processes. Decoding bounds every GPU run: give it the cores.")
+    decoder: Literal["auto", "pyav", "decord"] = Field("auto", description='"auto" chooses by codec and pixel format.')
+    scratch: str | None = Field(None, description="Folder for fetched files. Default: the system's temporary folder.")
+    shared_memory: str = Field("/dev/shm", description="Folder in memory through which frames pass between processes.")
+
+
+class Run(Section):
+    """How a run behaves as a whole."""
+
+    max_failure_share: float = Field(0.05, ge=0, le=1, description="Exit 3 when a larger share of the videos failed.")
+    commit_every_s: float = Field(5.0, gt=0, description="Seconds between commits.")
+    max_attempts: int = Field(3, ge=1, description="Times that one video is tried in one run when a failure may pass.")
+    breaker_in_a_row: int = Field(50, ge=1, description="Stop after so many failures in a row for the same reason.")
+    breaker_share: float = Field(
+        0.2, gt=0, le=1, description="Stop when this share of the first 500 videos failed for the same reason."
+    )
+    ray_address: str | None = Field(None, description="Cluster to connect to. Default: a local Ray for this run.")
+
+
+class Job(Section):
+    """A catalog, the models that score it, and the tables that take the results."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the job, as it stands in `runs`.")
+    tables: Uri = Field(description="Folder or s3:// prefix of the result tables. Made on the first run.")
+    hdr: Hdr = Field(
+        "refuse", description='HDR (PQ, HLG) video: "refuse" it by name, or score it "as-is" (part of the identity).'
+    )
+    catalog: Catalog
+    models: tuple[Model, ...] = Field(min_length=1, description="The models of this job.")
+    clips: Clips = Field(Clips(), description="How a video is cut into clips.")
+    limits: Limits = Field(Limits(), description="What one video may cost.")
+    decode: Decode = Field(Decode(), description="Fetching and decoding.")
+    run: Run = Field(Run(), description="The run as a whole.")
+    storage: Storage = Field(Storage(), description="Object storage.")
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> "Job":
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models: {', '.join(twice)} stands twice; a job scores each model once")
+        return self
+
+    @property
+    def catalog_name(self) -> str:
+        return self.catalog.name or self.name
+
+
+def slug(text: str) -> str:
+    """A job name made of any text: letters, digits, '.', '_', '-'."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "job"
+
+
+Overrides = dict[str, Any]
