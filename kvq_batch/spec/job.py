@@ -5,7 +5,7 @@ module reads no file and starts nothing; a function elsewhere takes its own sect
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -40,9 +40,12 @@ class CatalogColumns(Section):
     """Names of the catalog's columns, where they differ from ours."""
 
     video_id: str = Field("video_id", description="Column that names a video for ever. Must be unique.")
-    uri: str = Field("uri", description="Column with the address of the file; relative ones start at the catalog's folder.")
+    uri: str = Field(
+        "uri", description="Column with the address of the file; relative ones start at the catalog's folder."
+    )
     content_id: str | None = Field(
-        None, description="Column that changes when the bytes change (a checksum, a version). Saves one request a video."
+        None,
+        description="Column that changes when the bytes change (a checksum, a version). Saves one request a video.",
     )
     size_bytes: str | None = Field(None, description="Column with the size of the file.")
     start_s: str | None = Field(None, description="Column where the clip of this row starts, in seconds.")
@@ -56,7 +59,9 @@ class Catalog(Section):
     name: str | None = Field(
         None, pattern=NAME_PATTERN, description="Name of the catalog in the tables. Default: the name of the job."
     )
-    where: str | None = Field(None, description="SQL condition over the catalog's columns; only rows that meet it count.")
+    where: str | None = Field(
+        None, description="SQL condition over the catalog's columns; only rows that meet it count."
+    )
     id_prefix: str = Field("", description="Put before every video id: lets two catalogs share the tables.")
     columns: CatalogColumns = Field(CatalogColumns(), description="Column names, where they differ from ours.")
 
@@ -86,14 +91,18 @@ class Model(Section):
     precision: Precision = Field("fp32", description="Arithmetic of the network. It is part of a result's identity.")
     device: Device = Field("cpu", description='"cpu" or "cuda".')
     batch_size: int = Field(4, ge=1, description="Clips that one call of the model takes.")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of one worker. Default: its share of the cores.")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads of one worker. Default: its share of the cores."
+    )
     workers: Workers = Field(Workers(), description="Scoring processes of this model.")
 
 
 class Clips(Section):
     """How a video is cut into clips. Default: one clip over the whole video, as published."""
 
-    every_s: float | None = Field(None, gt=0, description="A clip every so many seconds. Default: one over the whole video.")
+    every_s: float | None = Field(
+        None, gt=0, description="A clip every so many seconds. Default: one over the whole video."
+    )
     length_s: float | None = Field(None, gt=0, description="Length of each clip of the series. Default: every_s.")
 
     @model_validator(mode="after")
@@ -110,7 +119,9 @@ class Clips(Section):
 class Limits(Section):
     """What a single video may cost before it becomes a failure."""
 
-    timeout_s: float = Field(120.0, gt=0, description="Seconds that decoding one video (or one stretch of it) may take.")
+    timeout_s: float = Field(
+        120.0, gt=0, description="Seconds that decoding one video (or one stretch of it) may take."
+    )
     max_file_bytes: int = Field(20 * 2**30, gt=0, description="Largest file that is fetched.")
     max_frame_pixels: int = Field(8192 * 4320, gt=0, description="Largest frame, width times height.")
     max_memory_bytes: int = Field(4 * 2**30, gt=0, description="Memory that one decoding process may take.")
@@ -119,7 +130,9 @@ class Limits(Section):
 class Decode(Section):
     """Fetching and decoding, on CPUs."""
 
-    workers: Workers = Field(Workers(), description="Decoding processes. Decoding bounds every GPU run: give it the cores.")
+    workers: Workers = Field(
+        Workers(), description="Decoding processes. Decoding bounds every GPU run: give it the cores."
+    )
     decoder: Literal["auto", "pyav", "decord"] = Field("auto", description='"auto" chooses by codec and pixel format.')
     scratch: str | None = Field(None, description="Folder for fetched files. Default: the system's temporary folder.")
     shared_memory: str = Field("/dev/shm", description="Folder in memory through which frames pass between processes.")
@@ -170,6 +183,3 @@ class Job(Section):
 def slug(text: str) -> str:
     """A job name made of any text: letters, digits, '.', '_', '-'."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "job"
-
-
-Overrides = dict[str, Any]

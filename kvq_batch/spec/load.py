@@ -1,0 +1,60 @@
+"""A job read from its TOML file, or made from arguments; every mistake named by its dotted key.
+
+Relative paths in a job mean what they mean in the shell that starts it. This module looks into no catalog and no store.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.spec.job import Job
+
+
+def load_job(path: Path) -> Job:
+    """The job of a TOML file.
+
+    Raises:
+        SpecError: the file is missing or no TOML, or a key is unknown, missing or of the wrong kind.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"{path}: no such job file; `kvq-batch init {path}` writes one") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: is no valid TOML: {error}") from error
+    return make_job(values, origin=str(path))
+
+
+def make_job(values: Mapping[str, Any], origin: str) -> Job:
+    """The job that `values` describe; `origin` names where they came from, for errors.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        inner = {e["loc"][0] for e in found if len(e["loc"]) > 1}
+        # A list whose items failed is reported once more as too short: the items say it better.
+        wrong = [e for e in found if not (e["type"] == "too_short" and e["loc"][0] in inner)]
+        lines = [f"  {_dotted(e['loc'])}: {_reason(e['type'], e['msg'])}" for e in wrong]
+        raise SpecError("\n".join([f"{origin}: {len(lines)} wrong key(s)", *lines])) from error
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "(job)"
+
+
+def _reason(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "unknown key"
+    if kind == "missing":
+        return "is required"
+    return message.removeprefix("Value error, ")
