@@ -1,0 +1,174 @@
+"""The sizes of a KVQ network: a smaller member of the family is a value of `KvqConfig`, never a copy of the code.
+
+Everything that follows from sizes alone stands here too: token grids, which input sizes can work, and the name and
+shape of every tensor. It deliberately does not import torch, so that a plan can describe a model without it.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvq_batch.domain.errors import SpecError
+
+Grid = tuple[int, int, int]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KvqConfig:
+    """Sizes of one network; the defaults are the published ones (KVQ_SPEC section 3).
+
+    Per stage: `depths` blocks, `num_heads` heads, and `top_k` windows that cross-window attention selects, 0 for a
+    plain stage without it. `patch` and `window` are (frames, rows, columns). `num_frames` and `input_size` (height,
+    width) are what the model asks of a video; the network itself takes whatever `maps_shape` accepts.
+
+    Raises:
+        SpecError: sizes that make no network.
+    """
+
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    top_k: tuple[int, ...] = (0, 0, 8, 4)
+    patch: Grid = (2, 4, 4)
+    window: Grid = (8, 7, 7)
+    mlp_ratio: int = 4
+    head_hidden: int = 64
+    num_frames: int = 32
+    input_size: tuple[int, int] = (448, 448)
+
+    def __post_init__(self) -> None:
+        if not self.depths or not len(self.depths) == len(self.num_heads) == len(self.top_k):
+            raise SpecError("KVQ sizes: depths, num_heads and top_k need one entry per stage, and the same number")
+        positive = (self.embed_dim, *self.depths, *self.num_heads, *self.patch, *self.window)
+        if min(*positive, self.mlp_ratio, self.head_hidden, self.num_frames, *self.input_size) < 1:
+            raise SpecError(f"KVQ sizes: every size must be at least 1, got {self}")
+        if min(self.top_k) < 0 or not any(self.top_k):
+            raise SpecError(f"KVQ sizes: top_k {self.top_k} needs a stage with at least one selected window")
+        for stage, heads in enumerate(self.num_heads):
+            if self.width(stage) % heads:
+                raise SpecError(f"KVQ sizes: stage {stage} is {self.width(stage)} wide, which {heads} heads do not share")
+        self.maps_shape(self.num_frames, *self.input_size)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    @property
+    def fusion_stages(self) -> tuple[int, ...]:
+        return tuple(stage for stage, k in enumerate(self.top_k) if k)
+
+    @property
+    def num_maps(self) -> int:
+        """How many saliency maps the fusion blocks give together, one per block."""
+        return sum(self.depths[stage] for stage in self.fusion_stages)
+
+    def width(self, stage: int) -> int:
+        """Channels of a token in a stage; doubled by every patch merging."""
+        return self.embed_dim << stage
+
+    def grids(self, num_frames: int, height: int, width: int) -> list[Grid]:
+        """Tokens (slots, rows, columns) of every stage for a clip; ends are padded, so sizes round up."""
+        size = (num_frames, height, width)
+        slots, rows, columns = (-(-extent // step) for extent, step in zip(size, self.patch, strict=True))
+        return [(slots, -(-rows // (1 << s)), -(-columns // (1 << s))) for s in range(self.num_stages)]
+
+    def maps_shape(self, num_frames: int, height: int, width: int) -> Grid:
+        """(slots, rows, columns) of the texture and saliency maps of a clip.
+
+        Every multiple of patch * 2^(stages - 1) pixels works, 32 for the published sizes, and any number of frames.
+
+        Raises:
+            SpecError: a size at which the maps of the fusion stages cannot be pooled onto the last grid.
+        """
+        if min(num_frames, height, width) < 1:
+            raise SpecError(f"KVQ cannot run on {num_frames} frames of {height}x{width}: every size must be at least 1")
+        grids = self.grids(num_frames, height, width)
+        slots, rows, columns = grids[-1]
+        for stage in self.fusion_stages:
+            step = self.pool_step(stage, grids)
+            if grids[stage][1] // step != rows or grids[stage][2] // step != columns:
+                multiple = tuple(step << (self.num_stages - 1) for step in self.patch[1:])
+                raise SpecError(
+                    f"KVQ cannot run on frames of {height}x{width}: the {grids[stage][1]}x{grids[stage][2]} saliency "
+                    f"maps of stage {stage} do not pool onto the {rows}x{columns} texture map; use a height that is a "
+                    f"multiple of {multiple[0]} and a width that is a multiple of {multiple[1]}"
+                )
+        return slots, rows, columns
+
+    def pool_step(self, stage: int, grids: list[Grid]) -> int:
+        """Kernel and stride, in cells, of the spatial pooling of a stage's maps: floor(W_map / W_Q) (section 3.4)."""
+        return max(1, grids[stage][2] // grids[-1][2])
+
+    def as_json(self) -> dict[str, Any]:
+        """The sizes as JSON types, tuples as lists."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "KvqConfig":
+        """The configuration that `as_json` wrote.
+
+        Raises:
+            SpecError: an unknown or missing size, or one that is neither a whole number nor a list of them.
+        """
+        names = set(cls.__dataclass_fields__)
+        if set(fields) != names:
+            raise SpecError(f"KVQ sizes: expected {sorted(names)}, got {sorted(fields)}")
+        for key, value in fields.items():
+            numbers = value if isinstance(value, list) else [value]
+            if not all(type(number) is int for number in numbers):
+                raise SpecError(f"KVQ sizes: {key} = {value!r} is no whole number and no list of them")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+PUBLISHED = KvqConfig()
+
+# Patches of 8x8 pixels and three stages give the published [16, 14, 14] maps at about 1% of the arithmetic.
+TINY = KvqConfig(embed_dim=32, depths=(1, 2, 2), num_heads=(1, 2, 4), top_k=(0, 4, 4), patch=(2, 8, 8), head_hidden=32)
+
+INDEX_SUFFIX = ".relative_position_index"
+
+
+def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
+    """Name -> shape of every learnable tensor, under the published names (KVQ_SPEC section 4), in file order."""
+    shapes: dict[str, Shape] = {}
+
+    def affine(name: str, *weight: int) -> None:
+        shapes[f"{name}.weight"] = weight
+        shapes[f"{name}.bias"] = weight[:1]
+
+    root = "fragments_backbone"
+    affine(f"{root}.patch_embed.proj", config.embed_dim, 3, *config.patch)
+    affine(f"{root}.patch_embed.norm", config.embed_dim)
+    table = math.prod(2 * extent - 1 for extent in config.window)
+    for stage, depth in enumerate(config.depths):
+        width = config.width(stage)
+        for block in range(depth):
+            name = f"{root}.layers.{stage}.blocks.{block}"
+            affine(f"{name}.norm1", width)
+            shapes[f"{name}.attn.relative_position_bias_table"] = (table, config.num_heads[stage])
+            if config.top_k[stage]:
+                affine(f"{name}.attn.cross_windowattn.qkv", 3 * width, width)
+                affine(f"{name}.attn.cross_windowattn.proj", width, width)
+            affine(f"{name}.attn.qkv", 3 * width, width)
+            affine(f"{name}.attn.proj", width, width)
+            affine(f"{name}.norm2", width)
+            affine(f"{name}.mlp.fc1", config.mlp_ratio * width, width)
+            affine(f"{name}.mlp.fc2", width, config.mlp_ratio * width)
+        if stage + 1 < config.num_stages:
+            shapes[f"{root}.layers.{stage}.downsample.reduction.weight"] = (2 * width, 4 * width)
+            affine(f"{root}.layers.{stage}.downsample.norm", 4 * width)
+    last = config.width(config.num_stages - 1)
+    affine(f"{root}.norm", last)
+    for head in ("vqa_head", "weight_head"):
+        affine(f"{head}.fc_hid", config.head_hidden, last, 1, 1, 1)
+        affine(f"{head}.fc_last", 1, config.head_hidden, 1, 1, 1)
+    affine("weight_conv", 1, config.num_maps, 1, 1, 1)
+    return shapes
+
+
+def index_shapes(config: KvqConfig) -> dict[str, Shape]:
+    """Name -> shape of the int64 index buffers that published files carry too; they hold nothing that is learnt."""
+    tokens = math.prod(config.window)
+    tables = [name for name in tensor_shapes(config) if name.endswith(".relative_position_bias_table")]
+    return {name.removesuffix(".relative_position_bias_table") + INDEX_SUFFIX: (tokens, tokens) for name in tables}
