@@ -238,8 +238,8 @@ _TEXTS: tuple[tuple[Trouble, str], ...] = (
     (
         "unreachable",
         r"(?i)connect|error sending request|dns error|SlowDown|reduce your request rate|ServiceUnavailable"
-        r"|InternalError|Internal Server Error|Bad Gateway|Service Unavailable|Gateway Time|\b50[0-9]\b|IncompleteRead|payload"
-        r"|response parser|Remote I/O|EREMOTEIO|resource busy",
+        r"|InternalError|Internal Server Error|Bad Gateway|Service Unavailable|Gateway|\b50[0-9]\b|IncompleteRead"
+        r"|payload|response parser|Remote I/O|EREMOTEIO|resource busy",
     ),
 )
 
