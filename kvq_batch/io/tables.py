@@ -1,0 +1,191 @@
+"""The Delta tables below one address: made, opened, refreshed, and read as Arrow datasets.
+
+Datasets are put together here and not by `DeltaTable.to_pyarrow_dataset`: deltalake 1.6 turns the absent statistics of
+a column into `column >= null`, and Arrow then drops the part from every query that filters by that column (measured: a
+part with a later added column gave no row). Ours promise only what is known: the partition, and the bounds of the two
+keys. This module does not write rows; that is the writer's.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.io.schemas import COUNTER_BITS, TABLES, TableSchema, find_schema
+from kvq_batch.io.storage import (
+    StorageOptions,
+    absolute,
+    delta_options,
+    display_uri,
+    filesystem,
+    is_local,
+    join,
+    refusing,
+)
+
+APPLICATION_ID = "kvq-batch"
+"""Constant, so that the log of each table refuses a writer whose commits come out of order."""
+
+BOUNDED_COLUMNS = ("video_id", "commit_seq")
+"""Never null, and the only columns of which parts carry bounds."""
+
+_UNREADABLE_FEATURES = {"columnMapping", "deletionVectors"}
+
+
+class Tables:
+    """All tables below one address, local or s3://, each at the version that was last loaded."""
+
+    def __init__(self, uri: str, options: StorageOptions, deltas: dict[str, DeltaTable]) -> None:
+        self.uri = uri
+        self.options = options
+        self._deltas = deltas
+
+    @classmethod
+    def open(cls, uri: str, options: StorageOptions | None = None) -> Self:
+        """The tables as they stand. Raises: SpecError where one is missing or out of reach."""
+        uri, options = absolute(uri), options or StorageOptions()
+        deltas = {}
+        for schema in TABLES:
+            delta = _load(uri, schema.name, options)
+            if delta is None:
+                raise SpecError(
+                    f"{display_uri(uri)}: there are no tables here ({schema.name!r} is missing); correct the address, "
+                    "or make them with `kvq-batch run` or `kvq-batch score`"
+                )
+            deltas[schema.name] = delta
+        return cls(uri, options, deltas)
+
+    @classmethod
+    def create(cls, uri: str, options: StorageOptions | None = None) -> Self:
+        """The tables, made where they are missing, and given the columns that a newer version of ours added.
+
+        Raises: SpecError where the place is out of reach, or a column there has another type than ours.
+        """
+        uri, options = absolute(uri), options or StorageOptions()
+        tables = cls(uri, options, {})
+        for schema in TABLES:
+            delta = _load(uri, schema.name, options)
+            if delta is None:
+                with refusing(uri):
+                    delta = DeltaTable.create(
+                        join(uri, schema.name),
+                        schema.arrow(),
+                        mode="ignore",
+                        partition_by=list(schema.partition_by),
+                        name=schema.name,
+                        storage_options=delta_options(uri, options) or None,
+                    )
+            tables._deltas[schema.name] = delta
+            tables._upgrade(schema)
+        return tables
+
+    def delta(self, name: str) -> DeltaTable:
+        """The loaded `DeltaTable` of `name`."""
+        return self._deltas[find_schema(name).name]
+
+    def arrow_schema(self, name: str) -> Any:
+        """pa.Schema of the table as its log has it now, comments included."""
+        return pa.schema(self.delta(name).schema().to_arrow())
+
+    def refresh(self, *names: str) -> None:
+        """Loads what was committed since; all tables where none is named. Raises: SpecError where out of reach."""
+        for name in names or tuple(self._deltas):
+            with refusing(join(self.uri, name)):
+                self.delta(name).update_incremental()
+
+    def last_commit_seq(self) -> int:
+        """The highest `commit_seq` that any table's log knows, 0 before the first."""
+        versions = (delta.transaction_version(APPLICATION_ID) for delta in self._deltas.values())
+        return max((version for version in versions if version is not None), default=0)
+
+    def last_epoch(self) -> int:
+        return self.last_commit_seq() >> COUNTER_BITS
+
+    def add_columns(self, name: str, fields: Sequence[Any]) -> None:
+        """Adds nullable columns (pa.Field); old parts read as null there. Raises: SpecError where out of reach."""
+        if not fields:
+            return
+        with refusing(join(self.uri, name)):
+            delta = self.delta(name)
+            delta.alter.add_columns(list(Schema.from_arrow(pa.schema(list(fields))).fields))
+            delta.update_incremental()
+
+    def dataset(self, name: str) -> Any:
+        """pyarrow.dataset.Dataset over the parts of the loaded version, in the table's schema.
+
+        Files that compaction has replaced are no part of it. Raises: SpecError where the table has a feature that
+        would be misread.
+        """
+        delta, schema = self.delta(name), self.arrow_schema(name)
+        unreadable = _UNREADABLE_FEATURES & set(delta.protocol().reader_features or ())
+        if unreadable:
+            raise SpecError(f"table {name!r} has {', '.join(sorted(unreadable))}, which this version cannot read")
+        actions = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+        sizes = {action["path"]: action["size_bytes"] for action in actions}
+        handler = DeltaStorageHandler(delta.table_uri, delta_options(self.uri, self.options), sizes)
+        file_system = pafs.PyFileSystem(handler)
+        form = pads.ParquetFileFormat(default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=True))
+        partition_by = find_schema(name).partition_by
+        fragments = [
+            form.make_fragment(
+                action["path"], filesystem=file_system, partition_expression=_promise(action, partition_by)
+            )
+            for action in actions
+        ]
+        return pads.FileSystemDataset(fragments, schema, form, file_system)
+
+    def part_filesystem(self, name: str) -> tuple[Any, str]:
+        """fsspec file system and path below which the parts of `name` stand."""
+        return filesystem(join(self.uri, name), self.options)
+
+    def _upgrade(self, schema: TableSchema) -> None:
+        have = self.arrow_schema(schema.name)
+        missing = []
+        for field in schema.arrow():
+            index = have.get_field_index(field.name)
+            if index < 0:
+                missing.append(field)
+            elif have.field(index).type != field.type:
+                raise SpecError(
+                    f"{display_uri(self.uri)}: column {field.name!r} of table {schema.name!r} is "
+                    f"{have.field(index).type} there and {field.type} here; "
+                    "these tables belong to another version of kvq-batch"
+                )
+        self.add_columns(schema.name, missing)
+
+
+def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
+    """The table, or None where there is none."""
+    address = join(uri, name)
+    with refusing(uri):
+        if is_local(uri):
+            file_system, path = filesystem(address, options)
+            # Opening a missing local table makes its folder; asking must leave no trace.
+            if not file_system.isdir(path):
+                return None
+        try:
+            return DeltaTable(address, storage_options=delta_options(uri, options) or None)
+        except TableNotFoundError:
+            return None
+
+
+def _promise(action: dict[str, Any], partition_by: Sequence[str]) -> Any:
+    """What holds for every row of a part, as an Arrow expression, so that whole parts can be left out."""
+    claims = [pc.field(name) == action[f"partition.{name}"] for name in partition_by]
+    for name in BOUNDED_COLUMNS:
+        low, high = action.get(f"min.{name}"), action.get(f"max.{name}")
+        if low is not None and high is not None:
+            claims += [pc.field(name) >= low, pc.field(name) <= high]
+    if not claims:
+        return pc.scalar(True)
+    expression = claims[0]
+    for claim in claims[1:]:
+        expression = expression & claim
+    return expression

@@ -1,0 +1,171 @@
+"""The one writer of a run: rows become parts, parts become commits, and a stale writer is refused by the log.
+
+Opening a writer claims the next epoch by an empty commit to every table that carries results, so that whatever an
+older writer still has in hand is refused from then on. One batch commits in a fixed order, `scores` last: maps and
+clips without a score of the same `commit_seq` are invisible to the views. This module neither plans nor compacts, and
+keeps no lease on the tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltalake import CommitProperties, Transaction
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction
+from fsspec.implementations.local import LocalFileSystem
+
+from kvq_batch.domain.errors import FatalError
+from kvq_batch.io.parts import Part, conform, make_parts
+from kvq_batch.io.redact import summary
+from kvq_batch.io.schemas import COUNTER_BITS, DATA_TABLES, find_schema
+from kvq_batch.io.storage import FOREIGN_ERRORS, display_uri, refusing, trouble
+from kvq_batch.io.tables import APPLICATION_ID, Tables
+
+_FENCED_TABLES = (*DATA_TABLES, "catalog")
+_CLAIM_ATTEMPTS = 5
+
+_ADVICE = {
+    "forbidden": "check the rights to write there",
+    "no_credentials": "the credentials are gone; renew them",
+    "no_bucket": "the bucket is gone",
+    "timeout": "the store did not answer in time",
+    "unreachable": "the store cannot be reached",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Results that become visible together, as pa.Tables of the rows that `make_rows` makes, or None for no rows.
+
+    All rows of a (video, model) belong into one batch: views join them by `commit_seq`.
+    """
+
+    maps: Any = None
+    clips: Any = None
+    failures: Any = None
+    scores: Any = None
+
+
+class Writer:
+    """Commits for one run. Raises: FatalError from every method where another run has taken over or the store fails.
+
+    After a FatalError nothing more should be committed with this writer; a new one goes on.
+    """
+
+    def __init__(self, tables: Tables, run_id: str) -> None:
+        self.tables = tables
+        self.run_id = run_id
+        self._counter = 0
+        self.epoch = self._claim()
+
+    @property
+    def commit_seq(self) -> int:
+        """The newest `commit_seq` that this writer gave out."""
+        return (self.epoch << COUNTER_BITS) | self._counter
+
+    def commit(self, batch: Batch) -> int:
+        """Commits the batch: maps, clips, failures, scores. Returns its `commit_seq`."""
+        return self._commit({name: getattr(batch, name) for name in DATA_TABLES})
+
+    def write_catalog(self, rows: Any) -> int:
+        """Appends what `catalog_changes` found, after adding the columns that are new. Returns the `commit_seq`."""
+        known = self.tables.arrow_schema("catalog")
+        self.tables.add_columns("catalog", [field for field in rows.schema if known.get_field_index(field.name) < 0])
+        return self._commit({"catalog": rows})
+
+    def write_run(self, rows: Any) -> int:
+        """Appends the state of this run (`make_rows("runs", [...])`). Returns the `commit_seq`."""
+        return self._commit({"runs": rows})
+
+    def write_models(self, rows: Any) -> int:
+        """Appends cards and calibrations (`make_rows("models", [...])`). Returns the `commit_seq`."""
+        return self._commit({"models": rows})
+
+    def _claim(self) -> int:
+        """The epoch of this writer, committed to every fenced table."""
+        for _ in range(_CLAIM_ATTEMPTS):
+            self.tables.refresh()
+            epoch = self.tables.last_epoch() + 1
+            with refusing(self.tables.uri):
+                try:
+                    for name in _FENCED_TABLES:
+                        self._log(name, [], epoch << COUNTER_BITS)
+                except CommitFailedError:
+                    continue
+            return epoch
+        raise FatalError(f"{display_uri(self.tables.uri)}: other runs keep starting on these tables; start only one")
+
+    def _commit(self, rows_by_table: Mapping[str, Any]) -> int:
+        self._counter += 1
+        commit_seq = self.commit_seq
+        parts: dict[str, list[Part]] = {}
+        for name, rows in rows_by_table.items():
+            if rows is None or rows.num_rows == 0:
+                continue
+            schema = find_schema(name)
+            full = conform(rows, schema, self.tables.arrow_schema(name), self.run_id, commit_seq)
+            parts[name] = list(make_parts(full, schema, commit_seq))
+        for name, made in parts.items():
+            self._store(name, made)
+        for name, made in parts.items():
+            self._append(name, made, commit_seq)
+        return commit_seq
+
+    def _store(self, name: str, parts: list[Part]) -> None:
+        try:
+            file_system, root = self.tables.part_filesystem(name)
+            if isinstance(file_system, LocalFileSystem):
+                for folder in {f"{root}/{part.path}".rpartition("/")[0] for part in parts}:
+                    file_system.makedirs(folder, exist_ok=True)
+            file_system.pipe({f"{root}/{part.path}": part.content.to_pybytes() for part in parts})
+        except FOREIGN_ERRORS as error:
+            raise self._fatal(name, error) from error
+
+    def _append(self, name: str, parts: list[Part], commit_seq: int) -> None:
+        newest = self.tables.delta(name).transaction_version(APPLICATION_ID)
+        if newest is not None and newest >= commit_seq:
+            raise self._taken_over(name)
+        try:
+            self._log(name, [part.action for part in parts], commit_seq)
+        except CommitFailedError as error:
+            if not self._has_landed(name, commit_seq):
+                raise self._taken_over(name) from error
+        except FOREIGN_ERRORS as error:
+            # The answer may be what was lost, not the commit.
+            if not self._has_landed(name, commit_seq):
+                raise self._fatal(name, error) from error
+
+    def _log(self, name: str, actions: list[AddAction], commit_seq: int) -> None:
+        delta = self.tables.delta(name)
+        delta.create_write_transaction(
+            list(actions),
+            mode="append",
+            schema=delta.schema(),
+            partition_by=list(find_schema(name).partition_by),
+            commit_properties=CommitProperties(app_transactions=[Transaction(APPLICATION_ID, commit_seq)]),
+        )
+        # Without it the next commit would be compared with the version before this one, and refuse itself.
+        delta.update_incremental()
+
+    def _has_landed(self, name: str, commit_seq: int) -> bool:
+        """Whether the log holds this commit after all; nobody else has our epoch."""
+        try:
+            delta = self.tables.delta(name)
+            delta.update_incremental()
+        except FOREIGN_ERRORS as error:
+            raise self._fatal(name, error) from error
+        return delta.transaction_version(APPLICATION_ID) == commit_seq
+
+    def _taken_over(self, name: str) -> FatalError:
+        return FatalError(
+            f"{display_uri(self.tables.uri)}: another run has taken over these tables (seen in {name!r}); run "
+            f"{self.run_id} ends, what it committed stays. Let the other run finish, then start this job again"
+        )
+
+    def _fatal(self, name: str, error: Exception) -> FatalError:
+        advice = _ADVICE.get(trouble(error), "check the free space and the rights to write there")
+        return FatalError(
+            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {summary(error, 200)}; {advice}. "
+            "What was committed stays; start the job again"
+        )
