@@ -23,7 +23,7 @@ def step_bytes(device: torch.device) -> int:
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """[..., N, 3C] -> queries, keys and values, views [..., h, N, d]; q, k, v in this order, head-major inside."""
-    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).transpose(-4, -2).unbind(-3)
+    query, key, value = torch.unflatten(qkv, -1, (3, num_heads, -1)).transpose(-4, -2).unbind(-3)
     return query, key, value
 
 
@@ -41,8 +41,8 @@ def select_windows(mean_query: Tensor, mean_key: Tensor, num_heads: int, top_k: 
     [B, h, W, K], best first, of equals the lowest number, and float64 weights of the same shape that sum to 1.
     Float64, because the closest decisions of a clip are 1e-6 apart: a score must not depend on rounding.
     """
-    query = mean_query.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    key = mean_key.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    query = torch.unflatten(mean_query, -1, (num_heads, -1)).transpose(1, 2)
+    key = torch.unflatten(mean_key, -1, (num_heads, -1)).transpose(1, 2)
     affinity = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     ranked, windows = torch.sort(affinity, dim=-1, descending=True, stable=True)
     return windows[..., :top_k], torch.softmax(ranked[..., :top_k], dim=-1)
@@ -65,9 +65,9 @@ def cross_window_attention(qkv: Tensor, num_heads: int, windows: Tensor, weights
         heads = slice(first, first + step)
         rows = windows[:, heads].flatten(0, 1)
         scale = weights[:, heads].flatten(0, 1)[..., None].to(torch.promote_types(qkv.dtype, torch.float32))
-        gathered = [_gather(part[:, heads].flatten(0, 1), rows, scale) for part in (key, value)]
-        out = F.scaled_dot_product_attention(query[:, heads].flatten(0, 1), *gathered)
-        mixed.append(out.unflatten(0, (clips, -1)))
+        keys, values = (_gather(part[:, heads].flatten(0, 1), rows, scale) for part in (key, value))
+        out = F.scaled_dot_product_attention(query[:, heads].flatten(0, 1), keys, values)
+        mixed.append(torch.unflatten(out, 0, (clips, -1)))
     # [B, h, W, N, d] -> [B, W, N, C]
     return torch.cat(mixed, dim=1).permute(0, 2, 3, 1, 4).flatten(3)
 

@@ -13,6 +13,9 @@ from kvq_batch.domain.errors import SpecError
 Grid = tuple[int, int, int]
 Shape = tuple[int, ...]
 
+# Fragments that the sampler cuts a clip into (KVQ_SPEC section 2).
+NUM_FRAGMENTS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class KvqConfig:
@@ -47,7 +50,11 @@ class KvqConfig:
             raise SpecError(f"KVQ sizes: top_k {self.top_k} needs a stage with at least one selected window")
         for stage, heads in enumerate(self.num_heads):
             if self.width(stage) % heads:
-                raise SpecError(f"KVQ sizes: stage {stage} is {self.width(stage)} wide, which {heads} heads do not share")
+                raise SpecError(
+                    f"KVQ sizes: {self.width(stage)} channels of stage {stage} do not split into {heads} heads"
+                )
+        if self.num_frames % NUM_FRAGMENTS:
+            raise SpecError(f"KVQ sizes: num_frames {self.num_frames} is no multiple of {NUM_FRAGMENTS} fragments")
         self.maps_shape(self.num_frames, *self.input_size)
 
     @property
@@ -118,7 +125,8 @@ class KvqConfig:
             numbers = value if isinstance(value, list) else [value]
             if not all(type(number) is int for number in numbers):
                 raise SpecError(f"KVQ sizes: {key} = {value!r} is no whole number and no list of them")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        sizes: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
+        return cls(**sizes)
 
 
 PUBLISHED = KvqConfig()

@@ -80,8 +80,7 @@ class KvqNetwork(nn.Module):
     def _run(self, clips: Tensor) -> KvqMaps:
         features, levels = self.fragments_backbone(clips)
         texture = self.vqa_head(features)
-        weights = self.weight_conv.weight.flatten(1)
-        logits = F.linear(levels.movedim(1, -1), weights, self.weight_conv.bias).squeeze(-1) + self.weight_head(features)
+        logits = _linear(levels.movedim(1, -1), self.weight_conv).squeeze(-1) + self.weight_head(features)
         cells = logits.shape[2] * logits.shape[3]
         salience = cells * torch.softmax(logits.flatten(2), dim=-1).view_as(logits)
         return KvqMaps(texture, salience, logits, levels, features)
@@ -124,10 +123,10 @@ class PatchEmbedding(nn.Module):
         short = [-extent % step for extent, step in zip(clips.shape[2:], self.patch, strict=True)]
         if any(short):
             clips = F.pad(clips, (0, short[2], 0, short[1], 0, short[0]))
-        parts = clips.unflatten(4, (-1, columns)).unflatten(3, (-1, rows)).unflatten(2, (-1, frames))
+        slots, height, width = (extent // step for extent, step in zip(clips.shape[2:], self.patch, strict=True))
+        parts = clips.view(len(clips), 3, slots, frames, height, rows, width, columns)
         patches = parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).to(self.compute_dtype)
-        weight = self.proj.weight.flatten(1).to(self.compute_dtype)
-        return _normalise(F.linear(patches, weight).float() + self.proj.bias, self.norm)
+        return _normalise(_linear(patches, self.proj).float(), self.norm)
 
 
 class Stage(nn.Module):
@@ -169,7 +168,7 @@ class PatchMerging(nn.Module):
         # Phases in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
         phases = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         merged = _normalise(torch.cat(phases, dim=-1), self.norm).to(self.compute_dtype)
-        return F.linear(merged, self.reduction.weight.to(self.compute_dtype)).float()
+        return _linear(merged, self.reduction).float()
 
 
 class Block(nn.Module):
@@ -197,7 +196,7 @@ class Block(nn.Module):
         step = max(1, step_bytes(x.device) // (clips * count * widest))
         for group in layout.groups:
             bias = self.attn.bias(index, group.separated, self.compute_dtype)
-            for windows in group.windows.split(step):
+            for windows in torch.split(group.windows, step):
                 places = layout.positions[windows].flatten()
                 part = tokens[:, places].view(-1, count, width)
                 mixed = self.attn(self._norm1(part), bias)
@@ -206,9 +205,9 @@ class Block(nn.Module):
                 part = part + mixed
                 part = part + self.mlp(_normalise(part, self.norm2).to(self.compute_dtype))
                 out[:, places] = part.view(clips, -1, width)
-        grid = out.unflatten(1, layout.padded)[:, :slots, :rows, :columns]
+        grid = torch.unflatten(out, 1, layout.padded)[:, :slots, :rows, :columns]
         if salience is not None:
-            salience = salience.unflatten(1, layout.padded)[:, :slots, :rows, :columns]
+            salience = torch.unflatten(salience, 1, layout.padded)[:, :slots, :rows, :columns]
         return grid, salience
 
     def _norm1(self, part: Tensor) -> Tensor:
@@ -219,7 +218,7 @@ class Block(nn.Module):
         cross = self.attn.cross_windowattn
         assert cross is not None
         normal = _normalise(tokens[:, layout.positions.flatten()], self.norm1)
-        crossed, by_window = cross(normal.unflatten(1, layout.positions.shape), self.compute_dtype)
+        crossed, by_window = cross(torch.unflatten(normal, 1, layout.positions.shape), self.compute_dtype)
         salience = torch.empty_like(by_window)
         salience[:, layout.positions.flatten()] = by_window
         return crossed, salience
@@ -318,8 +317,7 @@ class Head(nn.Module):
         self.fc_last = nn.Conv3d(hidden, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = F.gelu(F.linear(features, self.fc_hid.weight.flatten(1), self.fc_hid.bias))
-        return F.linear(hidden, self.fc_last.weight.flatten(1), self.fc_last.bias).squeeze(-1)
+        return _linear(F.gelu(_linear(features, self.fc_hid)), self.fc_last).squeeze(-1)
 
 
 def build_network(
@@ -343,5 +341,7 @@ def _normalise(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+def _linear(x: Tensor, layer: nn.Linear | nn.Conv3d) -> Tensor:
+    """The layer on the last axis, in the precision of `x`; a convolution counts as the matrix that it is on patches."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.linear(x, layer.weight.flatten(1).to(x.dtype), bias)

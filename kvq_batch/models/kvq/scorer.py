@@ -1,0 +1,78 @@
+"""KVQ as the engine sees it: uint8 clips in, predictions out.
+
+Owns the device, the precision and the normalisation. It passes on what the network gives, NaN included: refusing a
+value is the engine's, which knows the video.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
+from kvq_batch.models.kvq.checkpoint import Checkpoint
+from kvq_batch.models.kvq.network import build_network
+
+# Of 8-bit RGB, KVQ_SPEC section 2.
+_MEAN = (123.675, 116.28, 103.53)
+_STD = (58.395, 57.12, 57.375)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class KvqScorer:
+    """A built KVQ network; implements `kvq_batch.domain.scorer.Scorer`.
+
+    Raises:
+        SpecError: a GPU is asked for and there is none.
+    """
+
+    def __init__(self, spec: ScorerSpec, checkpoint: Checkpoint, options: ModelOptions) -> None:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise SpecError(f"model {options.name!r} is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
+        if options.num_threads is not None:
+            torch.set_num_threads(options.num_threads)
+        self._spec = spec
+        self._device = torch.device(options.device)
+        # Copied: the arrays may be views of a file's pages, or read-only.
+        tensors = {name: torch.tensor(array, device=self._device) for name, array in checkpoint.tensors.items()}
+        self._network = build_network(checkpoint.config, tensors, _DTYPES[options.precision])
+
+    @property
+    def spec(self) -> ScorerSpec:
+        return self._spec
+
+    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """One prediction per clip, in order; clips uint8 RGB [T, H, W, 3], of one shape or of several.
+
+        Raises:
+            SpecError: frames of a size that the network cannot run on.
+        """
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for place, clip in enumerate(clips):
+            by_shape.setdefault(clip.shape, []).append(place)
+        found: dict[int, Prediction] = {}
+        for places in by_shape.values():
+            found.update(zip(places, self._score_batch([clips[place] for place in places]), strict=True))
+        return [found[place] for place in range(len(clips))]
+
+    @torch.inference_mode()
+    def _score_batch(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
+        maps = self._network(normalise(torch.from_numpy(np.stack(clips)).to(self._device)))
+        texture, saliency = maps.texture.cpu().numpy(), maps.saliency.cpu().numpy()
+        scores = maps.scores().cpu().numpy()
+        slots = (maps.texture.double() * maps.saliency.double()).mean((2, 3)).float().cpu().numpy()
+        return [
+            Prediction(float(score), texture=texture[i], saliency=saliency[i], slot_scores=slots[i])
+            for i, score in enumerate(scores)
+        ]
+
+
+def normalise(clips: Tensor) -> Tensor:
+    """uint8 RGB [B, T, H, W, 3] -> float32 [B, 3, T, H, W], (x - mean) / std per channel (KVQ_SPEC section 2)."""
+    mean = torch.tensor(_MEAN, device=clips.device)
+    std = torch.tensor(_STD, device=clips.device)
+    return ((clips.float() - mean) / std).permute(0, 4, 1, 2, 3)
