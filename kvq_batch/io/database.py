@@ -1,0 +1,35 @@
+"""DuckDB for our own statements: in memory, bounded, reading only what is registered; and its errors as ours.
+
+Statements of users run under stricter rules, in `session`. This module holds no statement.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import duckdb
+import pyarrow as pa
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.io.redact import summary
+from kvq_batch.io.storage import display_uri, refusing
+
+MEMORY_LIMIT = "3GB"
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """An empty DuckDB in memory, in UTC, within `MEMORY_LIMIT`; what does not fit goes to its temporary folder."""
+    connection = duckdb.connect()
+    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute("SET preserve_insertion_order = false")
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Turns what DuckDB, Arrow or the store raise while tables below `uri` are read into a SpecError."""
+    with refusing(uri):
+        try:
+            yield
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise SpecError(f"{display_uri(uri)}: the tables cannot be read: {summary(error, 300)}") from error
