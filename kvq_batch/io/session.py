@@ -1,0 +1,113 @@
+"""Questions in SQL, read-only: one SELECT or EXPLAIN at a time, over the views and nothing else.
+
+A session shows the tables as they were when it was opened. What DuckDB could do beside answering is taken away before
+the first question: files, networks, extensions, settings, variables of the program; and what is no question is
+refused by its kind. This module writes nothing, and keeps no connection to the store open between questions.
+"""
+
+import re
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.io.redact import redact
+from kvq_batch.io.schemas import TABLES
+from kvq_batch.io.storage import FOREIGN_ERRORS, StorageOptions, refusing
+from kvq_batch.io.tables import Tables
+from kvq_batch.io.views import RAW_PREFIX, create_views
+
+DEFAULT_MEMORY = "4GB"
+
+# The order counts: the last one ends all setting. Replacement scans would read variables of the calling program.
+_LOCKS = (
+    "SET TimeZone = 'UTC'",
+    "SET python_enable_replacements = false",
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET enable_external_access = false",
+    "SET lock_configuration = true",
+)
+
+_EXPLAIN = re.compile(r"explain\s*(?:analyze\b|\((?:[^()]|\([^()]*\))*\))?", re.IGNORECASE)
+_COMMENT = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/)", re.DOTALL)
+
+_ONE_QUESTION = "a query is one SELECT or EXPLAIN over the views; this is "
+
+
+class Session:
+    """Answers questions about one version of the tables. Use as a context manager, or `close` it."""
+
+    def __init__(self, tables: Tables, memory_limit: str = DEFAULT_MEMORY, num_threads: int | None = None) -> None:
+        """Raises: SpecError where a table is out of reach."""
+        self.tables = tables
+        self._connection = duckdb.connect()
+        self._connection.execute(f"SET memory_limit = '{memory_limit}'")
+        if num_threads is not None:
+            self._connection.execute(f"SET threads = {int(num_threads)}")
+        with refusing(tables.uri):
+            for schema in TABLES:
+                self._connection.register(f"{RAW_PREFIX}{schema.name}", tables.dataset(schema.name))
+        create_views(self._connection)
+        for statement in _LOCKS:
+            self._connection.execute(statement)
+
+    def sql(self, text: str) -> Any:
+        """The answer as a pa.Table.
+
+        Raises: SpecError for anything but one SELECT or EXPLAIN, for what DuckDB refuses, with its message, and where
+        the store fails while it is read.
+        """
+        try:
+            statement = self._only_statement(text)
+            relation = self._connection.sql(statement)
+            return relation.to_arrow_table()
+        except duckdb.Error as error:
+            raise SpecError(_readable(error)) from error
+        except (pa.ArrowException, *FOREIGN_ERRORS) as error:
+            raise SpecError(f"the tables cannot be read: {_readable(error)}") from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _only_statement(self, text: str) -> str:
+        """The text, when it is one question."""
+        statements = self._connection.extract_statements(text)
+        if len(statements) != 1:
+            raise SpecError(f"{_ONE_QUESTION}{len(statements)} statements")
+        kind = statements[0].type
+        if kind == duckdb.StatementType.EXPLAIN:
+            # EXPLAIN ANALYZE runs what it explains.
+            explained = _EXPLAIN.match(_without_comments(statements[0].query))
+            rest = _without_comments(statements[0].query)[explained.end() :] if explained else ""
+            inner = self._connection.extract_statements(rest) if rest.strip() else []
+            kind = inner[0].type if len(inner) == 1 else kind
+        if kind != duckdb.StatementType.SELECT:
+            raise SpecError(f"{_ONE_QUESTION}{kind.name}")
+        return text
+
+
+def open_session(uri: str, storage: StorageOptions | None = None, memory_limit: str = DEFAULT_MEMORY) -> Session:
+    """A session over the tables below `uri`. Raises: SpecError where there are none, or they are out of reach."""
+    return Session(Tables.open(uri, storage), memory_limit)
+
+
+def _without_comments(query: str) -> str:
+    """`query` without white space and comments before its first word."""
+    while (found := _COMMENT.match(query)) is not None and found.end() > 0:
+        query = query[found.end() :]
+    return query
+
+
+def _readable(error: BaseException) -> str:
+    return redact(str(error)).strip()
