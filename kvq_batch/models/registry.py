@@ -76,54 +76,6 @@ def describe(options: ModelOptions) -> ScorerSpec:
     return spec
 
 
-def build(self, options: ModelOptions) -> Scorer:
-    """The live scorer, on its device.
-
-    Raises:
-        SpecError: as `describe`, or a device that this machine lacks.
-    """
-    ...
-
-
-def names() -> list[str]:
-    """Every registered name, in order; a registered model may still turn out broken when it is resolved."""
-    return sorted({point.name for point in _points()})
-
-
-def summary(name: str) -> str:
-    """One line about a model, without its weights.
-
-    Raises:
-        SpecError: a name that is unknown or registered but broken.
-    """
-    return _family(name).summary
-
-
-def describe(options: ModelOptions) -> ScorerSpec:
-    """What a scorer of these options declares; weights are checked in full, no device is touched.
-
-    Raises:
-        SpecError: an unknown name, or options that this model does not take.
-        CheckpointError: weights that are not this model's.
-    """
-    family = _family(options.name)
-    spec = family.describe(options)
-    if not isinstance(spec, ScorerSpec):
-        raise SpecError(f"model {options.name!r}: its describe() returns {type(spec).__name__}, no ScorerSpec")
-    if options.device not in spec.devices:
-        raise SpecError(
-            f"model {options.name!r} runs on {' or '.join(spec.devices)}, not on {options.device}; change its device"
-        )
-    if options.precision not in spec.precisions:
-        raise SpecError(
-            f"model {options.name!r} computes in {' or '.join(spec.precisions)}, not in {options.precision}; "
-            "change its precision"
-        )
-    if options.num_threads is not None and options.num_threads < 1:
-        raise SpecError(f"model {options.name!r}: num_threads is {options.num_threads}, it must be at least 1")
-    return spec
-
-
 def build(options: ModelOptions) -> Scorer:
     """The live scorer of these options, on its device.
 
