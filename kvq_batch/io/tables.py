@@ -8,6 +8,7 @@ keys. This module does not write rows; that is the writer's.
 
 from collections.abc import Sequence
 from typing import Any, Self
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -128,6 +129,9 @@ class Tables:
         if unreadable:
             raise SpecError(f"table {name!r} has {', '.join(sorted(unreadable))}, which this version cannot read")
         actions = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+        for action in actions:
+            # The log has paths as URLs; parts that delta-rs writes itself have an escaped '@' in their true names.
+            action["path"] = unquote(action["path"])
         sizes = {action["path"]: action["size_bytes"] for action in actions}
         handler = DeltaStorageHandler(delta.table_uri, delta_options(self.uri, self.options), sizes)
         file_system = pafs.PyFileSystem(handler)

@@ -57,6 +57,8 @@ class Writer:
         self.tables = tables
         self.run_id = run_id
         self._counter = 0
+        # Table -> version up to which its log is known to hold no newer writer.
+        self._checked_versions: dict[str, int] = {}
         self.epoch = self._claim()
 
     @property
@@ -123,10 +125,12 @@ class Writer:
             raise self._fatal(name, error) from error
 
     def _append(self, name: str, parts: list[Part], commit_seq: int) -> None:
-        newest = self.tables.delta(name).transaction_version(APPLICATION_ID)
-        if newest is not None and newest >= commit_seq:
-            raise self._taken_over(name)
         try:
+            # Reading it costs requests, so only where somebody else has committed since we looked.
+            if self.tables.delta(name).version() != self._checked_versions.get(name):
+                newest = self.tables.delta(name).transaction_version(APPLICATION_ID)
+                if newest is not None and newest >= commit_seq:
+                    raise self._taken_over(name)
             self._log(name, [part.action for part in parts], commit_seq)
         except CommitFailedError as error:
             if not self._has_landed(name, commit_seq):
@@ -138,6 +142,7 @@ class Writer:
 
     def _log(self, name: str, actions: list[AddAction], commit_seq: int) -> None:
         delta = self.tables.delta(name)
+        before = delta.version()
         delta.create_write_transaction(
             list(actions),
             mode="append",
@@ -147,6 +152,8 @@ class Writer:
         )
         # Without it the next commit would be compared with the version before this one, and refuse itself.
         delta.update_incremental()
+        if delta.version() == before + 1:
+            self._checked_versions[name] = delta.version()
 
     def _has_landed(self, name: str, commit_seq: int) -> bool:
         """Whether the log holds this commit after all; nobody else has our epoch."""

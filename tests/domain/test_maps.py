@@ -1,0 +1,88 @@
+"""Quantised maps: bounds of the error, the score that comes out again, and what is refused."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kvq_batch.domain.maps import LEVELS, StoredMaps, dequantise, quantise
+from tests.io.results import make_maps
+
+
+def recomputed(stored: StoredMaps) -> float:
+    """mean(texture * saliency) in double precision, as SQL computes it."""
+    row = stored.row()
+    texture = row["texture"] * row["texture_scale"] + row["texture_offset"]
+    saliency = (row["saliency"] * row["saliency_scale"] + row["saliency_offset"]) ** 2
+    return float(np.mean(texture * saliency))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_values_come_back_within_half_a_step(seed: int) -> None:
+    texture, saliency = make_maps(seed, 16, 14, 14)
+    stored = quantise(texture, saliency)
+    texture_again, saliency_again = dequantise(stored)
+    assert texture_again is not None
+    assert saliency_again is not None
+    assert texture_again.shape == saliency_again.shape == (16, 14, 14)
+    assert texture_again.dtype == saliency_again.dtype == np.float32
+    step = np.ptp(texture.astype(np.float64)) / LEVELS
+    # Half a step of rounding, and the shift that gives the score back.
+    assert np.abs(texture_again - texture).max() <= 0.6 * step
+    root_step = np.ptp(np.sqrt(saliency.astype(np.float64))) / LEVELS
+    assert np.abs(np.sqrt(saliency_again) - np.sqrt(saliency)).max() <= 0.501 * root_step
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_score_comes_out_again(seed: int) -> None:
+    texture, saliency = make_maps(seed, 16, 14, 14)
+    score = float(np.mean(texture.astype(np.float64) * saliency))
+    assert recomputed(quantise(texture, saliency)) == pytest.approx(score, abs=1e-12, rel=1e-12)
+
+
+def test_constant_map_has_scale_zero() -> None:
+    texture = np.full((2, 3, 4), 0.25, np.float32)
+    stored = quantise(texture, np.ones_like(texture))
+    assert stored.texture_scale == stored.saliency_scale == 0
+    texture_again, saliency_again = dequantise(stored)
+    np.testing.assert_array_equal(texture_again, texture)
+    np.testing.assert_array_equal(saliency_again, np.ones_like(texture))
+
+
+def test_zero_saliency_leaves_the_texture_alone() -> None:
+    texture, _ = make_maps(1)
+    stored = quantise(texture, np.zeros_like(texture))
+    assert stored.texture_offset == quantise(texture, None).texture_offset
+
+
+def test_one_map_alone() -> None:
+    texture, saliency = make_maps(3)
+    only_texture = quantise(texture, None)
+    assert only_texture.saliency is None
+    assert dequantise(only_texture)[1] is None
+    only_saliency = quantise(None, saliency)
+    assert only_saliency.row()["texture_scale"] is None
+    assert dequantise(only_saliency)[0] is None
+
+
+def test_range_wider_than_floats() -> None:
+    texture: NDArray[np.float32] = np.array([[[-3.4e38, 3.4e38]]], np.float32)
+    again, _ = dequantise(quantise(texture, None))
+    assert again is not None
+    np.testing.assert_allclose(again, texture, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("texture", "saliency"),
+    [
+        (None, None),
+        (np.zeros((2, 2), np.float32), None),
+        (np.zeros((0, 2, 2), np.float32), None),
+        (np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), np.float32)),
+        (np.full((1, 2, 2), np.nan, np.float32), None),
+        (None, np.full((1, 2, 2), np.inf, np.float32)),
+        (None, np.full((1, 2, 2), -1, np.float32)),
+    ],
+)
+def test_refused(texture: NDArray[np.float32] | None, saliency: NDArray[np.float32] | None) -> None:
+    with pytest.raises(ValueError):
+        quantise(texture, saliency)

@@ -1,0 +1,16 @@
+"""Places for tables: every test that asks for one runs on a local folder and on a real S3 server."""
+
+from pathlib import Path
+
+import pytest
+
+from kvq_batch.io.storage import StorageOptions
+
+
+@pytest.fixture(params=["local", "s3"])
+def tables_place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, StorageOptions]:
+    """Address and options of an empty place for tables."""
+    if request.param == "local":
+        return str(tmp_path / "tables"), StorageOptions()
+    location = request.getfixturevalue("s3_prefix")
+    return f"{location.uri}/tables", location.options
