@@ -86,7 +86,11 @@ def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
         return fsspec.filesystem("file"), str(local_path(uri))
     if is_s3(uri):
         file_system = fsspec.filesystem("s3", **_s3_arguments(options))
-        return file_system, uri.split("://", 1)[1].strip("/")
+        # botocore repeats, with its own pauses. Repeated again by s3fs, a dead store took 80 s to fail (measured).
+        file_system.retries = 1
+        bucket, slash, key = uri.split("://", 1)[1].strip("/").partition("/")
+        # s3fs takes user information for a part of the bucket's name, and repeats it in its errors.
+        return file_system, bucket.rpartition("@")[2] + slash + key
     try:
         file_system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except (ValueError, ImportError, TypeError) as error:
