@@ -1,0 +1,63 @@
+"""The process that decodes: it may crash, hang or be killed, and takes one task of one video with it.
+
+It is started by `isolation` as a bare interpreter, not by `multiprocessing`, which would import the parent's main
+module into it: in a Ray worker that is Ray itself (1.5 s and 150 MB a child, measured). Nothing but the standard
+library is imported before the process has tied itself to its parent. It catches only our own errors: anything else
+ends the process with a traceback, which the parent reports as a crash of the decoder.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from importlib import import_module
+from multiprocessing.connection import Connection
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int, parent_pid: int, memory_bytes: int, task_function: str) -> None:
+    """Answers tasks on the socket `fd` until it closes: (function result) or (error of ours)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One decoder process is one core's work; OpenBLAS would start a thread per core in each of them.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from kvq_batch.domain.errors import DecodeError, KvqBatchError
+
+    module, _, name = task_function.partition(":")
+    run = getattr(import_module(module), name)
+    import_module("kvq_batch.media.pyav_reader")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ceiling = _address_space_bytes() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+    connection = Connection(fd)
+    connection.send(None)
+    while True:
+        try:
+            task, scratch_file = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = run(task, scratch_file)
+        except MemoryError:
+            answer = DecodeError(
+                "out_of_memory",
+                f"decoding it takes more than {memory_bytes >> 20} MiB; raise the job's limit to score it",
+                True,
+            )
+        except KvqBatchError as error:
+            answer = error
+        connection.send(answer)
+
+
+def _address_space_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.path[:0] = sys.argv[5:]
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

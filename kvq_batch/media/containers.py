@@ -1,0 +1,106 @@
+"""What the bytes of a file say about it before any demuxer is trusted with them.
+
+Demuxers answer a cut-off Matroska file with fewer frames and no error, and HTML with "invalid data": the sizes that
+stand in the container's own headers, and the first bytes, say it by name. It parses headers only, never a picture.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+# Only what holds video (or audio, so that "no video" can be said): libavformat also opens playlists, which fetch other
+# files and addresses, and text, which it renders. A stored video may do neither.
+DEMUXERS = (
+    "mov,matroska,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,flv,asf,ogg,mxf,nut,dv,rm,gxf,"
+    "yuv4mpegpipe,mjpeg,mjpeg_2000,gif,apng,mp3,aac,wav,flac,ac3,aiff,amr,w64,caf,opus"
+)
+_MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"mfra", b"styp"}
+_IMAGES = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"\x00\x00\x01\x00", "ICO"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+)
+_IMAGE_BRANDS = {b"avif", b"heic", b"heix", b"mif1", b"msf1"}
+
+
+def image_kind(path: Path) -> str | None:
+    """The name of the still-image format that the file starts as, None where it is none (GIF and APNG may move)."""
+    head = _head(path)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS:
+        return "AVIF or HEIF"
+    for magic, name in _IMAGES:
+        if head.startswith(magic):
+            return None if name == "PNG" and b"acTL" in head else name
+    return None
+
+
+def is_markup(path: Path) -> bool:
+    """True where the file starts as HTML or XML: most often an error page saved under the name of a video."""
+    text = _head(path).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b'{"error'))
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes the container's own headers declare beyond the end of the file; 0 where they declare none.
+
+    Known for MP4 and MOV (top-level boxes), Matroska and WebM (the segment), AVI (RIFF).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+        if head[4:8] in _MP4_BOXES:
+            return max(0, _mp4_end(file, size) - size)
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            return max(0, _matroska_end(file, size) - size)
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            return max(0, int.from_bytes(head[4:8], "little") + 8 - size)
+    return 0
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _mp4_end(file: BinaryIO, size: int) -> int:
+    offset = 0
+    while offset + 8 <= size:
+        file.seek(offset)
+        header = file.read(16)
+        if header[4:8] not in _MP4_BOXES:
+            return offset  # trailing bytes of another kind: not ours to judge
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length == 0:
+            return size  # "to the end of the file"
+        if length < 8:
+            return offset
+        offset += length
+    return offset
+
+
+def _matroska_end(file: BinaryIO, size: int) -> int:
+    file.seek(4)
+    header_length, _ = _vint(file)
+    file.seek(header_length, 1)
+    if file.read(4) != b"\x18\x53\x80\x67":
+        return size
+    length, is_unknown = _vint(file)
+    return size if is_unknown else file.tell() + length
+
+
+def _vint(file: BinaryIO) -> tuple[int, bool]:
+    """An EBML size and whether it says "unknown" (a live recording)."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return 0, True
+    width = 9 - first[0].bit_length()
+    value = int.from_bytes(bytes([first[0] & ((1 << (8 - width)) - 1)]) + file.read(width - 1), "big")
+    return value, value == (1 << (7 * width)) - 1
