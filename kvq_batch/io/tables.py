@@ -37,6 +37,10 @@ APPLICATION_ID = "kvq-batch"
 BOUNDED_COLUMNS = ("video_id", "commit_seq")
 """Never null, and the only columns of which parts carry bounds."""
 
+CHECKPOINT_EVERY = 20
+"""Commits between checkpoints of a log. A commit reads the log since the last one: with delta-rs' default of 100 it
+costs twice as much on average (51-86 ms against 30-46, 600 commits on a local disk)."""
+
 _UNREADABLE_FEATURES = {"columnMapping", "deletionVectors"}
 
 
@@ -64,6 +68,13 @@ class Tables:
         return cls(uri, options, deltas)
 
     @classmethod
+    def open_if_any(cls, uri: str, options: StorageOptions | None = None) -> Self | None:
+        """The tables, or None where none was ever made. Raises: SpecError where only some are there."""
+        if _load(absolute(uri), TABLES[0].name, options or StorageOptions()) is None:
+            return None
+        return cls.open(uri, options)
+
+    @classmethod
     def create(cls, uri: str, options: StorageOptions | None = None) -> Self:
         """The tables, made where they are missing, and given the columns that a newer version of ours added.
 
@@ -81,6 +92,7 @@ class Tables:
                         mode="ignore",
                         partition_by=list(schema.partition_by),
                         name=schema.name,
+                        configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
                         storage_options=delta_options(uri, options) or None,
                     )
             tables._deltas[schema.name] = delta
