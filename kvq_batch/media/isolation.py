@@ -130,7 +130,8 @@ class _Child:
                 )
             answer: VideoLayout | KvqBatchError = self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            raise DecodeError("decoder_crashed", f"its decoder died: {self._cause_of_death()}") from error
+            cause, exit_signal = self._cause_of_death()
+            raise DecodeError("decoder_crashed", f"its decoder died: {cause}", exit_signal=exit_signal) from error
         return answer
 
     def kill(self) -> None:
@@ -171,20 +172,22 @@ class _Child:
                 raise FatalError(f"a decoding process was not ready after {_START_TIMEOUT_S:g} s")
             self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            raise FatalError(f"a decoding process cannot start: {self._cause_of_death()}") from error
+            raise FatalError(f"a decoding process cannot start: {self._cause_of_death()[0]}") from error
 
-    def _cause_of_death(self) -> str:
+    def _cause_of_death(self) -> tuple[str, str | None]:
+        """For people, and the name of the signal if it was one."""
         assert self._process is not None
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5.0)  # the socket closes a moment before the process is gone
         code = self._process.poll()
         self.kill()
         if code is None:
-            return "it closed its socket"
+            return "it closed its socket", None
         if code < 0:
-            return signal.Signals(-code).name
+            name = signal.Signals(-code).name
+            return name, name
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return f"exit code {code}: {lines[-1][:300] if lines else 'no message'}"
+        return f"exit code {code}: {lines[-1][:300] if lines else 'no message'}", None
 
 
 def _assemble(task: DecodeTask, layout: VideoLayout, scratch_file: Path) -> DecodedVideo:

@@ -21,7 +21,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError
-from kvq_batch.media.probe import Probed, best_stream, open_video
+from kvq_batch.media.packets import best_stream, open_video
+from kvq_batch.media.probe import Probed
 
 # Reading this many packets without decoding them costs less than a seek and what it re-reads.
 _MAX_READ_THROUGH = 32

@@ -1,0 +1,162 @@
+"""The packets of a video's stream: opened safely, walked once without decoding, and judged.
+
+The number of frames, their times and the keyframes come from here. It decodes nothing, and says with
+`has_reliable_times` where packets do not tell the frames.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from kvq_batch.domain.errors import DecodeError, ProbeError
+from kvq_batch.media.containers import DEMUXERS
+
+# Containers that state when each packet is shown. AVI and elementary streams do not: with reordered frames their
+# times are made up by the demuxer (an AVI with B frames gave other frames than asked for, measured).
+_TIMED_CONTAINERS = {
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "nut", "ivf", "yuv4mpegpipe", "gif", "apng",
+}  # fmt: skip
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[InputContainer]:
+    """The file under libavformat, restricted to local files and to containers.
+
+    Raises:
+        ProbeError: the bytes are no container that we know, or the file is gone.
+    """
+    options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
+    try:
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+    except av.error.FileNotFoundError as error:
+        raise ProbeError("file_not_found", "the file is not there; was it removed while the run read it?") from error
+    except av.error.PermissionError as error:
+        raise ProbeError("file_not_readable", "this process may not read the file; check its permissions") from error
+    except (av.error.FFmpegError, ValueError) as error:
+        raise ProbeError(
+            "not_a_video", f"no container that holds video opens it ({reason(error)}); check what was uploaded", True
+        ) from error
+    with container:
+        yield container
+
+
+def best_stream(container: InputContainer) -> VideoStream:
+    """The video stream that ffmpeg would play, never a cover picture.
+
+    Raises:
+        ProbeError: there is none (no_video), or no decoder for it (unknown_codec).
+    """
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise ProbeError("no_video", f"it holds {kinds} and no moving picture; leave it out of the catalog", True)
+    if stream.codec_context is None:
+        raise ProbeError("unknown_codec", "its video stream has a codec that no decoder here knows", True)
+    return stream
+
+
+def is_hidden(codec: str, packet: "Packet[VideoStream]") -> bool:
+    """True for a VP8 or VP9 packet that only updates references and shows nothing (RFC 6386 9.1; VP9 spec 6.2)."""
+    first = bytes(packet)[:1]
+    if codec == "vp8":
+        return not first[0] >> 4 & 1
+    if codec != "vp9" or first[0] >> 6 != 2 or bytes(packet)[-1] & 0xE0 == 0xC0:
+        return False
+    shift = 1 if first[0] >> 4 & 3 == 3 else 0
+    shows_existing = first[0] >> (3 - shift) & 1
+    return not shows_existing and not first[0] >> (1 - shift) & 1
+
+
+class PacketIndex:
+    """One walk over the packets of a stream: times, flags, sizes; and its first decoded frame."""
+
+    def __init__(self, container: InputContainer, stream: VideoStream, path: Path) -> None:
+        self.container_name = container.format.name
+        self.stream_index = stream.index
+        self.codec = stream.codec_context.codec.canonical_name
+        self.time_base_s = float(stream.time_base or 1)
+        self.is_intra_only = stream.codec_context.codec.intra_only
+        self.average_rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self.can_skip_unreferenced = _can_skip_unreferenced(stream)
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        pts: list[int | None] = []
+        is_key: list[bool] = []
+        is_shown: list[bool] = []
+        self.last_duration_s = 0.0
+        num_bytes = 0
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if packet.is_corrupt and self.container_name != "mpegts":
+                    raise DecodeError(
+                        "truncated", f"its data ends within frame {len(pts)} in coding order; upload it again", True
+                    )
+                if not pts:
+                    self.first_packet = packet
+                pts.append(packet.pts)
+                is_key.append(packet.is_keyframe)
+                is_shown.append(not packet.is_discard and not is_hidden(self.codec, packet))
+                self.last_duration_s = float((packet.duration or 0) * self.time_base_s)
+                num_bytes += packet.size
+        except av.error.FFmpegError as error:
+            raise DecodeError(
+                "truncated", f"reading stops after {len(pts)} packets ({reason(error)}); upload it again", True
+            ) from error
+        if not pts:
+            raise ProbeError("no_frames", "its video stream holds no packet", True)
+        if self.container_name == "yuv4mpegpipe":
+            _check_y4m(path, num_bytes // len(pts))
+        self.packet_pts = np.array([p if p is not None else -1 for p in pts], np.int64)
+        steps = np.diff(np.unique(np.array([p for p in pts if p is not None], np.int64)))
+        self.step_s = float(np.median(steps)) * self.time_base_s if len(steps) else 0.0
+        self.packet_is_key = np.array(is_key, np.bool_)
+        shown = np.flatnonzero(np.array(is_shown, np.bool_))
+        self.frame_packets = shown[np.argsort(self.packet_pts[shown], kind="stable")]
+        self.has_reliable_times = (
+            (self.container_name in _TIMED_CONTAINERS or self.is_intra_only)
+            and None not in pts
+            and is_key[0]
+            and len(shown) > 0
+            and len(np.unique(self.packet_pts[shown])) == len(shown)
+            and bool(self.packet_pts[shown].min() >= self.packet_pts[0])
+        )
+
+
+def _can_skip_unreferenced(stream: VideoStream) -> bool:
+    """Whether frames that nothing refers to may be left undecoded without changing any other frame.
+
+    Not for AV1 and VP9 (their decoders here skip otherwise or not at all), and for HEVC only with one temporal layer
+    (hvcC: numTemporalLayers = 1), as its "sub-layer non-reference" frames serve higher layers.
+    """
+    codec = stream.codec_context.codec.canonical_name
+    if codec == "hevc":
+        extradata = stream.codec_context.extradata or b""
+        return len(extradata) > 22 and extradata[0] == 1 and extradata[21] >> 3 & 7 == 1
+    return codec in ("h264", "mpeg1video", "mpeg2video", "mpeg4", "vp8")
+
+
+def _check_y4m(path: Path, frame_bytes: int) -> None:
+    """A Y4M file is its header line and whole frames (6 bytes of "FRAME\\n" each, where they carry no parameters)."""
+    with path.open("rb") as file:
+        header_bytes = len(file.readline())
+        has_plain_frames = file.read(6) == b"FRAME\n"
+    rest = (path.stat().st_size - header_bytes) % (frame_bytes + 6)
+    if has_plain_frames and rest:
+        raise DecodeError("truncated", f"its last frame has {rest} of {frame_bytes + 6} bytes; upload it again", True)
+
+
+def reason(error: Exception) -> str:
+    """What libav says of an error, on one short line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:200]
