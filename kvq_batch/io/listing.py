@@ -71,9 +71,6 @@ class Pattern:
     root: str
     glob: str | None
 
-    def accepts(self, relative: str) -> bool:
-        return self.glob is None or glob_expression(self.glob).fullmatch(relative) is not None
-
 
 def split_glob(source: str) -> Pattern:
     """The fixed part of a glob and its rest. A local file or folder that bears such a name is taken as it is."""
@@ -84,8 +81,11 @@ def split_glob(source: str) -> Pattern:
     return Pattern(root or ("/" if fixed.startswith("/") else "."), source[len(root) :].lstrip("/"))
 
 
-def glob_expression(glob: str) -> re.Pattern[str]:
-    """`*` and `?` stay within a folder, `**/` is any number of folders, `[...]` a character of a set, `[!...]` none."""
+def glob_expression(glob: str) -> str:
+    """The regular expression (for re and RE2) of whole paths that `glob` means.
+
+    `*` and `?` stay within a folder, `**/` is any number of folders, `[...]` a character of a set, `[!...]` none.
+    """
     parts: list[str] = []
     position = 0
     while position < len(glob):
@@ -108,14 +108,7 @@ def glob_expression(glob: str) -> re.Pattern[str]:
         else:
             parts.append(re.escape(character))
         position += 1
-    return re.compile("".join(parts), re.DOTALL)
-
-
-def is_video_name(relative: str) -> bool:
-    """The extension is one of a video, and neither the file nor a folder above it is hidden."""
-    name = relative.rpartition("/")[2]
-    extension = name.rpartition(".")[2].lower() if "." in name else ""
-    return extension in VIDEO_EXTENSIONS and not relative.startswith(".") and "/." not in relative
+    return f"(?s)^(?:{''.join(parts)})$"
 
 
 def list_below(root: str, options: StorageOptions) -> pa.Table:
@@ -148,20 +141,29 @@ def _local_files(root: str) -> Iterator[tuple[str, str, int]]:
                 except FileNotFoundError:
                     # A link to nothing, or a file that went away meanwhile.
                     continue
+                if not entry.path.isprintable():
+                    _check_text(entry.path)
                 if stat.S_ISREG(status.st_mode):
                     yield entry.path, stat_content_id(status), status.st_size
+
+
+def _check_text(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise SpecError(f"{path!r}: the name is not UTF-8, which tables cannot hold; rename the file") from error
 
 
 def _remote_files(root: str, options: StorageOptions) -> Iterator[tuple[str, str, int | None]]:
     file_system, path = filesystem(root, options)
     if is_s3(root):
-        yield from _s3_files(file_system, path)
+        yield from s3_files(file_system, path)
         return
     for name, info in file_system.find(path, detail=True).items():
         yield str(name), content_id_of(info), info.get("size")
 
 
-def _s3_files(file_system: Any, path: str) -> Iterator[tuple[str, str, int]]:
+def s3_files(file_system: Any, path: str) -> Iterator[tuple[str, str, int]]:
     """Page by page: s3fs' own `find` holds a dictionary of every object of the prefix at once."""
     bucket, _, prefix = path.partition("/")
     arguments = {"Bucket": bucket, "Prefix": prefix and f"{prefix}/"}
@@ -179,3 +181,25 @@ def no_videos(source: str) -> SpecError:
     """The refusal of a listing in which no video is."""
     known = " ".join(sorted(VIDEO_EXTENSIONS))
     return SpecError(f"{display_uri(source)}: no video file there; known extensions are: {known}")
+
+
+def object_facts(uri: str, options: StorageOptions) -> tuple[str, int | None]:
+    """Content id and size of one object, by one request. Raises what the store raises (`storage.FOREIGN_ERRORS`)."""
+    if is_local(uri):
+        status = os.stat(local_path(uri))
+        return stat_content_id(status), status.st_size
+    file_system, path = filesystem(uri, options)
+    if is_s3(uri):
+        bucket, _, key = path.partition("/")
+        # Not s3fs' own `info`: that lists, where there is no such object, to find out whether it is a folder.
+        answer = file_system.call_s3("head_object", Bucket=bucket, Key=key)
+        return content_id_of(answer), answer["ContentLength"]
+    info = file_system.info(path)
+    return content_id_of(info), info.get("size")
+
+
+def list_file(uri: str, options: StorageOptions) -> pa.Table:
+    """One object in LISTING_SCHEMA. Raises SpecError where there is none, or the store refuses."""
+    with refusing(uri):
+        content_id, size_bytes = object_facts(uri, options)
+    return pa.table([[filesystem(uri, options)[1]], [content_id], [size_bytes]], schema=LISTING_SCHEMA)
