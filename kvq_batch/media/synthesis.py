@@ -1,0 +1,212 @@
+"""Short clips made from nothing, at known distortions, so that a demonstration and the tests need no foreign footage.
+
+Scenes are computed with numpy from a seed, then encoded by the ffmpeg that `imageio-ffmpeg` brings: the same seed and
+ffmpeg give the same bytes. Their spectra resemble photographs' (1/f); they are not photographs, and no score of them
+says how a model does on real video.
+
+Legend: T frames, H rows, W columns, 3 = RGB.
+"""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_batch.domain.errors import FatalError
+
+Frames = Iterator[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Distortion:
+    """One way to lose quality: a name, a level (0 = none, higher is worse), an ffmpeg filter and an x264 CRF."""
+
+    name: str
+    level: int
+    filters: str = "null"
+    crf: int = 16
+
+
+DISTORTIONS = (
+    Distortion("none", 0),
+    Distortion("compression", 1, crf=32),
+    Distortion("compression", 2, crf=42),
+    Distortion("blur", 1, "gblur=sigma=2.5", 20),
+    Distortion("noise", 1, "noise=alls=24:allf=t:all_seed=7", 26),
+    Distortion("downscale", 1, "scale=iw/4:ih/4:flags=area,scale=4*iw:4*ih:flags=bilinear", 20),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoClip:
+    """A written clip: where it is, which scene it shows, and what was done to it."""
+
+    path: Path
+    scene: str
+    distortion: str
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClipShape:
+    """Size and length of the clips; width and height are multiples of 8."""
+
+    width_px: int = 640
+    height_px: int = 360
+    frame_rate: int = 24
+    num_frames: int = 72
+
+
+def write_demo_clips(
+    folder: Path,
+    num_scenes: int = 4,
+    shape: ClipShape | None = None,
+    distortions: tuple[Distortion, ...] = DISTORTIONS,
+    seed: int = 0,
+) -> list[DemoClip]:
+    """Writes each scene at each distortion as H.264 MP4 into `folder` (made if absent): SCENE/DISTORTION-LEVEL.mp4.
+
+    Raises:
+        FatalError: ffmpeg fails, say for want of room.
+    """
+    shape = shape or ClipShape()
+    clips = []
+    kinds = list(SCENES)
+    for number in range(num_scenes):
+        kind = kinds[number % len(kinds)]
+        scene = kind if number < len(kinds) else f"{kind}-{number // len(kinds) + 1}"
+        (folder / scene).mkdir(parents=True, exist_ok=True)
+        paths = [folder / scene / f"{d.name}-{d.level}.mp4" for d in distortions]
+        frames = SCENES[kind](shape, np.random.default_rng([seed, number]))
+        _encode(frames, shape, distortions, paths)
+        clips += [DemoClip(p, scene, d.name, d.level) for p, d in zip(paths, distortions, strict=True)]
+    return clips
+
+
+def landscape(shape: ClipShape, rng: np.random.Generator) -> Frames:
+    """A pan over fractal hills under a graded sky; uint8 [H, W, 3] each."""
+    height, width = shape.height_px, shape.width_px
+    travel = 2 * shape.num_frames
+    relief = _fractal(rng, height, width + travel, 1.6)
+    detail = _fractal(rng, height, width + travel, 1.1)
+    rows = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
+    ground = np.clip((rows + 0.35 * relief - 0.45) * 8, 0, 1)[..., None]
+    sky = (
+        np.stack([0.45 + 0.35 * rows, 0.6 + 0.25 * rows, np.full_like(rows, 0.92)], axis=-1) + 0.06 * relief[..., None]
+    )
+    soil = np.array([0.42, 0.38, 0.22], np.float32) * (1 + 0.4 * detail[..., None]) + 0.08 * relief[..., None]
+    picture = _to_uint8(sky * (1 - ground) + soil * ground)
+    for frame in range(shape.num_frames):
+        yield picture[:, 2 * frame : 2 * frame + width]
+
+
+def plate(shape: ClipShape, rng: np.random.Generator) -> Frames:
+    """A turning zone plate in two colours, which holds every spatial frequency; uint8 [H, W, 3] each."""
+    y, x = _grid(shape)
+    colours = rng.uniform(0.2, 1.0, (2, 3)).astype(np.float32)
+    for frame in range(shape.num_frames):
+        angle = 2 * np.pi * frame / 120
+        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        wave = 0.5 + 0.5 * np.cos(90 * (u * u + 0.55 * v * v) - 0.25 * frame)
+        yield _to_uint8(wave[..., None] * colours[0] + (1 - wave[..., None]) * 0.35 * colours[1])
+
+
+def bodies(shape: ClipShape, rng: np.random.Generator) -> Frames:
+    """Shaded balls that bounce in front of a soft backdrop, with grain as of film; uint8 [H, W, 3] each."""
+    y, x = _grid(shape)
+    backdrop = 0.35 + 0.12 * _fractal(rng, shape.height_px, shape.width_px, 2.2)[..., None] + 0.2 * y[..., None]
+    count = 7
+    radius = rng.uniform(0.12, 0.3, count)
+    start, speed = rng.uniform(-1, 1, (count, 2)), rng.uniform(-0.03, 0.03, (count, 2))
+    colours = rng.uniform(0.15, 1.0, (count, 3)).astype(np.float32)
+    skin = 1 + 0.25 * _fractal(rng, shape.height_px, shape.width_px, 1.0)
+    aspect = shape.width_px / shape.height_px
+    for frame in range(shape.num_frames):
+        picture = np.broadcast_to(backdrop, (*y.shape, 3)).copy()
+        for ball in range(count):
+            # A triangle wave reflects the path at the walls.
+            place = np.abs((start[ball] + speed[ball] * frame + 1) % 4 - 2) - 1
+            dx, dy = (x - place[0] * aspect) / radius[ball], (y - place[1]) / radius[ball]
+            depth = np.sqrt(np.clip(1 - dx * dx - dy * dy, 0, None))
+            light = np.clip(0.25 + 0.75 * depth - 0.35 * dx - 0.3 * dy, 0, 1.3) * skin
+            inside = np.clip(depth * 12, 0, 1)[..., None]
+            picture = picture * (1 - inside) + inside * light[..., None] * colours[ball]
+        picture += rng.normal(0, 0.012, y.shape).astype(np.float32)[..., None]
+        yield _to_uint8(picture)
+
+
+def lettering(shape: ClipShape, rng: np.random.Generator) -> Frames:
+    """Lines of letter-like signs that scroll over a checked paper; uint8 [H, W, 3] each."""
+    height, width = shape.height_px, shape.width_px
+    scale = 3
+    tall = height + shape.num_frames
+    glyphs = rng.random((64, 7, 5)) < 0.45
+    rows, columns = tall // (10 * scale) + 1, width // (6 * scale) + 1
+    page = np.zeros((rows * 10, columns * 6), bool)
+    for row in range(rows):
+        for column in np.flatnonzero(rng.random(columns) > 0.15):
+            page[row * 10 + 1 : row * 10 + 8, column * 6 : column * 6 + 5] = glyphs[rng.integers(64)]
+    ink = page.repeat(scale, 0).repeat(scale, 1)[:tall, :width].astype(np.float32)[..., None]
+    checks = (np.add.outer(np.arange(height) // 40, np.arange(width) // 40) % 2)[..., None]
+    paper = np.array([0.93, 0.9, 0.8], np.float32) - 0.1 * checks
+    for frame in range(shape.num_frames):
+        mask = ink[frame : frame + height]
+        yield _to_uint8(paper * (1 - mask) + mask * np.array([0.1, 0.12, 0.3], np.float32))
+
+
+SCENES: dict[str, Callable[[ClipShape, np.random.Generator], Frames]] = {
+    "landscape": landscape,
+    "bodies": bodies,
+    "lettering": lettering,
+    "plate": plate,
+}
+
+
+def _grid(shape: ClipShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows in [-1, 1] and columns in [-aspect, aspect], float32 [H, W] both."""
+    aspect = shape.width_px / shape.height_px
+    y, x = np.meshgrid(
+        np.linspace(-1, 1, shape.height_px, dtype=np.float32),
+        np.linspace(-aspect, aspect, shape.width_px, dtype=np.float32),
+        indexing="ij",
+    )
+    return y, x
+
+
+def _fractal(rng: np.random.Generator, height: int, width: int, power: float) -> NDArray[np.float32]:
+    """Noise of unit variance whose amplitude falls as 1 / frequency ** power; float32 [height, width]."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * height)
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**power
+    noise = np.fft.irfft2(spectrum, (height, width))
+    unit: NDArray[np.float32] = (noise / noise.std()).astype(np.float32)
+    return unit
+
+
+def _to_uint8(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _encode(frames: Frames, shape: ClipShape, distortions: tuple[Distortion, ...], paths: list[Path]) -> None:
+    """One ffmpeg reads the scene once and writes all of its versions."""
+    branches = "".join(f"[s{i}]" for i in range(len(paths)))
+    graph = [f"[0:v]split={len(paths)}{branches}"]
+    graph += [f"[s{i}]{d.filters},format=yuv420p[v{i}]" for i, d in enumerate(distortions)]
+    size = f"{shape.width_px}x{shape.height_px}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", size, "-r", str(shape.frame_rate), "-i", "-", "-filter_complex", ";".join(graph)]
+    for i, (distortion, path) in enumerate(zip(distortions, paths, strict=True)):
+        # One thread each: how x264 cuts a picture for threads is part of the bytes.
+        command += ["-map", f"[v{i}]", "-c:v", "libx264", "-preset", "veryfast", "-threads", "1"]
+        command += ["-crf", str(distortion.crf), "-colorspace", "smpte170m", "-color_range", "tv"]
+        command += ["-movflags", "+faststart", str(path)]
+    data = b"".join(np.ascontiguousarray(frame).tobytes() for frame in frames)
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise FatalError(f"ffmpeg cannot write the clips of {paths[0].parent}: {lines[-1] if lines else 'no message'}")
