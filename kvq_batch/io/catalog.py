@@ -73,7 +73,7 @@ def read_catalog(spec: Catalog, options: StorageOptions) -> pa.Table:
     _check_present(name, table, rows)
     _check_stretches(name, table, rows)
     if folder is not None:
-        table = _set(table, "uri", _absolute_uris(table["uri"], folder))
+        table = _set(table, "uri", _absolute_uris(table["uri"].combine_chunks(), folder))
     if spec.id_prefix:
         table = _set(table, "video_id", pc.binary_join_element_wise(pa.scalar(spec.id_prefix), table["video_id"], ""))
     _check_unique(name, table)

@@ -198,6 +198,8 @@ def display_uri(uri: str) -> str:
 
 def display_uris(uris: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """`display_uri` of a whole column; rows without anything to hide cost no Python."""
+    if isinstance(uris, pa.ChunkedArray):
+        return pa.chunked_array([display_uris(chunk) for chunk in uris.chunks], uris.type)
     marked = pc.fill_null(pc.match_substring_regex(uris, pattern=_SECRET_URI), False)
     if not pc.any(marked).as_py():
         return uris

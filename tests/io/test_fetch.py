@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -21,43 +21,9 @@ from kvq_batch.io.fetch import Fetcher, sweep_dead
 from kvq_batch.io.listing import content_id_of, list_below
 from kvq_batch.io.storage import StorageOptions
 from tests.s3 import S3Location, S3Server
+from tests.stores import LocalStore, Store
 
 DATA = bytes(range(256)) * 40
-
-
-class Store(Protocol):
-    """A place for objects, local or remote, as the contract's tests see it."""
-
-    @property
-    def uri(self) -> str: ...
-    @property
-    def options(self) -> StorageOptions: ...
-
-    def put(self, name: str, data: bytes) -> str: ...
-    def remove(self, name: str) -> None: ...
-
-
-class LocalStore:
-    def __init__(self, folder: Path) -> None:
-        self.uri, self.options = str(folder), StorageOptions()
-
-    def put(self, name: str, data: bytes) -> str:
-        path = Path(self.uri) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return str(path)
-
-    def remove(self, name: str) -> None:
-        (Path(self.uri) / name).unlink()
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "s3":
-        location: S3Location = request.getfixturevalue("s3_prefix")
-        return location
-    (tmp_path / "store").mkdir()
-    return LocalStore(tmp_path / "store")
 
 
 @pytest.fixture

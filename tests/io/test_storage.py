@@ -53,7 +53,9 @@ def test_options_come_from_the_job_and_travel_without_secrets(monkeypatch: pytes
 )
 def test_what_is_shown_opens_nothing(uri: str, shown: str) -> None:
     assert display_uri(uri) == shown
-    assert display_uris(pa.array([None, uri, "s3://b/x"])).to_pylist() == [None, shown, "s3://b/x"]
+    column = pa.array([None, uri, "s3://b/x"])
+    assert display_uris(column).to_pylist() == [None, shown, "s3://b/x"]
+    assert display_uris(pa.chunked_array([column, column])).to_pylist() == [None, shown, "s3://b/x"] * 2
 
 
 def test_addresses_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
