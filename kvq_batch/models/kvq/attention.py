@@ -84,15 +84,22 @@ def _gather(tokens: Tensor, windows: Tensor, scale: Tensor) -> Tensor:
 def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Column sums of softmax_rows(scale * query key^T): how much all tokens attend to each one (section 3.3).
 
-    `query` and `key` are [L, C], all windows and all heads of one clip. Returns float32 [L] of mean 1, exact: whole
-    rows are worked on, some at a time, and the sums are accumulated in float32.
+    `query` and `key` are [L, C], all windows and all heads of one clip, without gradient. Returns float32 [L] of
+    mean 1, exact: whole rows are worked on, some at a time, and the sums are accumulated in float32.
     """
-    length = len(key)
-    step = max(1, min(length, step_bytes(key.device) // (4 * length)))
-    columns = key.t()
-    total = torch.zeros(length, dtype=torch.float32, device=key.device)
-    for first in range(0, length, step):
-        logits = (query[first : first + step] * scale) @ columns
-        rows = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        total += torch.ones(len(rows), device=rows.device) @ rows
+    length, device = len(key), key.device
+    # The product wants many rows at once, the softmax few enough for the next smaller cache. Both write into buffers
+    # that are used again: fresh ones of this size are fresh pages each time, and cost more than the arithmetic.
+    step = max(1, min(length, step_bytes(device) // (4 * length)))
+    few = step if device.type == "cuda" else max(1, step // 16)
+    scaled, columns = query * scale, key.t()
+    logits = torch.empty(step, length, dtype=query.dtype, device=device)
+    rows = torch.empty(few, length, dtype=torch.float32, device=device)
+    ones = torch.ones(few, device=device)
+    total = torch.zeros(length, dtype=torch.float32, device=device)
+    for block in torch.split(scaled, step):
+        product = torch.mm(block, columns, out=logits[: len(block)])
+        for part in torch.split(product, few):
+            attended = torch.softmax(part, -1, dtype=torch.float32, out=rows[: len(part)])
+            total.addmv_(attended.t(), ones[: len(part)])
     return total
