@@ -43,16 +43,18 @@ class FatalError(KvqBatchError):
 class ItemError(KvqBatchError):
     """One video cannot be scored. `code` is a stable name to group by, `message` is for people.
 
-    `permanent` claims a property of the bytes, which a second try would only meet again.
+    `permanent` claims a property of the bytes, which a second try would only meet again. `exit_signal` names the
+    signal that ended the process at work, where one did.
     """
 
     stage: ClassVar[Stage]
 
-    def __init__(self, code: str, message: str, permanent: bool = False) -> None:
-        super().__init__(code, message, permanent)
+    def __init__(self, code: str, message: str, permanent: bool = False, exit_signal: str | None = None) -> None:
+        super().__init__(code, message, permanent, exit_signal)
         self.code = code
         self.message = message
         self.permanent = permanent
+        self.exit_signal = exit_signal
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.code}: {self.message}"

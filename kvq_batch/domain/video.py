@@ -64,9 +64,7 @@ class ClipPolicy:
             return [Window(0.0, duration_s)]
         length_s = self.length_s or self.every_s
         num_starts = max(1, int(np.ceil(duration_s / self.every_s)))
-        windows = [
-            Window(i * self.every_s, min(i * self.every_s + length_s, duration_s)) for i in range(num_starts)
-        ]
+        windows = [Window(i * self.every_s, min(i * self.every_s + length_s, duration_s)) for i in range(num_starts)]
         return [w for i, w in enumerate(windows) if i == 0 or w.end_s - w.start_s >= length_s / 2]
 
 

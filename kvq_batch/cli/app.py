@@ -1,0 +1,96 @@
+"""The command line: one app, its commands, and the one place where an error becomes an exit code.
+
+    0  all scored, or failures within `max_failure_share`      3  more failures than that
+    1  fatal: stopped, what is committed stays               130  interrupted; what was finished is committed
+    2  refused before anything started
+
+Commands import what they need when they run, so that `--help` costs neither torch nor ray. This module holds no
+command of its own.
+"""
+
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kvq_batch.cli import demo, jobs, models, tables
+from kvq_batch.cli.output import Output
+from kvq_batch.domain.errors import KvqBatchError, SpecError
+
+
+class Commands(TyperGroup):
+    """Runs a command; whatever it raises ends as one clear sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KvqBatchError as error:
+            Output().note(f"error: {error}", style="red")
+            raise typer.Exit(2 if isinstance(error, SpecError) else 1) from error
+        except KeyboardInterrupt as error:
+            Output().note("interrupted", style="red")
+            raise typer.Exit(130) from error
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if is_usage_error(error):
+                raise
+            # A bug of ours: the traceback helps, but may carry what nobody should see.
+            from kvq_batch.io.redact import redact
+
+            Output().note(redact("".join(traceback.format_exception(error))), style="dim")
+            Output().note(f"error: {type(error).__name__}: {redact(str(error))}; please report this", style="red")
+            raise typer.Exit(1) from error
+
+
+def is_usage_error(error: Exception) -> bool:
+    """Whether the command line itself is wrong: typer says so better than we do."""
+    return hasattr(error, "exit_code") and hasattr(error, "format_message")
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Score every video of a catalog with KVQ, and ask where quality is lost.\n\n"
+        "Start with [bold]kvq-batch demo[/bold], or score a folder of yours:\n\n"
+        "  kvq-batch score videos/ --tables quality/\n\n"
+        '  kvq-batch query quality/ "SELECT uri, raw_score FROM scores_latest ORDER BY raw_score LIMIT 10"'
+    ),
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"kvq-batch {version('kvq-batch')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that stand before every command."""
+
+
+app.command()(jobs.init)
+app.command()(jobs.catalog)
+app.command()(jobs.plan)
+app.command()(jobs.run)
+app.command()(jobs.score)
+app.command()(tables.status)
+app.command()(tables.query)
+app.command()(tables.failures)
+app.command()(tables.maps)
+app.command()(models.models)
+app.command()(demo.demo)

@@ -1,0 +1,141 @@
+"""The demo: the main job from nothing, on clips that it makes itself.
+
+It runs what users run (a catalog file, a job, a plan, a run, two questions, one picture) and shows the commands. It
+holds no shortcut of its own.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvq_batch.cli.output import Output
+from kvq_batch.domain.errors import SpecError
+
+JOB = """\
+name = "demo"
+tables = "{tables}"
+
+[catalog]
+source = "{catalog}"
+
+[[models]]
+name = "{model}"
+weights = "untrained"
+num_threads = {num_threads}
+
+[[models]]
+name = "luma-sharpness"
+workers = {{ num_cpus = 0.5 }}
+
+[decode.workers]
+num_cpus = 0.5
+"""
+
+BY_SEGMENT = """\
+SELECT c.distortion, c.level, count(*) AS videos, round(avg(s.raw_score), 4) AS {model_column},
+    round(avg(l.raw_score), 3) AS sharpness
+FROM scores_latest s JOIN scores_latest l USING (video_id) JOIN catalog c USING (video_id)
+WHERE s.model_name = '{model}' AND l.model_name = 'luma-sharpness'
+GROUP BY ALL ORDER BY c.distortion, c.level"""
+
+BY_REGION = """\
+SELECT CASE WHEN cell_row < 5 THEN 'top' WHEN cell_row < 9 THEN 'middle' ELSE 'bottom' END AS region,
+    round(avg(texture), 4) AS texture, round(avg(saliency), 4) AS saliency, round(avg(weighted), 4) AS weighted
+FROM regions GROUP BY ALL ORDER BY region"""
+
+SCORES = """\
+SELECT s.video_id, round(s.raw_score, 4) AS raw_score, s.model_origin, s.width_px, s.height_px, s.codec
+FROM scores_latest s WHERE s.model_name = '{model}' ORDER BY s.video_id"""
+
+
+def demo(
+    full: Annotated[
+        bool, typer.Option("--full", help="Run the whole KVQ network (untrained too; some 30 s a clip on two cores).")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for clips, tables and picture.")] = Path("demo-output"),
+) -> None:
+    """Make clips, score them on a local Ray, ask two questions, draw one picture.
+
+    Needs no GPU, no object store and no ffmpeg. Example:  kvq-batch demo
+    """
+    from kvq_batch.cli.jobs import execute, finish, show_plan
+    from kvq_batch.engine.planning import plan_job
+    from kvq_batch.io.session import open_session
+    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.report.picture import draw_maps
+    from kvq_batch.spec.load import load_job
+
+    output = Output()
+    model = "kvq" if full else "kvq-tiny"
+    video_id = _make_catalog(out, full, output)
+    job_file = out / f"demo-{model}.toml"
+    tables = out / "tables"
+    text = JOB.format(
+        tables=tables.as_posix(),
+        catalog=(out / "catalog.csv").as_posix(),
+        model=model,
+        num_threads=os.cpu_count() or 1,
+    )
+    _write(job_file, text)
+    _step(output, f"kvq-batch plan {job_file}")
+    planned = plan_job(load_job(job_file))
+    show_plan(planned, output)
+    _step(output, f"kvq-batch run {job_file}")
+    summary = execute(planned, None, None, "auto")
+    finish(summary, planned, output, f"kvq-batch run {job_file}")
+    with open_session(str(tables)) as session:
+        for title, sql in (
+            ("the scores", SCORES.format(model=model)),
+            ("a segment of the catalog: what each distortion costs",
+             BY_SEGMENT.format(model=model, model_column=model.replace("-", "_"))),
+            ("a region of the frame: where texture and saliency lie", BY_REGION),
+        ):  # fmt: skip
+            _step(output, f'kvq-batch query {tables} "\n{sql}"')
+            answer = session.sql(sql)
+            output.rows(answer.to_pylist(), answer.column_names, title=title)
+            output.warn_untrained([m.spec.card.origin for m in planned.models.models])
+        picture = out / "maps.png"
+        _step(output, f"kvq-batch maps {tables} {video_id} --out {picture}")
+        draw_maps(session, StorageOptions(), video_id, picture, model)
+    output.note(
+        f"\n{picture} shows saliency and texture over the frames of {video_id}.\n"
+        "What to type next:\n"
+        f"  kvq-batch run {job_file}            scores nothing: all is current\n"
+        f"  kvq-batch status {tables}\n"
+        "  kvq-batch score YOUR_VIDEOS/ --tables quality/ --model kvq --weights KVQ.pth\n"
+        "  kvq-batch init my-job.toml"
+    )
+
+
+def _make_catalog(out: Path, full: bool, output: Output) -> str:
+    """Clips and their catalog below `out`; returns the id of one that is worth a picture."""
+    import csv
+    import io
+
+    from kvq_batch.media.synthesis import write_demo_clips
+
+    videos = out / "videos"
+    output.note(f"making clips in {videos}", style="bold")
+    clips = write_demo_clips(videos, num_scenes=1 if full else 4)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["video_id", "uri", "scene", "distortion", "level"])
+    for clip in clips:
+        writer.writerow([clip.path.stem, f"videos/{clip.path.name}", clip.scene, clip.distortion, clip.level])
+    _write(out / "catalog.csv", text.getvalue())
+    output.note(f"{len(clips)} clips, listed in {out / 'catalog.csv'}")
+    return str(clips[0].path.stem)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written: {error.strerror}; name another folder with --out") from error
+
+
+def _step(output: Output, command: str) -> None:
+    output.note(f"\n$ {command}", style="bold cyan")

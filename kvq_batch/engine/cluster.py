@@ -1,0 +1,58 @@
+"""Ray, started here for one run or joined at an address, and left as it was found.
+
+This module schedules nothing.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.engine.pipeline import configure_ray_data
+from kvq_batch.spec.job import Job, Workers
+
+
+@contextmanager
+def ray_cluster(job: Job, address: str | None = None) -> Iterator[None]:
+    """A Ray to run in, gone when the block ends.
+
+    Raises:
+        SpecError: the cluster that the job names cannot be reached, or is too small for the job's pools.
+    """
+    needed_cpus = sum(pool.min * pool.num_cpus for pool in _pools(job))
+    needed_gpus = sum(pool.min * pool.num_gpus for pool in _pools(job))
+    target = address or job.run.ray_address
+    if ray.is_initialized():
+        raise FatalError("this process is connected to a Ray already")
+    try:
+        if target is None:
+            # A local Ray counts CPUs only to schedule: pools that are small together may share the cores.
+            num_cpus = max(os.cpu_count() or 1, int(-(-needed_cpus // 1)))
+            ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise SpecError(f"Ray cannot be reached at {target or 'this machine'}: {error}") from error
+    try:
+        _check_size(needed_cpus, needed_gpus)
+        configure_ray_data()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_size(needed_cpus: float, needed_gpus: float) -> None:
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for name, needed in (("CPU", needed_cpus), ("GPU", needed_gpus)):
+        if needed > total.get(name, 0.0):
+            raise SpecError(
+                f"the job's smallest pools take {needed:g} {name}s together and the cluster has "
+                f"{total.get(name, 0.0):g}: lower decode.workers and models.workers (min, num_{name.lower()}s)"
+            )
+
+
+def _pools(job: Job) -> list[Workers]:
+    return [job.decode.workers, *(model.workers for model in job.models)]

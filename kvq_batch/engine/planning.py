@@ -1,0 +1,52 @@
+"""What a run of a job would do, and why, worked out before anything is touched.
+
+Models are described, the catalog is read, content ids are found, and the tables are asked what they hold. No video is
+opened and nothing is written; `run` starts from exactly this plan.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from kvq_batch.engine.models import JobModels, describe_models
+from kvq_batch.io.catalog import catalog_root, read_catalog, resolve_content_ids
+from kvq_batch.io.planner import Plan, check_roots, make_plan
+from kvq_batch.io.storage import StorageOptions
+from kvq_batch.io.tables import Tables
+from kvq_batch.spec.job import Job
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """A job with everything that a run needs to start."""
+
+    job: Job
+    models: JobModels
+    catalog: pa.Table
+    root: str
+    plan: Plan
+
+
+def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
+    """The plan of `job`; `tell` hears what is being done.
+
+    Raises:
+        SpecError: the job, its catalog, its models or its tables cannot be used; nothing was changed.
+    """
+    storage = StorageOptions.from_spec(job.storage)
+    tell("checking the models")
+    models = describe_models(job)
+    tell(f"reading the catalog {job.catalog.source}")
+    catalog = read_catalog(job.catalog, storage)
+    root = catalog_root(job.catalog)
+    tell(f"finding out what {catalog.num_rows} videos hold now")
+    catalog = resolve_content_ids(catalog, storage)
+    tell("asking the tables what is scored already")
+    tables = Tables.open_if_any(job.tables, storage)
+    if tables is not None:
+        check_roots(tables, catalog, root)
+    plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models])
+    return JobPlan(job, models, catalog, root, plan)

@@ -1,0 +1,114 @@
+"""Rows of the tables out of what the pipeline yields: one function a table, plain values in, plain values out.
+
+Run id and commit sequence are the writer's to add. This module keeps no state.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from kvq_batch.engine.models import JobModel
+from kvq_batch.engine.stream import maps_from_stream
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipResult:
+    """One clip's row of the stream, and one model's `RESULT` for it; `request` is the model's frame request."""
+
+    row: Row
+    result: Row
+    request: int
+
+
+def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
+    """A row of `scores`: the mean over the clips, as the specification's section 2 has it for several clips."""
+    first = clips[0].row
+    raw_scores = np.array([clip.result["raw_score"] for clip in clips], np.float64)
+    outputs: dict[str, list[float]] = {}
+    for clip in clips:
+        for name, value in clip.result["outputs"]:
+            outputs.setdefault(name, []).append(value)
+    return {
+        **_identity(item, model),
+        "uri": item["uri"],
+        "model_name": model.ref.name,
+        "model_origin": model.spec.card.origin,
+        "raw_score": float(raw_scores.mean()),
+        "score_spread": float(raw_scores.std()),
+        "num_clips": len(clips),
+        "outputs": [(name, float(np.mean(values))) for name, values in outputs.items()],
+        **json.loads(first["facts"]),
+        "size_bytes": first["size_bytes"],
+        "decoder": first["decoder"],
+        "fetch_s": first["fetch_s"],
+        "decode_s": float(sum(clip.row["decode_s"] for clip in clips)),
+        "score_s": float(sum(clip.result["score_s"] for clip in clips)),
+        "attempt": first["attempt"],
+        "scored_at": datetime.now(UTC),
+    }
+
+
+def clip_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
+    """A row of `clips`; a slot starts with the first of the frames that it is made of."""
+    row, result = clip.row, clip.result
+    times_s = row[f"times_{clip.request}"]
+    num_slots = len(result["slot_scores"] or ())
+    return {
+        **_identity(item, model),
+        "clip_index": row["clip_index"],
+        "start_s": row["start_s"],
+        "end_s": row["end_s"],
+        "frame_indices": row[f"indices_{clip.request}"],
+        "slot_start_s": times_s[:: len(times_s) // num_slots] if num_slots else [],
+        "raw_score": result["raw_score"],
+        "slot_scores": result["slot_scores"] or [],
+        "features": result["features"],
+    }
+
+
+def map_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
+    """A row of `maps`."""
+    return {
+        **_identity(item, model),
+        "clip_index": clip.row["clip_index"],
+        **maps_from_stream(clip.result["maps"]),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one try of one video gave no score."""
+
+    attempt: int
+    stage: str
+    error: str
+    message: str
+    permanent: bool
+    exit_signal: str | None = None
+
+
+def failure_row(item: Row, model: JobModel, failure: Failure, final: bool) -> Row:
+    """A row of `failures`."""
+    return {
+        **_identity(item, model),
+        "uri": item["uri"],
+        "model_name": model.ref.name,
+        **asdict(failure),
+        "final": final,
+        "failed_at": datetime.now(UTC),
+    }
+
+
+def _identity(item: Row, model: JobModel) -> Row:
+    return {
+        "video_id": item["video_id"],
+        "content_id": item["content_id"],
+        "model_id": model.ref.model_id,
+        "fingerprint": model.ref.fingerprint,
+    }

@@ -1,0 +1,154 @@
+"""A run: the plan's open pairs through the pipeline, round by round, every result committed by this one process.
+
+    round 1      everything, in blocks of one score batch
+    round 2...   what may pass this time, and suspects (pairs that never came back), each video alone
+
+A round ends when the pipeline does; what is then neither scored nor failed lost its worker. The reader of the
+pipeline is a thread, so that commits keep their rhythm and a stop is heard while a slow block is on its way. This
+module knows neither decoding nor models.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from kvq_batch.domain.errors import FatalError, KvqBatchError
+from kvq_batch.domain.identity import new_run_id
+from kvq_batch.engine.books import RunBooks
+from kvq_batch.engine.breaker import Breaker
+from kvq_batch.engine.cluster import ray_cluster
+from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
+from kvq_batch.engine.ledger import Ledger, items_of
+from kvq_batch.engine.observer import Observer, SilentObserver
+from kvq_batch.engine.pipeline import Stage, blocks_of, results
+from kvq_batch.engine.planning import JobPlan
+from kvq_batch.engine.summary import RunSummary
+
+POLL_S = 0.2
+"""How long the driver sleeps at most before it looks at the clock and at `stop`."""
+
+
+INTERRUPTED = "interrupted"
+
+
+class _End:
+    """The last thing that the reader of the pipeline hands over."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line says of a run beside its job.
+
+    `decode_worker` is the decoding stage's class (a subclass may name another task for its children); `stop` is set
+    to end the run early.
+    """
+
+    address: str | None = None
+    limit: int | None = None
+    decode_worker: type[DecodeWorker] = DecodeWorker
+    stop: threading.Event | None = None
+
+
+def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions = RunOptions()) -> RunSummary:
+    """Score what `plan` names and return what came of it; everything finished is committed, whatever ends the run.
+
+    Raises:
+        FatalError: the breaker tripped, the tables were taken over, the store or Ray failed.
+        SpecError: the cluster cannot be used.
+    """
+    stop, observer = options.stop or threading.Event(), observer or SilentObserver()
+    all_items = items_of(plan.plan.pairs, plan.models.models)
+    items = all_items if options.limit is None else all_items.slice(0, options.limit)
+    ledger = Ledger(items, plan.models.models, plan.job.run.max_attempts, Breaker.from_spec(plan.job.run))
+    books = RunBooks.open(plan, ledger, new_run_id())
+    observer.started(books.run_id, items.num_rows)
+    try:
+        if items.num_rows:
+            with ray_cluster(plan.job, options.address):
+                _rounds(plan, ledger, books, observer, options, stop)
+    except KvqBatchError as error:
+        books.close("failed", str(error))
+        raise
+    if stop.is_set():
+        summary = books.close("stopped", INTERRUPTED)
+    elif books.num_left_out:
+        summary = books.close("stopped", f"limited to {options.limit} videos")
+    else:
+        summary = books.close("finished")
+    summary.check()
+    return summary
+
+
+def _rounds(
+    plan: JobPlan, ledger: Ledger, books: RunBooks, observer: Observer, options: RunOptions, stop: threading.Event
+) -> None:
+    decode = DecodeSettings.of(plan.job, plan.models.requests)
+    block_size = max(model.section.batch_size for model in plan.models.models)
+    for attempt in range(1, plan.job.run.max_attempts + 1):
+        items = ledger.open_items(attempt)
+        if not items.num_rows or stop.is_set():
+            return
+        if attempt > 1:
+            observer.told(f"trying {items.num_rows} video(s) again, each alone (attempt {attempt})")
+        blocks = blocks_of(items, block_size if attempt == 1 else 1)
+        pool = Stage(options.decode_worker, decode, plan.job.decode.workers)
+        for table in _stream(results(blocks, pool, plan.models), stop):
+            if table is not None:
+                ledger.add(table)
+                observer.progressed(ledger)
+            if ledger.breaker.cause:
+                ledger.give_up()
+                books.commit(observer)
+                raise FatalError(f"stopped: {ledger.breaker.cause}. Mend the cause and start the job again")
+            books.commit_when_due(observer)
+        if stop.is_set():
+            ledger.give_up()
+        else:
+            lost = ledger.settle(attempt)
+            if lost:
+                observer.told(f"{lost} result(s) never came back: their worker died")
+        books.commit(observer)
+
+
+def _stream(source: Iterator[pa.Table], stop: threading.Event) -> Iterator[pa.Table | None]:
+    """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set."""
+    arrived: queue.Queue[pa.Table | KvqBatchError | _End] = queue.Queue(maxsize=64)
+    left = threading.Event()
+
+    def hand_over(thing: pa.Table | KvqBatchError | _End) -> None:
+        while not left.is_set():
+            try:
+                arrived.put(thing, timeout=POLL_S)
+            except queue.Full:
+                continue
+            return
+
+    def read() -> None:
+        try:
+            for table in source:
+                hand_over(table)
+            hand_over(_End())
+        except KvqBatchError as error:
+            hand_over(error)
+
+    reader = threading.Thread(target=read, name="pipeline", daemon=True)
+    reader.start()
+    try:
+        while not stop.is_set():
+            try:
+                thing = arrived.get(timeout=POLL_S)
+            except queue.Empty:
+                if not reader.is_alive() and arrived.empty():
+                    raise FatalError("the pipeline's reader ended without a word; see the traceback above") from None
+                yield None
+                continue
+            if isinstance(thing, _End):
+                return
+            if isinstance(thing, KvqBatchError):
+                raise thing
+            yield thing
+    finally:
+        left.set()

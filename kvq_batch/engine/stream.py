@@ -1,0 +1,168 @@
+"""What flows between the stages of a run: Arrow tables, one row a clip or a failure.
+
+    items   item, attempt, video_id, uri, content_id, size_bytes, start_s, end_s, wanted
+    decode  -> item, attempt, wanted, clip facts, error columns, and per frame request r:
+               frames_r (uint8 RGB bytes), shape_r, indices_r, times_r
+    score   -> the same with result_m for model m; frames_r leaves with the last model that wants it
+
+`wanted` is a bit mask over the models of the job. Frames never reach the driver. This module knows no Ray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from kvq_batch.domain.errors import ItemError
+from kvq_batch.domain.maps import StoredMaps
+from kvq_batch.domain.video import ClipFrames
+
+ITEMS = pa.schema(
+    [
+        ("item", pa.int64()),
+        ("attempt", pa.int32()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("content_id", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("wanted", pa.int64()),
+    ]
+)
+
+_CLIP = [
+    ("item", pa.int64()),
+    ("attempt", pa.int32()),
+    ("wanted", pa.int64()),
+    ("clip_index", pa.int32()),
+    ("num_clips", pa.int32()),
+    ("start_s", pa.float64()),
+    ("end_s", pa.float64()),
+    ("facts", pa.string()),
+    ("size_bytes", pa.int64()),
+    ("decoder", pa.string()),
+    ("fetch_s", pa.float64()),
+    ("decode_s", pa.float64()),
+    ("stage", pa.string()),
+    ("error", pa.string()),
+    ("message", pa.string()),
+    ("permanent", pa.bool_()),
+    ("exit_signal", pa.string()),
+]
+
+MAP_NAMES = ("texture", "saliency")
+
+_MAPS = pa.struct(
+    [
+        ("num_slots", pa.int32()),
+        ("num_rows", pa.int32()),
+        ("num_cols", pa.int32()),
+        ("texture", pa.binary()),
+        ("texture_offset", pa.float64()),
+        ("texture_scale", pa.float64()),
+        ("saliency", pa.binary()),
+        ("saliency_offset", pa.float64()),
+        ("saliency_scale", pa.float64()),
+    ]
+)
+
+RESULT = pa.struct(
+    [
+        ("raw_score", pa.float64()),
+        ("outputs", pa.map_(pa.string(), pa.float64())),
+        ("maps", _MAPS),
+        ("slot_scores", pa.list_(pa.float32())),
+        ("features", pa.list_(pa.float32())),
+        ("score_s", pa.float64()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+    ]
+)
+"""One model's answer for one clip: a score, or `error` and `message`; null where the model was not asked."""
+
+
+def clip_schema(num_requests: int) -> pa.Schema:
+    """Schema of what the decode stage yields for a job with so many distinct frame requests."""
+    fields = list(_CLIP)
+    for r in range(num_requests):
+        fields += [
+            (f"frames_{r}", pa.large_binary()),
+            (f"shape_{r}", pa.list_(pa.int32())),
+            (f"indices_{r}", pa.list_(pa.int32())),
+            (f"times_{r}", pa.list_(pa.float64())),
+        ]
+    return pa.schema(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRow:
+    """The columns of a decoded clip beside its frames."""
+
+    item: int
+    attempt: int
+    wanted: int
+    clip_index: int
+    num_clips: int
+    start_s: float
+    end_s: float
+    facts: str
+    size_bytes: int
+    decoder: str
+    fetch_s: float
+    decode_s: float
+
+
+def clip_table(row: ClipRow, frames: Sequence[ClipFrames]) -> pa.Table:
+    """One row; the pixels are handed over without a copy, so they must stay as they are."""
+    schema = clip_schema(len(frames))
+    columns: dict[str, pa.Array] = {
+        name: pa.array([getattr(row, name, None)], schema.field(name).type) for name, _ in _CLIP
+    }
+    for r, clip in enumerate(frames):
+        columns[f"frames_{r}"] = _binary(clip.pixels)
+        columns[f"shape_{r}"] = pa.array([list(clip.pixels.shape)], pa.list_(pa.int32()))
+        columns[f"indices_{r}"] = pa.array([clip.indices], pa.list_(pa.int32()))
+        columns[f"times_{r}"] = pa.array([clip.times_s], pa.list_(pa.float64()))
+    return pa.table(columns, schema=schema)
+
+
+def failure_table(item: int, attempt: int, wanted: int, error: ItemError, num_requests: int, **facts: Any) -> pa.Table:
+    """One row that says why this video gave no frames; `facts` fills what is known of it."""
+    row = {
+        "item": item,
+        "attempt": attempt,
+        "wanted": wanted,
+        "stage": error.stage,
+        "error": error.code,
+        "message": error.message,
+        "permanent": error.permanent,
+        "exit_signal": error.exit_signal,
+        **facts,
+    }
+    return pa.Table.from_pylist([row], schema=clip_schema(num_requests))
+
+
+def clip_pixels(frames: pa.ChunkedArray, shapes: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:
+    """The frames of one row, uint8 RGB [T, H, W, 3], read-only and without a copy."""
+    return np.frombuffer(frames[row].as_buffer(), np.uint8).reshape(shapes[row].as_py())
+
+
+def maps_to_stream(maps: StoredMaps) -> dict[str, Any]:
+    """Quantised maps as a value of `RESULT.maps`: levels as bytes, which pass without a walk over every cell."""
+    row = maps.row()
+    return row | {name: None if row[name] is None else row[name].tobytes() for name in MAP_NAMES}
+
+
+def maps_from_stream(value: dict[str, Any]) -> dict[str, Any]:
+    """The same as columns of the table `maps`, levels as int8 arrays."""
+    return value | {name: None if value[name] is None else np.frombuffer(value[name], np.int8) for name in MAP_NAMES}
+
+
+def _binary(pixels: NDArray[np.uint8]) -> pa.LargeBinaryArray:
+    flat = np.ascontiguousarray(pixels).reshape(-1)
+    offsets = pa.py_buffer(np.array([0, flat.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])

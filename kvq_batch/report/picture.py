@@ -1,0 +1,180 @@
+"""One picture of one clip: frames, what the model found salient in them, and how good it found what is there.
+
+Three rows a moment: the frame, saliency over it, texture over it. Colours span the clip's own range, and the range is
+printed, because raw values of different models share no scale. This module reads tables and video; it scores nothing.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.maps import StoredMaps, dequantise
+from kvq_batch.io.fetch import Fetcher
+from kvq_batch.io.session import Session
+from kvq_batch.io.storage import StorageOptions
+from kvq_batch.media.stills import read_stills
+
+WIDTH_PX = 320
+MARGIN_PX = 6
+TEXT_PX = 16
+OPACITY = 0.55
+
+# Black, purple, orange, yellow: dark is little, bright is much, and it survives grey print.
+_SALIENCY_COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
+# Red is bad, green is good, with a light middle.
+_TEXTURE_COLOURS = np.array([(165, 0, 38), (244, 109, 67), (255, 255, 191), (102, 189, 99), (0, 104, 55)], np.float64)
+
+_CLIP = """
+SELECT m.*, k.frame_indices, s.raw_score, s.model_origin, s.model_name, c.uri, c.content_id AS catalog_content_id
+FROM maps m
+JOIN scores_latest s ON s.video_id = m.video_id AND s.model_id = m.model_id AND s.commit_seq = m.commit_seq
+JOIN clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
+    AND k.clip_index = m.clip_index
+JOIN catalog c ON c.video_id = m.video_id
+WHERE m.video_id = {video_id} AND m.clip_index = {clip}
+ORDER BY s.model_name
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a picture shows."""
+
+    model_id: str
+    model_origin: str
+    raw_score: float
+
+
+def draw_maps(
+    session: Session,
+    storage: StorageOptions,
+    video_id: str,
+    out: Path,
+    model: str | None = None,
+    clip: int = 0,
+    num_slots: int = 4,
+) -> Drawn:
+    """Write the picture of one clip's maps over its frames and return what it shows.
+
+    Raises:
+        SpecError: there are no maps of this video, clip and model, or the picture cannot be written.
+        ItemError: the video cannot be fetched or decoded any more.
+    """
+    row = _find(session, video_id, model, clip)
+    stored = StoredMaps(
+        shape=(row["num_slots"], row["num_rows"], row["num_cols"]),
+        texture=None if row["texture"] is None else np.array(row["texture"], np.int8),
+        texture_offset=row["texture_offset"],
+        texture_scale=row["texture_scale"],
+        saliency=None if row["saliency"] is None else np.array(row["saliency"], np.int8),
+        saliency_offset=row["saliency_offset"],
+        saliency_scale=row["saliency_scale"],
+    )
+    texture, saliency = dequantise(stored)
+    slots = np.unique(np.linspace(0, stored.shape[0] - 1, min(num_slots, stored.shape[0])).astype(int))
+    indices = row["frame_indices"]
+    frames_of_slots = [indices[slot * len(indices) // stored.shape[0]] for slot in slots]
+    with (
+        tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
+        Fetcher(storage, Path(scratch), max_file_bytes=2**63 - 1).fetch(row["uri"], row["catalog_content_id"]) as video,
+    ):
+        frames = read_stills(video.path, frames_of_slots)
+    columns = [
+        _column(frame, None if saliency is None else saliency[slot], None if texture is None else texture[slot], bounds)
+        for frame, slot in zip(frames, slots, strict=True)
+        for bounds in [(_bounds(saliency), _bounds(texture))]
+    ]
+    picture = _sheet(columns, _title(row), _legend(saliency, texture))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{out} cannot be written: {error}") from error
+    return Drawn(row["model_id"], row["model_origin"], row["raw_score"])
+
+
+def _find(session: Session, video_id: str, model: str | None, clip: int) -> dict[str, Any]:
+    quoted = "'" + video_id.replace("'", "''") + "'"
+    rows = session.sql(_CLIP.format(video_id=quoted, clip=int(clip))).to_pylist()
+    chosen = [row for row in rows if model is None or row["model_name"] == model]
+    if not chosen:
+        known = ", ".join(sorted({row["model_name"] for row in rows})) or "none"
+        raise SpecError(
+            f"no maps of video {video_id!r}, clip {clip}, model {model or '(any)'}; models with maps of it: {known}. "
+            '`kvq-batch query TABLES "SELECT video_id, model_name FROM scores_latest"` lists what is scored'
+        )
+    return dict(chosen[0])
+
+
+def _column(
+    frame: NDArray[np.uint8],
+    saliency: NDArray[np.float32] | None,
+    texture: NDArray[np.float32] | None,
+    bounds: tuple[tuple[float, float], tuple[float, float]],
+) -> Image.Image:
+    """Frame, saliency over frame, texture over frame, below each other."""
+    height_px = max(1, round(frame.shape[0] * WIDTH_PX / frame.shape[1]))
+    base = Image.fromarray(frame).resize((WIDTH_PX, height_px), Image.Resampling.LANCZOS)
+    panels = [base]
+    for values, colours, (low, high) in zip(
+        (saliency, texture), (_SALIENCY_COLOURS, _TEXTURE_COLOURS), bounds, strict=True
+    ):
+        if values is not None:
+            panels.append(
+                Image.blend(base.convert("L").convert("RGB"), _tinted(values, colours, low, high, base.size), OPACITY)
+            )
+    sheet = Image.new("RGB", (WIDTH_PX, height_px * len(panels) + MARGIN_PX * (len(panels) - 1)), "white")
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (0, i * (height_px + MARGIN_PX)))
+    return sheet
+
+
+def _tinted(
+    values: NDArray[np.float32], colours: NDArray[np.float64], low: float, high: float, size: tuple[int, int]
+) -> Image.Image:
+    """Cells [row, column] as blocks of colour: what one cell says is what is drawn, without smoothing."""
+    share = np.clip((values - low) / (high - low or 1.0), 0, 1) * (len(colours) - 1)
+    below = np.minimum(share.astype(int), len(colours) - 2)
+    part = (share - below)[..., None]
+    rgb = colours[below] * (1 - part) + colours[below + 1] * part
+    return Image.fromarray(rgb.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def _bounds(values: NDArray[np.float32] | None) -> tuple[float, float]:
+    return (0.0, 1.0) if values is None else (float(values.min()), float(values.max()))
+
+
+def _title(row: dict[str, Any]) -> str:
+    mark = "  UNTRAINED: random weights" if row["model_origin"] == "untrained" else ""
+    return f"{row['video_id']}  clip {row['clip_index']}  {row['model_id']}  score {row['raw_score']:.4g}{mark}"
+
+
+def _legend(saliency: NDArray[np.float32] | None, texture: NDArray[np.float32] | None) -> str:
+    told = [
+        f"{name} {_bounds(values)[0]:.3g} {low} to {_bounds(values)[1]:.3g} {high}"
+        for name, values, low, high in (
+            ("row 2: saliency", saliency, "(dark)", "(bright)"),
+            ("row 3: texture", texture, "(red)", "(green)"),
+        )
+        if values is not None
+    ]
+    return "   ".join(told)
+
+
+def _sheet(columns: Sequence[Image.Image], title: str, legend: str) -> Image.Image:
+    width_px = sum(column.width + MARGIN_PX for column in columns) + MARGIN_PX
+    height_px = max(column.height for column in columns) + 2 * (TEXT_PX + MARGIN_PX) + MARGIN_PX
+    sheet = Image.new("RGB", (width_px, height_px), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN_PX, MARGIN_PX // 2), title, fill="black")
+    for i, column in enumerate(columns):
+        sheet.paste(column, (MARGIN_PX + i * (column.width + MARGIN_PX), TEXT_PX + MARGIN_PX))
+    draw.text((MARGIN_PX, height_px - TEXT_PX - MARGIN_PX // 2), legend, fill="black")
+    return sheet
