@@ -130,12 +130,16 @@ def bodies(shape: ClipShape, rng: np.random.Generator) -> Frames:
         for ball in range(count):
             # A triangle wave reflects the path at the walls.
             place = np.abs((start[ball] + speed[ball] * frame + 1) % 4 - 2) - 1
-            dx, dy = (x - place[0] * aspect) / radius[ball], (y - place[1]) / radius[ball]
+            left, top, size = float(place[0]) * aspect, float(place[1]), float(radius[ball])
+            columns = slice(*np.searchsorted(x[0], (left - size, left + size)))
+            rows = slice(*np.searchsorted(y[:, 0], (top - size, top + size)))
+            dx, dy = (x[rows, columns] - left) / size, (y[rows, columns] - top) / size
             depth = np.sqrt(np.clip(1 - dx * dx - dy * dy, 0, None))
-            light = np.clip(0.25 + 0.75 * depth - 0.35 * dx - 0.3 * dy, 0, 1.3) * skin
+            light = np.clip(0.25 + 0.75 * depth - 0.35 * dx - 0.3 * dy, 0, 1.3) * skin[rows, columns]
             inside = np.clip(depth * 12, 0, 1)[..., None]
-            picture = picture * (1 - inside) + inside * light[..., None] * colours[ball]
-        picture += rng.normal(0, 0.012, y.shape).astype(np.float32)[..., None]
+            behind = picture[rows, columns]
+            picture[rows, columns] = behind * (1 - inside) + inside * light[..., None] * colours[ball]
+        picture += 0.012 * rng.standard_normal(y.shape, np.float32)[..., None]
         yield _to_uint8(picture)
 
 
