@@ -126,18 +126,18 @@ def _check_names(name: str, raw: pa.Table, columns: dict[str, str], spec: Catalo
         if raw.column_names.count(column) > 1 or twin != column:
             raise SpecError(f"{name}: columns {twin!r} and {column!r} differ in nothing that SQL sees; rename one")
     for ours, theirs in columns.items():
-        if theirs not in raw.column_names:
-            if ours in _REQUIRED or theirs != ours:
-                raise SpecError(f"{name}: no column {theirs!r} for catalog.columns.{ours}; there are: {existing}")
-        elif theirs != ours and ours in folded:
+        if theirs not in raw.column_names and (ours in _REQUIRED or theirs != ours):
+            raise SpecError(f"{name}: no column {theirs!r} for catalog.columns.{ours}; there are: {existing}")
+        if folded.get(ours, theirs) != theirs:
             raise SpecError(
-                f"{name}: catalog.columns.{ours} = {theirs!r}, but there is also a column {folded[ours]!r}; rename it"
+                f"{name}: column {folded[ours]!r} would be taken for our {ours!r}, which comes from {theirs!r}; rename "
+                f"it, or set catalog.columns.{ours} = {folded[ours]!r}"
             )
 
 
 def _canonical(name: str, raw: pa.Table, columns: dict[str, str]) -> pa.Table:
     arrays = [_column(name, raw, columns[field.name], field) for field in CANONICAL]
-    further = [column for column in raw.column_names if column not in CANONICAL.names]
+    further = [column for column in raw.column_names if column.lower() not in CANONICAL.names]
     return pa.table([*arrays, *(raw[column] for column in further)], names=[*CANONICAL.names, *further])
 
 

@@ -175,6 +175,7 @@ def _read_csv(file: Any, names: tuple[str, ...]) -> pa.Table:
 
 def _read_jsonl(file: Any, names: tuple[str, ...]) -> pa.Table:
     blocks = pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)
+    names = tuple(dict.fromkeys(names))
     schema = pa.schema([(name, pa.string()) for name in names])
     try:
         table = pyarrow.json.read_json(

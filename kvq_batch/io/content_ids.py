@@ -7,14 +7,13 @@ UNKNOWN_CONTENT, and fetching it says why.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, takewhile
-from typing import Any
+from itertools import takewhile
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
-from kvq_batch.io.listing import LISTING_SCHEMA, object_facts, s3_files
+from kvq_batch.io.listing import object_facts, s3_files, tabulate
 from kvq_batch.io.storage import FOREIGN_ERRORS, StorageOptions, Trouble, filesystem, refusing, trouble
 
 Progress = Callable[[int, int], None]
@@ -92,21 +91,13 @@ def _listing(bucket: str, paths: pa.Array, options: StorageOptions) -> pa.Table 
     )
     root = "/".join(part for part, _ in shared) or bucket
     most = MOST_LISTED_PER_VIDEO * len(paths)
-    columns: list[list[Any]] = [[], [], []]
     with refusing(f"s3://{root}"):
-        files = s3_files(filesystem(f"s3://{root}", options)[0], root)
         try:
-            while rows := list(islice(files, _CHUNK)):
-                for column, values in zip(columns, zip(*rows, strict=True), strict=True):
-                    column.extend(values)
-                if len(columns[0]) > most:
-                    return None
+            return tabulate(s3_files(filesystem(f"s3://{root}", options)[0], root), most)
         except FOREIGN_ERRORS as error:
             if trouble(error) in ("forbidden", "missing", "no_bucket"):
                 return None
             raise
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING_SCHEMA, strict=True)]
-    return pa.table(arrays, schema=LISTING_SCHEMA)
 
 
 def _ask(

@@ -31,6 +31,7 @@ from kvq_batch.io.storage import (
     filesystem,
     is_local,
     is_s3,
+    protocol,
     trouble,
 )
 
@@ -277,7 +278,9 @@ class _AnyStream:
         self._file_system, self._uri, self._path = file_system, uri, path
         self.size_bytes: int | None = info.get("size")
         self.content_id = content_id_of(info)
-        self._file: BinaryIO = file_system.open(path, "rb")
+        # One answer read to its end: in blocks, a server that knows no ranges cannot be read (fsspec: ValueError).
+        whole = {"block_size": 0} if protocol(uri) in ("http", "https") else {}
+        self._file: BinaryIO = file_system.open(path, "rb", **whole)
 
     def read(self) -> bytes:
         chunk = self._file.read(CHUNK_BYTES)

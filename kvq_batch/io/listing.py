@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ VIDEO_EXTENSIONS = frozenset(
 )
 
 _GLOB = re.compile(r"[*?\[]")
-_BATCH_ROWS = 50_000
+_BATCH_ROWS = 10_000
 
 LISTING_SCHEMA = pa.schema([("path", pa.string()), ("content_id", pa.string()), ("size_bytes", pa.int64())])
 """`path` is absolute for local files, and "bucket/key" (whatever the file system calls it) for others."""
@@ -117,13 +118,22 @@ def list_below(root: str, options: StorageOptions) -> pa.Table:
     Raises SpecError where the store refuses; a local folder that does not exist is refused too.
     """
     with refusing(root):
-        files = _local_files(root) if is_local(root) else _remote_files(root, options)
-        batches = []
-        while rows := [row for row, _ in zip(files, range(_BATCH_ROWS), strict=False)]:
-            columns = list(zip(*rows, strict=True))
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING_SCHEMA, strict=True)]
-            batches.append(pa.record_batch(arrays, schema=LISTING_SCHEMA))
-    return pa.Table.from_batches(batches, LISTING_SCHEMA).sort_by("path")
+        table = tabulate(_local_files(root) if is_local(root) else _remote_files(root, options))
+    assert table is not None
+    return table.sort_by("path")
+
+
+def tabulate(files: Iterator[tuple[str, str, int | None]], most: int | None = None) -> pa.Table | None:
+    """`files` as a table in LISTING_SCHEMA, as they come; None where there are more than `most`."""
+    batches, num_rows = [], 0
+    while rows := list(islice(files, _BATCH_ROWS)):
+        num_rows += len(rows)
+        if most is not None and num_rows > most:
+            return None
+        columns = list(zip(*rows, strict=True))
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING_SCHEMA, strict=True)]
+        batches.append(pa.record_batch(arrays, schema=LISTING_SCHEMA))
+    return pa.Table.from_batches(batches, LISTING_SCHEMA)
 
 
 def _local_files(root: str) -> Iterator[tuple[str, str, int]]:

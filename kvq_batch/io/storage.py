@@ -91,8 +91,13 @@ def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
         bucket, slash, key = uri.split("://", 1)[1].strip("/").partition("/")
         # s3fs takes user information for a part of the bucket's name, and repeats it in its errors.
         return file_system, bucket.rpartition("@")[2] + slash + key
+    arguments: dict[str, Any] = {"use_listings_cache": False}
+    if protocol(uri) in ("http", "https"):
+        # Without a limit on the whole, which aiohttp sets at 5 minutes: a long film takes longer, and moves.
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        arguments["client_kwargs"] = {"timeout": limits}
     try:
-        file_system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        file_system, path = fsspec.core.url_to_fs(uri, **arguments)
     except (ValueError, ImportError, TypeError) as error:
         raise SpecError(f"{display_uri(uri)}: cannot be opened: {summary(error)}; use a path or s3://") from error
     return file_system, path

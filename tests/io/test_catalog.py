@@ -101,6 +101,13 @@ class TestFiles:
             assert (row["content_id"], row["size_bytes"], row["start_s"], row["end_s"]) == ("ab", 5, 1.0, 2.5)
             assert str(row["asset"]) == "7"
 
+    def test_one_column_for_two_and_other_cases(self, local: LocalStore) -> None:
+        for extension in ("parquet", "csv", "jsonl"):
+            source = local.put(f"c.{extension}", as_bytes([{"URI": "s3://b/x.mp4", "n": 1}], extension))
+            table = read(local, source, columns=CatalogColumns(video_id="URI", uri="URI"), where="uri LIKE 's3:%'")
+            assert table.column_names == [*CANONICAL.names, "n"]
+            assert table["video_id"].to_pylist() == table["uri"].to_pylist() == ["s3://b/x.mp4"]
+
     def test_where(self, local: LocalStore) -> None:
         source = local.put("c.parquet", as_bytes(ROWS, "parquet"))
         assert read(local, source, where="n >= 1 AND country LIKE 'N%'")["video_id"].to_pylist() == ["8"]
@@ -147,8 +154,9 @@ class TestFiles:
                 {"columns": {"size_bytes": "len"}},
                 "no column 'len'.*columns.size_bytes",
             ),
-            ([{"video_id": "1", "uri": "x", "a": "y"}], {"columns": {"uri": "a"}}, "also a column 'uri'"),
+            ([{"video_id": "1", "uri": "x", "a": "y"}], {"columns": {"uri": "a"}}, "column 'uri' would be taken"),
             ([{"video_id": "1", "uri": "x", "N": 1, "n": 2}], {}, "'N' and 'n'"),
+            ([{"video_id": "1", "uri": "x", "Size_Bytes": 1}], {}, "'Size_Bytes' would be taken for our 'size_bytes'"),
             ([{"video_id": i % 7, "uri": "x"} for i in range(14)], {}, "7 video ids .*first '0', '1', '2', '3', '4';"),
             ([{"video_id": v, "uri": "x"} for v in ("a", None, " ")], {}, "no video_id in row 2, 3"),
             ([{"video_id": "a", "uri": u} for u in ("a", "", None)], {}, "no uri in row 2, 3"),
