@@ -71,7 +71,7 @@ def describe(options: ModelOptions) -> ScorerSpec:
         SpecError: an unknown name, or options that this model does not take.
         CheckpointError: weights that are not this model's.
     """
-    spec = _family(options.name).describe(options)
+    spec = _checked_family(options).describe(options)
     _check(spec, options)
     return spec
 
@@ -82,9 +82,17 @@ def build(options: ModelOptions) -> Scorer:
     Raises:
         SpecError: as `describe`, or a device that this machine lacks.
     """
-    scorer = _family(options.name).build(options)
+    family = _checked_family(options)
+    scorer = family.build(options)
     _check(scorer.spec, options)
     return scorer
+
+
+def _checked_family(options: ModelOptions) -> ModelFamily:
+    """The family of these options, once what no family takes is refused."""
+    if options.num_threads is not None and options.num_threads < 1:
+        raise SpecError(f"model {options.name!r}: num_threads is {options.num_threads}, it must be at least 1")
+    return _family(options.name)
 
 
 def _check(spec: object, options: ModelOptions) -> None:
@@ -97,8 +105,6 @@ def _check(spec: object, options: ModelOptions) -> None:
     if options.precision not in spec.precisions:
         offered = " or ".join(spec.precisions)
         raise SpecError(f"model {name!r} computes in {offered}, not in {options.precision}; change precision")
-    if options.num_threads is not None and options.num_threads < 1:
-        raise SpecError(f"model {name!r}: num_threads is {options.num_threads}, it must be at least 1")
 
 
 def _points() -> list[EntryPoint]:

@@ -93,10 +93,11 @@ def load_kinetics(path: Path, config: KvqConfig = PUBLISHED) -> dict[str, NDArra
 def _state_dict(path: Path) -> dict[str, Any]:
     """The "state_dict" level of a pickled checkpoint, read without running anything that is in it."""
     try:
-        with torch.serialization.safe_globals(_SCALAR_GLOBALS), warnings.catch_warnings():
+        # Opened here: given a path, torch goes by its suffix and may read another format.
+        with path.open("rb") as file, torch.serialization.safe_globals(_SCALAR_GLOBALS), warnings.catch_warnings():
             # Old files make torch warn about its own storage classes, which says nothing to our reader.
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused: it is damaged, or a pickle that builds more than tensors and could run code "

@@ -1,0 +1,301 @@
+"""Files of weights, as they come: what loads, what is refused, and that every refusal names the file and the tensor."""
+
+import dataclasses
+import json
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from kvq_batch.domain.errors import CheckpointError
+from kvq_batch.domain.scorer import ModelOptions
+from kvq_batch.models import registry
+from kvq_batch.models.kvq.card import METADATA_KEY, card_json
+from kvq_batch.models.kvq.checkpoint import Checkpoint, load, save
+from kvq_batch.models.kvq.config import PUBLISHED, KvqConfig, index_shapes, tensor_shapes
+from kvq_batch.models.kvq.family import untrained_checkpoint
+from kvq_batch.models.kvq.published import load_kinetics, load_published
+from tests.models.kvq_cases import SMALL
+
+TENSOR = "fragments_backbone.layers.1.blocks.0.attn.cross_windowattn.qkv.weight"
+
+
+def small_checkpoint() -> Checkpoint:
+    checkpoint = untrained_checkpoint("small", SMALL)
+    card = dataclasses.replace(
+        checkpoint.card,
+        version="3",
+        origin="trained",
+        training_data="LSVQ",
+        calibrations={"lsvq": (1.0, 5.0, 0.1, 0.5)},
+    )
+    return dataclasses.replace(checkpoint, card=card)
+
+
+def published_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state dict as the authors' training code saves it: with "module.", buffers and the profiler's counters."""
+    state: dict[str, Any] = {f"module.{name}": torch.from_numpy(t.copy()) for name, t in checkpoint.tensors.items()}
+    for name, shape in index_shapes(checkpoint.config).items():
+        state[f"module.{name}"] = torch.zeros(shape, dtype=torch.int64)
+    state["module.total_ops"] = torch.zeros(1, dtype=torch.float64)
+    state["module.fragments_backbone.norm.total_params"] = torch.zeros(1, dtype=torch.float64)
+    return state
+
+
+def save_published(path: Path, state: dict[str, Any], legacy: bool = False) -> Path:
+    results = (0.5, np.float64(0.25), np.float32(0.125), np.int64(3))
+    content = {"state_dict": OrderedDict(state), "validation_results": results}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_published_file_loads(tmp_path: Path, legacy: bool) -> None:
+    checkpoint = small_checkpoint()
+    path = save_published(tmp_path / "KVQ.pth", published_state(checkpoint), legacy)
+    loaded = load_published(path, SMALL)
+    assert list(loaded.tensors) == list(tensor_shapes(SMALL))
+    for name, tensor in checkpoint.tensors.items():
+        assert np.array_equal(loaded.tensors[name], tensor), name
+    assert loaded.card.origin == "trained"
+    assert loaded.card.version == "published"
+
+
+def test_published_file_loads_without_module_prefix(tmp_path: Path) -> None:
+    checkpoint = small_checkpoint()
+    state = {key.removeprefix("module."): value for key, value in published_state(checkpoint).items()}
+    assert load_published(save_published(tmp_path / "a.pth", state), SMALL).card.digest == checkpoint.card.digest
+
+
+def test_identity_does_not_depend_on_the_file_format(tmp_path: Path) -> None:
+    loaded = load_published(save_published(tmp_path / "a.pth", published_state(small_checkpoint())), SMALL)
+    save(tmp_path / "a.safetensors", loaded)
+    converted = load(tmp_path / "a.safetensors")
+    assert converted.card == loaded.card
+    assert converted.card.model_id == loaded.card.model_id
+
+
+def test_identity_covers_tensors_and_sizes_but_no_calibration() -> None:
+    first = untrained_checkpoint("small", SMALL)
+    assert first.card.digest == untrained_checkpoint("small", SMALL).card.digest
+    assert first.card.digest != untrained_checkpoint("small", SMALL, seed=1).card.digest
+    assert first.card.digest != untrained_checkpoint("small", dataclasses.replace(SMALL, top_k=(2, 2))).card.digest
+    assert small_checkpoint().card.digest == first.card.digest
+
+
+def test_untrained_weights_are_the_same_everywhere() -> None:
+    # Written down once: a change here is a change of every untrained model's identity.
+    assert untrained_checkpoint("small", SMALL).card.digest[:12] == "b6d0770b3951"
+
+
+def test_our_file_round_trips(tmp_path: Path) -> None:
+    checkpoint = small_checkpoint()
+    card = save(tmp_path / "a.safetensors", checkpoint)
+    loaded = load(tmp_path / "a.safetensors")
+    assert loaded.card == card == checkpoint.card
+    assert loaded.config == SMALL
+    for name, tensor in checkpoint.tensors.items():
+        assert np.array_equal(loaded.tensors[name], tensor), name
+
+
+def test_a_changed_tensor_breaks_the_hash(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, small_checkpoint())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="changed after it was written"):
+        load(path)
+
+
+@pytest.mark.parametrize("length", [4, 100, 50_000, -1])
+def test_truncated_safetensors_is_refused(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, small_checkpoint())
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match=r"a\.safetensors"):
+        registry.describe(ModelOptions("kvq", str(path)))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.0001, 0.3, 0.999])
+def test_truncated_pickle_is_refused(tmp_path: Path, share: float, legacy: bool) -> None:
+    path = save_published(tmp_path / "KVQ.pth", published_state(small_checkpoint()), legacy)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=r"KVQ\.pth"):
+        load_published(path, SMALL)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html><body>404</body></html>", b"\x00" * 400, b"PK\x03\x04 not a zip", b"\x80\x02}q\x00.", b"hello"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "odd.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"odd\.pth"):
+        registry.describe(ModelOptions("kvq", str(path)))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            registry.describe(ModelOptions("kvq", str(path)))
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "KVQ.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        registry.describe(ModelOptions("kvq", str(path)))
+
+
+class Intruder:
+    """Pickles into a call that leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, legacy: bool) -> None:
+    marker, path = tmp_path / "was-here", tmp_path / "evil.pth"
+    state = published_state(small_checkpoint())
+    content = {"state_dict": state, "validation_results": Intruder(marker)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"evil\.pth: refused.*could run code"):
+        registry.describe(ModelOptions("kvq", str(path)))
+    assert not marker.exists()
+    path.write_bytes(pickle.dumps(Intruder(marker)))
+    with pytest.raises(CheckpointError, match=r"evil\.pth"):
+        registry.describe(ModelOptions("kvq", str(path)))
+    assert not marker.exists()
+    pickle.loads(path.read_bytes())
+    assert marker.exists(), "the test's own pickle must be able to do harm"
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    state = published_state(small_checkpoint())
+    del state[f"module.{TENSOR}"]
+    with pytest.raises(CheckpointError, match=f"lacks 1 tensor: {TENSOR}"):
+        load_published(save_published(tmp_path / "a.pth", state), SMALL)
+
+
+def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
+    state = published_state(small_checkpoint()) | {"module.classifier.weight": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match=r"unexpected 1 tensor: classifier\.weight"):
+        load_published(save_published(tmp_path / "a.pth", state), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(3, 4), r"has shape \(3, 4\)"),
+        (torch.zeros(72, 24, dtype=torch.int64), "holds int64"),
+        (torch.full((72, 24), float("nan")), "NaN"),
+        ("text", "is a str"),
+        (torch.zeros(72, 24).to_sparse(), "not a dense tensor"),
+    ],
+)
+def test_a_wrong_tensor_is_named(tmp_path: Path, value: object, message: str) -> None:
+    state = published_state(small_checkpoint())
+    state[f"module.{TENSOR}"] = value
+    with pytest.raises(CheckpointError, match=f"{TENSOR}.*{message}"):
+        load_published(save_published(tmp_path / "a.pth", state), SMALL)
+
+
+def test_no_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": published_state(small_checkpoint())}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="no 'state_dict'"):
+        load_published(tmp_path / "a.pth", SMALL)
+
+
+def test_half_precision_tensors_become_float32(tmp_path: Path) -> None:
+    state = {key: v.half() if v.is_floating_point() else v for key, v in published_state(small_checkpoint()).items()}
+    loaded = load_published(save_published(tmp_path / "a.pth", state), SMALL)
+    assert {tensor.dtype for tensor in loaded.tensors.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layout": 9}, "no layout 1"),
+        ({"name": None}, "lacks the text 'name'"),
+        ({"name": "Not A Name"}, "makes no model"),
+        ({"origin": "divine"}, "origin = 'divine'"),
+        ({"config": None}, "lacks 'config'"),
+        ({"config": {"embed_dim": 12}}, "makes no model"),
+        ({"calibrations": {"x": [1, 2, 3]}}, "calibration 'x'"),
+        ({"calibrations": {"x": [1, 2, 3, 0]}}, "calibration 'x'"),
+        ({"calibrations": 3}, "must map names"),
+    ],
+)
+def test_a_wrong_card_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint = small_checkpoint()
+    fields = json.loads(card_json(checkpoint.card, checkpoint.config)) | change
+    save_file(dict(checkpoint.tensors), path, metadata={METADATA_KEY: json.dumps(fields)})
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+def test_safetensors_without_a_card_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(dict(small_checkpoint().tensors), path)
+    with pytest.raises(CheckpointError, match="without a card"):
+        load(path)
+    save_file(load_file(path), path, metadata={METADATA_KEY: "{"})
+    with pytest.raises(CheckpointError, match="no JSON"):
+        load(path)
+
+
+def test_saving_refuses_incomplete_tensors(tmp_path: Path) -> None:
+    checkpoint = small_checkpoint()
+    tensors = {name: t for name, t in checkpoint.tensors.items() if name != TENSOR}
+    with pytest.raises(CheckpointError, match=TENSOR):
+        save(tmp_path / "a.safetensors", dataclasses.replace(checkpoint, tensors=tensors))
+
+
+def kinetics_state(config: KvqConfig) -> dict[str, Any]:
+    checkpoint = untrained_checkpoint("kinetics", config)
+    state: dict[str, Any] = {
+        name.replace("fragments_backbone.", "backbone."): torch.from_numpy(tensor.copy())
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith("fragments_backbone.") and "cross_windowattn" not in name
+    }
+    for name, shape in index_shapes(config).items():
+        state[name.replace("fragments_backbone.", "backbone.")] = torch.zeros(shape, dtype=torch.int64)
+    return state | {"cls_head.fc_cls.weight": torch.zeros(400, 768), "cls_head.fc_cls.bias": torch.zeros(400)}
+
+
+def test_kinetics_start_copies_attention_into_cross_window_attention(tmp_path: Path) -> None:
+    state = kinetics_state(PUBLISHED)
+    assert sum(key.startswith("backbone.") for key in state) == 183
+    torch.save({"state_dict": state, "meta": {"epoch": 30}}, tmp_path / "swin.pth")
+    tensors = load_kinetics(tmp_path / "swin.pth")
+    wanted = {key: shape for key, shape in tensor_shapes(PUBLISHED).items() if key.startswith("fragments_backbone.")}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == wanted
+    copies = [name for name in tensors if "cross_windowattn" in name]
+    assert len(copies) == 8 * 4
+    for name in copies:
+        assert np.array_equal(tensors[name], tensors[name.replace(".cross_windowattn", "")]), name
+
+
+def test_kinetics_file_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    state = kinetics_state(SMALL)
+    torch.save({"state_dict": state}, tmp_path / "swin.pth")
+    with pytest.raises(CheckpointError, match=r"backbone\.patch_embed\.proj\.weight has shape"):
+        load_kinetics(tmp_path / "swin.pth")
+    del state["backbone.norm.bias"]
+    torch.save({"state_dict": state}, tmp_path / "swin.pth")
+    with pytest.raises(CheckpointError, match=r"lacks backbone\.norm\.bias"):
+        load_kinetics(tmp_path / "swin.pth", SMALL)

@@ -1,0 +1,114 @@
+"""Models by name: ours, a third party's real distribution, and what is said when one is unknown or broken."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.frames import FrameRequest
+from kvq_batch.domain.scorer import ModelOptions
+from kvq_batch.models import registry
+
+OURS = ["kvq", "kvq-tiny", "luma-sharpness"]
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str = "") -> None:
+    """A distribution as pip would lay it out, with one entry point `other` in our group."""
+    info = folder / "other_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-model\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[kvq_batch.models]\n{entry}\n")
+    (folder / "other_model.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "other_model", raising=False)
+
+
+THIRD_PARTY = """
+from kvq_batch.models.luma_sharpness.family import LumaSharpnessFamily
+family = LumaSharpnessFamily(name="other", version="7")
+nothing = 3
+"""
+
+
+def test_ours_are_registered_with_a_summary() -> None:
+    assert registry.names() == OURS
+    for name in OURS:
+        assert len(registry.summary(name)) > 20
+    assert "needs weights" in registry.summary("kvq")
+    assert "UNTRAINED" in registry.summary("kvq-tiny")
+
+
+def test_listing_and_describing_import_no_torch() -> None:
+    code = (
+        "import sys; from kvq_batch.models import registry; from kvq_batch.domain.scorer import ModelOptions;"
+        "[registry.summary(name) for name in registry.names()];"
+        "registry.describe(ModelOptions('kvq-tiny')); registry.describe(ModelOptions('luma-sharpness'));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_declarations() -> None:
+    tiny = registry.describe(ModelOptions("kvq-tiny"))
+    assert tiny.card.origin == "untrained"
+    assert tiny.card.model_id.startswith("kvq-tiny@untrained-")
+    assert "UNTRAINED" in tiny.card.summary
+    luma = registry.describe(ModelOptions("luma-sharpness"))
+    assert luma.card.origin == "weightless"
+    # One decode serves both.
+    assert tiny.frames == luma.frames == FrameRequest()
+    assert tiny.maps == ("texture", "saliency")
+    assert luma.maps == ()
+
+
+def test_unknown_name_lists_the_known() -> None:
+    with pytest.raises(SpecError, match="unknown model 'kvk'; registered are kvq, kvq-tiny, luma-sharpness"):
+        registry.describe(ModelOptions("kvk"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ModelOptions("kvq"), "needs weights"),
+        (ModelOptions("luma-sharpness", "x.pth"), "has no weights"),
+        (ModelOptions("luma-sharpness", device="cuda"), "runs on cpu, not on cuda"),
+        (ModelOptions("luma-sharpness", precision="bf16"), "computes in fp32, not in bf16"),
+        (ModelOptions("kvq-tiny", precision="fp16"), "fp16 needs a GPU"),
+        (ModelOptions("kvq-tiny", num_threads=0), "num_threads is 0"),
+    ],
+)
+def test_options_that_a_model_does_not_take(options: ModelOptions, message: str) -> None:
+    for door in (registry.describe, registry.build):
+        with pytest.raises(SpecError, match=message):
+            door(options)
+
+
+def test_a_third_partys_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "other = other_model:family", THIRD_PARTY)
+    assert registry.names() == sorted([*OURS, "other"])
+    assert registry.describe(ModelOptions("other")).card.model_id.startswith("other@7-")
+    assert registry.build(ModelOptions("other")).spec.card.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("entry", "source", "message"),
+    [
+        ("other = other_model:missing", THIRD_PARTY, "other_model:missing.*does not import.*AttributeError"),
+        ("other = absent_module:family", "", "absent_module:family.*does not import"),
+        ("other = other_model:family", "import absent_library", "does not import.*absent_library"),
+        ("other = other_model:family", "def broken(:", "does not import.*SyntaxError"),
+        ("other = other_model:nothing", THIRD_PARTY, "no model family"),
+        ("kvq = other_model:family", THIRD_PARTY, "registered 2 times"),
+    ],
+)
+def test_a_broken_entry_point_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str, message: str
+) -> None:
+    install(tmp_path, monkeypatch, entry, source)
+    name = entry.split(" ")[0]
+    assert name in registry.names()
+    with pytest.raises(SpecError, match=f"model '{name}'.*{message}"):
+        registry.summary(name)
+    assert registry.summary("kvq-tiny"), "a broken neighbour breaks nobody else"
