@@ -1,0 +1,203 @@
+"""How fast the whole KVQ network is, beside the matrix products of the same process and a plain transcription.
+
+    python -m benchmarks.kvq_cpu [--output markdown|json] [--threads 2] [--repeats 3] [--skip-plain]
+
+Each row runs in a process of its own, so that its peak memory is its own; inside, products and network take turns,
+and the best of each counts: a share, not a time, is what survives a busy machine. Weights are random, which costs
+the same. It deliberately measures no decoding: that is `benchmarks/decoders.py`'s.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.kvq_plain import plain_forward
+from kvq_batch.models.kvq.config import PUBLISHED
+from kvq_batch.models.kvq.network import KvqNetwork, build_network
+from kvq_batch.models.kvq.untrained import untrained_tensors
+
+# Multiply-adds of the published sizes at [1, 3, 32, 448, 448], convolutions, linear layers and attention products
+# (KVQ_SPEC section 3.6); twice as many operations.
+CLIP_GMAC = 984.6
+CLIP_SHAPE = (3, 32, 448, 448)
+# Flags of /proc/cpuinfo that mean products in bf16 by the hardware; without one they are emulated in fp32.
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+CUDA_BATCHES = (1, 2, 4, 8)
+ROWS = ("ours fp32", "ours bf16", "plain fp32")
+
+Row = dict[str, Any]
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this CPU multiplies bf16 matrices by itself."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.exists() else []
+    return any(flag in flags for flag in BF16_FLAGS)
+
+
+def product_gflops(dtype: torch.dtype, device: str, size: int) -> float:
+    """The best of some square matrix products, in GFLOP/s."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    best = min(seconds(lambda: a @ b, device) for _ in range(6))
+    return 2 * size**3 / best / 1e9
+
+
+def seconds(action: Callable[[], object], device: str) -> float:
+    """How long an action takes, all that it queued on a GPU included."""
+    started = time.perf_counter()
+    action()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure(row: str, threads: int, repeats: int) -> Row:
+    """One row on the CPU, in this process: best seconds, best product rate beside it, their share, peak memory."""
+    torch.set_num_threads(threads)
+    kind, precision = row.split()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in untrained_tensors(PUBLISHED).items()}
+    clip = torch.randn(1, *CLIP_SHAPE, generator=torch.Generator().manual_seed(0))
+    network = build_network(PUBLISHED, tensors, dtype)
+
+    def run() -> object:
+        return plain_forward(tensors, PUBLISHED, clip) if kind == "plain" else network(clip)
+
+    times, products = [], []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            products.append(product_gflops(dtype, "cpu", 2048))
+            times.append(seconds(run, "cpu"))
+        products.append(product_gflops(dtype, "cpu", 2048))
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    rate = 2 * CLIP_GMAC / min(times)
+    return {
+        "row": row,
+        "seconds": min(times),
+        "products_gflops": max(products),
+        "share": rate / max(products),
+        # Pairs of one turn: closer in time, and so less a matter of what else ran.
+        "median_share": sorted(2 * CLIP_GMAC / t / p for t, p in zip(times, products[:-1], strict=True))[repeats // 2],
+        "peak_gib": peak_gib,
+    }
+
+
+def deviation() -> Row:
+    """How far bf16 lies from fp32 on one clip: score, and mean and largest difference of the maps, in their spreads."""
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in untrained_tensors(PUBLISHED).items()}
+    clip = torch.randn(1, *CLIP_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        maps = [build_network(PUBLISHED, tensors, dtype)(clip) for dtype in (torch.float32, torch.bfloat16)]
+    exact, rough = maps
+
+    def compare(a: Tensor, b: Tensor) -> tuple[float, float]:
+        gap = (a - b).abs() / a.std()
+        return gap.mean().item(), gap.max().item()
+
+    texture, saliency = compare(exact.texture, rough.texture), compare(exact.saliency, rough.saliency)
+    return {
+        "row": "bf16 against fp32",
+        "score_fp32": exact.scores().item(),
+        "score_bf16": rough.scores().item(),
+        "texture_mean_max_of_std": texture,
+        "saliency_mean_max_of_std": saliency,
+    }
+
+
+def measure_cuda(repeats: int) -> list[Row]:
+    """Clips a second and share of the product rate on a GPU, per precision and batch."""
+    rows = []
+    tensors = {name: torch.from_numpy(tensor).cuda() for name, tensor in untrained_tensors(PUBLISHED).items()}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        network = build_network(PUBLISHED, tensors, dtype)
+        product = product_gflops(dtype, "cuda", 8192)
+        for batch in CUDA_BATCHES:
+            clips = torch.randn(batch, *CLIP_SHAPE, device="cuda")
+            with torch.inference_mode():
+                network(clips)
+                best = min(seconds(partial(score, network, clips), "cuda") for _ in range(repeats + 2))
+            rate = batch / best
+            share = 2 * CLIP_GMAC * rate / product
+            rows.append(
+                {"row": f"cuda {name} batch {batch}", "clips_per_s": rate, "products_gflops": product, "share": share}
+            )
+    return rows
+
+
+def score(network: KvqNetwork, clips: Tensor) -> float:
+    """A forward pass that brings a number to the host, as scoring does."""
+    return float(network(clips).scores().sum())
+
+
+def in_own_process(row: str, threads: int, repeats: int) -> Row:
+    """`measure` or `deviation` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.kvq_cpu", "--row", row, "--threads", str(threads)]
+    done = subprocess.run([*command, "--repeats", str(repeats)], check=True, capture_output=True, text=True)
+    found: Row = json.loads(done.stdout)
+    return found
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table, and a line for what is no row of it."""
+    lines = ["| KVQ at [1,3,32,448,448] | s/clip | products, GFLOP/s | share | median share | peak RSS, GiB |"]
+    lines += ["|---|---|---|---|---|---|"]
+    notes = []
+    for row in rows:
+        if "seconds" in row:
+            lines.append(
+                f"| {row['row']} | {row['seconds']:.1f} | {row['products_gflops']:.0f} | {row['share']:.0%} "
+                f"| {row['median_share']:.0%} | {row['peak_gib']:.2f} |"
+            )
+        elif "clips_per_s" in row:
+            lines.append(
+                f"| {row['row']} | {1 / row['clips_per_s']:.4f} ({row['clips_per_s']:.1f} clips/s) "
+                f"| {row['products_gflops']:.0f} | {row['share']:.0%} | | |"
+            )
+        else:
+            notes.append(", ".join(f"{key} {value}" for key, value in row.items() if key != "row"))
+            notes[-1] = f"{row['row']}: {notes[-1]}"
+    return "\n".join([*lines, "", *notes])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", choices=("markdown", "json"), default="markdown")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--skip-plain", action="store_true", help="leave the slow transcription out")
+    parser.add_argument("--row", choices=(*ROWS, "deviation"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        torch.set_num_threads(options.threads)
+        found = deviation() if options.row == "deviation" else measure(options.row, options.threads, options.repeats)
+        print(json.dumps(found))
+        return
+    rows = []
+    for row in ROWS:
+        if row == "ours bf16" and not has_bf16_instructions():
+            rows.append({"row": row, "speed": "not measured: CPU without bf16 matrix instructions"})
+        elif row != "plain fp32" or not options.skip_plain:
+            rows.append(in_own_process(row, options.threads, options.repeats))
+    speeds = {row["row"]: row["seconds"] for row in rows if "seconds" in row}
+    if "ours bf16" in speeds:
+        rows.append({"row": "bf16 speed-up over our fp32", "times": speeds["ours fp32"] / speeds["ours bf16"]})
+    rows.append(in_own_process("deviation", options.threads, 1))
+    if torch.cuda.is_available():
+        rows += measure_cuda(options.repeats)
+    else:
+        rows.append({"row": "cuda", "speed": "not measured: no GPU here"})
+    print(json.dumps(rows, indent=2) if options.output == "json" else markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
