@@ -7,7 +7,7 @@ UNKNOWN_CONTENT, and fetching it says why.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,7 @@ MOST_LISTED_PER_VIDEO = 10
 
 _HOPELESS: tuple[Trouble, ...] = ("unreachable", "timeout", "no_credentials")
 _CHUNK = 10_000
+_HANDFUL = 64
 
 
 def resolve_content_ids(
@@ -108,7 +109,14 @@ def _ask(
     failures: list[Exception] = []
     with ThreadPoolExecutor(max_parallel) as pool:
         for first in range(0, len(uris), _CHUNK):
-            for answer in pool.map(lambda uri: _answer(uri, options), uris[first : first + _CHUNK]):
+            chunk = uris[first : first + _CHUNK]
+            # A local question is shorter than handing it to a thread: hand over several, but leave none idle.
+            step = min(_HANDFUL, len(chunk) // (4 * max_parallel) + 1)
+            handfuls = pool.map(
+                lambda some: [_answer(uri, options) for uri in some],
+                [chunk[start : start + step] for start in range(0, len(chunk), step)],
+            )
+            for answer in chain.from_iterable(handfuls):
                 if isinstance(answer, Exception):
                     failures.append(answer)
                     answers.append((UNKNOWN_CONTENT, None))
