@@ -60,6 +60,9 @@ class StorageOptions:
 
     @classmethod
     def from_spec(cls, storage: Storage) -> Self:
+        """Raises SpecError for an end point that holds keys: it is stored with every run, and no client takes them."""
+        if storage.endpoint_url and re.search(r"://[^/?#]*@", storage.endpoint_url):
+            raise SpecError(f"storage.endpoint_url: {display_uri(storage.endpoint_url)} without keys; set AWS_PROFILE")
         return cls(storage.endpoint_url, storage.region, storage.anonymous)
 
 

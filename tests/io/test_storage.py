@@ -33,6 +33,12 @@ def test_options_come_from_the_job_and_travel_without_secrets(monkeypatch: pytes
     assert "planted" not in repr(options) + str(delta_options("s3://b/t", options))
 
 
+def test_keys_in_an_end_point_are_refused_and_not_repeated() -> None:
+    with pytest.raises(SpecError, match=r"https://store without keys") as caught:
+        StorageOptions.from_spec(Storage(endpoint_url="https://user:planted@store"))
+    assert "planted" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [
