@@ -182,7 +182,7 @@ def main() -> None:
         found = deviation() if options.row == "deviation" else measure(options.row, options.threads, options.repeats)
         print(json.dumps(found))
         return
-    rows = []
+    rows: list[Row] = []
     for row in ROWS:
         if row == "ours bf16" and not has_bf16_instructions():
             rows.append({"row": row, "speed": "not measured: CPU without bf16 matrix instructions"})

@@ -78,7 +78,7 @@ def _gather(tokens: Tensor, windows: Tensor, scale: Tensor) -> Tensor:
     offsets = torch.arange(groups, device=tokens.device)[:, None, None] * count
     flat = tokens.reshape(groups * count, length * width)
     picked = flat.index_select(0, (windows + offsets).flatten()).view(groups, count, -1, length * width)
-    return (picked * scale).to(tokens.dtype).view(groups, count, -1, width)
+    return picked.mul_(scale).view(groups, count, -1, width)
 
 
 def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:

@@ -198,13 +198,13 @@ class Block(nn.Module):
             bias = self.attn.bias(index, group.separated, self.compute_dtype)
             for windows in torch.split(group.windows, step):
                 places = layout.positions[windows].flatten()
-                part = tokens[:, places].view(-1, count, width)
+                part = tokens.index_select(1, places).view(-1, count, width)
                 mixed = self.attn(self._norm1(part), bias)
                 if crossed is not None:
-                    mixed = mixed + crossed[:, windows].view_as(mixed)
-                part = part + mixed
-                part = part + self.mlp(_normalise(part, self.norm2).to(self.compute_dtype))
-                out[:, places] = part.view(clips, -1, width)
+                    mixed = mixed.add_(crossed.index_select(1, windows).view_as(mixed))
+                part = mixed.add_(part)
+                part = self.mlp(_normalise(part, self.norm2).to(self.compute_dtype)).add_(part)
+                out = out.index_copy_(1, places, part.view(clips, -1, width))
         grid = torch.unflatten(out, 1, layout.padded)[:, :slots, :rows, :columns]
         if salience is not None:
             salience = torch.unflatten(salience, 1, layout.padded)[:, :slots, :rows, :columns]
@@ -217,7 +217,7 @@ class Block(nn.Module):
         """Cross-window attention of all windows [B, W, N, C], float32, and saliency in grid order [B, L]."""
         cross = self.attn.cross_windowattn
         assert cross is not None
-        normal = _normalise(tokens[:, layout.positions.flatten()], self.norm1)
+        normal = _normalise(tokens.index_select(1, layout.positions.flatten()), self.norm1)
         crossed, by_window = cross(torch.unflatten(normal, 1, layout.positions.shape), self.compute_dtype)
         salience = torch.empty_like(by_window)
         salience[:, layout.positions.flatten()] = by_window

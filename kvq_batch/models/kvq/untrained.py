@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from kvq_batch.models.kvq.config import KvqConfig, Shape, tensor_shapes
 
-# Gains over unit variance: the last layers of the heads are louder, or every cell would score about the same.
-_GAINS = {"fc_hid": 2.0, "fc_last": 3.0, "weight_conv": 0.05}
+# Gains over unit variance: loud enough that cells differ, and not so loud that one cell takes a slot's whole saliency.
+_GAINS = {"vqa_head.fc_hid": 2.0, "vqa_head.fc_last": 2.0, "weight_head.fc_hid": 2.0, "weight_conv": 0.05}
 
 
 def untrained_tensors(config: KvqConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -23,13 +23,14 @@ def untrained_tensors(config: KvqConfig, seed: int = 0) -> dict[str, NDArray[np.
 
 
 def _tensor(name: str, shape: Shape, seed: int) -> NDArray[np.float32]:
-    layer, leaf = name.split(".")[-2:]
+    path, leaf = name.rsplit(".", 1)
+    layer = path.rsplit(".", 1)[-1]
     if layer.startswith("norm") or leaf == "bias":
         return np.full(shape, float(layer.startswith("norm") and leaf == "weight"), np.float32)
     noise = _uniform(f"{seed}:{name}", shape)
     if leaf == "relative_position_bias_table":
         return (0.5 * noise).astype(np.float32)
-    return (_GAINS.get(layer, 1.0) * math.sqrt(3 / math.prod(shape[1:])) * noise).astype(np.float32)
+    return (_GAINS.get(path, 1.0) * math.sqrt(3 / math.prod(shape[1:])) * noise).astype(np.float32)
 
 
 def _uniform(key: str, shape: Shape) -> NDArray[np.float64]:
