@@ -14,6 +14,8 @@ import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from kvq_batch.domain.maps import quantise
 from kvq_batch.io.schemas import make_rows
@@ -22,7 +24,7 @@ from kvq_batch.io.tables import Tables
 from kvq_batch.io.writer import Batch, Writer
 
 SHAPE = (16, 14, 14)
-BATCH_SIZES = (64, 256, 1024, 4096)
+BATCH_SIZES = (64, 256, 1024, 2048)
 
 
 def make_batch(start: int, num_videos: int, stored: list[dict[str, Any]]) -> Batch:
@@ -42,8 +44,9 @@ def make_batch(start: int, num_videos: int, stored: list[dict[str, Any]]) -> Bat
 
 def measure(uri: str, options: StorageOptions, num_commits: int) -> None:
     generator = np.random.default_rng(0)
-    texture = generator.normal(0.3, 0.1, (64, *SHAPE)).astype(np.float32)
-    logits = generator.normal(0, 1.5, (64, *SHAPE))
+    # As many different maps as the largest commit has: repeated ones would compress into nothing.
+    texture = generator.normal(0.3, 0.1, (max(BATCH_SIZES), *SHAPE)).astype(np.float32)
+    logits = generator.normal(0, 1.5, texture.shape)
     saliency = (np.exp(logits) / np.exp(logits).mean(axis=(2, 3), keepdims=True)).astype(np.float32)
     start = time.perf_counter()
     stored = [quantise(t, s).row() for t, s in zip(texture, saliency, strict=True)]
@@ -59,11 +62,12 @@ def measure(uri: str, options: StorageOptions, num_commits: int) -> None:
         for number in range(num_commits):
             writer.commit(batches[number % len(batches)])
         seconds = time.perf_counter() - start
-        actions = [tables.delta(name).get_add_actions() for name in ("maps", "clips", "scores")]
-        num_bytes = sum(sum(int(str(value)) for value in action["size_bytes"]) for action in actions)
+        actions = [pa.table(tables.delta(name).get_add_actions()) for name in ("maps", "clips", "scores")]
+        num_bytes = sum(pc.sum(action.column("size_bytes")).as_py() for action in actions)
         videos = size * num_commits
         print(
-            f"| {size} | {num_commits} | {seconds / num_commits:.3f} | {videos / seconds:.0f} | {num_bytes / videos:.0f} |"
+            f"| {size} | {num_commits} | {seconds / num_commits:.3f} | {videos / seconds:.0f} "
+            f"| {num_bytes / videos:.0f} |"
         )
 
 
