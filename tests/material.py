@@ -63,11 +63,11 @@ _ENCODED: dict[str, tuple[str, ...]] = {
         *_HEVC[:5], "log-level=error:pools=1:open-gop=1:keyint=24:bframes=3", "-pix_fmt", "yuv420p",
     ),
     "hevc-temporal-layers.mp4": (
-        *_HEVC[:5], "log-level=error:pools=1:temporal-layers=3:keyint=48:bframes=7", "-pix_fmt", "yuv420p",
+        *_HEVC[:5], "log-level=error:pools=1:temporal-layers=2:keyint=24:bframes=3", "-pix_fmt", "yuv420p",
     ),
-    "vp8.webm": ("-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "16", "-g", "40", "-b:v", "300k"),
+    "vp8.webm": ("-c:v", "libvpx", "-cpu-used", "4", "-auto-alt-ref", "1", "-lag-in-frames", "16", "-g", "40"),
     "vp9.webm": ("-c:v", "libvpx-vp9", "-cpu-used", "8", "-deadline", "realtime", "-g", "40"),
-    "vp9-alt-ref.webm": ("-c:v", "libvpx-vp9", "-cpu-used", "5", "-auto-alt-ref", "1", "-lag-in-frames", "16"),
+    "vp9-alt-ref.webm": ("-c:v", "libvpx-vp9", "-cpu-used", "8", "-auto-alt-ref", "1", "-lag-in-frames", "16"),
     "vp9-10bit.webm": ("-c:v", "libvpx-vp9", "-cpu-used", "8", "-deadline", "realtime", "-pix_fmt", "yuv420p10le"),
     "av1.mkv": ("-c:v", "libsvtav1", "-preset", "12", "-g", "48", "-svtav1-params", "lp=2"),
     "mpeg2.mpg": ("-c:v", "mpeg2video", "-bf", "2", "-g", "15", "-q:v", "4"),
@@ -79,8 +79,10 @@ _ENCODED: dict[str, tuple[str, ...]] = {
     "ffv1.mkv": ("-c:v", "ffv1", "-pix_fmt", "yuv420p"),
     "raw.y4m": ("-pix_fmt", "yuv420p"),
     "animated.gif": ("-r", "10"),
-    "bt709.mp4": (*_H264, "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"),
+    "bt709.mp4": (*_H264, "-vf", "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"),
     "full-range.mp4": ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuvj420p", "-color_range", "pc"),
+    "odd-size.mp4": ("-c:v", "libx264", "-vf", "scale=321:243", "-pix_fmt", "yuv444p"),
+    "odd-size.webm": ("-c:v", "libvpx", "-cpu-used", "8", "-deadline", "realtime", "-vf", "scale=321:243"),
     "sample-aspect.mp4": (*_H264, "-vf", "setsar=4/3"),
     "variable-rate.mp4": (*_H264, "-vf", "select='not(between(n,30,60))+not(mod(n,3))'", "-fps_mode", "vfr"),
     "still.png": ("-frames:v", "1"),
@@ -94,7 +96,7 @@ _ENCODED: dict[str, tuple[str, ...]] = {
     "hlg.mp4": (*_HEVC[:5], "log-level=error:pools=1:colorprim=bt2020:transfer=arib-std-b67:colormatrix=bt2020nc",
                 "-pix_fmt", "yuv420p10le", "-frames:v", "10"),
 }  # fmt: skip
-_SIZES = {"portrait.mp4": "240x426", "odd-size.mp4": "322x243", "odd-size.webm": "321x243", "tiny.mp4": "16x16"}
+_SIZES = {"portrait.mp4": "240x426", "tiny.mp4": "16x16", "large.mp4": "1280x720"}
 
 
 class Material:
@@ -114,8 +116,7 @@ class Material:
         if name in _ENCODED:
             encode(path, *_ENCODED[name])
         elif name in _SIZES:
-            codec = ("-c:v", "libvpx") if name.endswith("webm") else ("-c:v", "libx264", "-pix_fmt", "yuv444p")
-            encode(path, *(codec if "odd" in name else _H264), size=_SIZES[name])
+            encode(path, *_H264, size=_SIZES[name])
         elif name.startswith("cut-"):
             cut(self(name.removeprefix("cut-")), path)
         else:

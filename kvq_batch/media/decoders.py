@@ -1,11 +1,11 @@
 """Which decoder reads a video, and the one protocol that both implement.
 
 The choice is a rule on what was probed and stands in every row; an error of one decoder never leads to the other, as
-the same file would then score differently on two machines. Measured (benchmarks/decode.py): PyAV takes 0.5 to 0.8 of
-decord's time for the 32 frames of a standard clip, as it leaves out frames that nothing refers to, and both give equal
-pixels wherever decord can read the file; decord (its libavcodec is of 2018) reads neither AV1 nor files whose frames
-must be counted. So "auto" is PyAV, and decord is there by name for who must repeat the published pipeline.
-This module imports neither library.
+the same file would then score differently on two machines. Measured (benchmarks/decode.py): PyAV needs less time than
+decord for the frames of a standard clip, as it leaves out what nothing refers to, and gave every frame exactly. decord
+(libavcodec of 2018) gave wrong frames without a word for open groups, MPEG-TS, MPEG-4 part 2, 10 bit and odd 4:2:0
+sizes, conceals damage, and reads neither AV1 nor rotation. So "auto" is PyAV, and decord is there by name, for who must
+repeat the published pipeline, where it gave PyAV's pixels. This module imports neither library.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,11 @@ _READERS = {
     "pyav": ("av", "kvq_batch.media.pyav_reader"),
     "decord": ("decord", "kvq_batch.media.decord_reader"),
 }
-# Codecs and pixel formats on which decord gave PyAV's pixels, frame by frame (tests/media/test_decoders.py).
-_DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg2video", "mpeg4", "mjpeg", "rawvideo"}
-_DECORD_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuv420p10le"}
+# Where decord gave PyAV's pixels, frame by frame (tests/media/test_decoders.py).
+_DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mjpeg", "rawvideo"}
+_DECORD_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p"}
+_DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi", "yuv4mpegpipe"}
+_DECORD_MIN_WIDTH = 64  # 16 pixels wide came out with 6 channels
 
 
 class FrameReader(Protocol):
@@ -77,8 +79,15 @@ def _unfit_for_decord(probed: Probed) -> str | None:
         return f"its codec is {facts.codec}"
     if facts.pixel_format not in _DECORD_FORMATS:
         return f"its pixels are {facts.pixel_format}"
+    if probed.container not in _DECORD_CONTAINERS:
+        return f"its container is {probed.container}"
     if probed.counting != "packets":
         return "its frames can only be found by counting"
+    if probed.has_open_groups:
+        return "frames stand before the keyframe that they follow in the file (open groups)"
     if facts.rotation_deg:
         return f"it is rotated by {facts.rotation_deg} degrees"
+    is_odd = facts.width_px % 2 or facts.height_px % 2
+    if facts.width_px < _DECORD_MIN_WIDTH or (is_odd and "444" not in facts.pixel_format):
+        return f"its size is {facts.width_px} x {facts.height_px}"
     return None

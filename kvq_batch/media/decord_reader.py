@@ -1,7 +1,8 @@
 """Frames by number through decord, the decoder of the published pipeline.
 
 It exists to repeat that pipeline and to check PyAV against; `decoders.choose_decoder` says what it may be given. It
-does not rotate, and trusts decord with no file whose number of frames differs from the probed one.
+does not rotate, and trusts decord with no file whose number of frames differs from the probed one. What decord itself
+does not tell, this cannot: it conceals damage, and starts in the middle of a gradual refresh.
 """
 
 from collections.abc import Iterator

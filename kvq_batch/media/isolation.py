@@ -159,7 +159,7 @@ class _Child:
             arguments = [str(theirs.fileno()), str(os.getpid()), str(self._memory_bytes), self._task_function]
             self._process = subprocess.Popen(
                 # -P: the folder of child.py is no place to import from.
-                [sys.executable, "-P", child.__file__, *arguments, *filter(None, sys.path)],
+                [sys.executable, "-P", child.__file__, *arguments, *(entry or os.getcwd() for entry in sys.path)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

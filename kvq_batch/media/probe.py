@@ -63,6 +63,13 @@ class Probed:
         """bool [frames], True for keyframes; empty where frames are found by counting."""
         return self.packet_is_key[self.frame_packets]
 
+    @property
+    def has_open_groups(self) -> bool:
+        """True where a frame is shown before the keyframe that precedes it in decoding order."""
+        keys = np.flatnonzero(self.packet_is_key)
+        group = np.searchsorted(keys, np.arange(len(self.packet_pts)), side="right") - 1
+        return bool(len(keys) and np.any((self.packet_pts < self.packet_pts[keys[group]]) & (group >= 0)))
+
 
 def probe(path: Path, limits: VideoLimits) -> Probed:
     """The facts and the frame index of the video at `path`.
