@@ -1,6 +1,8 @@
 """The network gives the golden maps, equals the plain transcription, and knows nothing of a clip's neighbours."""
 
 import csv
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -145,9 +147,21 @@ def test_saliency_in_blocks_is_exact(length: int) -> None:
     assert abs(found.mean().item() - 1) < 1e-5
 
 
-@pytest.mark.parametrize("size", [(0, 96, 96), (8, 100, 96), (8, 96, 100)])
+def test_the_matrix_of_saliency_never_exists() -> None:
+    # In a process of its own, whose peak memory is its own; the matrix alone would take 629 MB.
+    code = (
+        "import resource, torch; from kvq_batch.models.kvq.attention import saliency;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "q, k = torch.randn(2, 12544, 8); saliency(q[:900], k[:900], 1.0); before = peak();"
+        "saliency(q, k, 1.0); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 150 * 1024
+
+
+@pytest.mark.parametrize("size", [(0, 96, 96), (8, 100, 128), (8, 128, 68)])
 def test_impossible_size_is_refused_by_name(size: tuple[int, int, int]) -> None:
-    network = build_network(TINY, as_torch(lively_tensors(TINY)))
+    network = build_network(SMALL, as_torch(lively_tensors(SMALL)))
     with pytest.raises(SpecError, match=f"{size[1]}x{size[2]}"):
         network(torch.zeros(1, 3, *size))
 
