@@ -6,12 +6,15 @@ holds no shortcut of its own.
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvq_batch.cli.output import Output
 from kvq_batch.domain.errors import SpecError
+
+if TYPE_CHECKING:
+    from kvq_batch.media.synthesis import DemoClip
 
 JOB = """\
 name = "demo"
@@ -123,10 +126,15 @@ def _make_catalog(out: Path, full: bool, output: Output) -> str:
     writer = csv.writer(text)
     writer.writerow(["video_id", "uri", "scene", "distortion", "level"])
     for clip in clips:
-        writer.writerow([clip.path.stem, f"videos/{clip.path.name}", clip.scene, clip.distortion, clip.level])
+        video = clip.path.relative_to(out)
+        writer.writerow([_video_id(clip), video.as_posix(), clip.scene, clip.distortion, clip.level])
     _write(out / "catalog.csv", text.getvalue())
     output.note(f"{len(clips)} clips, listed in {out / 'catalog.csv'}")
-    return str(clips[0].path.stem)
+    return _video_id(clips[0])
+
+
+def _video_id(clip: "DemoClip") -> str:
+    return f"{clip.scene}-{clip.path.stem}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -58,7 +58,7 @@ def init(
 
 def catalog(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, prefix or glob of video files.")],
-    out: Annotated[Path, typer.Option("--out", help="Catalog file to write: .parquet, .csv or .jsonl.")],
+    out: Annotated[str, typer.Option("--out", help="Catalog file to write: .parquet, .csv or .jsonl.")],
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
@@ -70,8 +70,9 @@ def catalog(
     from kvq_batch.io.storage import StorageOptions
     from kvq_batch.spec.job import Catalog
 
-    listed = read_catalog(Catalog(source=source), StorageOptions(endpoint_url, region))
-    write_catalog(listed, str(out))
+    storage = StorageOptions(endpoint_url, region)
+    listed = read_catalog(Catalog(source=source), storage)
+    write_catalog(listed, out, storage)
     Output().note(f"wrote {out}: {listed.num_rows} videos")
 
 
@@ -188,6 +189,8 @@ def execute(planned: "JobPlan", limit: int | None, address: str | None, log: str
     from kvq_batch.cli.progress import JsonLog, RunProgress
     from kvq_batch.engine.run import RunOptions, run_job
 
+    # Ray's C++ side writes advice of its own to our stderr; only what ends it is worth a person's time.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     job = planned.job
     if log not in ("auto", "json"):
         raise SpecError(f"--log {log}: say auto or json")

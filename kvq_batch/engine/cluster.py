@@ -1,14 +1,17 @@
-"""Ray, started here for one run or joined at an address, and left as it was found.
+"""Ray, started here for one run or joined at an address, left as it was found, and quiet meanwhile.
 
-This module schedules nothing.
+What Ray says of dying workers goes to the logger `kvq_batch.ray`: stdout belongs to data, and the ledger says what the
+deaths cost. This module schedules nothing.
 """
 
+import io
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import ray
+from ray._private import auto_init_hook
 
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine.pipeline import configure_ray_data
@@ -27,6 +30,8 @@ def ray_cluster(job: Job, address: str | None = None) -> Iterator[None]:
     target = address or job.run.ray_address
     if ray.is_initialized():
         raise FatalError("this process is connected to a Ray already")
+    # A thread of Ray Data that outlives a stopped run would otherwise start a whole new Ray by asking it something.
+    auto_init_hook.enable_auto_connect = False
     try:
         if target is None:
             # A local Ray counts CPUs only to schedule: pools that are small together may share the cores.
@@ -39,9 +44,19 @@ def ray_cluster(job: Job, address: str | None = None) -> Iterator[None]:
     try:
         _check_size(needed_cpus, needed_gpus)
         configure_ray_data()
-        yield
+        with redirect_stdout(_ToLog()):
+            yield
     finally:
         ray.shutdown()
+
+
+class _ToLog(io.TextIOBase):
+    """A stream whose lines become records of the logger `kvq_batch.ray`."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            logging.getLogger("kvq_batch.ray").info(text.rstrip())
+        return len(text)
 
 
 def _check_size(needed_cpus: float, needed_gpus: float) -> None:

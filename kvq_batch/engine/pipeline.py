@@ -7,13 +7,17 @@ missing). This module keeps no books: what does not come out here is the driver'
 """
 
 import logging
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.models import JobModels
@@ -24,8 +28,41 @@ from kvq_batch.spec.job import Workers
 MAX_TASK_RETRIES = 1
 """Times that Ray runs a block again after its worker died; after that its videos are suspects, to be run alone."""
 
+BLOCKS_IN_FLIGHT = 2
+"""Blocks given to one worker at a time: the one it works on and the next; all of them die with it."""
+
+_CANCEL = "kvq_batch.cancel"
+
 MAX_RESTARTS = 20
 """Deaths that one worker survives before its place in the pool is given up."""
+
+
+class Cancel:
+    """Ends the pipeline that runs in this process; a copy in another process never fires."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __reduce__(self) -> tuple[type["Cancel"], tuple[()]]:
+        # Ray Data sends its whole context to the workers.
+        return (Cancel, ())
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+
+class CancelledError(RuntimeError):
+    """Raised inside Ray Data's own loop, which then ends its workers: from outside it cannot be asked to."""
+
+
+class _CancelCallback(ExecutionCallback):
+    def on_execution_step(self, executor: object) -> None:
+        cancel = DataContext.get_current().get_config(_CANCEL)
+        if cancel is not None and cancel.is_set():
+            raise CancelledError("the run was stopped")
 
 
 def configure_ray_data() -> None:
@@ -36,10 +73,15 @@ def configure_ray_data() -> None:
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.retried_map_errors = False
+    context.custom_execution_callback_classes = [_CancelCallback]
     # An actor of ours loads a model: where that fails it fails again.
     context.actor_init_retry_on_errors = False
-    # Its reports of each dataset are not for people who score videos.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Its reports and tracebacks stay in Ray's log files; what they cost is in the ledger.
+    logger = logging.getLogger("ray.data")
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            logger.removeHandler(handler)
+    logger.propagate = False
 
 
 def blocks_of(items: pa.Table, block_size: int) -> list[pa.Table]:
@@ -56,38 +98,46 @@ class Stage:
     pool: Workers
 
 
-def results(blocks: Sequence[pa.Table], decode: Stage, models: JobModels) -> Iterator[pa.Table]:
+def results(
+    blocks: Sequence[pa.Table], decode: Stage, models: JobModels, alone: bool, cancel: Cancel
+) -> Iterator[pa.Table]:
     """Result tables as they come, in any order; a block whose worker died for good does not come at all.
 
+    `alone` keeps every other block away from a worker that is busy: what dies with it then died of its own input.
+
     Raises:
-        FatalError: the pipeline as a whole broke, say because no worker can build its model.
+        FatalError: the pipeline as a whole broke, say because no worker can build its model; or `cancel` was set.
     """
+    DataContext.get_current().set_config(_CANCEL, cancel)
     stages = [decode]
     for bit, model in enumerate(models.models):
         settings = ScoreSettings(model.options, bit, model.request, models.drops_after(bit), model.section.batch_size)
         stages.append(Stage(ScoreWorker, settings, model.section.workers))
     dataset = ray.data.from_blocks(list(blocks))
     for stage in stages:
-        dataset = _add(dataset, stage)
+        dataset = _add(dataset, stage, 1 if alone else BLOCKS_IN_FLIGHT)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except (RayError, RuntimeError, OSError, ValueError) as error:
         raise FatalError(f"the Ray pipeline broke: {type(error).__name__}: {redact(str(error))}") from error
 
 
-def _add(dataset: Dataset, stage: Stage) -> Dataset:
-    return dataset.map_batches(
-        stage.worker,
-        fn_constructor_args=(stage.settings,),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ActorPoolStrategy(min_size=stage.pool.min, max_size=stage.pool.max),
-        num_cpus=stage.pool.num_cpus,
-        num_gpus=stage.pool.num_gpus or None,
-        ray_remote_args_fn=_survival,
-    )
-
-
-def _survival() -> dict[str, int]:
-    return {"max_restarts": MAX_RESTARTS, "max_task_retries": MAX_TASK_RETRIES}
+def _add(dataset: Dataset, stage: Stage, blocks_in_flight: int) -> Dataset:
+    with warnings.catch_warnings():
+        # Ray 2.60 announces that these two will need another way and offers none yet; its own default for both is
+        # "for ever", which an input that kills its worker would turn into a run without end.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return dataset.map_batches(
+            stage.worker,
+            fn_constructor_args=(stage.settings,),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ActorPoolStrategy(
+                min_size=stage.pool.min, max_size=stage.pool.max, max_tasks_in_flight_per_actor=blocks_in_flight
+            ),
+            num_cpus=stage.pool.num_cpus,
+            num_gpus=stage.pool.num_gpus or None,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_TASK_RETRIES,
+        )

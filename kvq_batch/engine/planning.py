@@ -12,7 +12,7 @@ import pyarrow as pa
 from kvq_batch.engine.models import JobModels, describe_models
 from kvq_batch.io.catalog import catalog_root, read_catalog, resolve_content_ids
 from kvq_batch.io.planner import Plan, check_roots, make_plan
-from kvq_batch.io.storage import StorageOptions
+from kvq_batch.io.storage import StorageOptions, check_reachable
 from kvq_batch.io.tables import Tables
 from kvq_batch.spec.job import Job
 
@@ -37,6 +37,7 @@ def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
         SpecError: the job, its catalog, its models or its tables cannot be used; nothing was changed.
     """
     storage = StorageOptions.from_spec(job.storage)
+    check_reachable(job.tables, storage)
     tell("checking the models")
     models = describe_models(job)
     tell(f"reading the catalog {job.catalog.source}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from kvq_batch.engine.models import JobModel
 from kvq_batch.engine.stream import maps_from_stream
+from kvq_batch.io.storage import display_uri
 
 Row = dict[str, Any]
 
@@ -36,7 +37,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
             outputs.setdefault(name, []).append(value)
     return {
         **_identity(item, model),
-        "uri": item["uri"],
+        "uri": display_uri(item["uri"]),
         "model_name": model.ref.name,
         "model_origin": model.spec.card.origin,
         "raw_score": float(raw_scores.mean()),
@@ -97,7 +98,7 @@ def failure_row(item: Row, model: JobModel, failure: Failure, final: bool) -> Ro
     """A row of `failures`."""
     return {
         **_identity(item, model),
-        "uri": item["uri"],
+        "uri": display_uri(item["uri"]),
         "model_name": model.ref.name,
         **asdict(failure),
         "final": final,

@@ -23,13 +23,15 @@ from kvq_batch.engine.cluster import ray_cluster
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.ledger import Ledger, items_of
 from kvq_batch.engine.observer import Observer, SilentObserver
-from kvq_batch.engine.pipeline import Stage, blocks_of, results
+from kvq_batch.engine.pipeline import Cancel, Stage, blocks_of, results
 from kvq_batch.engine.planning import JobPlan
 from kvq_batch.engine.summary import RunSummary
 
 POLL_S = 0.2
 """How long the driver sleeps at most before it looks at the clock and at `stop`."""
 
+
+CANCEL_TIMEOUT_S = 30.0
 
 INTERRUPTED = "interrupted"
 
@@ -95,7 +97,8 @@ def _rounds(
             observer.told(f"trying {items.num_rows} video(s) again, each alone (attempt {attempt})")
         blocks = blocks_of(items, block_size if attempt == 1 else 1)
         pool = Stage(options.decode_worker, decode, plan.job.decode.workers)
-        for table in _stream(results(blocks, pool, plan.models), stop):
+        cancel = Cancel()
+        for table in _stream(results(blocks, pool, plan.models, attempt > 1, cancel), cancel, stop):
             if table is not None:
                 ledger.add(table)
                 observer.progressed(ledger)
@@ -113,13 +116,15 @@ def _rounds(
         books.commit(observer)
 
 
-def _stream(source: Iterator[pa.Table], stop: threading.Event) -> Iterator[pa.Table | None]:
-    """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set."""
+def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: threading.Event) -> Iterator[pa.Table | None]:
+    """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set.
+
+    However it ends, `source` is cancelled and its thread gone: Ray must not be shut down under it.
+    """
     arrived: queue.Queue[pa.Table | KvqBatchError | _End] = queue.Queue(maxsize=64)
-    left = threading.Event()
 
     def hand_over(thing: pa.Table | KvqBatchError | _End) -> None:
-        while not left.is_set():
+        while not cancel.is_set():
             try:
                 arrived.put(thing, timeout=POLL_S)
             except queue.Full:
@@ -151,4 +156,5 @@ def _stream(source: Iterator[pa.Table], stop: threading.Event) -> Iterator[pa.Ta
                 raise thing
             yield thing
     finally:
-        left.set()
+        cancel.set()
+        reader.join(timeout=CANCEL_TIMEOUT_S)

@@ -1,7 +1,8 @@
 """One picture of one clip: frames, what the model found salient in them, and how good it found what is there.
 
 Three rows a moment: the frame, saliency over it, texture over it. Colours span the clip's own range, and the range is
-printed, because raw values of different models share no scale. This module reads tables and video; it scores nothing.
+printed, because raw values of different models share no scale; those of saliency follow its square root, as it has a
+heavy tail. This module reads tables and video; it scores nothing.
 """
 
 import tempfile
@@ -86,10 +87,11 @@ def draw_maps(
         Fetcher(storage, Path(scratch), max_file_bytes=2**63 - 1).fetch(row["uri"], row["catalog_content_id"]) as video,
     ):
         frames = read_stills(video.path, frames_of_slots)
+    shown = None if saliency is None else np.sqrt(saliency)
+    bounds = (_bounds(shown), _bounds(texture))
     columns = [
-        _column(frame, None if saliency is None else saliency[slot], None if texture is None else texture[slot], bounds)
+        _column(frame, None if shown is None else shown[slot], None if texture is None else texture[slot], bounds)
         for frame, slot in zip(frames, slots, strict=True)
-        for bounds in [(_bounds(saliency), _bounds(texture))]
     ]
     picture = _sheet(columns, _title(row), _legend(saliency, texture))
     try:

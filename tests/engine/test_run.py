@@ -1,0 +1,279 @@
+"""Whole runs on a real local Ray: every input ends as a score or as one final failure, and nothing is done twice."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvq_batch.domain.errors import FatalError
+from kvq_batch.engine.ledger import Ledger
+from kvq_batch.engine.observer import SilentObserver
+from kvq_batch.engine.planning import plan_job
+from kvq_batch.engine.rows import Row
+from kvq_batch.engine.run import INTERRUPTED, RunOptions, run_job
+from kvq_batch.engine.summary import RunSummary
+from kvq_batch.io.session import open_session
+from kvq_batch.io.storage import StorageOptions
+from kvq_batch.media.synthesis import ClipShape, write_demo_clips
+from kvq_batch.spec.job import Job
+from kvq_batch.spec.load import make_job
+from tests.engine.faults import MisbehavingDecodeWorker
+from tests.s3 import S3Location
+
+FAST = {"name": "luma-sharpness", "workers": {"num_cpus": 0.5}}
+KVQ = {"name": "kvq-tiny", "weights": "untrained", "workers": {"num_cpus": 0.5}, "batch_size": 2}
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six small videos of one scene."""
+    folder = tmp_path_factory.mktemp("clips")
+    return [clip.path for clip in write_demo_clips(folder, 1, ClipShape(width_px=160, height_px=96))]
+
+
+@pytest.fixture
+def videos(tmp_path: Path, clips: Sequence[Path]) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for clip in clips:
+        shutil.copy2(clip, folder / clip.name)
+    return folder
+
+
+def job_of(source: Path | str, tables: Path | str, *models: dict[str, Any], **more: Any) -> Job:
+    values = {
+        "name": "test",
+        "tables": str(tables),
+        "catalog": {"source": str(source)},
+        "models": list(models or (FAST,)),
+        "decode": {"workers": {"num_cpus": 0.5}},
+    }
+    return make_job(values | more, "test")
+
+
+def run(job: Job, **options: Any) -> RunSummary:
+    return run_job(plan_job(job), options.pop("observer", None), RunOptions(**options))
+
+
+def ask(tables: Path | str, sql: str, storage: StorageOptions | None = None) -> list[dict[str, Any]]:
+    with open_session(str(tables), storage) as session:
+        rows: list[dict[str, Any]] = session.sql(sql).to_pylist()
+        return rows
+
+
+def check_books(job: Job, summary: RunSummary, storage: StorageOptions | None = None) -> None:
+    """Nothing lost, nothing twice: each planned pair of the run has one score or one final failure, never both."""
+    rows = ask(
+        job.tables,
+        f"""
+        WITH ends AS (
+            SELECT video_id, model_id, 's' AS kind FROM scores WHERE run_id = '{summary.run_id}'
+            UNION ALL SELECT video_id, model_id, 'f' FROM failures WHERE final AND run_id = '{summary.run_id}'
+        )
+        SELECT count(*) AS ends, count(DISTINCT (video_id, model_id)) AS pairs, count(*) FILTER (kind = 's') AS scored
+        FROM ends
+        """,
+        storage,
+    )[0]
+    assert rows["ends"] == rows["pairs"] == summary.num_planned - summary.num_not_reached
+    assert rows["scored"] == summary.num_scored
+
+
+def break_some(folder: Path) -> set[str]:
+    """Broken files of every kind that needs no encoder; returns their names."""
+    whole = (folder / "none-0.mp4").read_bytes()
+    broken = {
+        "empty.mp4": b"",
+        "page.mp4": b"<!DOCTYPE html><html><body>404</body></html>",
+        "cut.mp4": whole[: len(whole) // 2],
+        "noise.mp4": bytes(range(256)) * 40,
+    }
+    for name, content in broken.items():
+        (folder / name).write_bytes(content)
+    return set(broken)
+
+
+def test_every_input_ends_as_a_score_or_a_final_failure_and_the_same_job_does_nothing_more(
+    videos: Path, tmp_path: Path
+) -> None:
+    broken = break_some(videos)
+    job = job_of(videos, tmp_path / "tables", FAST, KVQ)
+    summary = run(job)
+    check_books(job, summary)
+    assert (summary.state, summary.num_scored, summary.num_failed) == ("finished", 12, 8)
+    failed = ask(job.tables, "SELECT DISTINCT video_id, stage, permanent, message FROM failures WHERE final")
+    assert {row["video_id"] for row in failed} == broken
+    assert all(row["permanent"] and row["message"] for row in failed)
+    assert {row["stage"] for row in failed} <= {"fetch", "probe", "decode"}
+
+    # Both models saw one decode; the score comes out of the stored maps again.
+    recomputed = ask(
+        job.tables,
+        """
+        SELECT s.video_id, s.raw_score, avg(r.weighted) AS again, count(*) AS cells FROM scores_latest s
+        JOIN regions r ON r.video_id = s.video_id AND r.model_id = s.model_id GROUP BY ALL
+        """,
+    )
+    assert len(recomputed) == 6
+    for row in recomputed:
+        assert row["again"] == pytest.approx(row["raw_score"], abs=1e-4)
+    assert {row["model_origin"] for row in ask(job.tables, "SELECT model_origin FROM scores")} == {
+        "untrained",
+        "weightless",
+    }
+
+    again = run(job)
+    assert (again.num_planned, again.state) == (0, "finished")
+
+    os.utime(videos / "blur-1.mp4")
+    reasons = plan_job(job).plan.by_reason
+    assert {reason: n for reason, n in reasons.items() if n} == {"content changed": 2}
+    other = job_of(videos, job.tables, FAST, KVQ, clips={"every_s": 1})
+    assert plan_job(other).plan.by_reason["preprocessing changed"] == 18
+
+
+def test_clips_of_a_video_are_scored_each_and_the_score_is_their_mean(videos: Path, tmp_path: Path) -> None:
+    job = job_of(videos / "none-0.mp4", tmp_path / "tables", clips={"every_s": 0.5})
+    summary = run(job)
+    assert summary.num_scored == 1
+    clips = ask(job.tables, "SELECT clip_index, start_s, end_s, raw_score FROM clips ORDER BY clip_index")
+    assert len(clips) > 4
+    assert [clip["start_s"] for clip in clips] == [0.5 * i for i in range(len(clips))]
+    (score,) = ask(job.tables, "SELECT raw_score, num_clips FROM scores")
+    assert score["num_clips"] == len(clips)
+    assert score["raw_score"] == pytest.approx(sum(clip["raw_score"] for clip in clips) / len(clips))
+
+
+def test_a_score_does_not_depend_on_batch_or_company(videos: Path, tmp_path: Path) -> None:
+    sql = "SELECT video_id, raw_score FROM scores ORDER BY video_id"
+    together, alone = job_of(videos, tmp_path / "a", KVQ), job_of(videos, tmp_path / "b", KVQ | {"batch_size": 1})
+    run(together)
+    run(alone)
+    for one, other in zip(ask(tmp_path / "a", sql), ask(tmp_path / "b", sql), strict=True):
+        assert one["video_id"] == other["video_id"]
+        assert one["raw_score"] == pytest.approx(other["raw_score"], abs=1e-5)
+
+
+def test_videos_that_kill_or_hang_their_decoder_cost_only_themselves(videos: Path, tmp_path: Path) -> None:
+    for name in ("segfault", "hang", "kill-once", "kill-always"):
+        shutil.copy2(videos / "none-0.mp4", videos / f"{name}.mp4")
+    job = job_of(videos, tmp_path / "tables", limits={"timeout_s": 5}, run={"max_attempts": 2})
+    summary = run(job, decode_worker=MisbehavingDecodeWorker)
+    check_books(job, summary)
+    final = ask(job.tables, "SELECT video_id, error, permanent, exit_signal FROM failures WHERE final ORDER BY 1")
+    assert [(row["video_id"], row["error"], row["permanent"]) for row in final] == [
+        ("hang.mp4", "decode_timeout", False),
+        ("kill-always.mp4", "worker_died", False),
+        ("segfault.mp4", "decoder_crashed", True),
+    ]
+    assert final[2]["exit_signal"] == "SIGSEGV"
+    assert summary.num_scored == 7
+    assert not list(Path("/dev/shm").glob(f"kvq-batch-{os.getpid()}-*"))
+
+
+class KillsOneScorer(SilentObserver):
+    """Kills the scoring worker with SIGKILL when the first results have come."""
+
+    def __init__(self) -> None:
+        self.killed: list[int] = []
+
+    def progressed(self, ledger: Ledger) -> None:
+        if not self.killed:
+            self.killed = pids_of("ScoreWorker")
+            for pid in self.killed:
+                os.kill(pid, signal.SIGKILL)
+
+
+def pids_of(worker: str) -> list[int]:
+    """Ray actors below this process whose title names `worker`."""
+    found = subprocess.run(["pgrep", "-f", f"ray::MapWorker.*{worker}"], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split() if _is_below_us(int(pid))]
+
+
+def _is_below_us(pid: int) -> bool:
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+        except FileNotFoundError:
+            return False
+    return False
+
+
+def test_a_killed_scorer_costs_no_score(videos: Path, tmp_path: Path) -> None:
+    job = job_of(videos, tmp_path / "tables", KVQ | {"batch_size": 1})
+    killer = KillsOneScorer()
+    summary = run(job, observer=killer)
+    assert killer.killed
+    check_books(job, summary)
+    assert (summary.num_scored, summary.num_failed) == (6, 0)
+
+
+class StopsEarly(SilentObserver):
+    """Asks for a stop when the first results have come."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+
+    def progressed(self, ledger: Ledger) -> None:
+        self.stop.set()
+
+
+def test_a_stop_commits_what_is_finished_and_the_next_run_does_the_rest(videos: Path, tmp_path: Path) -> None:
+    job = job_of(videos, tmp_path / "tables", KVQ | {"batch_size": 1})
+    observer = StopsEarly()
+    first = run(job, observer=observer, stop=observer.stop)
+    check_books(job, first)
+    assert (first.state, first.message) == ("stopped", INTERRUPTED)
+    assert 0 < first.num_scored < 6
+    second = run(job)
+    check_books(job, second)
+    assert first.num_scored + second.num_scored == 6
+    assert len(ask(job.tables, "SELECT DISTINCT video_id FROM scores")) == 6
+
+
+class Recorder(SilentObserver):
+    """Keeps the failures as they were committed."""
+
+    def __init__(self) -> None:
+        self.failures: list[Row] = []
+
+    def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
+        self.failures += failures
+
+
+def test_one_cause_for_many_failures_stops_the_run_and_condemns_nobody(videos: Path, tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog.csv"
+    rows = [f"video{i},/nowhere/video{i}.mp4" for i in range(30)]
+    catalog.write_text("\n".join(["video_id,uri", *rows]))
+    job = job_of(catalog, tmp_path / "tables", run={"breaker_in_a_row": 10})
+    recorder = Recorder()
+    with pytest.raises(FatalError, match="in a row failed at fetch with missing"):
+        run(job, observer=recorder)
+    assert recorder.failures
+    assert not [row for row in recorder.failures if row["final"]]
+    assert plan_job(job).plan.by_reason["retry"] >= 10
+    (row,) = ask(job.tables, "SELECT state, message FROM runs")
+    assert row["state"] == "failed"
+    assert "in a row" in row["message"]
+
+
+def test_a_bucket_is_scored_and_asked_like_a_folder(clips: Sequence[Path], s3_prefix: S3Location) -> None:
+    for clip in clips[:3]:
+        s3_prefix.put(f"videos/{clip.name}", clip.read_bytes())
+    s3_prefix.put("videos/page.mp4", b"<html></html>")
+    storage = {"endpoint_url": s3_prefix.options.endpoint_url, "region": s3_prefix.options.region}
+    job = job_of(f"{s3_prefix.uri}/videos", f"{s3_prefix.uri}/tables", FAST, KVQ, storage=storage)
+    summary = run(job)
+    check_books(job, summary, s3_prefix.options)
+    assert (summary.num_scored, summary.num_failed) == (6, 2)
+    rows = ask(job.tables, "SELECT uri, content_id, size_bytes FROM scores ORDER BY uri", s3_prefix.options)
+    assert all(row["uri"].startswith("s3://") and row["content_id"].startswith("etag:") for row in rows)
+    assert run(job).num_planned == 0
