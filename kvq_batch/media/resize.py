@@ -25,7 +25,10 @@ _BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class _Band:
-    """Outputs [first, last) of one axis as a product with inputs [low, high): `weights` float32 [last-first, t]."""
+    """Outputs [first, last) of one axis as a product with inputs [low, high).
+
+    `weights` is float32 [last-first, t] for rows; for columns its transpose, as they stand on the right.
+    """
 
     first: int
     last: int
@@ -69,7 +72,7 @@ def _bands(num_in: int, num_out: int, channels: int) -> tuple[_Band, ...]:
         rows = np.repeat(np.arange(last - first), 4)
         np.add.at(dense, (rows, (positions[first:last] - low).reshape(-1)), weights[first:last].reshape(-1))
         if channels > 1:
-            dense = np.kron(dense, np.eye(channels, dtype=np.float32))
+            dense = np.ascontiguousarray(np.kron(dense, np.eye(channels, dtype=np.float32)).T)
         bands.append(_Band(first * channels, last * channels, low * channels, high * channels, dense))
     return tuple(bands)
 
@@ -100,13 +103,17 @@ def _resize_frame(frame: NDArray[np.uint8], size: tuple[int, int], out: NDArray[
     """One frame uint8 [H, W, 3] into `out` uint8 [h, w, 3]: rows first, because their memory is contiguous."""
     height, width = frame.shape[:2]
     rows = frame.reshape(height, width * 3)
-    across = _bands(width, size[1], 3)
-    result = np.empty((_BLOCK, size[1] * 3), np.float32)
-    for down in _bands(height, size[0], 1):
-        mixed = down.weights @ rows[down.low : down.high].astype(np.float32)
-        block = result[: down.last - down.first]
-        for band in across:
-            np.matmul(mixed[:, band.low : band.high], band.weights.T, out=block[:, band.first : band.last])
-        np.rint(block, out=block)
-        np.clip(block, 0.0, 255.0, out=block)
-        out[down.first : down.last] = block.reshape(-1, size[1], 3)
+    down = _bands(height, size[0], 1)
+    # One float buffer for all blocks, which stays in the cache: fresh ones cost more than the conversion.
+    source = np.empty((max(band.high - band.low for band in down), width * 3), np.float32)
+    mixed = np.empty((size[0], width * 3), np.float32)
+    for band in down:
+        block = source[: band.high - band.low]
+        np.copyto(block, rows[band.low : band.high])
+        np.matmul(band.weights, block, out=mixed[band.first : band.last])
+    result = np.empty((size[0], size[1] * 3), np.float32)
+    for band in _bands(width, size[1], 3):
+        np.matmul(mixed[:, band.low : band.high], band.weights, out=result[:, band.first : band.last])
+    np.rint(result, out=result)
+    np.clip(result, 0.0, 255.0, out=result)
+    out[...] = result.reshape(*size, 3)
