@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from kvq_batch.domain.errors import DecodeError, FetchError, ItemError, TransientError
+from kvq_batch.domain.errors import DecodeError, ItemError, TransientError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipPolicy, Window
-from kvq_batch.engine.stream import ClipRow, clip_table, failure_table
+from kvq_batch.engine.stream import ClipRow, StreamRows
 from kvq_batch.io.fetch import Fetcher, LocalVideo, sweep_dead
 from kvq_batch.io.redact import redact
 from kvq_batch.io.storage import StorageOptions
@@ -36,6 +35,9 @@ from kvq_batch.spec.job import Job
 
 CLIPS_PER_TASK = 4
 """Clips that the child decodes in one go: 77 MB of standard frames, enough to make the hand-over cheap."""
+
+TABLE_BYTES = 64 * 2**20
+"""Pixels that are handed on together: some standard clips, or hundreds of small ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,32 +91,37 @@ class DecodeWorker:
         self._decoder.__enter__()
 
     def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
-        """Rows of the stream for each item, in order; one table at a time while a long video goes on."""
+        """Rows of the stream, some videos at a time, or some clips of a long one."""
         rows = items.to_pylist()
-        if not rows:
-            return
-        fetched = [self._fetch(rows[0])]
-        for row, following in pairwise([*rows, None]):
-            if following is not None:
-                fetched.append(self._fetch(following))
-            assert row is not None
-            yield from self._decode_item(row, fetched.pop(0))
+        made = StreamRows(len(self._settings.requests))
+        fetched = [self._fetch(row) for row in rows[:1]]
+        for number, row in enumerate(rows):
+            fetched += [self._fetch(following) for following in rows[number + 1 : number + 2]]
+            for _ in self._decode_item(row, fetched.pop(0), made):
+                if made.num_bytes >= TABLE_BYTES:
+                    yield made.take()
+        if len(made):
+            yield made.take()
 
     def _fetch(self, item: dict[str, Any]) -> "Future[_Fetched]":
         return self._ahead.submit(_Fetched, self._fetcher.fetch(item["uri"], item["content_id"]))
 
-    def _decode_item(self, item: dict[str, Any], fetching: "Future[_Fetched]") -> Iterator[pa.Table]:
+    def _decode_item(self, item: dict[str, Any], fetching: "Future[_Fetched]", made: StreamRows) -> Iterator[None]:
+        """Adds the item's rows to `made`; yields whenever a reader may take what is there."""
+        key = (item["item"], item["attempt"], item["wanted"])
         try:
             with ExitStack() as stack:
                 fetched = fetching.result()
                 stack.callback(fetched.close)
-                yield from self._clips(item, fetched.video)
-        except (ItemError, TransientError) as error:
-            yield self._failure(item, error)
+                yield from self._clips(item, fetched.video, made)
+        except ItemError as error:
+            made.add_failure(*key, error)
+        except TransientError as error:
+            made.add_failure(*key, DecodeError("no_room", redact(str(error))))
         except Exception as error:  # noqa: BLE001 - the worker's outermost frame: one video never takes another along
-            yield self._failure(item, DecodeError(type(error).__name__, redact(str(error))))
+            made.add_failure(*key, DecodeError(type(error).__name__, redact(str(error))))
 
-    def _clips(self, item: dict[str, Any], video: LocalVideo) -> Iterator[pa.Table]:
+    def _clips(self, item: dict[str, Any], video: LocalVideo, made: StreamRows) -> Iterator[None]:
         settings = self._settings
         task = DecodeTask(
             path=video.path,
@@ -136,9 +143,12 @@ class DecodeWorker:
             if first_clip >= num_clips:
                 # A file that is read in place may have changed under the decoder: then no clip of it counts.
                 video.confirm()
-            yield from self._rows(item, video, part, decode_s)
+            self._add(item, video, part, decode_s, made)
+            yield
 
-    def _rows(self, item: dict[str, Any], video: LocalVideo, part: DecodedVideo, decode_s: float) -> Iterator[pa.Table]:
+    def _add(
+        self, item: dict[str, Any], video: LocalVideo, part: DecodedVideo, decode_s: float, made: StreamRows
+    ) -> None:
         facts = json.dumps(asdict(part.facts))
         for clip in part.clips:
             row = ClipRow(
@@ -155,11 +165,7 @@ class DecodeWorker:
                 fetch_s=video.seconds,
                 decode_s=decode_s,
             )
-            yield clip_table(row, clip.frames)
-
-    def _failure(self, item: dict[str, Any], error: ItemError | TransientError) -> pa.Table:
-        told = error if isinstance(error, ItemError) else FetchError("no_room", redact(str(error)))
-        return failure_table(item["item"], item["attempt"], item["wanted"], told, len(self._settings.requests))
+            made.add_clip(row, clip.frames)
 
 
 class _Fetched:

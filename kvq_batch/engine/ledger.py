@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.models import JobModel
-from kvq_batch.engine.rows import ClipResult, Failure, clip_row, failure_row, map_row, score_row
+from kvq_batch.engine.rows import ClipResult, Failure, Row, clip_row, failure_row, map_row, score_row
 from kvq_batch.engine.stream import ITEMS
 
 REPRODUCED_ALONE = frozenset({"decoder_crashed"})
@@ -58,6 +58,7 @@ class Ledger:
 
     def __init__(self, items: pa.Table, models: Sequence[JobModel], max_attempts: int, breaker: Breaker) -> None:
         self._items = items
+        self._named = {name: items[name].combine_chunks() for name in ("video_id", "uri", "content_id")}
         self._models = models
         self._max_attempts = max_attempts
         self.breaker = breaker
@@ -197,9 +198,8 @@ class Ledger:
         self._open[pair[0]] &= ~(1 << pair[1])
         self._clips.pop(pair, None)
 
-    def _item(self, item: int) -> dict[str, Any]:
-        row: dict[str, Any] = self._items.slice(item, 1).to_pylist()[0]
-        return row
+    def _item(self, item: int) -> Row:
+        return {name: column[item].as_py() for name, column in self._named.items()}
 
 
 def _bits(mask: int) -> Iterator[int]:

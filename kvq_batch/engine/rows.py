@@ -7,9 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from statistics import fmean, pstdev
 from typing import Any
-
-import numpy as np
 
 from kvq_batch.engine.models import JobModel
 from kvq_batch.engine.stream import maps_from_stream
@@ -30,7 +29,7 @@ class ClipResult:
 def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
     """A row of `scores`: the mean over the clips, as the specification's section 2 has it for several clips."""
     first = clips[0].row
-    raw_scores = np.array([clip.result["raw_score"] for clip in clips], np.float64)
+    raw_scores = [clip.result["raw_score"] for clip in clips]
     outputs: dict[str, list[float]] = {}
     for clip in clips:
         for name, value in clip.result["outputs"]:
@@ -40,16 +39,16 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
         "uri": display_uri(item["uri"]),
         "model_name": model.ref.name,
         "model_origin": model.spec.card.origin,
-        "raw_score": float(raw_scores.mean()),
-        "score_spread": float(raw_scores.std()),
+        "raw_score": fmean(raw_scores),
+        "score_spread": pstdev(raw_scores) if len(clips) > 1 else 0.0,
         "num_clips": len(clips),
-        "outputs": [(name, float(np.mean(values))) for name, values in outputs.items()],
+        "outputs": [(name, fmean(values)) for name, values in outputs.items()],
         **json.loads(first["facts"]),
         "size_bytes": first["size_bytes"],
         "decoder": first["decoder"],
         "fetch_s": first["fetch_s"],
-        "decode_s": float(sum(clip.row["decode_s"] for clip in clips)),
-        "score_s": float(sum(clip.result["score_s"] for clip in clips)),
+        "decode_s": sum(clip.row["decode_s"] for clip in clips),
+        "score_s": sum(clip.result["score_s"] for clip in clips),
         "attempt": first["attempt"],
         "scored_at": datetime.now(UTC),
     }

@@ -116,34 +116,54 @@ class ClipRow:
     decode_s: float
 
 
-def clip_table(row: ClipRow, frames: Sequence[ClipFrames]) -> pa.Table:
-    """One row; the pixels are handed over without a copy, so they must stay as they are."""
-    schema = clip_schema(len(frames))
-    columns: dict[str, pa.Array] = {
-        name: pa.array([getattr(row, name, None)], schema.field(name).type) for name, _ in _CLIP
-    }
-    for r, clip in enumerate(frames):
-        columns[f"frames_{r}"] = _binary(clip.pixels)
-        columns[f"shape_{r}"] = pa.array([list(clip.pixels.shape)], pa.list_(pa.int32()))
-        columns[f"indices_{r}"] = pa.array([clip.indices], pa.list_(pa.int32()))
-        columns[f"times_{r}"] = pa.array([clip.times_s], pa.list_(pa.float64()))
-    return pa.table(columns, schema=schema)
+class StreamRows:
+    """Rows of the decode stage, gathered until there are enough for a table; pixels are handed over without a copy."""
 
+    def __init__(self, num_requests: int) -> None:
+        self._schema = clip_schema(num_requests)
+        self._num_requests = num_requests
+        self._rows: list[dict[str, Any]] = []
+        self.num_bytes = 0
 
-def failure_table(item: int, attempt: int, wanted: int, error: ItemError, num_requests: int, **facts: Any) -> pa.Table:
-    """One row that says why this video gave no frames; `facts` fills what is known of it."""
-    row = {
-        "item": item,
-        "attempt": attempt,
-        "wanted": wanted,
-        "stage": error.stage,
-        "error": error.code,
-        "message": error.message,
-        "permanent": error.permanent,
-        "exit_signal": error.exit_signal,
-        **facts,
-    }
-    return pa.Table.from_pylist([row], schema=clip_schema(num_requests))
+    def add_clip(self, row: ClipRow, frames: Sequence[ClipFrames]) -> None:
+        """A clip with its frames, one `ClipFrames` a request; the pixels must stay as they are."""
+        values: dict[str, Any] = {name: getattr(row, name) for name in row.__slots__}
+        for r, clip in enumerate(frames):
+            values[f"frames_{r}"] = clip.pixels
+            values[f"shape_{r}"] = clip.pixels.shape
+            values[f"indices_{r}"] = clip.indices
+            values[f"times_{r}"] = clip.times_s
+            self.num_bytes += clip.pixels.nbytes
+        self._rows.append(values)
+
+    def add_failure(self, item: int, attempt: int, wanted: int, error: ItemError) -> None:
+        """A row that says why this video gave no frames."""
+        self._rows.append(
+            {
+                "item": item,
+                "attempt": attempt,
+                "wanted": wanted,
+                "stage": error.stage,
+                "error": error.code,
+                "message": error.message,
+                "permanent": error.permanent,
+                "exit_signal": error.exit_signal,
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self) -> pa.Table:
+        """All rows so far as one table; starts anew."""
+        rows, self._rows, self.num_bytes = self._rows, [], 0
+        columns = [
+            _pixels([row.get(field.name) for row in rows])
+            if field.type == pa.large_binary()
+            else pa.array([row.get(field.name) for row in rows], field.type)
+            for field in self._schema
+        ]
+        return pa.table(columns, schema=self._schema)
 
 
 def clip_pixels(frames: pa.ChunkedArray, shapes: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:
@@ -162,7 +182,14 @@ def maps_from_stream(value: dict[str, Any]) -> dict[str, Any]:
     return value | {name: None if value[name] is None else np.frombuffer(value[name], np.int8) for name in MAP_NAMES}
 
 
-def _binary(pixels: NDArray[np.uint8]) -> pa.LargeBinaryArray:
-    flat = np.ascontiguousarray(pixels).reshape(-1)
-    offsets = pa.py_buffer(np.array([0, flat.size], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)])
+def _pixels(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.ChunkedArray:
+    """One chunk a row, over the memory of the array itself."""
+    chunks = []
+    for pixels in arrays:
+        if pixels is None:
+            chunks.append(pa.nulls(1, pa.large_binary()))
+            continue
+        flat = np.ascontiguousarray(pixels).reshape(-1)
+        offsets = pa.py_buffer(np.array([0, flat.size], np.int64))
+        chunks.append(pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)]))
+    return pa.chunked_array(chunks, pa.large_binary())

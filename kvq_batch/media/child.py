@@ -1,7 +1,7 @@
 """The process that decodes: it may crash, hang or be killed, and takes one task of one video with it.
 
 It is started by `isolation` as a bare interpreter, not by `multiprocessing`, which would import the parent's main
-module into it: in a Ray worker that is Ray itself (1.5 s and 150 MB a child, measured). Nothing but the standard
+module into it: in a Ray worker that is Ray itself. Nothing but the standard
 library is imported before the process has tied itself to its parent. It catches only our own errors: anything else
 ends the process with a traceback, which the parent reports as a crash of the decoder.
 """

@@ -16,7 +16,7 @@ from kvq_batch.domain.video import ClipFrames
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.ledger import Ledger, items_of
 from kvq_batch.engine.models import JobModel
-from kvq_batch.engine.stream import RESULT, ClipRow, clip_table, failure_table, maps_to_stream
+from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
 from kvq_batch.io.schemas import make_rows
 from kvq_batch.spec.job import Model
 
@@ -52,7 +52,9 @@ def scored(
     """What the last stage yields for one clip: results of the models `bits`, null for the others."""
     frames = ClipFrames(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4), np.arange(4) / 10)
     row = ClipRow(item, attempt, wanted, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", 0.1, 0.2)
-    table = clip_table(row, [frames]).drop_columns(["frames_0"])
+    stream = StreamRows(1)
+    stream.add_clip(row, [frames])
+    table = stream.take().drop_columns(["frames_0"])
     texture = np.full((2, 1, 1), score, np.float32)
     maps = maps_to_stream(quantise(texture, np.ones_like(texture)))
     for bit in range(len(MODELS)):
@@ -65,7 +67,9 @@ def scored(
 
 
 def failed(item: int, wanted: int, error: ItemError, attempt: int = 1) -> pa.Table:
-    table = failure_table(item, attempt, wanted, error, 1).drop_columns(["frames_0"])
+    stream = StreamRows(1)
+    stream.add_failure(item, attempt, wanted, error)
+    table = stream.take().drop_columns(["frames_0"])
     for bit in range(len(MODELS)):
         table = table.append_column(f"result_{bit}", pa.array([None], RESULT))
     return table
