@@ -36,11 +36,20 @@ def ray_cluster(job: Job, address: str | None = None) -> Iterator[None]:
         if target is None:
             # A local Ray counts CPUs only to schedule: pools that are small together may share the cores.
             num_cpus = max(os.cpu_count() or 1, int(-(-needed_cpus // 1)))
-            ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            # "local": without an address Ray would join whatever cluster this machine happens to belong to.
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         else:
             ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise SpecError(f"Ray cannot be reached at {target or 'this machine'}: {error}") from error
+        place = target or "this machine"
+        hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if target else ""
+        raise SpecError(f"Ray cannot be reached at {place}: {error}{hint}") from error
     try:
         _check_size(needed_cpus, needed_gpus)
         configure_ray_data()
