@@ -15,8 +15,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kvq_batch import __version__
 from kvq_batch.cli import demo, jobs, models, tables
 from kvq_batch.cli.output import Output
+from kvq_batch.cli.progress import log_of
 from kvq_batch.domain.errors import KvqBatchError, SpecError
 
 
@@ -27,12 +29,13 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KvqBatchError as error:
-            Output().note(f"error: {error}", style="red")
+            _say(ctx, f"error: {error}")
             raise typer.Exit(2 if isinstance(error, SpecError) else 1) from error
         except KeyboardInterrupt as error:
-            Output().note("interrupted", style="red")
+            _say(ctx, "interrupted")
             raise typer.Exit(130) from error
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            # Nobody reads our stdout any more (`| head`): no fault of anyone's.
             raise
         except Exception as error:
             if is_usage_error(error):
@@ -40,9 +43,14 @@ class Commands(TyperGroup):
             # A bug of ours: the traceback helps, but may carry what nobody should see.
             from kvq_batch.io.redact import redact
 
-            Output().note(redact("".join(traceback.format_exception(error))), style="dim")
-            Output().note(f"error: {type(error).__name__}: {redact(str(error))}; please report this", style="red")
+            _say(ctx, redact("".join(traceback.format_exception(error))), style="dim")
+            _say(ctx, f"error: {type(error).__name__}: {redact(str(error))}; this is a bug, please report it")
             raise typer.Exit(1) from error
+
+
+def _say(ctx: Any, text: str, style: str = "red") -> None:
+    log = log_of(ctx)
+    Output(tell=None if log is None else log.told).note(text, style=style)
 
 
 def is_usage_error(error: Exception) -> bool:
@@ -57,20 +65,32 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help=(
-        "Score every video of a catalog with KVQ, and ask where quality is lost.\n\n"
-        "Start with [bold]kvq-batch demo[/bold], or score a folder of yours:\n\n"
-        "  kvq-batch score videos/ --tables quality/\n\n"
-        '  kvq-batch query quality/ "SELECT uri, raw_score FROM scores_latest ORDER BY raw_score LIMIT 10"'
-    ),
+    help="""Score every video of a catalog with KVQ, and ask where quality is lost.
+
+Start with the demo, which needs nothing of yours:
+
+  $ kvq-batch demo
+
+Then a folder of yours, and a question:
+
+  $ kvq-batch score videos/ --tables quality/
+  $ kvq-batch query quality/ \\
+      "SELECT video_id, raw_score FROM scores_latest ORDER BY raw_score"
+
+What runs every night stands in a job file:
+
+  $ kvq-batch init nightly.toml
+  $ kvq-batch plan nightly.toml
+  $ kvq-batch run nightly.toml
+
+Exit codes: 0 all scored, or failures within the job's max_failure_share;
+1 fatal; 2 refused before anything started; 3 more failures; 130 Ctrl-C.""",
 )
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"kvq-batch {version('kvq-batch')}\n")
+        sys.stdout.write(f"kvq-batch {__version__}\n")
         raise typer.Exit
 
 
@@ -83,6 +103,7 @@ def options(
     """Options that stand before every command."""
 
 
+app.command()(demo.demo)
 app.command()(jobs.init)
 app.command()(jobs.catalog)
 app.command()(jobs.plan)
@@ -93,4 +114,3 @@ app.command()(tables.query)
 app.command()(tables.failures)
 app.command()(tables.maps)
 app.command()(models.models)
-app.command()(demo.demo)

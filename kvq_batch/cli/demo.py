@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvq_batch.cli.execution import execute, finish, show_plan
 from kvq_batch.cli.output import Output
 from kvq_batch.domain.errors import SpecError
 
@@ -59,11 +60,15 @@ def demo(
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder for clips, tables and picture.")] = Path("demo-output"),
 ) -> None:
-    """Make clips, score them on a local Ray, ask two questions, draw one picture.
+    """Make clips, score them on a local Ray, ask two questions, draw a picture.
 
-    Needs no GPU, no object store and no ffmpeg. Example:  kvq-batch demo
+    Needs no GPU, no object store, no ffmpeg and no network. The model is
+    untrained: its scores show the way of a score, and no quality.
+
+    Example:
+
+      $ kvq-batch demo --out demo-output
     """
-    from kvq_batch.cli.jobs import execute, finish, show_plan
     from kvq_batch.engine.planning import plan_job
     from kvq_batch.io.session import open_session
     from kvq_batch.io.storage import StorageOptions
@@ -86,7 +91,7 @@ def demo(
     planned = plan_job(load_job(job_file))
     show_plan(planned, output)
     _step(output, f"kvq-batch run {job_file}")
-    summary = execute(planned, None, None, "auto")
+    summary = execute(planned, None, None, None)
     finish(summary, planned, output, f"kvq-batch run {job_file}")
     with open_session(str(tables)) as session:
         for title, sql in (
@@ -98,10 +103,11 @@ def demo(
             _step(output, f'kvq-batch query {tables} "\n{sql}"')
             answer = session.sql(sql)
             output.rows(answer.to_pylist(), answer.column_names, title=title)
-            output.warn_untrained([m.spec.card.origin for m in planned.models.models])
+            output.warn_untrained([model])
         picture = out / "maps.png"
         _step(output, f"kvq-batch maps {tables} {video_id} --out {picture}")
         draw_maps(session, StorageOptions(), video_id, picture, model)
+        output.warn_untrained([model])
     output.note(
         f"\n{picture} shows saliency and texture over the frames of {video_id}.\n"
         "What to type next:\n"

@@ -4,48 +4,50 @@ Each turns its arguments into a job or a plan and hands it on; nothing is scored
 """
 
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvq_batch.cli.execution import command_line, execute, finish, show_plan
 from kvq_batch.cli.options import (
     AddressOption,
+    DeviceOption,
     DryRunOption,
     EndpointOption,
     JobArgument,
     LimitOption,
+    LogOption,
     OutputOption,
     RegionOption,
 )
 from kvq_batch.cli.output import Format, Output
+from kvq_batch.cli.progress import log_of, use_log
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.engine.planning import JobPlan
-    from kvq_batch.engine.summary import RunSummary
     from kvq_batch.spec.job import Job
-
-LogOption = Annotated[
-    str, typer.Option("--log", help='"auto": a bar on a terminal. "json": one JSON object a line on stderr.')
-]
 
 
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job file to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job file to write.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Write a new job file with every key, its default and its meaning.
 
-    Example:  kvq-batch init jobs/nightly.toml
+    The file is valid as it is: it scores the folder `videos` with a small
+    untrained model. Name your catalog, tables and models in it.
+
+    Example:
+
+      $ kvq-batch init nightly.toml
     """
     from kvq_batch.spec.job import slug
     from kvq_batch.spec.template import job_template
 
+    if file.is_dir():
+        raise SpecError(f"{file} is a folder; name the job file in it")
     if file.exists() and not force:
         raise SpecError(f"{file} is there already; name another file, or say --force")
     try:
@@ -53,18 +55,28 @@ def init(
         file.write_text(job_template(slug(file.stem)), encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{file} cannot be written: {error.strerror}") from error
-    Output().note(f"wrote {file}: set catalog.source, tables and models, then  kvq-batch plan {file}")
+    Output().note(f"wrote {file}: set catalog.source, tables and models in it, then  {command_line('plan', file)}")
 
 
 def catalog(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, prefix or glob of video files.")],
-    out: Annotated[str, typer.Option("--out", help="Catalog file to write: .parquet, .csv or .jsonl.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder, prefix or glob of video files.", show_default=False)
+    ],
+    out: Annotated[
+        str, typer.Option("--out", help="Catalog file to write: .parquet, .csv or .jsonl.", show_default=False)
+    ],
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
     """List a folder, prefix or glob of videos into a catalog file.
 
-    Example:  kvq-batch catalog s3://bucket/videos/ --out catalog.parquet
+    A video's id is its path below the folder. Add columns of your own to the
+    file (country, uploader, ...): they can be asked for beside the scores.
+
+    Examples:
+
+      $ kvq-batch catalog videos/ --out catalog.csv
+      $ kvq-batch catalog "s3://bucket/2026/**/*.mp4" --out catalog.parquet
     """
     from kvq_batch.io.catalog import read_catalog, write_catalog
     from kvq_batch.io.storage import StorageOptions
@@ -79,7 +91,13 @@ def catalog(
 def plan(job: JobArgument, output: OutputOption = Format.TABLE) -> None:
     """Show what a run would do, and why; touches no video.
 
-    Example:  kvq-batch plan jobs/nightly.toml --output json
+    Reasons: new, content changed, model changed, preprocessing changed,
+    retry (an earlier run failed, and that may pass).
+
+    Examples:
+
+      $ kvq-batch plan nightly.toml
+      $ kvq-batch plan nightly.toml --output json
     """
     from kvq_batch.spec.load import load_job
 
@@ -87,6 +105,7 @@ def plan(job: JobArgument, output: OutputOption = Format.TABLE) -> None:
 
 
 def run(
+    context: typer.Context,
     job: JobArgument,
     limit: LimitOption = None,
     address: AddressOption = None,
@@ -96,28 +115,44 @@ def run(
 ) -> None:
     """Score what is new, changed, or scored by an older model; nothing else.
 
-    The same command again goes on where the tables say. Ctrl-C commits what is finished.
+    The same command again goes on where the tables say: it does the rest, or
+    nothing. Ctrl-C commits what is finished; once more stops at once.
 
-    Example:  kvq-batch run jobs/nightly.toml --limit 100
+    Examples:
+
+      $ kvq-batch run nightly.toml
+      $ kvq-batch run nightly.toml --limit 100 --log json 2> run.log
+
+    Exit codes: 0 all scored, or failures within run.max_failure_share;
+    1 fatal; 2 refused before anything started; 3 more failures; 130 Ctrl-C.
     """
     from kvq_batch.spec.load import load_job
 
-    loaded = load_job(job)
-    planned = _planned(loaded)
+    told = use_log(context).told if log == "json" else None
+    planned = _planned(load_job(job))
     if dry_run:
-        return show_plan(planned, Output(output))
-    finish(execute(planned, limit, address, log), planned, Output(output), f"kvq-batch run {job}")
+        return show_plan(planned, Output(output, told))
+    summary = execute(planned, limit, address, log_of(context))
+    finish(summary, planned, Output(output, told), command_line("run", job))
     return None
 
 
 def score(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Video, folder, prefix, glob or catalog file.")],
-    tables: Annotated[str, typer.Option("--tables", help="Folder or s3:// prefix of the result tables.")],
-    model: Annotated[str, typer.Option("--model", help="Model; see `kvq-batch models`.")] = "kvq-tiny",
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Video, folder, prefix, glob or catalog file.", show_default=False),
+    ],
+    tables: Annotated[
+        str, typer.Option("--tables", help="Folder or s3:// prefix of the result tables.", show_default=False)
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="Model; see `kvq-batch models`. The default is UNTRAINED: a trial.")
+    ] = "kvq-tiny",
     weights: Annotated[
         str | None, typer.Option("--weights", help="File with the model's weights.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option("--device", help='"cpu" or "cuda".')] = "cpu",
+    device: DeviceOption = "cpu",
     limit: LimitOption = None,
     address: AddressOption = None,
     dry_run: DryRunOption = False,
@@ -126,15 +161,21 @@ def score(
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Score a folder of videos without a job file.
+    """Score a video, a folder or a catalog without a job file.
 
-    Example:  kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
+    As `run`, with defaults; any failure ends with exit code 3.
+
+    Examples:
+
+      $ kvq-batch score videos/ --tables quality/
+      $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
-    job = score_job(source, tables, model, weights, device, endpoint_url, region)
-    planned = _planned(job)
+    told = use_log(context).told if log == "json" else None
+    planned = _planned(score_job(source, tables, model, weights, device, endpoint_url, region))
     if dry_run:
-        return show_plan(planned, Output(output))
-    finish(execute(planned, limit, address, log), planned, Output(output), "the same command")
+        return show_plan(planned, Output(output, told))
+    summary = execute(planned, limit, address, log_of(context))
+    finish(summary, planned, Output(output, told), "the same command")
     return None
 
 
@@ -166,92 +207,6 @@ def score_job(
 def gpu_share(device: str) -> dict[str, float]:
     """Workers of a scoring stage that runs on `device`: a whole card each, or CPU alone."""
     return {"num_gpus": 1.0} if device == "cuda" else {}
-
-
-def show_plan(planned: "JobPlan", output: Output) -> None:
-    """Pairs by reason and model, and what the catalog lost."""
-    plan = planned.plan
-    rows = [
-        {"reason": reason, "model": model.ref.name, "videos": plan.counts[reason][model.ref.name]}
-        for reason in plan.counts
-        for model in planned.models.models
-    ]
-    output.rows(rows, title=f"{planned.job.name}: {plan.pairs.num_rows} to score")
-    output.note(
-        f"{planned.catalog.num_rows} videos in the catalog; {plan.num_current} scores are current, "
-        f"{plan.num_quarantined} are not tried again (permanent failures), {len(plan.departed)} videos left the catalog"
-    )
-    output.warn_untrained([model.spec.card.origin for model in planned.models.models])
-
-
-def execute(planned: "JobPlan", limit: int | None, address: str | None, log: str) -> "RunSummary":
-    """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
-    from kvq_batch.cli.progress import JsonLog, RunProgress
-    from kvq_batch.engine.run import RunOptions, run_job
-
-    # Ray's C++ side writes advice of its own to our stderr; only what ends it is worth a person's time.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    job = planned.job
-    if log not in ("auto", "json"):
-        raise SpecError(f"--log {log}: say auto or json")
-    score_workers = sum(model.workers.max for model in job.models)
-    with (
-        stopping_on_signals() as stop,
-        JsonLog() if log == "json" else RunProgress(job.decode.workers.max, score_workers) as observer,
-    ):
-        return run_job(planned, observer, RunOptions(address=address, limit=limit, stop=stop))
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second signal interrupts at once."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        Output().note("stopping: committing what is finished (again to stop at once)")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:
-    """Print the summary and leave with the exit code that it deserves."""
-    from kvq_batch.engine.run import INTERRUPTED
-
-    output.record(
-        {
-            "run": summary.run_id,
-            "state": summary.state,
-            "videos": summary.num_videos,
-            "planned": summary.num_planned,
-            "scored": summary.num_scored,
-            "failed": summary.num_failed,
-            "not reached": summary.num_not_reached,
-            "tried again": summary.num_retried,
-            "seconds": round(summary.seconds, 1),
-            "videos/s": round(summary.videos_per_s, 2),
-        },
-        title=f"{planned.job.name}",
-    )
-    output.warn_untrained([model.spec.card.origin for model in planned.models.models])
-    tables = planned.job.tables
-    if summary.num_failed:
-        output.note(f"{summary.num_failed} failed: see  kvq-batch failures {tables}")
-    if summary.num_not_reached:
-        output.note(f"stopped with {summary.num_not_reached} not reached; to go on:  {again}")
-    if summary.message == INTERRUPTED:
-        raise typer.Exit(130)
-    limit = planned.job.run.max_failure_share
-    if summary.failure_share > limit:
-        output.note(f"{summary.failure_share:.1%} of the videos failed, more than run.max_failure_share = {limit:.1%}")
-        raise typer.Exit(3)
 
 
 def _planned(job: "Job") -> "JobPlan":

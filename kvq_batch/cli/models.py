@@ -3,46 +3,84 @@
 Nothing is built; with `--weights` a file is checked whole.
 """
 
-from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvq_batch.cli.options import OutputOption
 from kvq_batch.cli.output import Format, Output
+from kvq_batch.domain.errors import SpecError
+
+if TYPE_CHECKING:
+    from kvq_batch.domain.scorer import ScorerSpec
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this model's card.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this model's card.", show_default=False)
+    ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", help="Weights whose card is wanted.", show_default=False)
+        str | None,
+        typer.Option("--weights", help="Weights whose card is wanted: they are checked.", show_default=False),
     ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """List the registered models, or show one model's card.
 
-    Example:  kvq-batch models kvq --weights KVQ.pth
+    Examples:
+
+      $ kvq-batch models
+      $ kvq-batch models kvq --weights KVQ.pth
     """
     from kvq_batch.domain.scorer import ModelOptions
     from kvq_batch.models import registry
 
     out = Output(output)
     if name is None:
-        out.rows([{"name": known, "summary": registry.summary(known)} for known in registry.names()])
+        if weights is not None:
+            raise SpecError("--weights needs the NAME of the model that they are for")
+        out.rows([{"name": known, "summary": _summary(known)} for known in registry.names()], ["name", "summary"])
         return
-    spec = registry.describe(ModelOptions(name, weights))
-    card = asdict(spec.card)
-    height_width = spec.frames.size or "native"
-    out.record(
-        {
-            "model_id": spec.card.model_id,
-            **card,
-            "frames": spec.frames.sampling.num_frames,
-            "size": list(height_width) if isinstance(height_width, tuple) else height_width,
-            "maps": list(spec.maps),
-            "outputs": list(spec.outputs),
-            "devices": list(spec.devices),
-            "precisions": list(spec.precisions),
-        }
-    )
-    out.warn_untrained([spec.card.origin])
+    summary = registry.summary(name)
+    try:
+        spec = registry.describe(ModelOptions(name, weights))
+    except SpecError as error:
+        if weights is not None:
+            raise
+        # A model that comes to nothing without weights still has a line to show.
+        out.record({"name": name, "summary": summary})
+        out.note(f"{error}. With --weights FILE this shows their card")
+        return
+    out.record(_card(spec))
+    out.warn_untrained([spec.card.model_id] if spec.card.origin == "untrained" else [])
+
+
+def _summary(name: str) -> str:
+    """One line of a model; of a broken one, what is wrong with it: it must not hide the others."""
+    from kvq_batch.models import registry
+
+    try:
+        return registry.summary(name)
+    except SpecError as error:
+        return f"BROKEN: {error}"
+
+
+def _card(spec: "ScorerSpec") -> dict[str, Any]:
+    card, size = spec.card, spec.frames.size
+    return {
+        "model_id": card.model_id,
+        "name": card.name,
+        "version": card.version,
+        "origin": card.origin,
+        "summary": card.summary,
+        "training_data": card.training_data,
+        "licence": card.licence,
+        "digest": card.digest,
+        "calibrations": {name: list(values) for name, values in card.calibrations.items()},
+        "frames": spec.frames.sampling.num_frames,
+        "size": "native" if size is None else f"{size[1]}x{size[0]}",
+        "maps": list(spec.maps),
+        "outputs": list(spec.outputs),
+        "devices": list(spec.devices),
+        "precisions": list(spec.precisions),
+    }

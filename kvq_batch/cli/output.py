@@ -7,8 +7,9 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -17,8 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 UNTRAINED_WARNING = (
-    "The model is UNTRAINED: its weights are random. These scores exercise the pipeline; they say nothing of quality."
+    "UNTRAINED: the weights of {names} are random. Such scores exercise the pipeline; they say NOTHING of quality."
 )
+
+Tell = Callable[[str], None]
 
 
 class Format(StrEnum):
@@ -30,103 +33,156 @@ class Format(StrEnum):
 
 
 class Output:
-    """Writes rows in one format to stdout and notes to stderr."""
+    """Writes rows in one format to stdout and notes to stderr, or to `tell` where a log takes them."""
 
-    def __init__(self, format: Format = Format.TABLE) -> None:
+    def __init__(self, format: Format = Format.TABLE, tell: Tell | None = None) -> None:
         self.format = format
+        self._tell = tell
         self._notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def rows(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, title: str = "") -> None:
-        """Rows of equal keys; `columns` names them where there may be no row."""
-        names = list(columns if columns is not None else (rows[0] if rows else ()))
+    def rows(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None, title: str = "") -> None:
+        """Rows of equal keys; `columns` names them where there may be no row. JSON and CSV are written as they come."""
+        if columns is None:
+            rows = list(rows)
+            columns = list(rows[0]) if rows else []
         match self.format:
             case Format.JSON:
-                text = json.dumps([dict(row) for row in rows], default=_jsonable, ensure_ascii=False, indent=1)
-                sys.stdout.write(_strict(text) + "\n")
+                separator = "[\n "
+                for row in rows:
+                    sys.stdout.write(separator + _json(dict(row)))
+                    separator = ",\n "
+                sys.stdout.write("[]\n" if separator.startswith("[") else "\n]\n")
             case Format.CSV:
-                writer = csv.writer(sys.stdout)
-                writer.writerow(names)
-                writer.writerows([_exact(row[name]) for name in names] for row in rows)
+                writer = csv.writer(sys.stdout, lineterminator="\n")
+                writer.writerow(columns)
+                writer.writerows([_exact(row[name]) for name in columns] for row in rows)
             case Format.TABLE:
-                self._table(rows, names, title)
+                self._table(list(rows), columns, title)
 
     def record(self, record: Mapping[str, Any], title: str = "") -> None:
         """One thing: a JSON object, or a table of name and value."""
         if self.format is Format.JSON:
-            sys.stdout.write(_strict(json.dumps(dict(record), default=_jsonable, ensure_ascii=False, indent=1)) + "\n")
+            sys.stdout.write(_json(dict(record), indent=1) + "\n")
         elif self.format is Format.CSV:
             self.rows([record])
         else:
-            self._table([{"": name, "value": value} for name, value in record.items()], ["", "value"], title)
+            grid = Table(title=_title(title), title_justify="left", box=None, pad_edge=False, show_header=False)
+            grid.add_column(style="bold")
+            grid.add_column(overflow="fold")
+            for name, value in record.items():
+                grid.add_row(escape(name), escape(_shown(value)))
+            self._print(grid)
 
     def note(self, text: str, style: str = "") -> None:
         """A sentence for the person at the terminal; never part of the data."""
-        self._notes.print(escape(text), style=style or None)
+        if self._tell is not None:
+            self._tell(text.strip())
+        else:
+            self._notes.print(escape(text), style=style or None)
 
-    def warn_untrained(self, origins: Sequence[str]) -> None:
-        """Say loudly that scores of an untrained model are no scores, where there are any."""
-        if "untrained" in origins:
-            self.note(UNTRAINED_WARNING, style="bold yellow")
+    def warn_untrained(self, names: Iterable[str]) -> None:
+        """Say loudly that scores of these untrained models are no scores; nothing where there is none."""
+        found = sorted(set(names))
+        if found:
+            self.note(UNTRAINED_WARNING.format(names=", ".join(found)), style="bold yellow")
 
     def _table(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
-        width = None if sys.stdout.isatty() else 10_000
-        table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+        table = Table(title=_title(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
         for name in names:
-            numeric = bool(rows) and all(isinstance(row[name], int | float | None) for row in rows)
+            values = [row[name] for row in rows]
+            numeric = any(value is not None for value in values) and all(_is_number(value) for value in values)
             table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(_cell(row[name])) for name in names))
-        Console(file=sys.stdout, highlight=False, width=width).print(table, soft_wrap=width is not None)
+            table.add_row(*(escape(_shown(row[name])) for name in names))
+        self._print(table)
+        if not rows:
+            self._print("(no rows)")
+
+    def _print(self, what: Any) -> None:
+        # In a pipe nothing is folded: whoever reads it counts on lines.
+        width = None if sys.stdout.isatty() else 10_000
+        console = Console(file=sys.stdout, highlight=False, width=width)
+        with console.capture() as captured:
+            console.print(what, soft_wrap=width is not None)
+        text = captured.get()
+        if width is not None:
+            text = "\n".join(line.rstrip() for line in text.split("\n"))
+        sys.stdout.write(text)
 
 
-def _cell(value: Any) -> str:
+def _title(text: str) -> str | None:
+    return escape(text) or None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float | Decimal) and not isinstance(value, bool))
+
+
+def _shown(value: Any) -> str:
+    """A cell for people: short numbers, times to the second."""
+    match value:
+        case float():
+            return f"{value:.6g}"
+        case datetime():
+            return _iso(value, "seconds")
+        case _:
+            return _exact(value)
+
+
+def _exact(value: Any) -> str:
+    """A cell with every digit."""
     match value:
         case None:
             return ""
         case bool():
             return str(value).lower()
         case float():
-            return f"{value:.6g}"
+            return repr(value)
+        case Decimal():
+            return format(value, "f")
         case datetime():
             return _iso(value)
+        case bytes():
+            return value.hex()
         case dict() | list() | tuple():
-            return json.dumps(value, default=_jsonable, ensure_ascii=False)
+            return _json(value)
         case _:
             return str(value)
 
 
-def _exact(value: Any) -> str:
-    """As `_cell`, with every digit of a number."""
-    return repr(value) if isinstance(value, float) else _cell(value)
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON without NaN and infinity, which it has no words for: they become null."""
+    try:
+        return json.dumps(value, default=_jsonable, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), default=_jsonable, ensure_ascii=False, indent=indent, allow_nan=False)
 
 
 def _jsonable(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return _iso(value)
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return value.hex()
-    return str(value)
-
-
-def _strict(text: str) -> str:
-    """JSON has no NaN or infinity, though Python's writer makes them; they become null."""
-    if "NaN" not in text and "Infinity" not in text:
-        return text
-    return json.dumps(_without_nan(json.loads(text)), ensure_ascii=False, indent=1)
+    match value:
+        case Decimal():
+            # DuckDB's sums of integers are wider than any integer of Arrow and come as decimals.
+            return int(value) if value == value.to_integral_value() else float(value)
+        case datetime():
+            return _iso(value)
+        case date():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case _:
+            return str(value)
 
 
 def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return value
 
 
-def _iso(value: datetime) -> str:
+def _iso(value: datetime, timespec: str = "microseconds") -> str:
     moment = value.astimezone(UTC) if value.tzinfo else value
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")

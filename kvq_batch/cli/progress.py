@@ -7,37 +7,44 @@ This module reads the ledger and never writes to it.
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
-from kvq_batch.engine.ledger import Ledger
-from kvq_batch.engine.rows import Row
+if TYPE_CHECKING:
+    from kvq_batch.engine.ledger import Ledger
+    from kvq_batch.engine.rows import Row
+
+_LOG = "kvq_batch.log"
+
+_OF_A_SCORE = ("video_id", "model_id", "model_origin", "raw_score", "num_clips", "decode_s", "score_s")
+_OF_A_FAILURE = ("video_id", "model_id", "stage", "error", "message", "attempt", "final", "permanent")
 
 
 class RunProgress:
     """A bar with scored, failed, videos a second, time left, and the stage that holds the others up."""
 
     def __init__(self, decode_workers: int, score_workers: int) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False)
         self._workers = {"decode": decode_workers, "score": score_workers}
         self._started = time.monotonic()
+        # In 80 columns every word of it stands; the bar takes what is left.
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            TextColumn("ETA", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True),
             console=self._console,
             transient=True,
+            expand=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=None, words="")
+        self._task = self._bar.add_task("starting", total=None)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -48,9 +55,9 @@ class RunProgress:
 
     def started(self, run_id: str, num_videos: int) -> None:
         self._started = time.monotonic()
-        self._bar.update(self._task, description="scoring", total=num_videos)
+        self._bar.update(self._task, description="starting workers", total=num_videos)
 
-    def progressed(self, ledger: Ledger) -> None:
+    def progressed(self, ledger: "Ledger") -> None:
         elapsed_s = max(time.monotonic() - self._started, 1e-9)
         busy = {
             "decode": ledger.decode_s / elapsed_s / self._workers["decode"],
@@ -59,17 +66,21 @@ class RunProgress:
         slowest = max(busy, key=lambda stage: busy[stage])
         rate = ledger.num_videos_done / elapsed_s
         words = (
-            f"{ledger.num_scored} scored, {ledger.num_failed} failed, {rate:.2f} videos/s, "
-            f"bound by {slowest} ({min(busy[slowest], 1):.0%} busy)"
+            f"{ledger.num_scored} scored, {ledger.num_failed} failed, {rate:.3g} videos/s, "
+            f"{slowest}-bound {min(busy[slowest], 1):.0%}"
         )
-        self._bar.update(self._task, completed=ledger.num_videos_done, words=words)
+        self._bar.update(self._task, completed=ledger.num_videos_done, description=words)
 
-    def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
+    def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
         """A bar needs no word for each commit."""
 
     def told(self, text: str) -> None:
         if self._console.is_terminal:
-            self._bar.console.print(text, markup=False)
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """A sentence above the bar, said without a terminal too."""
+        self._console.print(text, markup=False, soft_wrap=True)
 
 
 class JsonLog:
@@ -88,23 +99,36 @@ class JsonLog:
         self._run_id = run_id
         self._write("run started", num_videos=num_videos)
 
-    def progressed(self, ledger: Ledger) -> None:
+    def progressed(self, ledger: "Ledger") -> None:
         """Each outcome is logged when it is committed."""
 
-    def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
+    def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
         for row in scores:
-            self._write("scored", **_part(row, "video_id", "model_id", "raw_score", "num_clips", "decode_s", "score_s"))
+            self._write("scored", **{name: row[name] for name in _OF_A_SCORE})
         for row in failures:
-            self._write("failed", **_part(row, "video_id", "model_id", "stage", "error", "message", "attempt", "final"))
+            self._write("failed", **{name: row[name] for name in _OF_A_FAILURE})
 
     def told(self, text: str) -> None:
-        self._write(text)
+        self._write("note", message=text)
+
+    def note(self, text: str) -> None:
+        self.told(text)
 
     def _write(self, event: str, **fields: Any) -> None:
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": moment, "run_id": self._run_id, "event": event, **fields}
         sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stderr.flush()
 
 
-def _part(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: row[name] for name in names}
+def use_log(context: Any) -> JsonLog:
+    """A JSON log for the rest of this command, so that errors go there too."""
+    log = JsonLog()
+    context.meta[_LOG] = log
+    return log
+
+
+def log_of(context: Any) -> JsonLog | None:
+    """The log that this command writes, if it writes one."""
+    log = context.meta.get(_LOG)
+    return log if isinstance(log, JsonLog) else None

@@ -3,6 +3,8 @@
 All of them read; none changes a table.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,34 +12,71 @@ import typer
 
 from kvq_batch.cli.options import EndpointOption, OutputOption, RegionOption, TablesArgument
 from kvq_batch.cli.output import Format, Output
+from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.io.session import Session
 
+# A failure stands until the same model scores the video; the newest of several says what is wrong now.
+_STANDING = """
+SELECT f.* FROM failures f
+WHERE final AND NOT EXISTS (
+    FROM scores s WHERE s.video_id = f.video_id AND s.model_name = f.model_name AND s.commit_seq > f.commit_seq
+)
+QUALIFY row_number() OVER (PARTITION BY video_id, model_name ORDER BY commit_seq DESC, attempt DESC) = 1
+"""
+
+_TOTALS = f"""
+SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS runs,
+    (SELECT count(*) FROM scores_latest WHERE NOT is_stale) AS current_scores,
+    (SELECT count(*) FROM scores_latest WHERE is_stale) AS stale_scores,
+    (SELECT count(*) FROM ({_STANDING})) AS failures,
+    (SELECT max(scored_at) FROM scores) AS last_scored_at,
+    (SELECT max(commit_seq) FROM (
+        SELECT commit_seq FROM scores UNION ALL SELECT commit_seq FROM failures UNION ALL SELECT commit_seq FROM runs
+    )) AS last_commit_seq
+"""
+
+_MODELS = f"""
+SELECT m.model_id, m.origin AS model_origin, count(s.video_id) FILTER (NOT s.is_stale) AS current_scores,
+    count(s.video_id) FILTER (s.is_stale) AS stale_scores,
+    (SELECT count(*) FROM ({_STANDING}) f WHERE f.model_id = m.model_id) AS failures
+FROM models m LEFT JOIN scores_latest s ON s.model_id = m.model_id
+WHERE m.calibration IS NULL GROUP BY ALL ORDER BY m.model_id
+"""
+
 _RUNS = """
-SELECT run_id, job, state, started_at, finished_at, num_planned AS planned, num_scored AS scored, num_failed AS failed,
+SELECT run_id, job, state, started_at, seconds, num_planned AS planned, num_scored AS scored, num_failed AS failed,
     num_not_reached AS not_reached, message
 FROM runs ORDER BY commit_seq DESC LIMIT {limit}
 """
 
-_TOTALS = """
-SELECT (SELECT count(*) FROM catalog) AS videos,
-    (SELECT count(*) FROM scores_latest WHERE NOT is_stale) AS current_scores,
-    (SELECT count(*) FROM scores_latest WHERE is_stale) AS stale_scores,
-    (SELECT count(*) FROM failures WHERE final) AS final_failures,
-    (SELECT max(scored_at) FROM scores) AS last_scored_at, (SELECT max(commit_seq) FROM scores) AS last_commit_seq
+_FAILURES = """
+SELECT video_id, model_id, model_name, stage, error, message, exit_signal, attempt, final, permanent, run_id, uri,
+    failed_at
+FROM ({failures}) ORDER BY video_id, model_name, commit_seq DESC, attempt
 """
 
-_FAILURES = """
-SELECT video_id, model_id, stage, error, message, exit_signal, attempt, final, permanent, run_id, uri, failed_at
-FROM failures {where} ORDER BY commit_seq DESC, video_id, attempt
+_FOR_PEOPLE = """
+SELECT video_id, string_agg(model_name, ', ' ORDER BY model_name) AS models, stage, error,
+    CASE WHEN permanent THEN 'when it changes' ELSE 'next run' END AS tried_again, message
+FROM ({failures}) GROUP BY ALL ORDER BY ALL
 """
 
 _SUMMARY = """
 SELECT stage, error, permanent, count(DISTINCT video_id) AS videos, max(failed_at) AS last_failed_at,
     any_value(message) AS example
-FROM failures WHERE final GROUP BY ALL ORDER BY videos DESC, stage, error
+FROM ({failures}) GROUP BY ALL ORDER BY videos DESC, stage, error
 """
+
+_COLUMNS = """
+SELECT table_name, column_name, lower(data_type) AS type FROM information_schema.columns
+ORDER BY table_name, ordinal_position
+"""
+
+# Views that show what a model made of a video.
+_SHOWS_SCORES = re.compile(r"\b(scores|scores_latest|clips|maps|regions)\b", re.IGNORECASE)
+_UNKNOWN_NAME = re.compile(r"does not exist|not found in FROM|Referenced (?:table|column)", re.IGNORECASE)
 
 
 def status(
@@ -49,64 +88,103 @@ def status(
 ) -> None:
     """Show runs, counts and the last commit.
 
-    Example:  kvq-batch status s3://bucket/quality
+    A score is stale where the video, the model or the preprocessing has
+    changed since; the next run makes it anew.
+
+    Example:
+
+      $ kvq-batch status s3://bucket/quality
     """
     with _session(tables, endpoint_url, region) as session:
         totals = session.sql(_TOTALS).to_pylist()[0]
-        runs = session.sql(_RUNS.format(limit=limit)).to_pylist()
+        models = session.sql(_MODELS)
+        runs = session.sql(_RUNS.format(limit=limit))
     out = Output(output)
     if output is Format.JSON:
-        out.record({**totals, "runs": runs})
-    else:
-        if output is Format.TABLE:
-            out.record(totals, title=tables)
-        out.rows(runs, title="runs, newest first")
+        out.record({**totals, "models": models.to_pylist(), "runs": runs.to_pylist()})
+        return
+    if output is Format.TABLE:
+        out.record(totals, title=tables)
+        out.rows(models.to_pylist(), models.column_names, title="\nmodels")
+    out.rows(runs.to_pylist(), runs.column_names, title="\nruns, newest first" if output is Format.TABLE else "")
 
 
 def query(
     tables: TablesArgument,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT. Views: scores_latest, regions, catalog, ...")],
+    sql: Annotated[
+        str | None, typer.Argument(metavar="SQL", help="One SELECT (or EXPLAIN) in quotes.", show_default=False)
+    ] = None,
+    views: Annotated[bool, typer.Option("--views", help="List the views and their columns.")] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Ask the tables in SQL (DuckDB), read-only.
 
-    Views: catalog, scores, scores_latest, clips, maps, regions, failures, models, runs. Columns of one:
-    DESCRIBE is `SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'scores'`.
+    Views: scores_latest (one current score a video and model), regions (cells
+    of the maps), catalog, scores, clips, maps, failures, models, runs.
 
-    Example:  kvq-batch query quality/ "SELECT uri, raw_score FROM scores_latest ORDER BY raw_score LIMIT 10"
+    Examples:
+
+      $ kvq-batch query quality/ --views
+      $ kvq-batch query quality/ \\
+          "SELECT video_id, raw_score FROM scores_latest ORDER BY raw_score"
+      $ kvq-batch query quality/ "SELECT cell_row, avg(texture) AS texture \\
+          FROM regions GROUP BY ALL ORDER BY ALL" --output csv
     """
-    with _session(tables, endpoint_url, region) as session:
-        answer = session.sql(sql)
-        origins = _origins(session)
+    if views == (sql is not None):
+        raise SpecError('say one of both: a question in SQL ("SELECT ..."), or --views')
     out = Output(output)
-    out.rows(answer.to_pylist(), answer.column_names)
-    if any("score" in name or name in ("texture", "weighted", "mos") for name in answer.column_names):
-        out.warn_untrained(origins)
+    with _session(tables, endpoint_url, region) as session:
+        if sql is None:
+            out.rows(_described(session), ["view", "column", "type", "meaning"])
+            return
+        answer = _asked(session, sql)
+        untrained = _untrained(session) if _SHOWS_SCORES.search(sql) else []
+    answer = answer.rename_columns(_distinct(answer.column_names))
+    out.rows(_rows_of(answer), answer.column_names)
+    out.warn_untrained(untrained)
 
 
 def failures(
     tables: TablesArgument,
     summary: Annotated[bool, typer.Option("--summary", help="Count by stage and error instead of listing.")] = False,
-    every: Annotated[bool, typer.Option("--all", help="Also tries that failed before a later one settled it.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every try that ever failed, those that a later one settled too.")
+    ] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """List videos that could not be scored, with stage and reason.
 
-    Example:  kvq-batch failures quality/ --summary
+    Shown is the newest final failure of each video and model that has no
+    later score.
+
+    Examples:
+
+      $ kvq-batch failures quality/
+      $ kvq-batch failures quality/ --summary
+      $ kvq-batch failures quality/ --output csv > failures.csv
     """
+    for_listing = _FOR_PEOPLE if output is Format.TABLE and not every else _FAILURES
     with _session(tables, endpoint_url, region) as session:
-        answer = session.sql(_SUMMARY if summary else _FAILURES.format(where="" if every else "WHERE final"))
-    Output(output).rows(answer.to_pylist(), answer.column_names)
+        chosen = "SELECT * FROM failures" if every else _STANDING
+        answer = session.sql((_SUMMARY if summary else for_listing).format(failures=chosen))
+    out = Output(output)
+    if not answer.num_rows:
+        out.note("no failures")
+        if output is Format.TABLE:
+            return
+    out.rows(answer.to_pylist(), answer.column_names)
 
 
 def maps(
     tables: TablesArgument,
-    video_id: Annotated[str, typer.Argument(metavar="VIDEO_ID", help="Video id, as `scores_latest` has it.")],
-    out: Annotated[Path, typer.Option("--out", help="Picture to write (.png).")],
+    video_id: Annotated[
+        str, typer.Argument(metavar="VIDEO_ID", help="Video id, as `scores_latest` has it.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Picture to write (.png).", show_default=False)],
     model: Annotated[
         str | None, typer.Option("--model", help="Model name, where a video has maps of several.", show_default=False)
     ] = None,
@@ -117,7 +195,12 @@ def maps(
 ) -> None:
     """Draw saliency and texture of a video over its frames.
 
-    Example:  kvq-batch maps quality/ holiday.mp4 --out holiday.png
+    The video is read again from where the catalog says; a video that has
+    changed since it was scored is refused.
+
+    Example:
+
+      $ kvq-batch maps quality/ holiday.mp4 --out holiday.png
     """
     from kvq_batch.io.storage import StorageOptions
     from kvq_batch.report.picture import draw_maps
@@ -125,8 +208,8 @@ def maps(
     with _session(tables, endpoint_url, region) as session:
         drawn = draw_maps(session, StorageOptions(endpoint_url, region), video_id, out, model, clip, slots)
     output = Output()
-    output.note(f"wrote {out}: {drawn.model_id}, clip {clip}, score {drawn.raw_score:.4g}")
-    output.warn_untrained([drawn.model_origin])
+    output.note(f"wrote {out}: {drawn.model_id} ({drawn.model_origin}), clip {clip}, score {drawn.raw_score:.4g}")
+    output.warn_untrained([drawn.model_id] if drawn.model_origin == "untrained" else [])
 
 
 def _session(tables: str, endpoint_url: str | None, region: str | None) -> "Session":
@@ -136,6 +219,47 @@ def _session(tables: str, endpoint_url: str | None, region: str | None) -> "Sess
     return open_session(tables, StorageOptions(endpoint_url, region))
 
 
-def _origins(session: "Session") -> list[Any]:
-    rows = session.sql("SELECT DISTINCT model_origin FROM scores").to_pylist()
-    return [row["model_origin"] for row in rows]
+def _asked(session: "Session", sql: str) -> Any:
+    """The answer as a pa.Table; who names what there is not learns where the names are."""
+    try:
+        return session.sql(sql)
+    except SpecError as error:
+        if _UNKNOWN_NAME.search(str(error)):
+            raise SpecError(f"{error}\n`kvq-batch query TABLES --views` lists the views and their columns") from error
+        raise
+
+
+def _described(session: "Session") -> list[dict[str, str]]:
+    """Every column of every view as these tables have it, columns of the catalog's owner too."""
+    from kvq_batch.io.views import describe_views
+
+    known = describe_views()
+    meaning = {(view.name, column.name): column.comment for view in known.values() for column in view.columns}
+    columns: dict[str, list[dict[str, str]]] = {name: [] for name in known}
+    for row in session.sql(_COLUMNS).to_pylist():
+        view, column = row["table_name"], row["column_name"]
+        if view in columns:
+            told = meaning.get((view, column), "column of your catalog")
+            columns[view].append({"view": view, "column": column, "type": row["type"], "meaning": told})
+    return [row for rows in columns.values() for row in rows]
+
+
+def _untrained(session: "Session") -> list[str]:
+    rows = session.sql("SELECT DISTINCT model_id FROM scores WHERE model_origin = 'untrained'").to_pylist()
+    return [row["model_id"] for row in rows]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Column names of which none stands twice: rows are handed over by name."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(name if seen[name] == 1 else f"{name}:{seen[name] - 1}")
+    return distinct
+
+
+def _rows_of(answer: Any) -> Iterator[dict[str, Any]]:
+    # Batch by batch: an export of millions of rows never stands in memory as Python objects.
+    for batch in answer.to_batches(max_chunksize=10_000):
+        yield from batch.to_pylist(maps_as_pydicts="lossy")

@@ -3,13 +3,15 @@
 import csv
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from kvq_batch.cli.output import UNTRAINED_WARNING, Format, Output
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"id": "a[b]", "score": 1.25, "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "ok": True, "note": None},
     {"id": "ü,\n", "score": float("nan"), "at": None, "ok": False, "note": {"x": 1.5}},
 ]
@@ -29,9 +31,24 @@ def test_csv_quotes_and_keeps_precision(capsys: pytest.CaptureFixture[str]) -> N
     assert rows == [["id", "score", "n"], ["ü,\n", "0.1234567890123", ""]]
 
 
+def test_wide_integers_days_and_nested_values_stay_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"sum": Decimal(10**20), "price": Decimal("1.50"), "day": date(2026, 1, 2), "list": [Decimal(7), 0.5]}
+    Output(Format.JSON).rows([row])
+    assert json.loads(capsys.readouterr().out) == [{"sum": 10**20, "price": 1.5, "day": "2026-01-02", "list": [7, 0.5]}]
+    Output(Format.CSV).rows([row])
+    assert capsys.readouterr().out.splitlines()[1] == '100000000000000000000,1.50,2026-01-02,"[7, 0.5]"'
+
+
 def test_a_table_shows_brackets_as_they_are_and_is_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    Output(Format.TABLE).rows([{"id": "[red]x[/red]" + "y" * 300}])
-    assert "[red]x[/red]" + "y" * 300 in capsys.readouterr().out
+    Output(Format.TABLE).rows([{"id": "[red]x[/red]" + "y" * 300}], title="t[/x]")
+    out = capsys.readouterr().out
+    assert "[red]x[/red]" + "y" * 300 in out
+    assert "t[/x]" in out
+
+
+def test_a_table_aligns_numbers_right_and_ends_no_line_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(Format.TABLE).rows([{"n": Decimal(1000), "x": "a"}, {"n": None, "x": "bb"}, {"n": 7, "x": None}])
+    assert capsys.readouterr().out.splitlines() == ["   n  x", "1000  a", "      bb", "   7"]
 
 
 def test_no_rows_still_have_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,13 +56,31 @@ def test_no_rows_still_have_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == "a,b"
     Output(Format.JSON).rows([], ["a", "b"])
     assert json.loads(capsys.readouterr().out) == []
+    Output(Format.TABLE).rows([], ["a", "b"])
+    assert capsys.readouterr().out.splitlines() == ["a  b", "(no rows)"]
+
+
+def test_a_record_is_one_object_or_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(Format.JSON).record({"a": 1, "b": [{"c": float("inf")}]})
+    assert json.loads(capsys.readouterr().out) == {"a": 1, "b": [{"c": None}]}
+    Output(Format.CSV).record({"a": 1, "b": "x"})
+    assert capsys.readouterr().out == "a,b\n1,x\n"
+    Output(Format.TABLE).record({"first": 1, "b": 0.123456789})
+    assert capsys.readouterr().out.splitlines() == ["first  1", "b      0.123457"]
 
 
 def test_words_go_to_stderr_and_untrained_is_said_loudly(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output()
     output.note("hello [bold]")
-    output.warn_untrained(["trained"])
-    output.warn_untrained(["weightless", "untrained"])
+    output.warn_untrained([])
+    output.warn_untrained(["b@1", "a@1", "b@1"])
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == ["hello [bold]", UNTRAINED_WARNING]
+    assert captured.err.splitlines() == ["hello [bold]", UNTRAINED_WARNING.format(names="a@1, b@1")]
+
+
+def test_words_go_to_the_log_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+    Output(tell=told.append).note("\nhello")
+    assert told == ["hello"]
+    assert capsys.readouterr() == ("", "")

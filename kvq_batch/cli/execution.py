@@ -1,0 +1,146 @@
+"""How a plan is shown, run and summed up at the command line, the same for `run`, `score` and `demo`.
+
+Progress and words go to stderr, the plan and the outcome to stdout. This module starts the engine and decides nothing
+of what is scored.
+"""
+
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from kvq_batch.cli.output import Format, Output, Tell
+from kvq_batch.cli.progress import JsonLog, RunProgress
+
+if TYPE_CHECKING:
+    from kvq_batch.engine.models import JobModel
+    from kvq_batch.engine.planning import JobPlan
+    from kvq_batch.engine.summary import RunSummary
+
+
+def show_plan(planned: "JobPlan", output: Output) -> None:
+    """Pairs by reason and model, and what the catalog lost. JSON holds every number, a table those that count."""
+    plan = planned.plan
+    pairs = [
+        {"reason": reason, "model": name, "videos": videos}
+        for reason, by_model in plan.counts.items()
+        for name, videos in by_model.items()
+    ]
+    if output.format is Format.JSON:
+        output.record(
+            {
+                "job": planned.job.name,
+                "videos": planned.catalog.num_rows,
+                "to_score": plan.pairs.num_rows,
+                "current": plan.num_current,
+                "not_tried_again": plan.num_quarantined,
+                "departed": list(plan.departed),
+                "models": [_model(model) for model in planned.models.models],
+                "pairs": pairs,
+            }
+        )
+    elif output.format is Format.CSV:
+        output.rows(pairs)
+    elif plan.pairs.num_rows:
+        output.rows([row for row in pairs if row["videos"]], title=f"{planned.job.name}: to score")
+    told = [f"{planned.catalog.num_rows} videos in the catalog"]
+    told += [f"{plan.pairs.num_rows} scores to make" if plan.pairs.num_rows else "nothing to score"]
+    told += [f"{plan.num_current} scores are current"]
+    told += [f"{plan.num_quarantined} not tried again (permanent failures)"] * bool(plan.num_quarantined)
+    told += [f"{len(plan.departed)} videos left the catalog"] * bool(plan.departed)
+    output.note("; ".join(told))
+    output.warn_untrained(_untrained(planned))
+
+
+def execute(planned: "JobPlan", limit: int | None, address: str | None, log: JsonLog | None) -> "RunSummary":
+    """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
+    from kvq_batch.engine.run import RunOptions, run_job
+
+    # Ray's C++ side writes advice of its own to our stderr; only what ends it is worth a person's time.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    job = planned.job
+    score_workers = sum(model.workers.max for model in job.models)
+    observer = RunProgress(job.decode.workers.max, score_workers) if log is None else log
+    with stopping_on_signals(observer.note) as stop, observer:
+        return run_job(planned, observer, RunOptions(address=address, limit=limit, stop=stop))
+
+
+@contextmanager
+def stopping_on_signals(tell: Tell) -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second signal interrupts at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        tell("stopping: committing what is finished (again to stop at once)")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:
+    """Print the summary and leave with the exit code that it deserves."""
+    from kvq_batch.engine.run import INTERRUPTED
+
+    models = [_model(model) for model in planned.models.models]
+    output.record(
+        {
+            "run_id": summary.run_id,
+            "job": planned.job.name,
+            "state": summary.state,
+            "models": models
+            if output.format is Format.JSON
+            else ", ".join(f"{model['model_id']} ({model['model_origin']})" for model in models),
+            "videos": summary.num_videos,
+            "planned": summary.num_planned,
+            "scored": summary.num_scored,
+            "failed": summary.num_failed,
+            "not_reached": summary.num_not_reached,
+            "tried_again": summary.num_retried,
+            "seconds": round(summary.seconds, 1),
+            "videos_per_s": round(summary.videos_per_s, 3),
+        }
+    )
+    tables = planned.job.tables
+    if not summary.num_planned:
+        output.note("nothing to score: every video of the catalog has its result")
+    if summary.num_failed:
+        output.note(f"{summary.num_failed} failed; to see why:  {command_line('failures', tables)}")
+    if summary.num_scored:
+        question = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
+        output.note(f'the scores:  {command_line("query", tables)} "{question}"')
+        output.warn_untrained(_untrained(planned))
+    if summary.num_not_reached:
+        output.note(f"stopped with {summary.num_not_reached} not reached; to go on:  {again}")
+    if summary.message == INTERRUPTED:
+        raise typer.Exit(130)
+    limit = planned.job.run.max_failure_share
+    if summary.failure_share > limit:
+        output.note(f"{summary.failure_share:.1%} of the videos failed, more than run.max_failure_share = {limit:.1%}")
+        raise typer.Exit(3)
+
+
+def _model(model: "JobModel") -> dict[str, str]:
+    card = model.spec.card
+    return {"name": model.ref.name, "model_id": card.model_id, "model_origin": card.origin}
+
+
+def _untrained(planned: "JobPlan") -> list[str]:
+    cards = [model.spec.card for model in planned.models.models]
+    return [card.model_id for card in cards if card.origin == "untrained"]
+
+
+def command_line(name: str, argument: object) -> str:
+    """A command that can be pasted."""
+    return f"kvq-batch {name} {shlex.quote(str(argument))}"
