@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.maps import StoredMaps, dequantise
@@ -32,15 +32,22 @@ _SALIENCY_COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142
 # Red is bad, green is good, with a light middle.
 _TEXTURE_COLOURS = np.array([(165, 0, 38), (244, 109, 67), (255, 255, 191), (102, 189, 99), (0, 104, 55)], np.float64)
 
+_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+
+_SCORED = """
+SELECT s.model_name, s.model_id, s.commit_seq, s.model_origin, s.num_clips, c.uri,
+    EXISTS (FROM maps m WHERE m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq)
+        AS has_maps
+FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
+WHERE s.video_id = {video_id} ORDER BY s.model_name
+"""
+
+# The score is the clip's own: that of the video is a mean over its clips.
 _CLIP = """
-SELECT m.*, k.frame_indices, s.raw_score, s.model_origin, s.model_name, c.uri, c.content_id AS catalog_content_id
-FROM maps m
-JOIN scores_latest s ON s.video_id = m.video_id AND s.model_id = m.model_id AND s.commit_seq = m.commit_seq
-JOIN clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
+SELECT m.*, k.frame_indices, k.raw_score
+FROM maps m JOIN clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
     AND k.clip_index = m.clip_index
-JOIN catalog c ON c.video_id = m.video_id
-WHERE m.video_id = {video_id} AND m.clip_index = {clip}
-ORDER BY s.model_name
+WHERE m.video_id = {video_id} AND m.model_id = {model_id} AND m.commit_seq = {commit_seq} AND m.clip_index = {clip}
 """
 
 
@@ -68,6 +75,8 @@ def draw_maps(
         SpecError: there are no maps of this video, clip and model, or the picture cannot be written.
         ItemError: the video cannot be fetched or decoded any more.
     """
+    if out.suffix.lower() not in _FORMATS:
+        raise SpecError(f"{out}: a picture is written as {', '.join(_FORMATS)}; name it so")
     row = _find(session, video_id, model, clip)
     stored = StoredMaps(
         shape=(row["num_slots"], row["num_rows"], row["num_cols"]),
@@ -84,7 +93,7 @@ def draw_maps(
     frames_of_slots = [indices[slot * len(indices) // stored.shape[0]] for slot in slots]
     with (
         tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
-        Fetcher(storage, Path(scratch), max_file_bytes=2**63 - 1).fetch(row["uri"], row["catalog_content_id"]) as video,
+        Fetcher(storage, Path(scratch), max_file_bytes=2**63 - 1).fetch(row["uri"], row["content_id"]) as video,
     ):
         frames = read_stills(video.path, frames_of_slots)
     shown = None if saliency is None else np.sqrt(saliency)
@@ -93,7 +102,7 @@ def draw_maps(
         _column(frame, None if shown is None else shown[slot], None if texture is None else texture[slot], bounds)
         for frame, slot in zip(frames, slots, strict=True)
     ]
-    picture = _sheet(columns, _title(row), _legend(saliency, texture))
+    picture = _sheet(columns, row, _legend(saliency, texture))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
@@ -103,16 +112,30 @@ def draw_maps(
 
 
 def _find(session: Session, video_id: str, model: str | None, clip: int) -> dict[str, Any]:
-    quoted = "'" + video_id.replace("'", "''") + "'"
-    rows = session.sql(_CLIP.format(video_id=quoted, clip=int(clip))).to_pylist()
-    chosen = [row for row in rows if model is None or row["model_name"] == model]
-    if not chosen:
-        known = ", ".join(sorted({row["model_name"] for row in rows})) or "none"
+    """The maps of one clip as stored, with its frames, its score, its model's name and origin, and its address."""
+    scored = session.sql(_SCORED.format(video_id=_quoted(video_id))).to_pylist()
+    if not scored:
         raise SpecError(
-            f"no maps of video {video_id!r}, clip {clip}, model {model or '(any)'}; models with maps of it: {known}. "
-            '`kvq-batch query TABLES "SELECT video_id, model_name FROM scores_latest"` lists what is scored'
+            f'video {video_id!r} has no score here; `kvq-batch query TABLES "SELECT video_id FROM scores_latest"` '
+            "lists those that have, and `kvq-batch failures TABLES` those that failed"
         )
-    return dict(chosen[0])
+    with_maps = [row for row in scored if row["has_maps"]]
+    chosen = [row for row in with_maps if model is None or row["model_name"] == model]
+    if not chosen:
+        asked = f"model {model!r}" if model else ", ".join(row["model_name"] for row in scored)
+        known = ", ".join(row["model_name"] for row in with_maps) or "no model"
+        raise SpecError(f"video {video_id!r} has no maps of {asked}; it has maps of {known}")
+    score = chosen[0]
+    identity = {"video_id": _quoted(video_id), "model_id": _quoted(score["model_id"])}
+    rows = session.sql(_CLIP.format(**identity, commit_seq=score["commit_seq"], clip=int(clip))).to_pylist()
+    if not rows:
+        last = score["num_clips"] - 1
+        raise SpecError(f"video {video_id!r} has no clip {clip} of {score['model_name']}: its clips are 0 to {last}")
+    return {**score, **rows[0]}
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _column(
@@ -153,30 +176,46 @@ def _bounds(values: NDArray[np.float32] | None) -> tuple[float, float]:
     return (0.0, 1.0) if values is None else (float(values.min()), float(values.max()))
 
 
-def _title(row: dict[str, Any]) -> str:
-    mark = "  UNTRAINED: random weights" if row["model_origin"] == "untrained" else ""
-    return f"{row['video_id']}  clip {row['clip_index']}  {row['model_id']}  score {row['raw_score']:.4g}{mark}"
+def _legend(saliency: NDArray[np.float32] | None, texture: NDArray[np.float32] | None) -> list[str]:
+    """One line for each map: its row, and the values of its darkest and brightest colours."""
+    lines: list[str] = []
+    for name, values, low, high in (
+        ("saliency", saliency, "dark", "bright"),
+        ("texture", texture, "red", "green"),
+    ):
+        if values is not None:
+            least, most = _bounds(values)
+            lines.append(f"row {len(lines) + 2}: {name}, {low} {least:.3g} to {high} {most:.3g}")
+    return lines
 
 
-def _legend(saliency: NDArray[np.float32] | None, texture: NDArray[np.float32] | None) -> str:
-    told = [
-        f"{name} {_bounds(values)[0]:.3g} {low} to {_bounds(values)[1]:.3g} {high}"
-        for name, values, low, high in (
-            ("row 2: saliency", saliency, "(dark)", "(bright)"),
-            ("row 3: texture", texture, "(red)", "(green)"),
-        )
-        if values is not None
-    ]
-    return "   ".join(told)
-
-
-def _sheet(columns: Sequence[Image.Image], title: str, legend: str) -> Image.Image:
+def _sheet(columns: Sequence[Image.Image], row: dict[str, Any], legend: Sequence[str]) -> Image.Image:
+    """The columns beside each other, what they show above them, the legend below."""
     width_px = sum(column.width + MARGIN_PX for column in columns) + MARGIN_PX
-    height_px = max(column.height for column in columns) + 2 * (TEXT_PX + MARGIN_PX) + MARGIN_PX
+    # Line by line, so that none is cut however narrow the sheet: above all not that a score is none.
+    words = [(str(row["video_id"]), "black"), (f"clip {row['clip_index']}, score {row['raw_score']:.4g}", "black")]
+    words += [(str(row["model_id"]), "black")]
+    words += [("UNTRAINED: random weights, no quality", "red")] * (row["model_origin"] == "untrained")
+    title = [(line, colour) for text, colour in words for line in _folded(text, width_px - 2 * MARGIN_PX)]
+    top_px = len(title) * TEXT_PX + MARGIN_PX
+    height_px = top_px + max(column.height for column in columns) + len(legend) * TEXT_PX + 2 * MARGIN_PX
     sheet = Image.new("RGB", (width_px, height_px), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN_PX, MARGIN_PX // 2), title, fill="black")
+    for i, (line, colour) in enumerate(title):
+        draw.text((MARGIN_PX, MARGIN_PX // 2 + i * TEXT_PX), line, fill=colour)
     for i, column in enumerate(columns):
-        sheet.paste(column, (MARGIN_PX + i * (column.width + MARGIN_PX), TEXT_PX + MARGIN_PX))
-    draw.text((MARGIN_PX, height_px - TEXT_PX - MARGIN_PX // 2), legend, fill="black")
+        sheet.paste(column, (MARGIN_PX + i * (column.width + MARGIN_PX), top_px))
+    for i, line in enumerate(legend):
+        draw.text((MARGIN_PX, height_px - (len(legend) - i) * TEXT_PX - MARGIN_PX // 2), line, fill="black")
     return sheet
+
+
+def _folded(text: str, width_px: int) -> list[str]:
+    """`text` in lines that fit `width_px`, broken anywhere: ids have no blanks."""
+    font = ImageFont.load_default()
+    lines = [""]
+    for character in text:
+        if font.getlength(lines[-1] + character) > width_px:
+            lines.append("")
+        lines[-1] += character
+    return lines
