@@ -1,20 +1,19 @@
 """Ray, started here for one run or joined at an address, left as it was found, and quiet meanwhile.
 
-What Ray says of dying workers goes to the logger `kvq_batch.ray`: stdout belongs to data, and the ledger says what the
-deaths cost. This module schedules nothing.
+This module schedules nothing.
 """
 
-import io
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 
 import ray
 from ray._private import auto_init_hook
 
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine.pipeline import configure_ray_data
+from kvq_batch.engine.quiet import rays_words_to_log
 from kvq_batch.spec.job import Job, Workers
 
 
@@ -32,6 +31,17 @@ def ray_cluster(job: Job, address: str | None = None) -> Iterator[None]:
         raise FatalError("this process is connected to a Ray already")
     # A thread of Ray Data that outlives a stopped run would otherwise start a whole new Ray by asking it something.
     auto_init_hook.enable_auto_connect = False
+    with rays_words_to_log():
+        _init(target, needed_cpus)
+        try:
+            _check_size(needed_cpus, needed_gpus)
+            configure_ray_data()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(target: str | None, needed_cpus: float) -> None:
     try:
         if target is None:
             # A local Ray counts CPUs only to schedule: pools that are small together may share the cores.
@@ -50,22 +60,6 @@ def ray_cluster(job: Job, address: str | None = None) -> Iterator[None]:
         place = target or "this machine"
         hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if target else ""
         raise SpecError(f"Ray cannot be reached at {place}: {error}{hint}") from error
-    try:
-        _check_size(needed_cpus, needed_gpus)
-        configure_ray_data()
-        with redirect_stdout(_ToLog()):
-            yield
-    finally:
-        ray.shutdown()
-
-
-class _ToLog(io.TextIOBase):
-    """A stream whose lines become records of the logger `kvq_batch.ray`."""
-
-    def write(self, text: str) -> int:
-        if text.strip():
-            logging.getLogger("kvq_batch.ray").info(text.rstrip())
-        return len(text)
 
 
 def _check_size(needed_cpus: float, needed_gpus: float) -> None:

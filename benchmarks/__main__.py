@@ -1,0 +1,30 @@
+"""Every benchmark, one after the other, as the Markdown of `benchmarks/README.md`: `python -m benchmarks`."""
+
+import os
+import platform
+import subprocess
+import sys
+
+BENCHMARKS = (
+    ("The framework alone", "pipeline", ()),
+    ("What one driver writes and commits", "commit_rate", ()),
+    ("A whole run against its slower stage", "end_to_end", ()),
+    ("The small member of the family", "end_to_end", ("--model", "kvq-tiny", "--videos", "24")),
+    ("Decoding and resizing", "decode", ()),
+    ("KVQ on a CPU", "kvq_cpu", ()),
+    ("How maps are stored", "maps_encoding", ()),
+)
+
+
+def main() -> int:
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}.", flush=True)
+    failed = 0
+    for title, module, arguments in BENCHMARKS:
+        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+        print(f"\n## {title}\n\n`python {' '.join(command[1:])}`\n", flush=True)
+        failed += subprocess.run(command, check=False).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
