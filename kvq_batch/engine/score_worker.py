@@ -62,7 +62,8 @@ def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict
     """One value of `RESULT` per clip, in order; a clip that the model cannot score carries the reason."""
     started = time.perf_counter()
     try:
-        results = [_result(prediction) for prediction in scorer.score(clips)]
+        predictions = zip(clips, scorer.score(clips), strict=True)
+        results = [_result(prediction) for _, prediction in predictions]
     except Exception as error:  # noqa: BLE001 - the worker's outermost frame: any model, any exception
         if len(clips) == 1:
             return [{"error": type(error).__name__, "message": redact(str(error))}]

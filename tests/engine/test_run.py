@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.cluster_utils import Cluster
 
-from kvq_batch.domain.errors import FatalError
+from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine.ledger import Ledger
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import plan_job
@@ -277,3 +278,16 @@ def test_a_bucket_is_scored_and_asked_like_a_folder(clips: Sequence[Path], s3_pr
     rows = ask(job.tables, "SELECT uri, content_id, size_bytes FROM scores ORDER BY uri", s3_prefix.options)
     assert all(row["uri"].startswith("s3://") and row["content_id"].startswith("etag:") for row in rows)
     assert run(job).num_planned == 0
+
+
+def test_a_run_joins_a_cluster_by_its_address_and_leaves_it_running(videos: Path, tmp_path: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        job = job_of(videos, tmp_path / "tables", run={"ray_address": cluster.address})
+        summary = run(job)
+        assert (summary.num_scored, summary.num_failed) == (6, 0)
+        with pytest.raises(SpecError, match="take 9 CPUs together and the cluster has 2"):
+            run(job_of(videos, tmp_path / "other", decode={"workers": {"num_cpus": 8.5}}), address=cluster.address)
+        assert cluster.list_all_nodes()  # type: ignore[no-untyped-call]
+    finally:
+        cluster.shutdown()  # type: ignore[no-untyped-call]

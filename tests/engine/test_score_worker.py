@@ -1,0 +1,90 @@
+"""The scoring stage: one poisoned clip costs itself, and what a model returns is checked before it is kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kvq_batch.domain.frames import FrameRequest
+from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
+from kvq_batch.engine.models import describe_models
+from kvq_batch.engine.score_worker import score_clips
+from kvq_batch.spec.job import Job
+from kvq_batch.spec.load import make_job
+
+SPEC = ScorerSpec(ModelCard("fake", "1", "0" * 64, "weightless", "for tests"), FrameRequest())
+
+
+@dataclass
+class PickyScorer:
+    """Scores a clip by its mean; refuses a clip of zeros, and returns NaN for a clip of 255."""
+
+    spec: ScorerSpec = SPEC
+    calls: list[int] = field(default_factory=list)
+
+    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        self.calls.append(len(clips))
+        if any(clip.max() == 0 for clip in clips):
+            raise RuntimeError("out of memory at s3://me:secret@bucket/x")
+        return [Prediction(float("nan") if clip.min() == 255 else float(clip.mean())) for clip in clips]
+
+
+def clip(value: int) -> NDArray[np.uint8]:
+    return np.full((2, 4, 4, 3), value, np.uint8)
+
+
+def test_a_clip_that_the_model_refuses_costs_no_neighbour() -> None:
+    scorer = PickyScorer()
+    results = score_clips(scorer, [clip(1), clip(0), clip(3)])
+    assert [result.get("raw_score") for result in results] == [1.0, None, 3.0]
+    assert results[1]["error"] == "RuntimeError"
+    assert "secret" not in results[1]["message"]
+    assert scorer.calls == [3, 1, 1, 1]
+
+
+def test_nan_out_of_the_model_is_an_error_and_no_score() -> None:
+    good, bad = score_clips(PickyScorer(), [clip(7), clip(255)])
+    assert good["raw_score"] == 7.0
+    assert (bad["error"], bad.get("raw_score")) == ("non_finite", None)
+
+
+@pytest.mark.parametrize("name", ["texture", "saliency", "slot_scores", "features"])
+def test_nan_in_any_array_is_an_error(name: str) -> None:
+    class Scorer(PickyScorer):
+        def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+            values = np.ones((2, 1, 1) if name in ("texture", "saliency") else 2, np.float32)
+            values.flat[1] = np.inf
+            return [replace(Prediction(1.0), **{name: values}) for _ in clips]
+
+    assert score_clips(Scorer(), [clip(1)])[0]["error"] == "non_finite"
+
+
+def test_a_scorer_that_loses_a_clip_is_an_error_and_not_a_shift_of_scores() -> None:
+    class Scorer(PickyScorer):
+        def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+            return [Prediction(1.0)] * (len(clips) - 1)
+
+    assert [result["error"] for result in score_clips(Scorer(), [clip(1), clip(2)])] == ["ValueError", "ValueError"]
+
+
+def job(**more: object) -> Job:
+    models = [{"name": "kvq-tiny", "weights": "untrained"}, {"name": "luma-sharpness"}]
+    return make_job({"name": "n", "tables": "t", "catalog": {"source": "v"}, "models": models} | more, "test")
+
+
+def test_models_that_want_the_same_frames_share_one_decode() -> None:
+    described = describe_models(job())
+    assert len(described.requests) == 1
+    assert (described.drops_after(0), described.drops_after(1)) == ((), (0,))
+
+
+def test_what_changes_a_score_changes_the_fingerprint_and_what_changes_speed_does_not() -> None:
+    def prints(**more: object) -> list[str]:
+        return [model.ref.fingerprint for model in describe_models(job(**more)).models]
+
+    before = prints()
+    assert prints(clips={"every_s": 60}) != before
+    assert prints(hdr="as-is") != before
+    assert prints(decode={"workers": {"max": 8}}, run={"commit_every_s": 60}, limits={"timeout_s": 9}) == before
