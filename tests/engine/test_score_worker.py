@@ -1,7 +1,8 @@
 """The scoring stage: one poisoned clip costs itself, and what a model returns is checked before it is kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_nan_in_any_array_is_an_error(name: str) -> None:
         def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
             values = np.ones((2, 1, 1) if name in ("texture", "saliency") else 2, np.float32)
             values.flat[1] = np.inf
-            return [replace(Prediction(1.0), **{name: values}) for _ in clips]
+            arrays: dict[str, Any] = {name: values}
+            return [Prediction(1.0, **arrays) for _ in clips]
 
     assert score_clips(Scorer(), [clip(1)])[0]["error"] == "non_finite"
 
