@@ -4,7 +4,6 @@ Progress and words go to stderr, the plan and the outcome to stdout. This module
 of what is scored.
 """
 
-import os
 import shlex
 import signal
 import threading
@@ -61,8 +60,6 @@ def execute(planned: "JobPlan", limit: int | None, address: str | None, log: Jso
     """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
     from kvq_batch.engine.run import RunOptions, run_job
 
-    # Ray's C++ side writes advice of its own to our stderr; only what ends it is worth a person's time.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     job = planned.job
     score_workers = sum(model.workers.max for model in job.models)
     observer = RunProgress(job.decode.workers.max, score_workers) if log is None else log

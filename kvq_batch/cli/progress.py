@@ -31,7 +31,7 @@ class RunProgress:
     def __init__(self, decode_workers: int, score_workers: int) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._workers = {"decode": decode_workers, "score": score_workers}
-        self._started = time.monotonic()
+        self._first: float | None = None
         # In 80 columns every word of it stands; the bar takes what is left.
         self._bar = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
@@ -42,6 +42,9 @@ class RunProgress:
             console=self._console,
             transient=True,
             expand=True,
+            # The engine parts Ray's words from ours meanwhile; two who hold the streams would trip over each other.
+            redirect_stdout=False,
+            redirect_stderr=False,
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None)
@@ -54,11 +57,14 @@ class RunProgress:
         self._bar.stop()
 
     def started(self, run_id: str, num_videos: int) -> None:
-        self._started = time.monotonic()
         self._bar.update(self._task, description="starting workers", total=num_videos)
 
     def progressed(self, ledger: "Ledger") -> None:
-        elapsed_s = max(time.monotonic() - self._started, 1e-9)
+        now = time.monotonic()
+        if self._first is None:
+            # Starting workers is no part of the speed: the clock starts when the first result was begun.
+            self._first = now - ledger.decode_s - ledger.score_s
+        elapsed_s = max(now - self._first, 1e-9)
         busy = {
             "decode": ledger.decode_s / elapsed_s / self._workers["decode"],
             "score": ledger.score_s / elapsed_s / self._workers["score"],

@@ -27,7 +27,7 @@ QUALIFY row_number() OVER (PARTITION BY video_id, model_name ORDER BY commit_seq
 """
 
 _TOTALS = f"""
-SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS runs,
+SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS num_runs,
     (SELECT count(*) FROM scores_latest WHERE NOT is_stale) AS current_scores,
     (SELECT count(*) FROM scores_latest WHERE is_stale) AS stale_scores,
     (SELECT count(*) FROM ({_STANDING})) AS failures,

@@ -1,0 +1,217 @@
+"""The command line before anything runs: help, versions, job files, plans, refusals, and what becomes of our bugs."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+import kvq_batch
+from kvq_batch.cli.app import Commands, app
+from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
+
+COMMANDS = ["demo", "init", "catalog", "plan", "run", "score", "status", "query", "failures", "maps", "models"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    shape = ClipShape(width_px=64, height_px=48, num_frames=8)
+    write_demo_clips(folder, 1, shape, (Distortion("none", 0), Distortion("blur", 1)))
+    return folder
+
+
+def call(*arguments: str | Path, exit_code: int = 0) -> Result:
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def plain(text: str) -> str:
+    """Help without the frame around it."""
+    return "\n".join(line.strip(" │") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_with_an_example_that_can_be_pasted(command: str) -> None:
+    lines = call(command, "--help").stdout.splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith("$ kvq-batch")]
+    assert examples
+    assert all(example.startswith(f"$ kvq-batch {command}") for example in examples)
+    # A line that is folded at 80 columns is no line to paste.
+    for i, line in enumerate(lines):
+        if line.strip().startswith("$ kvq-batch") and not line.rstrip().endswith("\\"):
+            following = lines[i + 1].strip()
+            assert not following or following.startswith("$"), line
+
+
+def test_help_of_all_names_every_command_and_the_exit_codes() -> None:
+    text = plain(call("--help").stdout)
+    assert all(f"\n{command} " in text for command in COMMANDS)
+    assert "130 Ctrl-C" in text
+
+
+def test_version_and_the_launcher_of_a_checkout() -> None:
+    assert call("--version").stdout == f"kvq-batch {kvq_batch.__version__}\n"
+    launcher = Path(__file__).parents[2] / "cli.py"
+    done = subprocess.run([sys.executable, launcher, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"kvq-batch {kvq_batch.__version__}\n"
+
+
+def test_a_wrong_command_line_is_refused_before_anything() -> None:
+    assert "No such option" in call("run", "job.toml", "--nope", exit_code=2).stderr
+    assert "No such command" in call("nope", exit_code=2).stderr
+    assert "--device" in call("score", "v", "--tables", "t", "--device", "tpu", exit_code=2).stderr
+
+
+def test_init_writes_a_job_that_plans_as_soon_as_its_folder_is_there(
+    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "kvq-batch plan 'new/my job.toml'" in call("init", "new/my job.toml").stderr
+    assert "videos" in call("plan", "new/my job.toml", exit_code=2).stderr
+    (tmp_path / "videos").symlink_to(videos)
+    planned = json.loads(call("plan", "new/my job.toml", "--output", "json").stdout)
+    assert (planned["job"], planned["videos"], planned["to_score"]) == ("my-job", 2, 2)
+
+
+def test_init_never_overwrites_unasked(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("mine")
+    assert "--force" in call("init", file, exit_code=2).stderr
+    assert file.read_text() == "mine"
+    call("init", file, "--force")
+    assert file.read_text() != "mine"
+    assert "is a folder" in call("init", tmp_path, "--force", exit_code=2).stderr
+
+
+def test_a_job_with_several_mistakes_names_all_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('name = "x"\ntabels = "t"\n[catalog]\n[[models]]\nname = "kvq-tiny"\nbatch_size = 0\n')
+    text = call("plan", file, exit_code=2).stderr
+    assert f"error: {file}: 4 wrong key(s)" in text
+    for key in ("tabels: unknown key", "tables: is required", "catalog.source: is required", "models.0.batch_size: "):
+        assert f"  {key}" in text
+
+
+def test_a_plan_shows_what_counts_and_json_everything(tmp_path: Path, videos: Path) -> None:
+    job = tmp_path / "job.toml"
+    models = "".join(f'[[models]]\nname = "{name}"\n' for name in ("kvq-tiny", "luma-sharpness"))
+    job.write_text(f'name = "j"\ntables = "{tmp_path}/t"\n[catalog]\nsource = "{videos}"\n{models}')
+    shown = call("plan", job)
+    assert [line.split() for line in shown.stdout.splitlines()[1:]] == [
+        ["reason", "model", "videos"],
+        ["new", "kvq-tiny", "2"],
+        ["new", "luma-sharpness", "2"],
+    ]
+    assert "2 videos in the catalog; 4 scores to make; 0 scores are current" in shown.stderr
+    assert "UNTRAINED: the weights of kvq-tiny@untrained-" in shown.stderr
+    told = json.loads(call("plan", job, "--output", "json").stdout)
+    assert len(told["pairs"]) == 5 * 2
+    assert [model["model_origin"] for model in told["models"]] == ["untrained", "weightless"]
+    rows = list(csv.DictReader(io.StringIO(call("plan", job, "-o", "csv").stdout)))
+    assert sum(int(row["videos"]) for row in rows) == 4
+    assert not (tmp_path / "t").exists()
+
+
+def test_catalog_lists_a_folder_into_a_file_that_plans(tmp_path: Path, videos: Path) -> None:
+    out = tmp_path / "catalog.csv"
+    assert "2 videos" in call("catalog", videos, "--out", out).stderr
+    with out.open() as file:
+        assert [row["video_id"] for row in csv.DictReader(file)] == ["landscape/blur-1.mp4", "landscape/none-0.mp4"]
+    planned = call("score", out, "--tables", tmp_path / "t", "--dry-run", "-o", "json")
+    assert json.loads(planned.stdout)["to_score"] == 2
+    assert ".parquet, .csv or .jsonl" in call("catalog", videos, "--out", tmp_path / "c.xml", exit_code=2).stderr
+    call("catalog", tmp_path / "nowhere", "--out", out, exit_code=2)
+
+
+def test_score_refuses_what_it_cannot_do_before_it_reads_a_video(tmp_path: Path, videos: Path) -> None:
+    tables = tmp_path / "t"
+    assert "needs weights" in call("score", videos, "--tables", tables, "--model", "kvq", exit_code=2).stderr
+    assert "unknown model 'nope'" in call("score", videos, "--tables", tables, "--model", "nope", exit_code=2).stderr
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"no weights")
+    text = call("score", videos, "--tables", tables, "--model", "kvq", "--weights", weights, exit_code=2).stderr
+    assert str(weights) in text
+    call("score", tmp_path / "nowhere", "--tables", tables, exit_code=2)
+    assert not tables.exists()
+
+
+def test_errors_of_a_json_log_are_lines_of_it(tmp_path: Path) -> None:
+    result = call("run", tmp_path / "gone.toml", "--log", "json", exit_code=2)
+    (line,) = [json.loads(line) for line in result.stderr.splitlines()]
+    assert line["run_id"] is None
+    assert "no such job file" in line["message"]
+
+
+def test_models_lists_what_is_registered_and_shows_a_card() -> None:
+    rows = json.loads(call("models", "--output", "json").stdout)
+    assert {"kvq", "kvq-tiny", "luma-sharpness"} <= {row["name"] for row in rows}
+    card = call("models", "kvq-tiny", "--output", "json")
+    assert json.loads(card.stdout)["origin"] == "untrained"
+    assert "UNTRAINED" in card.stderr
+    assert "needs weights" in call("models", "kvq").stderr
+    assert "unknown model" in call("models", "nope", exit_code=2).stderr
+    assert "needs weights" not in call("models", "luma-sharpness").stderr
+    assert "needs the NAME" in call("models", "--weights", "f", exit_code=2).stderr
+
+
+def test_a_broken_model_of_others_hides_none_of_ours(tmp_path: Path) -> None:
+    """A real distribution beside ours whose entry point does not import."""
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[kvq_batch.models]\nbroken = no_such_module_at_all:family\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from kvq_batch.cli.app import app; app()"
+    command = [sys.executable, "-c", code, "models", "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    summaries = {row["name"]: row["summary"] for row in json.loads(done.stdout)}
+    assert summaries["broken"].startswith("BROKEN: ")
+    assert "no_such_module_at_all" in summaries["broken"]
+    assert not summaries["kvq"].startswith("BROKEN")
+
+
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said"),
+    [
+        (SpecError("refused"), 2, "error: refused"),
+        (FatalError("stopped"), 1, "error: stopped"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError(f"PUT s3://b/k failed: aws_secret_access_key={SECRET}"), 1, "please report it"),
+    ],
+)
+def test_whatever_is_raised_ends_in_one_sentence_and_its_exit_code(
+    error: BaseException, exit_code: int, said: str
+) -> None:
+    faulty = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
+
+    @faulty.command()
+    def fail() -> None:
+        raise error
+
+    @faulty.command()
+    def succeed() -> None:
+        """A second command makes it a group."""
+
+    result = CliRunner().invoke(faulty, ["fail"])
+    assert result.exit_code == exit_code
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert SECRET not in result.output
+    assert ("Traceback" in result.stderr) == isinstance(error, RuntimeError)
+
+
+def test_a_reader_that_leaves_early_is_no_bug() -> None:
+    code = "from kvq_batch.cli.app import app; app()"
+    command = f'{sys.executable} -c "{code}" models -o json | true; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr
