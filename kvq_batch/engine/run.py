@@ -25,6 +25,7 @@ from kvq_batch.engine.ledger import Ledger, items_of
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, blocks_of, results
 from kvq_batch.engine.planning import JobPlan
+from kvq_batch.engine.remains import no_remains
 from kvq_batch.engine.summary import RunSummary
 
 POLL_S = 0.2
@@ -69,7 +70,7 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
     observer.started(books.run_id, items.num_rows)
     try:
         if items.num_rows:
-            with ray_cluster(plan.job, options.address):
+            with no_remains(plan.job.decode), ray_cluster(plan.job, options.address):
                 _rounds(plan, ledger, books, observer, options, stop)
     except KvqBatchError as error:
         books.close("failed", str(error))

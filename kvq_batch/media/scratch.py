@@ -50,10 +50,15 @@ class ScratchDirectory:
         os.close(self._lock)
 
 
+def scratch_directories(root: Path) -> set[Path]:
+    """The scratch directories under `root`, of the living and of the dead."""
+    return set(root.glob(f"{_PREFIX}*"))
+
+
 def sweep(root: Path) -> list[Path]:
     """Removes the scratch directories under `root` whose owners are dead, and returns them."""
     removed = []
-    for path in root.glob(f"{_PREFIX}*"):
+    for path in scratch_directories(root):
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError, PermissionError):

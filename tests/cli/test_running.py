@@ -1,0 +1,173 @@
+"""Runs as a person starts them: in a process of their own, interrupted, resumed, on a terminal and in a pipe.
+
+Three Rays are started here, no more: each takes a while.
+"""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvq_batch
+from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
+
+ROOT = Path(__file__).parents[2]
+SHAPE = ClipShape(width_px=64, height_px=48, num_frames=32)
+PATIENCE_S = 240
+_ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Command:
+    """`kvq-batch` as processes of its own, known again by a mark in their environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = f"KVQ_BATCH_TEST_{uuid.uuid4().hex}"
+
+    def start(self, *arguments: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), *arguments],
+            cwd=self.folder,
+            env={**os.environ, self.mark: "1", "TERM": "xterm", "COLUMNS": "100"},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+
+    def left(self) -> list[str]:
+        """Command lines of processes of ours that still live, after a moment for the last to go."""
+        deadline = time.monotonic() + 20
+        while (found := list(self._living())) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+    def _living(self) -> Iterator[str]:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                is_ours = self.mark.encode() in (process / "environ").read_bytes()
+                state = (process / "stat").read_text().rsplit(") ", 1)[1][0]
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if is_ours and state != "Z":
+                yield command
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+def write_job(folder: Path) -> None:
+    (folder / "job.toml").write_text(
+        'name = "j"\ntables = "tables"\n[catalog]\nsource = "videos"\n'
+        '[[models]]\nname = "kvq-tiny"\nbatch_size = 1\nworkers = { num_cpus = 0.5 }\n'
+        '[decode]\nscratch = "scratch"\nshared_memory = "shared"\nworkers = { num_cpus = 0.5 }\n'
+        "[run]\ncommit_every_s = 0.2\n"
+    )
+    (folder / "scratch").mkdir()
+    (folder / "shared").mkdir()
+
+
+def ask(folder: Path, sql: str) -> list[dict[str, Any]]:
+    with kvq_batch.open(str(folder / "tables")) as tables:
+        rows: list[dict[str, Any]] = tables.sql(sql).to_pylist()
+        return rows
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(command: Command, tmp_path: Path) -> None:
+    write_demo_clips(tmp_path / "videos", 2, SHAPE, DISTORTIONS[:4])
+    write_job(tmp_path)
+
+    running = command.start("run", "job.toml", "--log", "json", "--output", "json")
+    assert running.stderr is not None
+    log: list[dict[str, Any]] = []
+    for line in running.stderr:
+        log.append(json.loads(line))
+        if log[-1]["event"] == "scored":
+            # As a terminal does it: to the command and to all that it has started.
+            os.killpg(running.pid, signal.SIGINT)
+            break
+    stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    log += [json.loads(line) for line in stderr.splitlines()]
+    assert running.returncode == 130
+    first = json.loads(stdout)
+    assert first["state"] == "stopped"
+    assert 0 < first["scored"] < 8
+    assert first["scored"] + first["not_reached"] == 8
+    assert any("to go on:  kvq-batch run job.toml" in line.get("message", "") for line in log)
+    assert {line["run_id"] for line in log if line["event"] != "note"} == {first["run_id"]}
+    scored = {line["video_id"] for line in log if line["event"] == "scored"}
+    assert scored == {row["video_id"] for row in ask(tmp_path, "SELECT video_id FROM scores")}
+    assert len(scored) == first["scored"]
+    assert command.left() == []
+    assert list((tmp_path / "scratch").rglob("*")) == list((tmp_path / "shared").rglob("*")) == []
+
+    second, seen = on_a_terminal(command, "run", "job.toml", "--output", "json")
+    assert (second["state"], second["scored"]) == ("finished", 8 - first["scored"])
+    for word in ("scored, 0 failed", "videos/s", "-bound", "ETA", "UNTRAINED"):
+        assert word in seen
+    (counts,) = ask(tmp_path, "SELECT count(*) AS scores, count(DISTINCT video_id) AS videos FROM scores")
+    assert counts == {"scores": 8, "videos": 8}
+    assert command.left() == []
+
+    again = command.start("run", "job.toml", "--output", "json")
+    stdout, stderr = again.communicate(timeout=PATIENCE_S)
+    assert (again.returncode, json.loads(stdout)["planned"]) == (0, 0)
+    assert stderr.splitlines() == ["nothing to score: every video of the catalog has its result"]
+
+
+def on_a_terminal(command: Command, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The summary on stdout, a pipe, and what a person saw on stderr, a terminal."""
+    ours, theirs = pty.openpty()
+    running = command.start(*arguments, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    try:
+        while running.poll() is None or select.select([ours], [], [], 0)[0]:
+            if select.select([ours], [], [], 0.2)[0]:
+                seen += os.read(ours, 65536)
+    except OSError:
+        # The other end of a terminal is gone: that is how it says so.
+        pass
+    finally:
+        os.close(ours)
+    stdout, _ = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 0, seen.decode()
+    return json.loads(stdout), _ESCAPE.sub(b"", seen).decode()
+
+
+def test_score_of_a_folder_with_a_broken_file_ends_with_3_and_shows_nothing_but_words(
+    command: Command, tmp_path: Path
+) -> None:
+    write_demo_clips(tmp_path / "videos", 1, SHAPE, DISTORTIONS[:2])
+    (tmp_path / "videos" / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
+    running = command.start("score", "videos", "--tables", "tables")
+    stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 3, stderr
+    told = dict(line.split(None, 1) for line in stdout.splitlines())
+    assert (told["scored"], told["failed"], told["state"]) == ("2", "1", "finished")
+    assert told["models"].startswith("kvq-tiny@untrained-")
+    assert told["models"].endswith("(untrained)")
+    lines = stderr.splitlines()
+    assert "\x1b" not in stderr
+    assert not [line for line in lines if "videos/s" in line]
+    assert any(line.startswith("UNTRAINED") for line in lines)
+    assert any("kvq-batch failures tables" in line for line in lines)
+    assert "33.3% of the videos failed" in lines[-1]
+    assert {row["model_origin"] for row in ask(tmp_path, "SELECT model_origin FROM scores")} == {"untrained"}
+    (failure,) = ask(tmp_path, "SELECT video_id, stage, final FROM failures WHERE final")
+    assert failure == {"video_id": "page.mp4", "stage": "probe", "final": True}
+    assert command.left() == []
