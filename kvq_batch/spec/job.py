@@ -31,8 +31,10 @@ class Section(BaseModel):
 class Storage(Section):
     """Where object storage answers. Keys never stand here: each process finds them by the AWS chain."""
 
-    endpoint_url: str | None = Field(None, description="S3 endpoint, for stores that are not AWS.")
-    region: str | None = Field(None, description="Region of the buckets.")
+    endpoint_url: str | None = Field(
+        None, description="S3 endpoint, for stores that are not AWS.", examples=["https://objects.example.com"]
+    )
+    region: str | None = Field(None, description="Region of the buckets.", examples=["eu-central-1"])
     anonymous: bool = Field(False, description="Read public buckets without credentials.")
 
 
@@ -46,10 +48,15 @@ class CatalogColumns(Section):
     content_id: str | None = Field(
         None,
         description="Column that changes when the bytes change (a checksum, a version). Saves one request a video.",
+        examples=["checksum"],
     )
-    size_bytes: str | None = Field(None, description="Column with the size of the file.")
-    start_s: str | None = Field(None, description="Column where the clip of this row starts, in seconds.")
-    end_s: str | None = Field(None, description="Column where the clip of this row ends, in seconds.")
+    size_bytes: str | None = Field(None, description="Column with the size of the file.", examples=["bytes"])
+    start_s: str | None = Field(
+        None,
+        description="Columns with start and end, in seconds, of the stretch to score: for shots or advertisements.",
+        examples=["shot_start"],
+    )
+    end_s: str | None = Field(None, description="See start_s.", examples=["shot_end"])
 
 
 class Catalog(Section):
@@ -57,22 +64,31 @@ class Catalog(Section):
 
     source: Uri = Field(description="Catalog file (.parquet, .csv, .jsonl), or a folder, prefix or glob to list.")
     name: str | None = Field(
-        None, pattern=NAME_PATTERN, description="Name of the catalog in the tables. Default: the name of the job."
+        None,
+        pattern=NAME_PATTERN,
+        description="Name of the catalog in the tables, where several share them. Default: the name of the job.",
+        examples=["archive"],
     )
     where: str | None = Field(
-        None, description="SQL condition over the catalog's columns; only rows that meet it count."
+        None,
+        description="SQL condition over the catalog's columns; only rows that meet it count.",
+        examples=["country = 'CH' AND status <> 'draft'"],
     )
-    id_prefix: str = Field("", description="Put before every video id: lets two catalogs share the tables.")
+    id_prefix: str = Field(
+        "", description="Put before every video id, so that two catalogs with equal ids can share the tables."
+    )
     columns: CatalogColumns = Field(CatalogColumns(), description="Column names, where they differ from ours.")
 
 
 class Workers(Section):
     """How many processes a stage may have, and what each of them takes from the cluster."""
 
-    min: int = Field(1, ge=1, description="Workers that the stage keeps.")
-    max: int = Field(1, ge=1, description="Workers that it may grow to.")
-    num_cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves for each worker; fractions are fine.")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each worker; fractions share one card.")
+    min: int = Field(1, ge=1, description="Processes that the stage starts with and keeps.")
+    max: int = Field(1, ge=1, description="Processes that it may grow to while the cluster has room.")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs that each of them reserves; fractions are fine.")
+    num_gpus: float = Field(
+        0.0, ge=0, description='GPUs that each of them reserves; a fraction shares a card. "cuda" needs more than 0.'
+    )
 
     @model_validator(mode="after")
     def _max_covers_min(self) -> "Workers":
@@ -82,28 +98,46 @@ class Workers(Section):
 
 
 class Model(Section):
-    """One model of the job. All models of a job are scored from the same decode."""
+    """A model; repeat this section for another one. All of them are scored from the same decode."""
 
     name: str = Field(description="Name in the registry: see `kvq-batch models`.")
     weights: str | None = Field(
-        None, description='File with the weights, or "untrained" for seeded random ones (never a real score).'
+        None,
+        description='File with the weights, on every worker; or "untrained": random ones, whose scores say nothing.',
+        examples=["weights/kvq.safetensors"],
     )
-    precision: Precision = Field("fp32", description="Arithmetic of the network. It is part of a result's identity.")
-    device: Device = Field("cpu", description='"cpu" or "cuda".')
-    batch_size: int = Field(4, ge=1, description="Clips that one call of the model takes.")
+    precision: Precision = Field(
+        "fp32", description='"fp32", "bf16", or "fp16" (GPU only). Scores of another precision are other results.'
+    )
+    device: Device = Field("cpu", description='"cpu", or "cuda": then set workers.num_gpus, too.')
+    batch_size: int = Field(
+        4, ge=1, description="Clips that one call of the model takes: more keep a GPU busier, and cost memory."
+    )
     num_threads: int | None = Field(
-        None, ge=1, description="CPU threads of one worker. Default: its share of the cores."
+        None, ge=1, description="CPU threads of one worker. Default: its share of the cores.", examples=[8]
     )
     workers: Workers = Field(Workers(), description="Scoring processes of this model.")
+
+    @model_validator(mode="after")
+    def _cuda_has_gpus(self) -> "Model":
+        # Ray hides every card from a worker that reserves none.
+        if self.device == "cuda" and not self.workers.num_gpus:
+            raise ValueError('device is "cuda" and workers.num_gpus is 0: set num_gpus = 1, or a fraction')
+        return self
 
 
 class Clips(Section):
     """How a video is cut into clips. Default: one clip over the whole video, as published."""
 
     every_s: float | None = Field(
-        None, gt=0, description="A clip every so many seconds. Default: one over the whole video."
+        None,
+        gt=0,
+        description="Start a clip every so many seconds. Default: one clip over the whole video.",
+        examples=[60.0],
     )
-    length_s: float | None = Field(None, gt=0, description="Length of each clip of the series. Default: every_s.")
+    length_s: float | None = Field(
+        None, gt=0, description="Seconds that each of these clips covers. Default: every_s.", examples=[8.0]
+    )
 
     @model_validator(mode="after")
     def _length_needs_every(self) -> "Clips":
@@ -122,8 +156,10 @@ class Limits(Section):
     timeout_s: float = Field(
         120.0, gt=0, description="Seconds that decoding one video (or one stretch of it) may take."
     )
-    max_file_bytes: int = Field(20 * 2**30, gt=0, description="Largest file that is fetched.")
-    max_frame_pixels: int = Field(8192 * 4320, gt=0, description="Largest frame, width times height.")
+    max_file_bytes: int = Field(20 * 2**30, gt=0, description="Largest file that is fetched; a larger one fails.")
+    max_frame_pixels: int = Field(
+        8192 * 4320, gt=0, description="Largest frame, width times height; a larger one fails."
+    )
     max_memory_bytes: int = Field(4 * 2**30, gt=0, description="Memory that one decoding process may take.")
 
 
@@ -134,31 +170,39 @@ class Decode(Section):
         Workers(), description="Decoding processes. Decoding bounds every GPU run: give it the cores."
     )
     decoder: Literal["auto", "pyav", "decord"] = Field("auto", description='"auto" chooses by codec and pixel format.')
-    scratch: str | None = Field(None, description="Folder for fetched files. Default: the system's temporary folder.")
+    scratch: str | None = Field(
+        None,
+        description="Folder for fetched files, on every worker. Default: the system's temporary folder.",
+        examples=["/mnt/scratch"],
+    )
     shared_memory: str = Field("/dev/shm", description="Folder in memory through which frames pass between processes.")
 
 
 class Run(Section):
     """How a run behaves as a whole."""
 
-    max_failure_share: float = Field(0.05, ge=0, le=1, description="Exit 3 when a larger share of the videos failed.")
+    max_failure_share: float = Field(
+        0.05, ge=0, le=1, description="End with exit code 3 where a larger share of the videos failed."
+    )
     commit_every_s: float = Field(5.0, gt=0, description="Seconds between commits.")
     max_attempts: int = Field(3, ge=1, description="Times that one video is tried in one run when a failure may pass.")
-    breaker_in_a_row: int = Field(50, ge=1, description="Stop after so many failures in a row for the same reason.")
+    breaker_in_a_row: int = Field(50, ge=1, description="Stop the run after so many failures in a row for one reason.")
     breaker_share: float = Field(
-        0.2, gt=0, le=1, description="Stop when this share of the first 500 videos failed for the same reason."
+        0.2, gt=0, le=1, description="Stop the run where this share of the first 500 videos failed for one reason."
     )
-    ray_address: str | None = Field(None, description="Cluster to connect to. Default: a local Ray for this run.")
+    ray_address: str | None = Field(
+        None,
+        description='Ray cluster to run on; "auto" is the one of this machine. Default: a local Ray for this run.',
+        examples=["auto"],
+    )
 
 
 class Job(Section):
     """A catalog, the models that score it, and the tables that take the results."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="Name of the job, as it stands in `runs`.")
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the job, as it stands in the table `runs`.")
     tables: Uri = Field(description="Folder or s3:// prefix of the result tables. Made on the first run.")
-    hdr: Hdr = Field(
-        "refuse", description='HDR (PQ, HLG) video: "refuse" it by name, or score it "as-is" (part of the identity).'
-    )
+    hdr: Hdr = Field("refuse", description='HDR (PQ, HLG) video: "refuse" (it becomes a failure), or score it "as-is".')
     catalog: Catalog
     models: tuple[Model, ...] = Field(min_length=1, description="The models of this job.")
     clips: Clips = Field(Clips(), description="How a video is cut into clips.")

@@ -1,7 +1,7 @@
 """A new job file with its comments, made out of the descriptions that the job's own models carry.
 
-What is required is filled in; every other key stands as a comment with its default. This module knows no key by
-name except the examples for the required ones, so a new key cannot be forgotten.
+What is required is filled in; every other key stands as a comment with its default, or with an example where it has
+none. This module knows no key by name except the values of the required ones, so a new key cannot be forgotten.
 """
 
 import json
@@ -19,7 +19,8 @@ HEADER = """\
 # A job of kvq-batch: which videos, which models, which tables.
 #   kvq-batch plan FILE   what a run would do, and why; touches no video
 #   kvq-batch run FILE    does it; the same command again does only what is new or changed
-# Keys behind a '#' show their defaults. Relative paths start where the command is typed.
+# A key behind '#' shows its default, behind '# e.g.' an example, as it has no default: remove what stands before the
+# key to set it. Relative paths start where the command is typed.
 """
 
 EXAMPLES: dict[str, Any] = {
@@ -45,10 +46,12 @@ def _section(model: type[BaseModel], path: str, examples: dict[str, Any]) -> Ite
             nested.append((dotted, section, section is Model))
             continue
         yield f"# {field.description}"
-        value = examples.get(dotted, field.default)
-        active = dotted in examples
-        shown = "..." if value is None or value is PydanticUndefined else _toml(value)
-        yield f"{key} = {shown}" if active else f"# {key} = {shown}"
+        if dotted in examples:
+            yield f"{key} = {_toml(examples[dotted])}"
+        elif field.default is None or field.default is PydanticUndefined:
+            yield f"# e.g. {key} = {_toml((field.examples or ['...'])[0])}"
+        else:
+            yield f"# {key} = {_toml(field.default)}"
     for dotted, section, is_array in nested:
         yield ""
         yield f"# {(section.__doc__ or '').splitlines()[0]}"

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.spec.job import Job, slug
+from kvq_batch.spec.job import (
+    Catalog,
+    CatalogColumns,
+    Clips,
+    Decode,
+    Job,
+    Limits,
+    Model,
+    Run,
+    Section,
+    Storage,
+    Workers,
+    slug,
+)
 from kvq_batch.spec.load import load_job, make_job
 from kvq_batch.spec.template import job_template
 
@@ -32,6 +45,7 @@ def test_the_smallest_job_names_itself_and_takes_defaults() -> None:
         ({"catalog": {"source": "v", "wehre": "1"}}, "catalog.wehre: unknown key"),
         ({"models": [{"name": "a", "workers": {"min": 3}}]}, r"models.0.workers: max \(1\) is below min \(3\)"),
         ({"models": []}, "models: "),
+        ({"models": [{"name": "a", "device": "cuda"}]}, 'models.0: device is "cuda" and workers.num_gpus is 0'),
         ({"models": [{"name": "a"}, {"name": "a"}]}, "a stands twice"),
         ({"models": [{"name": "a", "precision": "fp8"}]}, "models.0.precision: "),
         ({"clips": {"length_s": 3}}, "clips: length_s needs every_s"),
@@ -64,17 +78,32 @@ def test_the_template_is_a_valid_job_and_shows_every_default() -> None:
     text = job_template("mine")
     job = make_job(tomllib.loads(text), "template")
     assert job.name == "mine"
-    switched_on = re.sub(r"^# (\w+ = (?!\.\.\.))", r"\1", text, flags=re.MULTILINE)
+    switched_on = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
     assert make_job(tomllib.loads(switched_on), "all defaults on") == job
 
 
-def test_the_template_explains_every_key() -> None:
-    def keys(model: Any) -> set[str]:
-        return set(model.model_fields)
-
+def test_every_example_of_the_template_is_one_that_works() -> None:
+    """A key without a default shows an example; all of them together are a valid job, and none is a mere '...'."""
     text = job_template()
-    for key in keys(Job):
-        assert re.search(rf"^(# )?{key} = |^\[\[?{key}\]\]?$", text, re.MULTILINE), key
+    assert "..." not in re.sub(r"^# [^=]*$", "", text, flags=re.MULTILINE)
+    switched_on = re.sub(r"^# e\.g\. (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    assert switched_on.count("\n# e.g. ") == 0
+    job = make_job(tomllib.loads(switched_on), "all examples on")
+    assert (job.clips.every_s, job.catalog.columns.start_s, job.run.ray_address) == (60.0, "shot_start", "auto")
+
+
+def test_the_template_explains_every_key() -> None:
+    text = job_template()
+    lines = text.splitlines()
+    sections: list[type[Section]] = [Job, Catalog, CatalogColumns, Model, Workers, Clips, Limits, Decode, Run, Storage]
+    for section in sections:
+        for key, field in section.model_fields.items():
+            found = [i for i, line in enumerate(lines) if re.match(rf"(# )?(e\.g\. )?{key} = ", line)]
+            if found:
+                assert any(lines[i - 1] == f"# {field.description}" for i in found), key
+            else:
+                assert re.search(rf"^\[\[?([a-z]+\.)?{key}\]\]?$", text, re.MULTILINE), key
+    assert max(map(len, lines)) <= 120
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
