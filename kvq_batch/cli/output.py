@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +22,9 @@ UNTRAINED_WARNING = (
 )
 
 Tell = Callable[[str], None]
+
+# Characters that a folded cell keeps at least, and between two columns.
+_LEAST, _GAP = 12, 2
 
 
 class Format(StrEnum):
@@ -88,12 +91,22 @@ class Output:
 
     def _table(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
         table = Table(title=_title(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
+        cells = {name: [_shown(row[name]) for row in rows] for name in names}
+        widths = {name: max(map(len, (name, *cells[name]))) for name in names}
+        if sys.stdout.isatty() and rows and _least(widths) > Console(file=sys.stdout).width:
+            # More columns than the terminal has room for: each row as a list of its own.
+            for number, row in enumerate(rows, 1):
+                self.record(row, title=f"{title or 'row'} {number} of {len(rows)}")
+            return
+        # Numbers, ids and words stay whole while there is room; what folds are sentences.
+        whole = _whole(widths, Console(file=sys.stdout).width)
         for name in names:
             values = [row[name] for row in rows]
             numeric = any(value is not None for value in values) and all(_is_number(value) for value in values)
-            table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(_shown(row[name])) for name in names))
+            justify: Literal["right", "left"] = "right" if numeric else "left"
+            table.add_column(escape(name), justify=justify, overflow="fold", no_wrap=name in whole)
+        for number in range(len(rows)):
+            table.add_row(*(escape(cells[name][number]) for name in names))
         self._print(table)
         if not rows:
             self._print("(no rows)")
@@ -108,6 +121,23 @@ class Output:
         if width is not None:
             text = "\n".join(line.rstrip() for line in text.split("\n"))
         sys.stdout.write(text)
+
+
+def _whole(widths: Mapping[str, int], width: int) -> set[str]:
+    """Columns that are not folded on a terminal of `width`: the narrowest, while the others keep `_LEAST` each."""
+    whole: set[str] = set()
+    room = width - _least(widths)
+    for name in sorted(widths, key=lambda name: widths[name]):
+        room -= max(0, widths[name] - _LEAST)
+        if room < 0:
+            break
+        whole.add(name)
+    return whole
+
+
+def _least(widths: Mapping[str, int]) -> int:
+    """Characters of a row at least, however its cells are folded."""
+    return sum(min(width, _LEAST) + _GAP for width in widths.values()) - _GAP
 
 
 def _title(text: str) -> str | None:

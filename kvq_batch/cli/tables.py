@@ -51,6 +51,13 @@ SELECT run_id, job, state, started_at, seconds, num_planned AS planned, num_scor
 FROM runs ORDER BY commit_seq DESC LIMIT {limit}
 """
 
+# A run's id begins with the time of its start.
+_RUNS_FOR_PEOPLE = """
+SELECT run_id, job, num_planned AS planned, num_scored AS scored, num_failed AS failed, num_not_reached AS "left",
+    state || CASE WHEN message <> '' THEN ': ' || message ELSE '' END AS state
+FROM runs ORDER BY commit_seq DESC LIMIT {limit}
+"""
+
 _FAILURES = """
 SELECT video_id, model_id, model_name, stage, error, message, exit_signal, attempt, final, permanent, run_id, uri,
     failed_at
@@ -98,7 +105,7 @@ def status(
     with _session(tables, endpoint_url, region) as session:
         totals = session.sql(_TOTALS).to_pylist()[0]
         models = session.sql(_MODELS)
-        runs = session.sql(_RUNS.format(limit=limit))
+        runs = session.sql((_RUNS_FOR_PEOPLE if output is Format.TABLE else _RUNS).format(limit=limit))
     out = Output(output)
     if output is Format.JSON:
         out.record({**totals, "models": models.to_pylist(), "runs": runs.to_pylist()})

@@ -3,13 +3,20 @@
 import csv
 import io
 import json
+import os
+import pty
+import subprocess
+import sys
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvq_batch.cli.output import UNTRAINED_WARNING, Format, Output
+
+ROOT = Path(__file__).parents[2]
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a[b]", "score": 1.25, "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "ok": True, "note": None},
@@ -84,3 +91,20 @@ def test_words_go_to_the_log_where_there_is_one(capsys: pytest.CaptureFixture[st
     Output(tell=told.append).note("\nhello")
     assert told == ["hello"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_on_a_terminal_sentences_fold_and_ids_do_not() -> None:
+    code = (
+        "from kvq_batch.cli.output import Output\n"
+        "row = {'id': 'i' * 24, 'n': 1, 'message': 'word ' * 30, 'code': 'c' * 12}\n"
+        "Output().rows([row])\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment, check=True, cwd=ROOT)
+    os.close(theirs)
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    assert "i" * 24 + "  1  word word" in lines[1]
+    assert lines[1].rstrip().endswith("c" * 12)
+    assert max(map(len, lines[1:])) <= 80
