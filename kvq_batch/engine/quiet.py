@@ -40,12 +40,13 @@ def _native_stderr_to_log() -> Iterator[None]:
     os.close(write_end)
     reader = threading.Thread(target=_drain, args=(read_end,), name="ray-stderr", daemon=True)
     reader.start()
-    python_stderr, sys.stderr = sys.stderr, os.fdopen(os.dup(original), "w", buffering=1, errors="backslashreplace")
+    outside, inside = sys.stderr, os.fdopen(os.dup(original), "w", buffering=1, errors="backslashreplace")
+    sys.stderr = inside
     try:
         yield
     finally:
-        sys.stderr.close()
-        sys.stderr = python_stderr
+        sys.stderr = outside
+        inside.close()
         os.dup2(original, STDERR)
         os.close(original)
 

@@ -13,6 +13,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.domain.frames import FrameRequest
+from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.engine.ledger import Ledger
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import plan_job
@@ -21,7 +23,10 @@ from kvq_batch.engine.run import INTERRUPTED, RunOptions, run_job
 from kvq_batch.engine.summary import RunSummary
 from kvq_batch.io.session import open_session
 from kvq_batch.io.storage import StorageOptions
+from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
+from kvq_batch.media.tasks import DecodeTask
+from kvq_batch.models.registry import build
 from kvq_batch.spec.job import Job
 from kvq_batch.spec.load import make_job
 from tests.engine.faults import MisbehavingDecodeWorker
@@ -151,16 +156,6 @@ def test_clips_of_a_video_are_scored_each_and_the_score_is_their_mean(videos: Pa
     assert score["raw_score"] == pytest.approx(sum(clip["raw_score"] for clip in clips) / len(clips))
 
 
-def test_a_score_does_not_depend_on_batch_or_company(videos: Path, tmp_path: Path) -> None:
-    sql = "SELECT video_id, raw_score FROM scores ORDER BY video_id"
-    together, alone = job_of(videos, tmp_path / "a", KVQ), job_of(videos, tmp_path / "b", KVQ | {"batch_size": 1})
-    run(together)
-    run(alone)
-    for one, other in zip(ask(tmp_path / "a", sql), ask(tmp_path / "b", sql), strict=True):
-        assert one["video_id"] == other["video_id"]
-        assert one["raw_score"] == pytest.approx(other["raw_score"], abs=1e-5)
-
-
 def test_videos_that_kill_or_hang_their_decoder_cost_only_themselves(videos: Path, tmp_path: Path) -> None:
     for name in ("segfault", "hang", "kill-once", "kill-always"):
         shutil.copy2(videos / "none-0.mp4", videos / f"{name}.mp4")
@@ -208,13 +203,21 @@ def _is_below_us(pid: int) -> bool:
     return False
 
 
-def test_a_killed_scorer_costs_no_score(videos: Path, tmp_path: Path) -> None:
-    job = job_of(videos, tmp_path / "tables", KVQ | {"batch_size": 1})
+def test_a_killed_scorer_costs_no_score_and_changes_none(videos: Path, tmp_path: Path) -> None:
+    job = job_of(videos, tmp_path / "tables", KVQ)
     killer = KillsOneScorer()
     summary = run(job, observer=killer)
     assert killer.killed
     check_books(job, summary)
     assert (summary.num_scored, summary.num_failed) == (6, 0)
+    # The same score as in this process, alone: it depends on no batch, worker, neighbour or run.
+    scorer = build(ModelOptions("kvq-tiny", "untrained", num_threads=1))
+    for row in ask(job.tables, "SELECT video_id, raw_score FROM scores ORDER BY video_id LIMIT 3"):
+        task = DecodeTask(videos / row["video_id"], row["video_id"], (FrameRequest(),))
+        with IsolatedDecoder(1, tmp_path, timeout_s=60) as decoder:
+            (clip,) = decoder.submit(task).result().clips
+        (alone,) = scorer.score([clip.frames[0].pixels])
+        assert row["raw_score"] == pytest.approx(alone.raw_score, abs=1e-5)
 
 
 class StopsEarly(SilentObserver):
