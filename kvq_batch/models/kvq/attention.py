@@ -92,8 +92,8 @@ def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
     length, device = len(key), key.device
     # All steps write into one buffer: fresh ones of this size are fresh pages each time, and cost more than the
     # arithmetic. In float32 the softmax stays in it too. A step is three calls, because each waits for all threads:
-    # with sixteen small softmaxes to a product, saliency took 4% longer on 2 idle cores and 1.2 to 2.3 times as long
-    # on busy ones.
+    # with sixteen small softmaxes to a product, saliency took 4% longer, best of three runs of each, and 1.2
+    # to 2.3 times as long beside other work (six pairs).
     step = max(1, min(length, step_bytes(device) // 2 // (4 * length)))
     scaled, columns = query * scale, key.t()
     logits = torch.empty(step, length, dtype=query.dtype, device=device)
