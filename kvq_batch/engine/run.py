@@ -73,9 +73,15 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
             with no_remains(plan.job.decode), ray_cluster(plan.job, options.address):
                 _rounds(plan, ledger, books, observer, options, stop)
     except KvqBatchError as error:
-        books.close("failed", str(error))
+        ledger.give_up()
+        try:
+            books.commit(observer)
+            books.close("failed", str(error))
+        except FatalError as second:
+            # The store itself may be what broke; the first error says why the run ended.
+            error.add_note(f"what was finished could not be committed: {second}")
         raise
-    if stop.is_set():
+    if stop.is_set() and ledger.num_open:
         summary = books.close("stopped", INTERRUPTED)
     elif books.num_left_out:
         summary = books.close("stopped", f"limited to {options.limit} videos")
@@ -104,8 +110,6 @@ def _rounds(
                 ledger.add(table)
                 observer.progressed(ledger)
             if ledger.breaker.cause:
-                ledger.give_up()
-                books.commit(observer)
                 raise FatalError(f"stopped: {ledger.breaker.cause}. Mend the cause and start the job again")
             books.commit_when_due(observer)
         if stop.is_set():

@@ -243,6 +243,24 @@ def test_a_stop_commits_what_is_finished_and_the_next_run_does_the_rest(videos: 
     assert len(ask(job.tables, "SELECT DISTINCT video_id FROM scores")) == 6
 
 
+class Trips(SilentObserver):
+    """Breaks the run from within, with results in hand that are not committed yet."""
+
+    def progressed(self, ledger: Ledger) -> None:
+        if ledger.num_scored:
+            raise FatalError("the tables were taken over")
+
+
+def test_whatever_ends_the_run_what_is_finished_is_committed(videos: Path, tmp_path: Path) -> None:
+    job = job_of(videos, tmp_path / "tables", FAST | {"batch_size": 1}, run={"commit_every_s": 3600})
+    with pytest.raises(FatalError, match="taken over"):
+        run(job, observer=Trips())
+    (row,) = ask(job.tables, "SELECT state, message, num_scored, num_not_reached FROM runs")
+    assert (row["state"], row["message"]) == ("failed", "the tables were taken over")
+    assert row["num_scored"] + row["num_not_reached"] == 6
+    assert len(ask(job.tables, "SELECT video_id FROM scores")) == row["num_scored"] > 0
+
+
 class Recorder(SilentObserver):
     """Keeps the failures as they were committed."""
 
