@@ -21,7 +21,7 @@ from kvq_batch.io.tables import Tables
 
 _IDENTITY = ("video_id", "content_id", "model_id", "fingerprint")
 _SCORE_COLUMNS = ("model_name", *_IDENTITY, "commit_seq")
-_FAILURE_COLUMNS = (*_SCORE_COLUMNS, "final", "permanent")
+_FAILURE_COLUMNS = (*_SCORE_COLUMNS, "attempt", "final", "permanent")
 _CATALOG_COLUMNS = ("video_id", "uri", "content_id", "size_bytes", "start_s", "end_s")
 
 # The models of the job are numbered, so that five million rows carry one small integer, not two long texts.
@@ -33,10 +33,12 @@ ANTI JOIN (
 ) d ON d.video_id = c.video_id AND d.content_id = c.content_id AND d.ref = r.ref
 """
 
+# A failure is permanent until a newer row of the same identity says otherwise: another try, or somebody who asked.
 _REASONED = """
 CREATE TEMP TABLE reasoned AS
 WITH tried AS (
-    SELECT p.place, p.ref, bool_or(f.final AND f.permanent) AS is_quarantined
+    SELECT p.place, p.ref,
+        arg_max(f.final AND f.permanent, (f.commit_seq, f.attempt, f.final)) AS is_quarantined
     FROM pending p JOIN refs r USING (ref)
     JOIN failures f ON f.video_id = p.video_id AND f.content_id = p.content_id
         AND f.model_id = r.model_id AND f.fingerprint = r.fingerprint

@@ -13,7 +13,7 @@ from kvq_batch.io.catalog_versions import catalog_changes
 from kvq_batch.io.planner import Plan, check_roots, make_plan
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
-from kvq_batch.io.writer import Writer
+from kvq_batch.io.writer import Batch, Writer
 from tests.io.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_run
 
 NEWER_KVQ = ModelRef("kvq-tiny", "kvq-tiny@2-00000000aaaa", KVQ.fingerprint)
@@ -126,6 +126,29 @@ def test_a_score_ends_the_retries(tables: Tables, writer: Writer) -> None:
     writer.commit(make_failures(["a"], permanent=False))
     writer.commit(make_batch(["a"]))
     assert make_plan(tables, make_catalog(["a"]), "nightly", [KVQ]).num_current == 1
+
+
+def test_the_newest_failure_says_whether_it_is_tried_again(tables: Tables, writer: Writer) -> None:
+    def plan_of() -> Plan:
+        return make_plan(tables, make_catalog(["a"]), "nightly", [KVQ])
+
+    writer.commit(make_failures(["a"]))
+    assert plan_of().num_quarantined == 1
+    writer.commit(make_failures(["a"], final=False, permanent=False))
+    assert reasons(plan_of()) == {("a", "kvq-tiny"): "retry"}
+    writer.commit(make_failures(["a"]))
+    assert (plan_of().num_quarantined, plan_of().pairs.num_rows) == (1, 0)
+    # What failed under other content, another model or other settings says nothing of this.
+    writer.commit(make_failures(["a"], content="etag:0", final=False))
+    writer.commit(make_failures(["a"], OTHER_SETTINGS, final=False))
+    assert plan_of().num_quarantined == 1
+
+
+def test_tries_of_one_commit_count_by_their_attempt(tables: Tables, writer: Writer) -> None:
+    first, last = make_failures(["a"], final=False).failures, make_failures(["a"]).failures
+    last = last.set_column(last.column_names.index("attempt"), "attempt", pa.array([2], pa.int32()))
+    writer.commit(Batch(failures=pa.concat_tables([last, first])))
+    assert make_plan(tables, make_catalog(["a"]), "nightly", [KVQ]).num_quarantined == 1
 
 
 def test_orphaned_maps_are_no_score(tables: Tables, writer: Writer) -> None:

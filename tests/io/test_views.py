@@ -139,6 +139,16 @@ def test_changed_content_is_stale_until_it_is_scored(tables: Tables) -> None:
     assert row == {"content_id": "etag:1", "is_stale": False, "run_id": "run-1"}
 
 
+def test_changed_content_that_failed_leaves_the_old_score_stale(tables: Tables) -> None:
+    start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], content="etag:1"))
+    start(tables, "run-2", ["a"], [KVQ], content="etag:2").commit(make_failures(["a"], content="etag:2"))
+    assert ask(tables, "SELECT content_id, is_stale FROM scores_latest") == [{"content_id": "etag:1", "is_stale": True}]
+    assert ask(tables, "SELECT * FROM regions") == []
+    # Rolled back, the old score is the current one again, whatever failed since.
+    start(tables, "run-3", ["a"], [KVQ], content="etag:1")
+    assert ask(tables, "SELECT run_id, is_stale FROM scores_latest") == [{"run_id": "run-1", "is_stale": False}]
+
+
 def test_a_newer_model_makes_older_scores_stale_and_leaves_other_models_alone(tables: Tables) -> None:
     writer = start(tables, "run-1", ["a"], [KVQ, LUMA])
     writer.commit(make_batch(["a"], KVQ))
