@@ -20,8 +20,7 @@ from kvq_batch.engine.summary import RunSummary, State
 from kvq_batch.io.catalog_versions import catalog_changes
 from kvq_batch.io.plan_store import store_plan
 from kvq_batch.io.schemas import make_rows
-from kvq_batch.io.storage import StorageOptions, display_uri
-from kvq_batch.io.tables import Tables
+from kvq_batch.io.storage import display_uri
 from kvq_batch.io.writer import Batch, Writer
 
 RECORDED_VERSIONS = ("kvq-batch", "ray", "torch", "av", "decord", "numpy", "pyarrow", "deltalake", "duckdb")
@@ -40,16 +39,15 @@ class RunBooks:
         self._committed = time.monotonic()
 
     @classmethod
-    def open(cls, plan: JobPlan, ledger: Ledger, run_id: str) -> Self:
+    def open(cls, plan: JobPlan, ledger: Ledger, writer: Writer) -> Self:
         """Writes down what the run sets out to do, before it does any of it."""
-        tables = Tables.create(plan.job.tables, StorageOptions.from_spec(plan.job.storage))
-        writer = Writer(tables, run_id)
+        tables = writer.tables
         books = cls(plan, ledger, writer)
         writer.write_models(make_rows("models", [row for model in plan.models.models for row in model_rows(model)]))
         changes = catalog_changes(tables, plan.catalog, plan.job.catalog_name)
         if changes.num_rows:
             writer.write_catalog(changes)
-        store_plan(tables, run_id, plan.plan.pairs)
+        store_plan(tables, writer.run_id, plan.plan.pairs)
         books._write_run("running", "")
         return books
 

@@ -24,9 +24,14 @@ from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.ledger import Ledger, items_of
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, blocks_of, results
-from kvq_batch.engine.planning import JobPlan
+from kvq_batch.engine.planning import JobPlan, plan_again
 from kvq_batch.engine.remains import no_remains
+from kvq_batch.engine.succession import close_dead_runs
 from kvq_batch.engine.summary import RunSummary
+from kvq_batch.io.lease import Holder, Lease, hold
+from kvq_batch.io.storage import StorageOptions
+from kvq_batch.io.tables import Tables
+from kvq_batch.io.writer import Writer
 
 POLL_S = 0.2
 """How long the driver sleeps at most before it looks at the clock and at `stop`."""
@@ -60,18 +65,32 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
 
     Raises:
         FatalError: the breaker tripped, the tables were taken over, the store or Ray failed.
-        SpecError: the cluster cannot be used.
+        SpecError: another run is at work on the tables, or the cluster cannot be used.
     """
     stop, observer = options.stop or threading.Event(), observer or SilentObserver()
+    storage, holder = StorageOptions.from_spec(plan.job.storage), Holder.this_process(new_run_id(), plan.job.name)
+    with hold(plan.job.tables, storage, holder, observer.told) as lease:
+        writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id)
+        for sentence in close_dead_runs(writer):
+            observer.told(sentence)
+        # Older writers are refused from here on, so that what the tables hold now is all that this run has not done.
+        if writer.previous_seq != plan.known_seq:
+            plan = plan_again(plan, observer.told)
+        return _run(plan, writer, lease, observer, options, stop)
+
+
+def _run(
+    plan: JobPlan, writer: Writer, lease: Lease, observer: Observer, options: RunOptions, stop: threading.Event
+) -> RunSummary:
     all_items = items_of(plan.plan.pairs, plan.models.models)
     items = all_items if options.limit is None else all_items.slice(0, options.limit)
     ledger = Ledger(items, plan.models.models, plan.job.run.max_attempts, Breaker.from_spec(plan.job.run))
-    books = RunBooks.open(plan, ledger, new_run_id())
+    books = RunBooks.open(plan, ledger, writer)
     observer.started(books.run_id, items.num_rows)
     try:
         if items.num_rows:
             with no_remains(plan.job.decode), ray_cluster(plan.job, options.address):
-                _rounds(plan, ledger, books, observer, options, stop)
+                _rounds(plan, ledger, books, lease, observer, options, stop)
     except KvqBatchError as error:
         ledger.give_up()
         try:
@@ -92,7 +111,13 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
 
 
 def _rounds(
-    plan: JobPlan, ledger: Ledger, books: RunBooks, observer: Observer, options: RunOptions, stop: threading.Event
+    plan: JobPlan,
+    ledger: Ledger,
+    books: RunBooks,
+    lease: Lease,
+    observer: Observer,
+    options: RunOptions,
+    stop: threading.Event,
 ) -> None:
     decode = DecodeSettings.of(plan.job, plan.models.requests)
     block_size = max(model.section.batch_size for model in plan.models.models)
@@ -111,6 +136,7 @@ def _rounds(
                 observer.progressed(ledger)
             if ledger.breaker.cause:
                 raise FatalError(f"stopped: {ledger.breaker.cause}. Mend the cause and start the job again")
+            lease.check()
             books.commit_when_due(observer)
         if stop.is_set():
             ledger.give_up()

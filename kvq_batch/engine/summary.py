@@ -9,7 +9,7 @@ from typing import Literal
 
 from kvq_batch.domain.errors import FatalError
 
-State = Literal["running", "finished", "stopped", "failed"]
+State = Literal["running", "finished", "stopped", "failed", "died"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from deltalake.exceptions import TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.io.schemas import COUNTER_BITS, TABLES, TableSchema, find_schema
+from kvq_batch.io.schemas import TABLES, TableSchema, find_schema
 from kvq_batch.io.storage import (
     StorageOptions,
     absolute,
@@ -117,9 +117,6 @@ class Tables:
         """The highest `commit_seq` that any table's log knows, 0 before the first."""
         versions = (delta.transaction_version(APPLICATION_ID) for delta in self._deltas.values())
         return max((version for version in versions if version is not None), default=0)
-
-    def last_epoch(self) -> int:
-        return self.last_commit_seq() >> COUNTER_BITS
 
     def add_columns(self, name: str, fields: Sequence[Any]) -> None:
         """Adds nullable columns (pa.Field); old parts read as null there. Raises: SpecError where out of reach."""

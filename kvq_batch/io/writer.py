@@ -2,8 +2,8 @@
 
 Opening a writer claims the next epoch by an empty commit to every table that carries results, so that whatever an
 older writer still has in hand is refused from then on. One batch commits in a fixed order, `scores` last: maps and
-clips without a score of the same `commit_seq` are invisible to the views. This module neither plans nor compacts, and
-keeps no lease on the tables.
+clips without a score of the same `commit_seq` are invisible to the views. This module neither plans nor compacts;
+who may open a writer is said by `io/lease.py`.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ class Writer:
         self._counter = 0
         # Table -> version up to which its log is known to hold no newer writer.
         self._checked_versions: dict[str, int] = {}
-        self.epoch = self._claim()
+        self.epoch, self.previous_seq = self._claim()
 
     @property
     def commit_seq(self) -> int:
@@ -76,29 +76,30 @@ class Writer:
         self.tables.add_columns("catalog", [field for field in rows.schema if known.get_field_index(field.name) < 0])
         return self._commit({"catalog": rows})
 
-    def write_run(self, rows: Any) -> int:
-        """Appends the state of this run (`make_rows("runs", [...])`). Returns the `commit_seq`."""
-        return self._commit({"runs": rows})
+    def write_run(self, rows: Any, run_id: str | None = None) -> int:
+        """Appends the state of this run, or of a dead one (`make_rows("runs", [...])`). Returns the `commit_seq`."""
+        return self._commit({"runs": rows}, run_id)
 
     def write_models(self, rows: Any) -> int:
         """Appends cards and calibrations (`make_rows("models", [...])`). Returns the `commit_seq`."""
         return self._commit({"models": rows})
 
-    def _claim(self) -> int:
-        """The epoch of this writer, committed to every fenced table."""
+    def _claim(self) -> tuple[int, int]:
+        """The epoch of this writer, committed to every fenced table, and the last `commit_seq` of those before it."""
         for _ in range(_CLAIM_ATTEMPTS):
             self.tables.refresh()
-            epoch = self.tables.last_epoch() + 1
+            previous_seq = self.tables.last_commit_seq()
+            epoch = (previous_seq >> COUNTER_BITS) + 1
             with refusing(self.tables.uri):
                 try:
                     for name in _FENCED_TABLES:
                         self._log(name, [], epoch << COUNTER_BITS)
                 except CommitFailedError:
                     continue
-            return epoch
+            return epoch, previous_seq
         raise FatalError(f"{display_uri(self.tables.uri)}: other runs keep starting on these tables; start only one")
 
-    def _commit(self, rows_by_table: Mapping[str, Any]) -> int:
+    def _commit(self, rows_by_table: Mapping[str, Any], run_id: str | None = None) -> int:
         self._counter += 1
         commit_seq = self.commit_seq
         parts: dict[str, list[Part]] = {}
@@ -106,7 +107,7 @@ class Writer:
             if rows is None or rows.num_rows == 0:
                 continue
             schema = find_schema(name)
-            full = conform(rows, schema, self.tables.arrow_schema(name), self.run_id, commit_seq)
+            full = conform(rows, schema, self.tables.arrow_schema(name), run_id or self.run_id, commit_seq)
             parts[name] = list(make_parts(full, schema, commit_seq))
         for name, made in parts.items():
             self._store(name, made)

@@ -24,7 +24,6 @@ from kvq_batch.engine.summary import RunSummary
 from kvq_batch.io.session import open_session
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.media.isolation import IsolatedDecoder
-from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
 from kvq_batch.spec.job import Job
@@ -34,22 +33,6 @@ from tests.s3 import S3Location
 
 FAST = {"name": "luma-sharpness", "workers": {"num_cpus": 0.5}}
 KVQ = {"name": "kvq-tiny", "weights": "untrained", "workers": {"num_cpus": 0.5}, "batch_size": 2}
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Six small videos of one scene."""
-    folder = tmp_path_factory.mktemp("clips")
-    return [clip.path for clip in write_demo_clips(folder, 1, ClipShape(width_px=160, height_px=96))]
-
-
-@pytest.fixture
-def videos(tmp_path: Path, clips: Sequence[Path]) -> Path:
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for clip in clips:
-        shutil.copy2(clip, folder / clip.name)
-    return folder
 
 
 def job_of(source: Path | str, tables: Path | str, *models: dict[str, Any], **more: Any) -> Job:
