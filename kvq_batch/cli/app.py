@@ -1,8 +1,8 @@
 """The command line: one app, its commands, and the one place where an error becomes an exit code.
 
     0  all scored, or failures within `max_failure_share`      3  more failures than that
-    1  fatal: stopped, what is committed stays               130  interrupted; what was finished is committed
-    2  refused before anything started
+    1  fatal: stopped, what is committed stays                 4  the budget ended before the plan
+    2  refused before anything started                       130  interrupted; what was finished is committed
 
 Commands import what they need when they run, so that `--help` costs neither torch nor ray. This module holds no
 command of its own.
@@ -84,7 +84,8 @@ What runs every night stands in a job file:
   $ kvq-batch run nightly.toml
 
 Exit codes: 0 all scored, or failures within the job's max_failure_share;
-1 fatal; 2 refused before anything started; 3 more failures; 130 Ctrl-C.""",
+1 fatal; 2 refused before anything started; 3 more failures; 4 the budget
+ended before the plan; 130 Ctrl-C.""",
 )
 
 

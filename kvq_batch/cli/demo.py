@@ -91,7 +91,7 @@ def demo(
     planned = plan_job(load_job(job_file))
     show_plan(planned, output)
     _step(output, f"kvq-batch run {job_file}")
-    summary = execute(planned, None, None, None)
+    summary = execute(planned, None, None)
     finish(summary, planned, output, f"kvq-batch run {job_file}")
     with open_session(str(tables)) as session:
         for title, sql in (

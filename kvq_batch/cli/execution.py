@@ -35,9 +35,11 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
             {
                 "job": planned.job.name,
                 "videos": planned.catalog.num_rows,
+                "selected": plan.num_selected,
                 "to_score": plan.pairs.num_rows,
                 "current": plan.num_current,
                 "not_tried_again": plan.num_quarantined,
+                "other_reasons": plan.num_other_reasons,
                 "departed": list(plan.departed),
                 "models": [_model(model) for model in planned.models.models],
                 "pairs": pairs,
@@ -48,15 +50,17 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
     elif plan.pairs.num_rows:
         output.rows([row for row in pairs if row["videos"]], title=f"{planned.job.name}: to score")
     told = [f"{planned.catalog.num_rows} videos in the catalog"]
+    told += [f"{plan.num_selected} of them selected"] * (plan.num_selected < planned.catalog.num_rows)
     told += [f"{plan.pairs.num_rows} scores to make" if plan.pairs.num_rows else "nothing to score"]
     told += [f"{plan.num_current} scores are current"]
     told += [f"{plan.num_quarantined} not tried again (permanent failures)"] * bool(plan.num_quarantined)
+    told += [f"{plan.num_other_reasons} due for other reasons, left for later"] * bool(plan.num_other_reasons)
     told += [f"{len(plan.departed)} videos left the catalog"] * bool(plan.departed)
     output.note("; ".join(told))
     output.warn_untrained(_untrained(planned))
 
 
-def execute(planned: "JobPlan", limit: int | None, address: str | None, log: JsonLog | None) -> "RunSummary":
+def execute(planned: "JobPlan", address: str | None, log: JsonLog | None) -> "RunSummary":
     """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
     from kvq_batch.engine.run import RunOptions, run_job
 
@@ -64,7 +68,7 @@ def execute(planned: "JobPlan", limit: int | None, address: str | None, log: Jso
     score_workers = sum(model.workers.max for model in job.models)
     observer = RunProgress(job.decode.workers.max, score_workers) if log is None else log
     with stopping_on_signals(observer.note) as stop, observer:
-        return run_job(planned, observer, RunOptions(address=address, limit=limit, stop=stop))
+        return run_job(planned, observer, RunOptions(address=address, limit=job.budget.max_videos, stop=stop))
 
 
 @contextmanager
@@ -111,7 +115,9 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
     )
     tables = planned.job.tables
     if not summary.num_planned:
-        output.note("nothing to score: every video of the catalog has its result")
+        is_whole = planned.plan.num_selected == planned.catalog.num_rows and not planned.plan.num_other_reasons
+        whose = "every video of the catalog has" if is_whole else "what the selection takes has"
+        output.note(f"nothing to score: {whose} its result")
     if summary.num_failed:
         output.note(f"{summary.num_failed} failed; to see why:  {command_line('failures', tables)}")
     if summary.num_scored:
@@ -126,6 +132,9 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
     if summary.failure_share > limit:
         output.note(f"{summary.failure_share:.1%} of the videos failed, more than run.max_failure_share = {limit:.1%}")
         raise typer.Exit(3)
+    if summary.state == "stopped":
+        output.note(summary.message)
+        raise typer.Exit(4)
 
 
 def _model(model: "JobModel") -> dict[str, str]:

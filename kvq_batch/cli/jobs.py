@@ -12,14 +12,23 @@ import typer
 from kvq_batch.cli.execution import command_line, execute, finish, show_plan
 from kvq_batch.cli.options import (
     AddressOption,
+    DeadlineOption,
     DeviceOption,
     DryRunOption,
     EndpointOption,
     JobArgument,
-    LimitOption,
     LogOption,
+    MaxAgeOption,
+    MaxCostOption,
+    MaxVideosOption,
+    OrderByOption,
     OutputOption,
+    ReasonOption,
     RegionOption,
+    RetryOption,
+    SampleOption,
+    TimeZoneOption,
+    WhereOption,
 )
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import log_of, use_log
@@ -88,26 +97,51 @@ def catalog(
     Output().note(f"wrote {out}: {listed.num_rows} videos")
 
 
-def plan(job: JobArgument, output: OutputOption = Format.TABLE) -> None:
+def plan(
+    context: typer.Context,
+    job: JobArgument,
+    where: WhereOption = None,
+    sample: SampleOption = None,
+    reasons: ReasonOption = None,
+    max_age: MaxAgeOption = None,
+    retry: RetryOption = None,
+    order_by: OrderByOption = None,
+    max_videos: MaxVideosOption = None,
+    max_cost: MaxCostOption = None,
+    deadline: DeadlineOption = None,
+    time_zone: TimeZoneOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
     """Show what a run would do, and why; touches no video.
 
     Reasons: new, content changed, model changed, preprocessing changed,
-    retry (an earlier run failed, and that may pass).
+    retry (an earlier run failed, and that may pass), re-score (older than
+    --max-age). `run` with the same options does exactly this.
 
     Examples:
 
       $ kvq-batch plan nightly.toml
+      $ kvq-batch plan nightly.toml --reason model-changed --sample 1%
       $ kvq-batch plan nightly.toml --output json
     """
     from kvq_batch.spec.load import load_job
 
-    show_plan(_planned(load_job(job)), Output(output))
+    show_plan(_planned(_as_asked(load_job(job), context)), Output(output))
 
 
 def run(
     context: typer.Context,
     job: JobArgument,
-    limit: LimitOption = None,
+    where: WhereOption = None,
+    sample: SampleOption = None,
+    reasons: ReasonOption = None,
+    max_age: MaxAgeOption = None,
+    retry: RetryOption = None,
+    order_by: OrderByOption = None,
+    max_videos: MaxVideosOption = None,
+    max_cost: MaxCostOption = None,
+    deadline: DeadlineOption = None,
+    time_zone: TimeZoneOption = None,
     address: AddressOption = None,
     dry_run: DryRunOption = False,
     log: LogOption = "auto",
@@ -121,18 +155,20 @@ def run(
     Examples:
 
       $ kvq-batch run nightly.toml
-      $ kvq-batch run nightly.toml --limit 100 --log json 2> run.log
+      $ kvq-batch run nightly.toml --max-videos 100 --log json 2> run.log
+      $ kvq-batch run nightly.toml --order-by "views desc" --deadline 06:00
 
     Exit codes: 0 all scored, or failures within run.max_failure_share;
-    1 fatal; 2 refused before anything started; 3 more failures; 130 Ctrl-C.
+    1 fatal; 2 refused before anything started; 3 more failures;
+    4 the budget ended before the plan; 130 Ctrl-C.
     """
     from kvq_batch.spec.load import load_job
 
     told = use_log(context).told if log == "json" else None
-    planned = _planned(load_job(job))
+    planned = _planned(_as_asked(load_job(job), context))
     if dry_run:
         return show_plan(planned, Output(output, told))
-    summary = execute(planned, limit, address, log_of(context))
+    summary = execute(planned, address, log_of(context))
     finish(summary, planned, Output(output, told), command_line("run", job))
     return None
 
@@ -153,7 +189,16 @@ def score(
         str | None, typer.Option("--weights", help="File with the model's weights.", show_default=False)
     ] = None,
     device: DeviceOption = "cpu",
-    limit: LimitOption = None,
+    where: WhereOption = None,
+    sample: SampleOption = None,
+    reasons: ReasonOption = None,
+    max_age: MaxAgeOption = None,
+    retry: RetryOption = None,
+    order_by: OrderByOption = None,
+    max_videos: MaxVideosOption = None,
+    max_cost: MaxCostOption = None,
+    deadline: DeadlineOption = None,
+    time_zone: TimeZoneOption = None,
     address: AddressOption = None,
     dry_run: DryRunOption = False,
     endpoint_url: EndpointOption = None,
@@ -163,7 +208,8 @@ def score(
 ) -> None:
     """Score a video, a folder or a catalog without a job file.
 
-    As `run`, with defaults; any failure ends with exit code 3.
+    As `run`, with defaults; any failure ends with exit code 3, a budget that
+    ends before the plan with 4.
 
     Examples:
 
@@ -171,10 +217,10 @@ def score(
       $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
     told = use_log(context).told if log == "json" else None
-    planned = _planned(score_job(source, tables, model, weights, device, endpoint_url, region))
+    planned = _planned(_as_asked(score_job(source, tables, model, weights, device, endpoint_url, region), context))
     if dry_run:
         return show_plan(planned, Output(output, told))
-    summary = execute(planned, limit, address, log_of(context))
+    summary = execute(planned, address, log_of(context))
     finish(summary, planned, Output(output, told), "the same command")
     return None
 
@@ -207,6 +253,19 @@ def score_job(
 def gpu_share(device: str) -> dict[str, float]:
     """Workers of a scoring stage that runs on `device`: a whole card each, or CPU alone."""
     return {"num_gpus": 1.0} if device == "cuda" else {}
+
+
+def _as_asked(job: "Job", context: typer.Context) -> "Job":
+    """The job with what the command line says of its selection and its budget, by options that are named like keys."""
+    from kvq_batch.spec.budget import Budget
+    from kvq_batch.spec.load import with_values
+    from kvq_batch.spec.selection import Select
+
+    asked = {
+        section: {key: context.params.get(key) or None for key in model.model_fields}
+        for section, model in (("select", Select), ("budget", Budget))
+    }
+    return with_values(job, asked, origin="the command line")
 
 
 def _planned(job: "Job") -> "JobPlan":

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-Reason = Literal["new", "content changed", "model changed", "preprocessing changed", "retry"]
-REASONS: tuple[Reason, ...] = ("new", "content changed", "model changed", "preprocessing changed", "retry")
+Reason = Literal["new", "content changed", "model changed", "preprocessing changed", "retry", "re-score"]
+REASONS: tuple[Reason, ...] = ("new", "content changed", "model changed", "preprocessing changed", "retry", "re-score")
 
 UNKNOWN_CONTENT = "unknown:"
 """Content id of an object that could not be listed: fetching it will say why, in `failures`."""

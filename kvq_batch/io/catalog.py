@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.catalog_source import read_source
+from kvq_batch.io.conditions import places_that_meet
 from kvq_batch.io.content_ids import resolve_content_ids
 from kvq_batch.io.listing import split_glob
 from kvq_batch.io.redact import summary
@@ -65,7 +66,7 @@ def read_catalog(spec: Catalog, options: StorageOptions) -> pa.Table:
     table = _canonical(name, raw, columns)
     rows = pa.array(range(1, table.num_rows + 1), pa.int64())
     if spec.where is not None:
-        kept = _where(name, table, spec.where)
+        kept = places_that_meet(table, spec.where, f"{name}: catalog.where")
         table, rows = table.take(kept), rows.take(kept)
         if table.num_rows == 0:
             raise SpecError(f"{name}: no row meets catalog.where = {spec.where!r}; widen the condition")
@@ -156,25 +157,6 @@ def _column(name: str, raw: pa.Table, theirs: str, field: pa.Field) -> Any:
         # An empty token would make every video look unchanged.
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
     return values
-
-
-def _where(name: str, table: pa.Table, where: str) -> pa.Array:
-    """Places of the rows that meet `where`, in order. One expression, and nothing outside this table within reach."""
-    try:
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-            # Names of tables are not looked up among the variables of this program.
-            connection.execute("SET python_enable_replacements = false")
-            connection.execute("SET lock_configuration = true")
-            condition = duckdb.SQLExpression(where)
-            places = pa.array(range(table.num_rows), pa.int64())
-            connection.register("catalog", table.append_column(_PLACE, places))
-            found: pa.Table = connection.table("catalog").filter(condition).select(_PLACE).to_arrow_table()
-    except duckdb.Error as error:
-        raise SpecError(f"{name}: catalog.where = {where!r} is refused: {summary(error, 400)}") from error
-    return found.column(0).combine_chunks().sort()
-
-
-_PLACE = "__kvq_place"
 
 
 def _check_present(name: str, table: pa.Table, rows: pa.Array) -> None:

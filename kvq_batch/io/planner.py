@@ -1,12 +1,13 @@
 """The plan: catalog minus what the tables hold as current, set-wise in DuckDB over the Delta datasets.
 
 A pair (video, model) is current when a score stands under the same content, model and fingerprint, however old it is:
-a file that is rolled back to an earlier state has its score already. Everything else is planned with its reason. This
-module reads two tables and asks no store which objects exist.
+a file that is rolled back to an earlier state has its score already. Everything else is planned with its reason, as far
+as the job's selection takes it. This module reads two tables and asks no store which objects exist.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
@@ -17,47 +18,62 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import REASONS, ModelRef
 from kvq_batch.io.database import connect, reading
 from kvq_batch.io.schemas import FAILURES, SCORES
+from kvq_batch.io.selection import in_order, select_places
 from kvq_batch.io.tables import Tables
+from kvq_batch.spec.selection import EVERYTHING, Select
 
 _IDENTITY = ("video_id", "content_id", "model_id", "fingerprint")
-_SCORE_COLUMNS = ("model_name", *_IDENTITY, "commit_seq")
-_FAILURE_COLUMNS = (*_SCORE_COLUMNS, "attempt", "final", "permanent")
+_SCORE_COLUMNS = ("model_name", *_IDENTITY, "commit_seq", "scored_at")
+_FAILURE_COLUMNS = ("model_name", *_IDENTITY, "commit_seq", "attempt", "final", "permanent")
 _CATALOG_COLUMNS = ("video_id", "uri", "content_id", "size_bytes", "start_s", "end_s")
 
 # The models of the job are numbered, so that five million rows carry one small integer, not two long texts.
 _DONE = """
 CREATE TEMP TABLE pending AS
-SELECT c.place, c.video_id, c.content_id, r.ref FROM catalog c CROSS JOIN refs r
+SELECT c.place, c.video_id, c.content_id, r.ref FROM selected c CROSS JOIN refs r
 ANTI JOIN (
-    SELECT s.video_id, s.content_id, r.ref FROM scores s JOIN refs r USING (model_id, fingerprint)
+    SELECT s.video_id, s.content_id, r.ref FROM scores s JOIN refs r USING (model_id, fingerprint) {young}
 ) d ON d.video_id = c.video_id AND d.content_id = c.content_id AND d.ref = r.ref
 """
+
+# Only where an age is asked for can a pending pair have a score.
+_STANDING = """
+    SELECT p.place, p.ref, max(s.commit_seq) AS scored_seq FROM pending p JOIN refs r USING (ref)
+    JOIN scores s ON s.video_id = p.video_id AND s.content_id = p.content_id
+        AND s.model_id = r.model_id AND s.fingerprint = r.fingerprint
+    GROUP BY ALL
+"""
+_NONE_STANDING = "SELECT place, ref, NULL::BIGINT AS scored_seq FROM pending WHERE false"
 
 # A failure is permanent until a newer row of the same identity says otherwise: another try, or somebody who asked.
 _REASONED = """
 CREATE TEMP TABLE reasoned AS
 WITH tried AS (
     SELECT p.place, p.ref,
-        arg_max(f.final AND f.permanent, (f.commit_seq, f.attempt, f.final)) AS is_quarantined
+        arg_max(f.final AND f.permanent, (f.commit_seq, f.attempt, f.final)) AS is_quarantined,
+        max(f.commit_seq) AS failed_seq
     FROM pending p JOIN refs r USING (ref)
     JOIN failures f ON f.video_id = p.video_id AND f.content_id = p.content_id
         AND f.model_id = r.model_id AND f.fingerprint = r.fingerprint
     GROUP BY ALL
 ),
+standing AS ({standing}),
 seen AS (
     SELECT video_id, model_name, content_id, model_id, fingerprint, commit_seq FROM scores
     UNION ALL SELECT video_id, model_name, content_id, model_id, fingerprint, commit_seq FROM failures
 ),
 newest AS (
     SELECT s.video_id, s.model_name,
-        arg_max({'content_id': s.content_id, 'model_id': s.model_id, 'fingerprint': s.fingerprint}, s.commit_seq) AS was
+        arg_max(struct_pack(content_id := s.content_id, model_id := s.model_id, fingerprint := s.fingerprint),
+            s.commit_seq) AS was
     FROM seen s
     SEMI JOIN refs r ON r.model_name = s.model_name
     SEMI JOIN pending p ON p.video_id = s.video_id
     GROUP BY ALL
 )
 SELECT p.place, p.ref, CASE
-    WHEN t.is_quarantined THEN 'quarantined'
+    WHEN t.is_quarantined AND NOT {permanent_too} AND t.failed_seq > coalesce(d.scored_seq, -1) THEN 'quarantined'
+    WHEN d.place IS NOT NULL THEN 're-score'
     WHEN t.place IS NOT NULL THEN 'retry'
     WHEN n.was IS NULL THEN 'new'
     WHEN n.was.content_id <> p.content_id THEN 'content changed'
@@ -65,6 +81,7 @@ SELECT p.place, p.ref, CASE
     ELSE 'preprocessing changed' END AS reason
 FROM pending p JOIN refs r USING (ref)
 LEFT JOIN tried t ON t.place = p.place AND t.ref = p.ref
+LEFT JOIN standing d ON d.place = p.place AND d.ref = p.ref
 LEFT JOIN newest n ON n.video_id = p.video_id AND n.model_name = r.model_name
 """
 
@@ -91,14 +108,18 @@ class Plan:
     """What a run would do. Immutable, and all of it known before a video is touched.
 
     `pairs` is a pa.Table [video_id, uri, content_id, size_bytes, start_s, end_s, model_name, model_id, fingerprint,
-    reason], one row per (video, model) to score, in the order of the catalog, then of the models. `counts` is
-    {reason: {model name: pairs}} with every reason and model. `departed` are the ids that left the catalog.
+    reason], one row per (video, model) to score, in the order that was asked for or that of the catalog, then of the
+    models. `counts` is {reason: {model name: pairs}} with every reason and model. `departed` are the ids that left the
+    catalog. Of the pairs of the `num_selected` videos, each is planned, current, quarantined, or due for another reason
+    than those that were asked for (`num_other_reasons`).
     """
 
     pairs: Any
     counts: Mapping[str, Mapping[str, int]]
     num_current: int
     num_quarantined: int
+    num_other_reasons: int
+    num_selected: int
     departed: tuple[str, ...]
 
     @property
@@ -107,33 +128,60 @@ class Plan:
         return {reason: sum(by_model.values()) for reason, by_model in self.counts.items()}
 
 
-def make_plan(tables: Tables | None, catalog: Any, catalog_name: str, models: Sequence[ModelRef]) -> Plan:
+def make_plan(
+    tables: Tables | None,
+    catalog: Any,
+    catalog_name: str,
+    models: Sequence[ModelRef],
+    select: Select = EVERYTHING,
+    now: datetime | None = None,
+) -> Plan:
     """The plan for `catalog` (pa.Table with at least video_id, uri, content_id, size_bytes, start_s, end_s).
 
-    Without tables everything is new. Raises: SpecError for a null or repeated video id, a null content id, two models
-    of one name, or tables out of reach.
+    Without tables everything is new. Ages of scores are counted back from `now` (aware; by default this moment).
+    Raises: SpecError for a null or repeated video id, a null content id, two models of one name, a selection that this
+    catalog cannot answer, or tables out of reach.
     """
     check_catalog(catalog)
     if len({model.name for model in models}) != len(models):
         raise SpecError(f"models named twice: {', '.join(sorted(model.name for model in models))}; name each once")
+    places = select_places(catalog, select)
+    num_selected = catalog.num_rows if places is None else len(places)
     with connect() as connection:
-        _register(connection, catalog, tables, (("scores", _SCORE_COLUMNS), ("failures", _FAILURE_COLUMNS)))
+        _register(connection, catalog, places, tables, (("scores", _SCORE_COLUMNS), ("failures", _FAILURE_COLUMNS)))
         connection.register("refs", _refs(models))
         with reading(tables.uri if tables else ""):
-            connection.execute(_DONE)
-            connection.execute(_REASONED)
+            connection.execute(_DONE.format(young=_young(select, now)))
+            connection.execute(
+                _REASONED.format(
+                    standing=_NONE_STANDING if select.age is None else _STANDING,
+                    permanent_too=str(select.retry == "permanent").lower(),
+                )
+            )
             found = connection.sql("SELECT place, ref, reason FROM reasoned ORDER BY place, ref").to_arrow_table()
             departed = _departed(connection, tables, catalog_name)
-    is_quarantined = pc.equal(found.column("reason"), "quarantined")
-    num_quarantined = pc.sum(is_quarantined, min_count=0).as_py()
-    pairs = _pairs(found.filter(pc.invert(is_quarantined)), catalog, models)
+    num_due = found.num_rows
+    found = found.filter(pc.not_equal(found.column("reason"), "quarantined"))
+    num_quarantined = num_due - found.num_rows
+    if select.reasons:
+        found = found.filter(pc.is_in(found.column("reason"), pa.array(select.reasons, pa.string())))
+    pairs = _pairs(in_order(found, catalog, select), catalog, models)
     return Plan(
         pairs=pairs,
         counts=_counts(pairs, models),
-        num_current=catalog.num_rows * len(models) - found.num_rows,
+        num_current=num_selected * len(models) - num_due,
         num_quarantined=num_quarantined,
+        num_other_reasons=num_due - num_quarantined - found.num_rows,
+        num_selected=num_selected,
         departed=departed,
     )
+
+
+def _young(select: Select, now: datetime | None) -> str:
+    if select.age is None:
+        return ""
+    since = (now or datetime.now(UTC)) - select.age
+    return f"WHERE s.scored_at >= TIMESTAMPTZ '{since.isoformat()}'"
 
 
 def check_catalog(catalog: Any) -> None:
@@ -160,7 +208,7 @@ def check_roots(tables: Tables, catalog: Any, catalog_root: str) -> None:
     Raises: SpecError naming one such video id and both roots.
     """
     with connect() as connection:
-        _register(connection, catalog, tables, ())
+        _register(connection, catalog, None, tables, ())
         connection.register("known", tables.dataset("catalog"))
         connection.register("runs", tables.dataset("runs"))
         with reading(tables.uri):
@@ -176,11 +224,15 @@ def check_roots(tables: Tables, catalog: Any, catalog_root: str) -> None:
 def _register(
     connection: duckdb.DuckDBPyConnection,
     catalog: Any,
+    places: Any,
     tables: Tables | None,
     needed: Sequence[tuple[str, Sequence[str]]],
 ) -> None:
-    places = pa.array(range(catalog.num_rows), pa.int64())
-    connection.register("catalog", catalog.select(["video_id", "content_id"]).append_column("place", places))
+    """The catalog as `catalog`, its rows at `places` (None for all) as `selected`, and the tables that are needed."""
+    numbers = pa.array(range(catalog.num_rows), pa.int64())
+    videos = catalog.select(["video_id", "content_id"]).append_column("place", numbers)
+    connection.register("catalog", videos)
+    connection.register("selected", videos if places is None else videos.take(places))
     for name, columns in needed:
         if tables is None:
             schema = {"scores": SCORES, "failures": FAILURES}[name]

@@ -7,10 +7,13 @@ module reads no file and starts nothing; a function elsewhere takes its own sect
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kvq_batch.domain.scorer import Device, Precision
 from kvq_batch.domain.video import ClipPolicy, Hdr
+from kvq_batch.spec.budget import Budget, Prices
+from kvq_batch.spec.section import Section
+from kvq_batch.spec.selection import Select
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -20,12 +23,6 @@ def _without_trailing_slash(uri: str) -> str:
 
 
 Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_trailing_slash)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and a key that we do not know is an error, not a silence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Storage(Section):
@@ -209,6 +206,9 @@ class Job(Section):
     limits: Limits = Field(Limits(), description="What one video may cost.")
     decode: Decode = Field(Decode(), description="Fetching and decoding.")
     run: Run = Field(Run(), description="The run as a whole.")
+    select: Select = Field(Select(), description="Which videos a run takes.")
+    budget: Budget = Field(Budget(), description="When a run stops of itself.")
+    prices: Prices = Field(Prices(), description="What the machines cost.")
     storage: Storage = Field(Storage(), description="Object storage.")
 
     @model_validator(mode="after")
@@ -217,6 +217,15 @@ class Job(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models: {', '.join(twice)} stands twice; a job scores each model once")
+        return self
+
+    @model_validator(mode="after")
+    def _costs_are_known(self) -> "Job":
+        if self.budget.max_cost is None:
+            return self
+        pools = (self.decode.workers, *(model.workers for model in self.models))
+        if self.prices.core_hour is None or (self.prices.gpu_hour is None and any(p.num_gpus for p in pools)):
+            raise ValueError("budget.max_cost needs prices.core_hour, and prices.gpu_hour where a model runs on GPUs")
         return self
 
     @property

@@ -48,6 +48,21 @@ def make_job(values: Mapping[str, Any], origin: str) -> Job:
         raise SpecError("\n".join([f"{origin}: {len(lines)} wrong key(s)", *lines])) from error
 
 
+def with_values(job: Job, values: Mapping[str, Mapping[str, Any]], origin: str) -> Job:
+    """`job` with the keys of some of its sections set anew, as {section: {key: value}}; None leaves a key as it is.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    wanted = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in values.items()}
+    if not any(wanted.values()):
+        return job
+    merged = job.model_dump(exclude_unset=True)
+    for section, keys in wanted.items():
+        merged[section] = merged.get(section, {}) | keys
+    return make_job(merged, origin)
+
+
 def _dotted(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "(job)"
 

@@ -113,11 +113,44 @@ def test_a_plan_shows_what_counts_and_json_everything(tmp_path: Path, videos: Pa
     assert "2 videos in the catalog; 4 scores to make; 0 scores are current" in shown.stderr
     assert "UNTRAINED: the weights of kvq-tiny@untrained-" in shown.stderr
     told = json.loads(call("plan", job, "--output", "json").stdout)
-    assert len(told["pairs"]) == 5 * 2
+    assert len(told["pairs"]) == 6 * 2
     assert [model["model_origin"] for model in told["models"]] == ["untrained", "weightless"]
     rows = list(csv.DictReader(io.StringIO(call("plan", job, "-o", "csv").stdout)))
     assert sum(int(row["videos"]) for row in rows) == 4
     assert not (tmp_path / "t").exists()
+
+
+def test_a_plan_takes_what_the_options_select_and_they_stand_over_the_job(tmp_path: Path, videos: Path) -> None:
+    job = tmp_path / "job.toml"
+    call("catalog", videos, "--out", tmp_path / "list.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "list.csv").read_text())))
+    for number, row in enumerate(rows):
+        row["views"] = str(number)
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    job.write_text(
+        f'name = "j"\ntables = "{tmp_path}/t"\n[catalog]\nsource = "{tmp_path}/list.csv"\n'
+        '[[models]]\nname = "luma-sharpness"\n[select]\nwhere = "views < 0"\n'
+    )
+
+    def planned(*options: str) -> dict[str, int]:
+        told = json.loads(call("plan", job, "--output", "json", *options).stdout)
+        assert told == json.loads(call("run", job, "--dry-run", "--output", "json", *options).stdout)
+        return {name: told[name] for name in ("videos", "selected", "to_score", "other_reasons")}
+
+    assert planned() == {"videos": 2, "selected": 0, "to_score": 0, "other_reasons": 0}
+    assert planned("--where", "views = 1") == {"videos": 2, "selected": 1, "to_score": 1, "other_reasons": 0}
+    more = ("--where", "true", "--reason", "retry", "--reason", "model-changed")
+    assert planned(*more) == {"videos": 2, "selected": 2, "to_score": 0, "other_reasons": 2}
+    shown = call("plan", job, "--where", "views > 0", "--order-by", "views desc").stderr
+    assert "2 videos in the catalog; 1 of them selected; 1 scores to make" in shown
+    refused = call("plan", job, "--reason", "boredom", "--sample", "x", "--deadline", "noon", exit_code=2).stderr
+    assert "the command line: 3 wrong key(s)" in refused
+    for key in ("select.reasons.0: 'boredom' is no reason", "select.sample: ", "budget.deadline: 'noon' is no time"):
+        assert key in refused
+    assert "select.where = 'likes' is refused" in call("run", job, "--where", "likes", exit_code=2).stderr
 
 
 def test_catalog_lists_a_folder_into_a_file_that_plans(tmp_path: Path, videos: Path) -> None:

@@ -44,7 +44,12 @@ def make_maps(seed: int, num_slots: int = 3, num_rows: int = 4, num_cols: int = 
 
 
 def make_batch(
-    videos: Sequence[str], model: ModelRef = KVQ, content: str = "etag:1", seed: int = 0, num_clips: int = 1
+    videos: Sequence[str],
+    model: ModelRef = KVQ,
+    content: str = "etag:1",
+    seed: int = 0,
+    num_clips: int = 1,
+    scored_at: datetime = NOW,
 ) -> Batch:
     """Scores, clips and maps of `videos`; a score is the mean over clips of mean(texture * saliency)."""
     scores, clips, maps = [], [], []
@@ -83,7 +88,7 @@ def make_batch(
                 "height_px": 1080,
                 "codec": "h264",
                 "attempt": 1,
-                "scored_at": NOW,
+                "scored_at": scored_at,
             }
         )
     return Batch(make_rows("maps", maps), make_rows("clips", clips), None, make_rows("scores", scores))

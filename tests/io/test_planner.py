@@ -88,7 +88,7 @@ def test_every_reason_in_one_plan(tables_place: tuple[str, StorageOptions]) -> N
     }
     assert (plan.num_current, plan.num_quarantined) == (1, 1)
     assert plan.by_reason == {
-        "new": 1, "content changed": 2, "model changed": 1, "preprocessing changed": 1, "retry": 2,
+        "new": 1, "content changed": 2, "model changed": 1, "preprocessing changed": 1, "retry": 2, "re-score": 0,
     }  # fmt: skip
     assert plan.pairs.num_rows + plan.num_current + plan.num_quarantined == len(ids)
 

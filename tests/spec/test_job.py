@@ -2,12 +2,14 @@
 
 import re
 import tomllib
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.spec.budget import Budget, Prices
 from kvq_batch.spec.job import (
     Catalog,
     CatalogColumns,
@@ -17,12 +19,13 @@ from kvq_batch.spec.job import (
     Limits,
     Model,
     Run,
-    Section,
     Storage,
     Workers,
     slug,
 )
-from kvq_batch.spec.load import load_job, make_job
+from kvq_batch.spec.load import load_job, make_job, with_values
+from kvq_batch.spec.section import Section
+from kvq_batch.spec.selection import Select
 from kvq_batch.spec.template import job_template
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
@@ -52,6 +55,24 @@ def test_the_smallest_job_names_itself_and_takes_defaults() -> None:
         ({"limits": {"timeout_s": 0}}, "limits.timeout_s: "),
         ({"run": {"max_failure_share": 2}}, "run.max_failure_share: "),
         ({"name": "a b"}, "name: "),
+        ({"select": {"sample": "1.5"}}, "select.sample: "),
+        ({"select": {"sample": "-1%"}}, "select.sample: "),
+        ({"select": {"reasons": ["old"]}}, "select.reasons.0: 'old' is no reason; there are new, content-changed, "),
+        ({"select": {"max_age": "a month"}}, "select.max_age: "),
+        ({"select": {"retry": "all"}}, "select.retry: "),
+        ({"budget": {"deadline": "25:00"}}, "budget.deadline: '25:00' is no time"),
+        ({"budget": {"time_zone": "Europe/Zurch"}}, "budget.time_zone: 'Europe/Zurch' is no time zone"),
+        ({"budget": {"time_zone": "../../etc/passwd"}}, "budget.time_zone: "),
+        ({"budget": {"max_videos": 0}}, "budget.max_videos: "),
+        ({"budget": {"max_cost": 5}}, "budget.max_cost needs prices.core_hour"),
+        (
+            {
+                "budget": {"max_cost": 5},
+                "prices": {"core_hour": 0.1},
+                "models": [{"name": "a", "device": "cuda", "workers": {"num_gpus": 1}}],
+            },
+            "and prices.gpu_hour where a model runs",
+        ),
     ],
 )
 def test_a_wrong_key_is_named_by_its_dotted_path(change: dict[str, Any], said: str) -> None:
@@ -95,7 +116,8 @@ def test_every_example_of_the_template_is_one_that_works() -> None:
 def test_the_template_explains_every_key() -> None:
     text = job_template()
     lines = text.splitlines()
-    sections: list[type[Section]] = [Job, Catalog, CatalogColumns, Model, Workers, Clips, Limits, Decode, Run, Storage]
+    sections: list[type[Section]] = [Job, Catalog, CatalogColumns, Model, Workers, Clips, Limits, Decode, Run]
+    sections += [Select, Budget, Prices, Storage]
     for section in sections:
         for key, field in section.model_fields.items():
             found = [i for i, line in enumerate(lines) if re.match(rf"(# )?(e\.g\. )?{key} = ", line)]
@@ -113,3 +135,50 @@ def test_the_jobs_that_ship_load(path: Path) -> None:
 
 def test_slug_makes_names_of_anything() -> None:
     assert [slug(text) for text in ("a b/c", "..x..", "é", "ok_1")] == ["a-b-c", "x", "job", "ok_1"]
+
+
+def test_a_selection_reads_shares_numbers_ages_and_orders() -> None:
+    select = Select(sample="2.5%", max_age="36h", order_by='"Release Date" DESC', reasons=("model-changed", "re-score"))
+    assert (select.sample_share, select.sample_size, select.age) == (0.025, None, timedelta(hours=36))
+    assert (select.order, select.reasons) == (('"Release Date"', True), ("model changed", "re-score"))
+    select = make_job(SMALLEST | {"select": {"sample": 1000, "order_by": "views"}}, "here").select
+    assert (select.sample_share, select.sample_size, select.order) == (None, 1000, ("views", False))
+    assert Select(order_by="desc").order == ("desc", False)
+    assert Select(sample="200%").sample_share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("deadline", "zone", "start", "stops"),
+    [
+        ("06:00", "UTC", "2026-01-10T22:00+00:00", "2026-01-11T06:00+00:00"),
+        ("06:00", "UTC", "2026-01-10T05:59+00:00", "2026-01-10T06:00+00:00"),
+        ("06:00", "UTC", "2026-01-10T06:00+00:00", "2026-01-11T06:00+00:00"),
+        ("6:00", "Europe/Zurich", "2026-01-10T22:00+00:00", "2026-01-11T05:00+00:00"),
+        # The day there is another one than in UTC.
+        ("06:00", "Asia/Tokyo", "2026-01-10T22:00+00:00", "2026-01-11T21:00+00:00"),
+        # The nights on which the clocks change have 23 and 25 hours.
+        ("06:00", "Europe/Zurich", "2026-03-28T05:30+00:00", "2026-03-29T04:00+00:00"),
+        ("06:00", "Europe/Zurich", "2026-10-24T04:30+00:00", "2026-10-25T05:00+00:00"),
+        ("02:30", "Europe/Zurich", "2026-03-29T00:00+00:00", "2026-03-29T01:30+00:00"),
+        ("2026-01-12T06:00", "Europe/Zurich", "2026-01-10T22:00+00:00", "2026-01-12T05:00+00:00"),
+        ("2026-01-12T06:00-05:00", "Europe/Zurich", "2026-01-10T22:00+00:00", "2026-01-12T11:00+00:00"),
+    ],
+)
+def test_a_deadline_is_the_next_such_moment_of_its_time_zone(deadline: str, zone: str, start: str, stops: str) -> None:
+    found = Budget(deadline=deadline, time_zone=zone).deadline_after(datetime.fromisoformat(start))
+    assert found == datetime.fromisoformat(stops)
+
+
+def test_toml_may_write_a_deadline_in_its_own_way() -> None:
+    for text, kept in (("06:00:00", "06:00"), ("2026-01-12T06:00:00", "2026-01-12T06:00:00")):
+        values = SMALLEST | tomllib.loads(f"[budget]\ndeadline = {text}")
+        assert make_job(values, "here").budget.deadline == kept
+
+
+def test_values_of_the_command_line_stand_over_the_file_and_are_checked_with_it() -> None:
+    job = make_job(SMALLEST | {"select": {"sample": "1%", "where": "a"}, "prices": {"core_hour": 1.0}}, "here")
+    assert with_values(job, {"select": {"where": None}}, "options") is job
+    changed = with_values(job, {"select": {"where": "b"}, "budget": {"max_cost": 2.0}}, "options")
+    assert (changed.select.where, changed.select.sample, changed.budget.max_cost) == ("b", "1%", 2.0)
+    with pytest.raises(SpecError, match=r"options: 1 wrong key.*\n  select.max_age: "):
+        with_values(job, {"select": {"max_age": "x"}}, "options")

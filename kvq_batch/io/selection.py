@@ -1,0 +1,57 @@
+"""The selection of a job, applied to a catalog: the same rows for the same catalog, in a plan as in a run.
+
+A sample goes by a hash of the video id: the same videos every time, a smaller share within a larger one, whatever else
+the catalog holds. What is due, and why, is the planner's.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kvq_batch.io.conditions import column_named, places_that_meet, ranks
+from kvq_batch.io.database import connect
+from kvq_batch.spec.selection import Select
+
+# 64 bits of md5: the same in every version of DuckDB, which its own hash() is not.
+_IN_SHARE = "SELECT place FROM videos WHERE md5_number_lower(video_id) / 18446744073709551616 < $share ORDER BY place"
+_SMALLEST = """
+SELECT place FROM (SELECT place FROM videos ORDER BY md5_number_lower(video_id), video_id LIMIT $size) ORDER BY place
+"""
+
+
+def select_places(catalog: pa.Table, select: Select) -> pa.Array | None:
+    """Places (int64, rising) of the videos that `where` and `sample` take; None for all of them.
+
+    Raises: SpecError for a condition that this catalog cannot answer.
+    """
+    if select.where is None and select.sample is None:
+        return None
+    if select.where is None:
+        places = pa.array(range(catalog.num_rows), pa.int64())
+    else:
+        places = places_that_meet(catalog, select.where, "select.where")
+    if select.sample is None:
+        return places
+    with connect() as connection:
+        ids = catalog.column("video_id").take(places)
+        connection.register("videos", pa.table({"video_id": ids, "place": places}))
+        if select.sample_size is None:
+            found = connection.sql(_IN_SHARE, params={"share": select.sample_share})
+        else:
+            found = connection.sql(_SMALLEST, params={"size": select.sample_size})
+        chosen: pa.Table = found.to_arrow_table()
+    return chosen.column("place").combine_chunks()
+
+
+def in_order(found: pa.Table, catalog: pa.Table, select: Select) -> pa.Table:
+    """`found` (with the columns place and ref, sorted by both) in the order that the selection asks for.
+
+    Videos of one value keep the order of the catalog, those without a value come last. Raises: SpecError for a column
+    that is not there or has no order.
+    """
+    if select.order is None:
+        return found
+    name, is_falling = select.order
+    column = catalog.column(column_named(catalog, name, "select.order_by"))
+    rank = ranks(column, is_falling, "select.order_by").take(found.column("place"))
+    order = pc.sort_indices(found.append_column("rank", rank), sort_keys=[("rank", "ascending"), ("ref", "ascending")])
+    return found.take(order)
