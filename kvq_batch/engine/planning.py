@@ -53,3 +53,9 @@ def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
         check_roots(tables, catalog, root)
     plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models], job.select)
     return JobPlan(job, models, catalog, root, plan, tables.last_commit_seq() if tables else 0)
+
+
+def plan_again(old: JobPlan, tell: Tell) -> JobPlan:
+    """The plan of the same job now that its tables have changed. Raises: SpecError as `plan_job` does."""
+    tell("the tables have changed since the plan was made: planning again")
+    return plan_job(old.job, tell)
