@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from kvq_batch.io.storage import FOREIGN_ERRORS, StorageOptions, filesystem
+from kvq_batch.io.storage import StorageOptions, filesystem
+from kvq_batch.io.trouble import FOREIGN_ERRORS
 
 BUCKET = "videos"
 START_TIMEOUT_S = 90.0

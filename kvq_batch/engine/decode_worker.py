@@ -104,7 +104,7 @@ class DecodeWorker:
             yield made.take()
 
     def _fetch(self, item: dict[str, Any]) -> "Future[_Fetched]":
-        return self._ahead.submit(_Fetched, self._fetcher.fetch(item["uri"], item["content_id"]))
+        return self._ahead.submit(_Fetched, self._fetcher.fetch(item["uri"], item["content_id"], item["size_bytes"]))
 
     def _decode_item(self, item: dict[str, Any], fetching: "Future[_Fetched]", made: StreamRows) -> Iterator[None]:
         """Adds the item's rows to `made`; yields whenever a reader may take what is there."""
@@ -162,7 +162,9 @@ class DecodeWorker:
                 facts=facts,
                 size_bytes=video.size_bytes,
                 decoder=part.decoder,
+                content_id=video.content_id,
                 fetch_s=video.seconds,
+                fetch_attempts=video.attempts,
                 decode_s=decode_s,
             )
             made.add_clip(row, clip.frames)

@@ -35,7 +35,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
         for name, value in clip.result["outputs"]:
             outputs.setdefault(name, []).append(value)
     return {
-        **_identity(item, model),
+        **_identity(item, model, first["content_id"]),
         "uri": display_uri(item["uri"]),
         "model_name": model.ref.name,
         "model_origin": model.spec.card.origin,
@@ -47,6 +47,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
         "size_bytes": first["size_bytes"],
         "decoder": first["decoder"],
         "fetch_s": first["fetch_s"],
+        "fetch_attempts": first["fetch_attempts"],
         "decode_s": sum(clip.row["decode_s"] for clip in clips),
         "score_s": sum(clip.result["score_s"] for clip in clips),
         "attempt": first["attempt"],
@@ -60,7 +61,7 @@ def clip_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
     times_s = row[f"times_{clip.request}"]
     num_slots = len(result["slot_scores"] or ())
     return {
-        **_identity(item, model),
+        **_identity(item, model, row["content_id"]),
         "clip_index": row["clip_index"],
         "start_s": row["start_s"],
         "end_s": row["end_s"],
@@ -75,7 +76,7 @@ def clip_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
 def map_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
     """A row of `maps`."""
     return {
-        **_identity(item, model),
+        **_identity(item, model, clip.row["content_id"]),
         "clip_index": clip.row["clip_index"],
         **maps_from_stream(clip.result["maps"]),
     }
@@ -96,7 +97,7 @@ class Failure:
 def failure_row(item: Row, model: JobModel, failure: Failure, final: bool) -> Row:
     """A row of `failures`."""
     return {
-        **_identity(item, model),
+        **_identity(item, model, item["content_id"]),
         "uri": display_uri(item["uri"]),
         "model_name": model.ref.name,
         **asdict(failure),
@@ -105,10 +106,11 @@ def failure_row(item: Row, model: JobModel, failure: Failure, final: bool) -> Ro
     }
 
 
-def _identity(item: Row, model: JobModel) -> Row:
+def _identity(item: Row, model: JobModel, content_id: str) -> Row:
+    # Of a score, what fetching found: a plan that could not see the object only knows that it is unknown.
     return {
         "video_id": item["video_id"],
-        "content_id": item["content_id"],
+        "content_id": content_id,
         "model_id": model.ref.model_id,
         "fingerprint": model.ref.fingerprint,
     }

@@ -45,7 +45,9 @@ _CLIP = [
     ("facts", pa.string()),
     ("size_bytes", pa.int64()),
     ("decoder", pa.string()),
+    ("content_id", pa.string()),
     ("fetch_s", pa.float64()),
+    ("fetch_attempts", pa.int32()),
     ("decode_s", pa.float64()),
     ("stage", pa.string()),
     ("error", pa.string()),
@@ -112,7 +114,9 @@ class ClipRow:
     facts: str
     size_bytes: int
     decoder: str
+    content_id: str
     fetch_s: float
+    fetch_attempts: int
     decode_s: float
 
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
 from kvq_batch.io.listing import object_facts, s3_files, tabulate
-from kvq_batch.io.storage import FOREIGN_ERRORS, StorageOptions, Trouble, filesystem, refusing, trouble
+from kvq_batch.io.storage import StorageOptions, filesystem, refusing
+from kvq_batch.io.trouble import FOREIGN_ERRORS, Trouble, trouble
 
 Progress = Callable[[int, int], None]
 
@@ -24,7 +25,7 @@ FEWEST_TO_LIST = 50
 MOST_LISTED_PER_VIDEO = 10
 """A listing that turns out to hold more than this many objects per video in question is given up."""
 
-_HOPELESS: tuple[Trouble, ...] = ("unreachable", "timeout", "no_credentials")
+_HOPELESS: tuple[Trouble, ...] = ("unreachable", "timeout", "no_credentials", "credentials_expired")
 _CHUNK = 10_000
 _HANDFUL = 64
 

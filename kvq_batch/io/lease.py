@@ -26,7 +26,6 @@ from fsspec.asyn import sync
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.io.redact import summary
 from kvq_batch.io.storage import (
-    FOREIGN_ERRORS,
     StorageOptions,
     absolute,
     display_uri,
@@ -36,8 +35,8 @@ from kvq_batch.io.storage import (
     join,
     local_path,
     refusing,
-    trouble,
 )
+from kvq_batch.io.trouble import FOREIGN_ERRORS, trouble
 
 FILE = "lease.json"
 

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.redact import summary
-from kvq_batch.io.storage import FOREIGN_ERRORS, display_uri, display_uris, filesystem, is_local, join
+from kvq_batch.io.storage import display_uri, display_uris, filesystem, is_local, join
 from kvq_batch.io.tables import Tables
+from kvq_batch.io.trouble import FOREIGN_ERRORS
 
 FOLDER = "plans"
 

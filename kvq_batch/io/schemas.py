@@ -118,6 +118,7 @@ SCORES = TableSchema(
         Column("size_bytes", _LONG, "size of the object that was read"),
         Column("decoder", _TEXT, "decoder and version that made the frames"),
         Column("fetch_s", _REAL, "seconds spent to fetch the object"),
+        Column("fetch_attempts", _INT, "times that fetching it was tried, 1 where the first went well"),
         Column("decode_s", _REAL, "seconds spent to probe, decode and resize, shared by all models of the job"),
         Column("score_s", _REAL, "seconds spent in the model"),
         Column("attempt", _INT, "which try succeeded, from 1"),

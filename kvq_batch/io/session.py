@@ -16,8 +16,9 @@ import pyarrow as pa
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.redact import redact
 from kvq_batch.io.schemas import TABLES
-from kvq_batch.io.storage import FOREIGN_ERRORS, StorageOptions, refusing
+from kvq_batch.io.storage import StorageOptions, refusing
 from kvq_batch.io.tables import Tables
+from kvq_batch.io.trouble import FOREIGN_ERRORS
 from kvq_batch.io.views import RAW_PREFIX, create_views
 
 DEFAULT_MEMORY = "4GB"

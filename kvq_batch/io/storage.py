@@ -1,7 +1,7 @@
-"""Where bytes live: one set of options that fsspec and delta-rs both understand, and one reading of their errors.
+"""Where bytes live: one set of options that fsspec and delta-rs both understand.
 
-Every other module of `io` opens stores through here, so that end points, time limits and the AWS chain are settled
-once. Keys are deliberately never held: both libraries find them in each process by themselves.
+Every other module of `io` opens stores through here, so that end points, time limits, repeated requests and the AWS
+chain are settled once. Keys are deliberately never held: both libraries find them in each process by themselves.
 """
 
 import os
@@ -10,39 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import aiohttp
 import botocore.session
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    ReadTimeoutError,
-)
-from deltalake.exceptions import DeltaError
-from fsspec.exceptions import FSTimeoutError
+from botocore.exceptions import ProfileNotFound
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.redact import SIGNATURE_NAMES, summary
+from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
 from kvq_batch.spec.job import Storage
 
-CONNECT_TIMEOUT_S = 10
-READ_TIMEOUT_S = 60
 DEFAULT_REGION = "us-east-1"
-
-FOREIGN_ERRORS: tuple[type[Exception], ...] = (
-    OSError, BotoCoreError, ClientError, aiohttp.ClientError, DeltaError, FSTimeoutError,
-)  # fmt: skip
-"""What fsspec, s3fs and delta-rs raise for a store that does not give what was asked."""
-
-Trouble = Literal["missing", "no_bucket", "forbidden", "no_credentials", "timeout", "unreachable", "changed", "other"]
 
 _S3_SCHEMES = ("s3", "s3a")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -52,11 +34,19 @@ _SECRET_URI = rf"(?i)://[^/?#]*@|[?&](?:{SIGNATURE_NAMES})="
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """What a process must know to reach object storage, apart from keys; small, picklable, without secrets."""
+    """What a process must know to reach object storage, apart from keys; small, picklable, without secrets.
+
+    A request that a store does not answer within `read_timeout_s`, or answers with what may pass, is repeated by the
+    library that made it, up to `attempts` in all (delta-rs, whose first pauses are shorter: twice as many), with
+    pauses that grow exponentially and by chance.
+    """
 
     endpoint_url: str | None = None
     region: str | None = None
     anonymous: bool = False
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 60.0
+    attempts: int = 5
 
     @classmethod
     def from_spec(cls, storage: Storage) -> Self:
@@ -97,7 +87,9 @@ def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
     arguments: dict[str, Any] = {"use_listings_cache": False}
     if protocol(uri) in ("http", "https"):
         # Without a limit on the whole, which aiohttp sets at 5 minutes: a long film takes longer, and moves.
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=options.connect_timeout_s, sock_read=options.read_timeout_s
+        )
         arguments["client_kwargs"] = {"timeout": limits}
     try:
         file_system, path = fsspec.core.url_to_fs(uri, **arguments)
@@ -111,9 +103,10 @@ def _s3_arguments(options: StorageOptions) -> dict[str, Any]:
         "anon": options.anonymous,
         "use_listings_cache": False,
         "config_kwargs": {
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": READ_TIMEOUT_S,
-            "retries": {"max_attempts": 3, "mode": "standard"},
+            "connect_timeout": options.connect_timeout_s,
+            "read_timeout": options.read_timeout_s,
+            # Pauses of up to 1, 2, 4, 8 s, by chance; a client whose requests keep failing stops to repeat them.
+            "retries": {"total_max_attempts": options.attempts, "mode": "standard"},
             # Fetching and heads run in parallel on one client; botocore's default of 10 would serialise them.
             "max_pool_connections": 64,
         },
@@ -138,10 +131,13 @@ def delta_options(uri: str, options: StorageOptions) -> dict[str, str]:
     settings = {
         "AWS_REGION": options.region or _chain("region") or DEFAULT_REGION,
         "AWS_CONDITIONAL_PUT": "etag",
-        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
-        "timeout": f"{READ_TIMEOUT_S}s",
-        "max_retries": "5",
-        "retry_timeout": f"{2 * READ_TIMEOUT_S}s",
+        "connect_timeout": f"{options.connect_timeout_s:g}s",
+        "timeout": f"{options.read_timeout_s:g}s",
+        # With its own pauses (from 0.1 s) five repetitions were over after 1 s of "slow down" (measured).
+        "max_retries": str(2 * options.attempts),
+        "backoff_config.init_backoff": "200ms",
+        "backoff_config.max_backoff": "5s",
+        "retry_timeout": f"{2 * options.read_timeout_s:g}s",
     }
     if endpoint_url:
         settings["AWS_ENDPOINT_URL"] = endpoint_url
@@ -215,68 +211,13 @@ def display_uris(uris: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
     return pc.replace_with_mask(uris, marked, replacements)
 
 
-def trouble(error: BaseException) -> Trouble:
-    """What kind of refusal a foreign exception is, read from its class first and from its text where that is all."""
-    cause = error.__cause__
-    text = f"{error} {cause or ''}"
-    for source in (error, cause):
-        if isinstance(source, ClientError):
-            # The answer's own code, so that a key that is called "404.mp4" is not taken for one.
-            answer = source.response
-            text = f"{answer.get('Error', {}).get('Code')} {answer.get('ResponseMetadata', {}).get('HTTPStatusCode')}"
-    for kind, classes in _CLASSES:
-        if isinstance(error, classes) and not (kind == "missing" and "NoSuchBucket" in text):
-            return kind
-    status = getattr(error, "status", None)
-    return next((kind for kind, pattern in _TEXTS if re.search(pattern, f"{status or ''} {text}")), "other")
-
-
-# Before the texts: s3fs and the operating system speak in classes. delta-rs has OSError and DeltaError for all.
-_CLASSES: tuple[tuple[Trouble, tuple[type[BaseException], ...]], ...] = (
-    ("no_credentials", (NoCredentialsError, PartialCredentialsError, ProfileNotFound)),
-    ("missing", (FileNotFoundError, NotADirectoryError)),
-    ("forbidden", (PermissionError,)),
-    ("timeout", (TimeoutError, ConnectTimeoutError, ReadTimeoutError, FSTimeoutError)),
-    ("unreachable", (ConnectionError,)),
-)
-_TEXTS: tuple[tuple[Trouble, str], ...] = (
-    ("no_bucket", r"NoSuchBucket|bucket does not exist"),
-    ("no_credentials", r"no credentials found|credential provider was not enabled|loading credentials|IMDS|169\.254\."),
-    ("changed", r"PreconditionFailed|pre-?conditions?|\b412\b"),
-    (
-        "forbidden",
-        r"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|ExpiredToken|Forbidden|Unauthorized|\b40[13]\b",
-    ),
-    ("timeout", r"(?i)timed? ?out|RequestTimeout|deadline"),
-    ("missing", r"NoSuchKey|Not Found|\b404\b"),
-    (
-        "unreachable",
-        r"(?i)connect|error sending request|dns error|SlowDown|reduce your request rate|ServiceUnavailable"
-        r"|InternalError|Internal Server Error|Bad Gateway|Service Unavailable|Gateway|\b50[0-9]\b|IncompleteRead"
-        r"|payload|response parser|Remote I/O|EREMOTEIO|resource busy",
-    ),
-)
-
-_ADVICE: dict[Trouble, str] = {
-    "missing": "does not exist; correct the address",
-    "no_bucket": "the bucket does not exist; create it or correct the address",
-    "forbidden": "access is denied; check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and their rights",
-    "no_credentials": "no credentials found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "or storage.anonymous = true for public data",
-    "timeout": "the store does not answer in time; check storage.endpoint_url and the network",
-    "unreachable": "the store cannot be reached; check storage.endpoint_url and the network",
-    "changed": "changed while it was used; start again",
-    "other": "cannot be used",
-}
-
-
 @contextmanager
 def refusing(uri: str) -> Iterator[None]:
     """Turns what a store raises inside into a SpecError that names `uri`, the trouble, and what to do about it."""
     try:
         yield
     except FOREIGN_ERRORS as error:
-        raise SpecError(f"{display_uri(uri)}: {_ADVICE[trouble(error)]} ({summary(error, 200)})") from error
+        raise SpecError(f"{display_uri(uri)}: {ADVICE[trouble(error)]} ({told(error)})") from error
 
 
 def check_reachable(uri: str, options: StorageOptions) -> None:

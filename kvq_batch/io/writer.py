@@ -19,8 +19,9 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.parts import Part, conform, make_parts
 from kvq_batch.io.redact import summary
 from kvq_batch.io.schemas import COUNTER_BITS, DATA_TABLES, find_schema
-from kvq_batch.io.storage import FOREIGN_ERRORS, display_uri, refusing, trouble
+from kvq_batch.io.storage import display_uri, refusing
 from kvq_batch.io.tables import APPLICATION_ID, Tables
+from kvq_batch.io.trouble import FOREIGN_ERRORS, trouble
 
 _FENCED_TABLES = (*DATA_TABLES, "catalog")
 _CLAIM_ATTEMPTS = 5

@@ -51,7 +51,7 @@ def scored(
 ) -> pa.Table:
     """What the last stage yields for one clip: results of the models `bits`, null for the others."""
     frames = ClipFrames(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4), np.arange(4) / 10)
-    row = ClipRow(item, attempt, wanted, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", 0.1, 0.2)
+    row = ClipRow(item, attempt, wanted, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", "etag:1", 0.1, 1, 0.2)
     stream = StreamRows(1)
     stream.add_clip(row, [frames])
     table = stream.take().drop_columns(["frames_0"])

@@ -21,6 +21,7 @@ from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
 from kvq_batch.io.content_ids import resolve_content_ids
 from kvq_batch.io.fetch import Fetcher, sweep_dead
 from kvq_batch.io.listing import content_id_of, list_below
+from kvq_batch.io.patience import Patience
 from kvq_batch.io.storage import StorageOptions
 from tests.s3 import S3Location, S3Server
 from tests.stores import LocalStore, Store
@@ -38,7 +39,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 
 def fetcher(store: Store, scratch: Path, max_file_bytes: int = 10**6) -> Fetcher:
-    return Fetcher(store.options, scratch, max_file_bytes, pause=lambda _: None)
+    return Fetcher(store.options, scratch, max_file_bytes, Patience(sleep=lambda _: None))
 
 
 def listed(store: Store) -> str:
@@ -115,7 +116,7 @@ class TestContract:
 
     def test_in_several_threads(self, store: Store, scratch: Path) -> None:
         uris = [store.put(f"{i}.mp4", DATA + bytes([i])) for i in range(12)]
-        fetching = pickle.loads(pickle.dumps(replace(fetcher(store, scratch), pause=print)))
+        fetching = pickle.loads(pickle.dumps(replace(fetcher(store, scratch), patience=Patience(sleep=print))))
         seen: list[int] = []
 
         def take(i: int) -> None:
@@ -325,7 +326,7 @@ class TestFaults:
 
     def fetcher(self, faulty: FaultyStore, scratch: Path, attempts: int = 4) -> Fetcher:
         options = StorageOptions(faulty.end_point, "us-east-1")
-        return Fetcher(options, scratch, 10**6, attempts=attempts, pause=lambda _: None)
+        return Fetcher(options, scratch, 10**6, Patience(attempts, sleep=lambda _: None))
 
 
 def test_any_protocol_of_fsspec(scratch: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from deltalake import DeltaTable
 
 from kvq_batch.io.redact import MASK, redact, summary
-from kvq_batch.io.storage import FOREIGN_ERRORS, StorageOptions, delta_options, filesystem
+from kvq_batch.io.storage import StorageOptions, delta_options, filesystem
+from kvq_batch.io.trouble import FOREIGN_ERRORS
 from tests.s3 import BUCKET, S3Server
 
 SECRET = "plantedSECRET/with+signs=="
