@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvq_batch import __version__
-from kvq_batch.cli import demo, jobs, models, tables
+from kvq_batch.cli import demo, jobs, models, tables, upkeep
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
 from kvq_batch.domain.errors import KvqBatchError, SpecError
@@ -115,3 +115,4 @@ app.command()(tables.query)
 app.command()(tables.failures)
 app.command()(tables.maps)
 app.command()(models.models)
+app.add_typer(upkeep.app, name="tables")

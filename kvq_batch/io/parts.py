@@ -7,7 +7,7 @@ held here, before anything is committed. This module commits nothing and decides
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,23 +79,38 @@ def make_parts(rows: Any, table: TableSchema, commit_seq: int) -> Iterator[Part]
     """One part per partition of `rows` (as `conform` returns them), sorted, zstd, with the bounds of the keys."""
     for values, group in _partitions(rows, table):
         group = group.sort_by([(name, "ascending") for name in table.sort_by])
-        sink = pa.BufferOutputStream()
-        pq.write_table(group, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
-        content = sink.getvalue()
-        footer = pq.read_metadata(pa.BufferReader(content))
-        if footer.num_rows != group.num_rows:
-            raise FatalError(f"table {table.name!r}: wrote {group.num_rows} rows and the part holds {footer.num_rows}")
-        folder = "".join(f"{name}={value}/" for name, value in values.items())
-        path = f"{folder}{commit_seq:016x}-{secrets.token_hex(4)}.parquet"
-        action = AddAction(
-            path=path,
-            size=len(content),
-            partition_values=values,
-            modification_time=time.time_ns() // 1_000_000,
-            data_change=True,
-            stats=_statistics(footer),
-        )
-        yield Part(path, content, action, group.num_rows)
+        yield make_part(group, table, values, f"{commit_seq:016x}")
+
+
+def make_part(
+    group: Any,
+    table: TableSchema,
+    values: Mapping[str, str | None],
+    stem: str,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    data_change: bool = True,
+) -> Part:
+    """One part of `group`, sorted rows of the partition `values` without its column; named after `stem`.
+
+    `data_change` is false for rows that the table holds already, in parts that this one replaces.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(group, sink, compression="zstd", row_group_size=row_group_rows)
+    content = sink.getvalue()
+    footer = pq.read_metadata(pa.BufferReader(content))
+    if footer.num_rows != group.num_rows:
+        raise FatalError(f"table {table.name!r}: wrote {group.num_rows} rows and the part holds {footer.num_rows}")
+    folder = "".join(f"{name}={value}/" for name, value in values.items())
+    path = f"{folder}{stem}-{secrets.token_hex(4)}.parquet"
+    action = AddAction(
+        path=path,
+        size=len(content),
+        partition_values=values,
+        modification_time=time.time_ns() // 1_000_000,
+        data_change=data_change,
+        stats=json.dumps(statistics(footer)),
+    )
+    return Part(path, content, action, group.num_rows)
 
 
 def _partitions(rows: Any, table: TableSchema) -> Iterator[tuple[dict[str, str | None], Any]]:
@@ -111,7 +126,7 @@ def _partitions(rows: Any, table: TableSchema) -> Iterator[tuple[dict[str, str |
         yield {name: value}, group.drop_columns([name])
 
 
-def _statistics(footer: Any) -> str:
+def statistics(footer: Any) -> dict[str, Any]:
     """Delta statistics out of a Parquet footer, for the columns of which each row group has bounds."""
     low: dict[str, Any] = {}
     high: dict[str, Any] = {}
@@ -125,4 +140,4 @@ def _statistics(footer: Any) -> str:
             low[name] = min(b.min for b in bounds)
             high[name] = max(b.max for b in bounds)
             nulls[name] = sum(b.null_count for b in bounds)
-    return json.dumps({"numRecords": footer.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls})
+    return {"numRecords": footer.num_rows, "minValues": low, "maxValues": high, "nullCount": nulls}

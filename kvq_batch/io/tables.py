@@ -6,7 +6,8 @@ part with a later added column gave no row). Ours promise only what is known: th
 keys. This module does not write rows; that is the writer's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import unquote
 
@@ -42,6 +43,21 @@ CHECKPOINT_EVERY = 20
 costs twice as much on average (51-86 ms against 30-46, 600 commits on a local disk)."""
 
 _UNREADABLE_FEATURES = {"columnMapping", "deletionVectors"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedPart:
+    """A part as the log tells of it: its true path below the table, and what is promised of its rows.
+
+    `num_rows` is None, and a column has no bound, where the log does not say.
+    """
+
+    path: str
+    size_bytes: int
+    num_rows: int | None
+    partition: Mapping[str, str]
+    low: Mapping[str, Any]
+    high: Mapping[str, Any]
 
 
 class Tables:
@@ -127,36 +143,51 @@ class Tables:
             delta.alter.add_columns(list(Schema.from_arrow(pa.schema(list(fields))).fields))
             delta.update_incremental()
 
-    def dataset(self, name: str) -> Any:
-        """pyarrow.dataset.Dataset over the parts of the loaded version, in the table's schema.
+    def parts(self, name: str) -> list[LoggedPart]:
+        """The parts of the loaded version; files that compaction has replaced are none of them."""
+        partition_by = find_schema(name).partition_by
+        return [
+            LoggedPart(
+                # The log has paths as URLs; parts that delta-rs writes itself have an escaped '@' in their true names.
+                path=unquote(action["path"]),
+                size_bytes=action["size_bytes"],
+                num_rows=action.get("num_records"),
+                partition={column: action[f"partition.{column}"] for column in partition_by},
+                low={c: action[f"min.{c}"] for c in BOUNDED_COLUMNS if action.get(f"min.{c}") is not None},
+                high={c: action[f"max.{c}"] for c in BOUNDED_COLUMNS if action.get(f"max.{c}") is not None},
+            )
+            for action in pa.table(self.delta(name).get_add_actions(flatten=True)).to_pylist()
+        ]
 
-        Files that compaction has replaced are no part of it. Raises: SpecError where the table has a feature that
-        would be misread.
+    def dataset(self, name: str, only: Collection[LoggedPart] | None = None) -> Any:
+        """pyarrow.dataset.Dataset over the parts of the loaded version, or `only` some, in the table's schema.
+
+        Raises: SpecError where the table has a feature that would be misread.
         """
         delta, schema = self.delta(name), self.arrow_schema(name)
         unreadable = _UNREADABLE_FEATURES & set(delta.protocol().reader_features or ())
         if unreadable:
             raise SpecError(f"table {name!r} has {', '.join(sorted(unreadable))}, which this version cannot read")
-        actions = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
-        for action in actions:
-            # The log has paths as URLs; parts that delta-rs writes itself have an escaped '@' in their true names.
-            action["path"] = unquote(action["path"])
-        sizes = {action["path"]: action["size_bytes"] for action in actions}
-        handler = DeltaStorageHandler(delta.table_uri, delta_options(self.uri, self.options), sizes)
-        file_system = pafs.PyFileSystem(handler)
+        parts = self.parts(name) if only is None else only
+        file_system = self._arrow_filesystem(name, parts)
         form = pads.ParquetFileFormat(default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=True))
-        partition_by = find_schema(name).partition_by
         fragments = [
-            form.make_fragment(
-                action["path"], filesystem=file_system, partition_expression=_promise(action, partition_by)
-            )
-            for action in actions
+            form.make_fragment(part.path, filesystem=file_system, partition_expression=_promise(part)) for part in parts
         ]
         return pads.FileSystemDataset(fragments, schema, form, file_system)
+
+    def open_part(self, name: str, part: LoggedPart) -> Any:
+        """The file of `part` for reading by range, as pyarrow.NativeFile; to be closed."""
+        return self._arrow_filesystem(name, [part]).open_input_file(part.path)
 
     def part_filesystem(self, name: str) -> tuple[Any, str]:
         """fsspec file system and path below which the parts of `name` stand."""
         return filesystem(join(self.uri, name), self.options)
+
+    def _arrow_filesystem(self, name: str, parts: Collection[LoggedPart]) -> Any:
+        sizes = {part.path: part.size_bytes for part in parts}
+        handler = DeltaStorageHandler(self.delta(name).table_uri, delta_options(self.uri, self.options), sizes)
+        return pafs.PyFileSystem(handler)
 
     def _upgrade(self, schema: TableSchema) -> None:
         have = self.arrow_schema(schema.name)
@@ -189,13 +220,11 @@ def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
             return None
 
 
-def _promise(action: dict[str, Any], partition_by: Sequence[str]) -> Any:
+def _promise(part: LoggedPart) -> Any:
     """What holds for every row of a part, as an Arrow expression, so that whole parts can be left out."""
-    claims = [pc.field(name) == action[f"partition.{name}"] for name in partition_by]
-    for name in BOUNDED_COLUMNS:
-        low, high = action.get(f"min.{name}"), action.get(f"max.{name}")
-        if low is not None and high is not None:
-            claims += [pc.field(name) >= low, pc.field(name) <= high]
+    claims = [pc.field(name) == value for name, value in part.partition.items()]
+    for name in part.low.keys() & part.high.keys():
+        claims += [pc.field(name) >= part.low[name], pc.field(name) <= part.high[name]]
     if not claims:
         return pc.scalar(True)
     expression = claims[0]
