@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from benchmarks.tables import print_table
 from kvq_batch.domain.video import ClipFrames, VideoFacts, Window
+from kvq_batch.engine.accounts import expected
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.ledger import Ledger
 from kvq_batch.engine.models import describe_models
@@ -122,8 +123,9 @@ def measure(worker: type, num_videos: int, batch_size: int, folder: Path) -> dic
     )
     models = describe_models(job)
     plan = make_plan(None, catalog, job.catalog_name, [model.ref for model in models.models])
+    planned = JobPlan(job, models, catalog, str(folder), plan, expected(job, models, plan, None))
     watch = Watch()
-    summary = run_job(JobPlan(job, models, catalog, str(folder), plan), watch, RunOptions(decode_worker=worker))
+    summary = run_job(planned, watch, RunOptions(decode_worker=worker))
     assert summary.num_scored == num_videos
     assert watch.first is not None
     return {

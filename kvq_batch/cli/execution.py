@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from kvq_batch.cli.foretelling import budget_sentences, expected_record, expected_sentences, stage_rows
 from kvq_batch.cli.output import Format, Output, Tell
 from kvq_batch.cli.progress import JsonLog, RunProgress
 
@@ -43,12 +44,15 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
                 "departed": list(plan.departed),
                 "models": [_model(model) for model in planned.models.models],
                 "pairs": pairs,
+                "expected": expected_record(planned.estimate),
             }
         )
     elif output.format is Format.CSV:
         output.rows(pairs)
     elif plan.pairs.num_rows:
         output.rows([row for row in pairs if row["videos"]], title=f"{planned.job.name}: to score")
+        if planned.estimate.seconds is not None:
+            output.rows(stage_rows(planned.estimate), title="expected")
     told = [f"{planned.catalog.num_rows} videos in the catalog"]
     told += [f"{plan.num_selected} of them selected"] * (plan.num_selected < planned.catalog.num_rows)
     told += [f"{plan.pairs.num_rows} scores to make" if plan.pairs.num_rows else "nothing to score"]
@@ -57,6 +61,9 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
     told += [f"{plan.num_other_reasons} due for other reasons, left for later"] * bool(plan.num_other_reasons)
     told += [f"{len(plan.departed)} videos left the catalog"] * bool(plan.departed)
     output.note("; ".join(told))
+    if plan.pairs.num_rows:
+        for sentence in (*budget_sentences(planned), *expected_sentences(planned.estimate)):
+            output.note(sentence)
     output.warn_untrained(_untrained(planned))
 
 
@@ -68,7 +75,7 @@ def execute(planned: "JobPlan", address: str | None, log: JsonLog | None) -> "Ru
     score_workers = sum(model.workers.max for model in job.models)
     observer = RunProgress(job.decode.workers.max, score_workers) if log is None else log
     with stopping_on_signals(observer.note) as stop, observer:
-        return run_job(planned, observer, RunOptions(address=address, limit=job.budget.max_videos, stop=stop))
+        return run_job(planned, observer, RunOptions(address=address, stop=stop))
 
 
 @contextmanager
@@ -92,7 +99,7 @@ def stopping_on_signals(tell: Tell) -> Iterator[threading.Event]:
 
 def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:
     """Print the summary and leave with the exit code that it deserves."""
-    from kvq_batch.engine.run import INTERRUPTED
+    from kvq_batch.engine.budget import INTERRUPTED
 
     models = [_model(model) for model in planned.models.models]
     output.record(
@@ -111,6 +118,13 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
             "tried_again": summary.num_retried,
             "seconds": round(summary.seconds, 1),
             "videos_per_s": round(summary.videos_per_s, 3),
+            "core_hours": round(summary.core_hours, 4),
+            "gpu_hours": round(summary.gpu_hours, 4),
+            **(
+                {}
+                if summary.cost is None
+                else {"cost": round(summary.cost, 4), "currency": planned.job.prices.currency}
+            ),
         }
     )
     tables = planned.job.tables

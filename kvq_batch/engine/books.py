@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Self
 
+from kvq_batch.engine.accounts import done, pools_of
+from kvq_batch.engine.estimate import Use, use_of_all
 from kvq_batch.engine.ledger import Ledger, Rows
 from kvq_batch.engine.models import JobModel
 from kvq_batch.engine.observer import Observer
@@ -22,6 +24,7 @@ from kvq_batch.io.plan_store import store_plan
 from kvq_batch.io.schemas import make_rows
 from kvq_batch.io.storage import display_uri
 from kvq_batch.io.writer import Batch, Writer
+from kvq_batch.spec.budget import Prices
 
 RECORDED_VERSIONS = ("kvq-batch", "ray", "torch", "av", "decord", "numpy", "pyarrow", "deltalake", "duckdb")
 
@@ -37,6 +40,8 @@ class RunBooks:
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self._committed = time.monotonic()
+        self._first_result: float | None = None
+        self._pools = pools_of(plan.job, plan.models)
 
     @classmethod
     def open(cls, plan: JobPlan, ledger: Ledger, writer: Writer) -> Self:
@@ -53,8 +58,18 @@ class RunBooks:
 
     @property
     def num_left_out(self) -> int:
-        """Pairs of the plan that `--limit` kept out of this run."""
+        """Pairs of the plan that `budget.max_videos` kept out of this run."""
         return int(self._plan.plan.pairs.num_rows) - self._ledger.num_pairs
+
+    @property
+    def cost(self) -> float | None:
+        """What the machines held so far have cost; None without prices."""
+        return self._use(time.monotonic() - self._started).cost(self._plan.job.prices)
+
+    def note_result(self) -> None:
+        """Results arrive: from the first of them on, starting is over."""
+        if self._first_result is None:
+            self._first_result = time.monotonic()
 
     def commit_when_due(self, observer: Observer) -> None:
         """Commits what is finished, at most every `run.commit_every_s` seconds."""
@@ -77,6 +92,8 @@ class RunBooks:
 
     def _summary(self, state: State, message: str) -> RunSummary:
         plan, ledger = self._plan.plan, self._ledger
+        seconds = time.monotonic() - self._started
+        use = self._use(seconds)
         return RunSummary(
             run_id=self.run_id,
             state=state,
@@ -89,11 +106,19 @@ class RunBooks:
             num_retried=ledger.num_retried,
             num_videos_planned=ledger.num_videos,
             num_videos_failed=ledger.num_videos_failed,
-            seconds=time.monotonic() - self._started,
+            seconds=seconds,
+            startup_s=(self._first_result or self._started) - self._started,
+            core_hours=use.core_hours,
+            gpu_hours=use.gpu_hours,
+            cost=use.cost(self._plan.job.prices),
             decode_s=ledger.decode_s,
             score_s=ledger.score_s,
             message=message,
         )
+
+    def _use(self, seconds: float) -> Use:
+        # Without work no worker was started.
+        return use_of_all(done(self._pools, self._ledger), seconds) if self._ledger.num_pairs else Use()
 
     def _by_reason(self) -> Mapping[str, int]:
         counts = self._plan.plan.pairs["reason"].value_counts().to_pylist()
@@ -102,6 +127,8 @@ class RunBooks:
     def _write_run(self, state: State, message: str) -> None:
         summary = self._summary(state, message)
         is_over = state != "running"
+        estimate, prices = self._plan.estimate, self._plan.job.prices
+        expected_use = estimate.use
         row: dict[str, Any] = {
             "job": self._plan.job.name,
             "job_spec": json.dumps(_shown(self._plan)),
@@ -122,6 +149,11 @@ class RunBooks:
             "started_at": self._started_at,
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,
+            **(_used(summary, prices) if is_over else {}),
+            "expected_s": estimate.seconds,
+            "expected_core_hours": expected_use.core_hours if expected_use else None,
+            "expected_gpu_hours": expected_use.gpu_hours if expected_use else None,
+            "expected_cost": estimate.cost,
             "versions": [(name, version(name)) for name in RECORDED_VERSIONS] + [("python", platform.python_version())],
             "message": message,
         }
@@ -148,6 +180,16 @@ def model_rows(model: JobModel) -> list[dict[str, Any]]:
         for i, (name, values) in enumerate(card.calibrations.items())
     ]
     return [bare, *calibrations]
+
+
+def _used(summary: RunSummary, prices: Prices) -> dict[str, Any]:
+    return {
+        "startup_s": summary.startup_s,
+        "core_hours": summary.core_hours,
+        "gpu_hours": summary.gpu_hours,
+        "cost": summary.cost,
+        "currency": None if summary.cost is None else prices.currency,
+    }
 
 
 def _batch(rows: Rows) -> Batch:

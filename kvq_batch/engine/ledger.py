@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvq_batch.engine.breaker import Breaker
@@ -43,14 +44,23 @@ class Rows:
 
 def items_of(pairs: pa.Table, models: Sequence[JobModel]) -> pa.Table:
     """The plan's pairs as one row a video, with the models that want it as a bit mask; in the order of the plan."""
-    bits = {model.ref.name: 1 << bit for bit, model in enumerate(models)}
-    masks = pa.array([bits[name] for name in pairs["model_name"].to_pylist()], pa.int64())
+    names = pa.array([model.ref.name for model in models], pa.string())
+    bits = pa.array([1 << bit for bit in range(len(models))], pa.int64())
+    masks = bits.take(pc.index_in(pairs["model_name"].combine_chunks(), value_set=names))
     keys = ["video_id", "uri", "content_id", "size_bytes", "start_s", "end_s"]
     grouped = pairs.select(keys).append_column("bit", masks).group_by(keys, use_threads=False)
     table = grouped.aggregate([("bit", "sum")]).rename_columns([*keys, "wanted"])
     table = table.append_column("item", pa.array(np.arange(table.num_rows)))
     table = table.append_column("attempt", pa.array(np.ones(table.num_rows, np.int32)))
     return table.select(ITEMS.names).cast(ITEMS)
+
+
+def first_items(pairs: pa.Table, models: Sequence[JobModel], most: int | None) -> pa.Table:
+    """As `items_of`, at most the first `most` videos."""
+    if most is None:
+        return items_of(pairs, models)
+    # Pairs of one video stand together, so that these hold the first `most` of them.
+    return items_of(pairs.slice(0, most * len(models)), models).slice(0, most)
 
 
 class Ledger:
@@ -72,8 +82,14 @@ class Ledger:
         self.num_scored = 0
         self.num_failed = 0
         self.num_retried = 0
+        self.fetch_s = 0.0
         self.decode_s = 0.0
-        self.score_s = 0.0
+        self.score_s_by_model = [0.0] * len(models)
+
+    @property
+    def score_s(self) -> float:
+        """Seconds that scoring workers spent on the videos that were scored."""
+        return sum(self.score_s_by_model)
 
     @property
     def num_videos(self) -> int:
@@ -107,6 +123,8 @@ class Ledger:
         """Take in what the pipeline yielded."""
         for row in results.to_pylist():
             self.decode_s += row["decode_s"] or 0.0
+            if row["clip_index"] == 0:
+                self.fetch_s += row["fetch_s"]
             for bit in _bits(int(row["wanted"] & self._open[row["item"]])):
                 self._add_pair(row, bit)
 
@@ -166,7 +184,7 @@ class Ledger:
             if clip.result["maps"] is not None:
                 self._rows.maps.append(map_row(item, model, clip))
         self.num_scored += 1
-        self.score_s += sum(clip.result["score_s"] for clip in clips)
+        self.score_s_by_model[pair[1]] += sum(clip.result["score_s"] for clip in clips)
         self._close(pair)
         self.breaker.scored()
 

@@ -6,9 +6,13 @@ opened and nothing is written; `run` starts from exactly this plan.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pyarrow as pa
 
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.engine.accounts import expected
+from kvq_batch.engine.estimate import Estimate
 from kvq_batch.engine.models import JobModels, describe_models
 from kvq_batch.io.catalog import catalog_root, read_catalog, resolve_content_ids
 from kvq_batch.io.planner import Plan, check_roots, make_plan
@@ -28,6 +32,7 @@ class JobPlan:
     catalog: pa.Table
     root: str
     plan: Plan
+    estimate: Estimate
     known_seq: int = 0
     """The newest commit that the plan knows of; 0 for tables that were not there."""
 
@@ -38,6 +43,9 @@ def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
     Raises:
         SpecError: the job, its catalog, its models or its tables cannot be used; nothing was changed.
     """
+    deadline = job.budget.deadline_after(datetime.now(UTC))
+    if deadline is not None and deadline <= datetime.now(UTC):
+        raise SpecError(f"budget.deadline = {job.budget.deadline} has passed; name a later one, or a time of the day")
     storage = StorageOptions.from_spec(job.storage)
     check_reachable(job.tables, storage)
     tell("checking the models")
@@ -52,7 +60,8 @@ def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
     if tables is not None:
         check_roots(tables, catalog, root)
     plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models], job.select)
-    return JobPlan(job, models, catalog, root, plan, tables.last_commit_seq() if tables else 0)
+    estimate = expected(job, models, plan, tables)
+    return JobPlan(job, models, catalog, root, plan, estimate, tables.last_commit_seq() if tables else 0)
 
 
 def plan_again(old: JobPlan, tell: Tell) -> JobPlan:

@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pyarrow as pa
 
@@ -19,9 +20,10 @@ from kvq_batch.domain.errors import FatalError, KvqBatchError
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.engine.books import RunBooks
 from kvq_batch.engine.breaker import Breaker
+from kvq_batch.engine.budget import StopSign
 from kvq_batch.engine.cluster import ray_cluster
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
-from kvq_batch.engine.ledger import Ledger, items_of
+from kvq_batch.engine.ledger import Ledger, first_items
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, blocks_of, results
 from kvq_batch.engine.planning import JobPlan, plan_again
@@ -39,8 +41,6 @@ POLL_S = 0.2
 
 CANCEL_TIMEOUT_S = 30.0
 
-INTERRUPTED = "interrupted"
-
 
 class _End:
     """The last thing that the reader of the pipeline hands over."""
@@ -55,7 +55,6 @@ class RunOptions:
     """
 
     address: str | None = None
-    limit: int | None = None
     decode_worker: type[DecodeWorker] = DecodeWorker
     stop: threading.Event | None = None
 
@@ -67,7 +66,7 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
         FatalError: the breaker tripped, the tables were taken over, the store or Ray failed.
         SpecError: another run is at work on the tables, or the cluster cannot be used.
     """
-    stop, observer = options.stop or threading.Event(), observer or SilentObserver()
+    started, observer = datetime.now(UTC), observer or SilentObserver()
     storage, holder = StorageOptions.from_spec(plan.job.storage), Holder.this_process(new_run_id(), plan.job.name)
     with hold(plan.job.tables, storage, holder, observer.told) as lease:
         writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id)
@@ -76,16 +75,19 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
         # Older writers are refused from here on, so that what the tables hold now is all that this run has not done.
         if writer.previous_seq != plan.known_seq:
             plan = plan_again(plan, observer.told)
-        return _run(plan, writer, lease, observer, options, stop)
+        return _run(plan, writer, lease, observer, options, started)
 
 
 def _run(
-    plan: JobPlan, writer: Writer, lease: Lease, observer: Observer, options: RunOptions, stop: threading.Event
+    plan: JobPlan, writer: Writer, lease: Lease, observer: Observer, options: RunOptions, started: datetime
 ) -> RunSummary:
-    all_items = items_of(plan.plan.pairs, plan.models.models)
-    items = all_items if options.limit is None else all_items.slice(0, options.limit)
+    budget = plan.job.budget
+    items = first_items(plan.plan.pairs, plan.models.models, budget.max_videos)
     ledger = Ledger(items, plan.models.models, plan.job.run.max_attempts, Breaker.from_spec(plan.job.run))
     books = RunBooks.open(plan, ledger, writer)
+    stop = StopSign(
+        options.stop or threading.Event(), budget.deadline_after(started), budget.max_cost, lambda: books.cost
+    )
     observer.started(books.run_id, items.num_rows)
     try:
         if items.num_rows:
@@ -100,10 +102,10 @@ def _run(
             # The store itself may be what broke; the first error says why the run ended.
             error.add_note(f"what was finished could not be committed: {second}")
         raise
-    if stop.is_set() and ledger.num_open:
-        summary = books.close("stopped", INTERRUPTED)
+    if stop.cause is not None and ledger.num_open:
+        summary = books.close("stopped", stop.cause)
     elif books.num_left_out:
-        summary = books.close("stopped", f"limited to {options.limit} videos")
+        summary = books.close("stopped", f"budget.max_videos = {budget.max_videos} are done")
     else:
         summary = books.close("finished")
     summary.check()
@@ -117,7 +119,7 @@ def _rounds(
     lease: Lease,
     observer: Observer,
     options: RunOptions,
-    stop: threading.Event,
+    stop: StopSign,
 ) -> None:
     decode = DecodeSettings.of(plan.job, plan.models.requests)
     block_size = max(model.section.batch_size for model in plan.models.models)
@@ -133,6 +135,7 @@ def _rounds(
         for table in _stream(results(blocks, pool, plan.models, attempt > 1, cancel), cancel, stop):
             if table is not None:
                 ledger.add(table)
+                books.note_result()
                 observer.progressed(ledger)
             if ledger.breaker.cause:
                 raise FatalError(f"stopped: {ledger.breaker.cause}. Mend the cause and start the job again")
@@ -147,7 +150,7 @@ def _rounds(
         books.commit(observer)
 
 
-def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: threading.Event) -> Iterator[pa.Table | None]:
+def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: StopSign) -> Iterator[pa.Table | None]:
     """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set.
 
     However it ends, `source` is cancelled and its thread gone: Ray must not be shut down under it.

@@ -14,7 +14,10 @@ State = Literal["running", "finished", "stopped", "failed", "died"]
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """The outcome of one run. Counts of `num_planned` and what follows it are pairs of video and model."""
+    """The outcome of one run. Counts of `num_planned` and what follows it are pairs of video and model.
+
+    Hours are those of cores and GPUs that its workers held (`engine.estimate`); `cost` is None without prices.
+    """
 
     run_id: str
     state: State
@@ -28,6 +31,10 @@ class RunSummary:
     num_videos_planned: int
     num_videos_failed: int
     seconds: float
+    startup_s: float
+    core_hours: float
+    gpu_hours: float
+    cost: float | None
     decode_s: float
     score_s: float
     message: str = ""

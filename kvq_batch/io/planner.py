@@ -109,9 +109,9 @@ class Plan:
 
     `pairs` is a pa.Table [video_id, uri, content_id, size_bytes, start_s, end_s, model_name, model_id, fingerprint,
     reason], one row per (video, model) to score, in the order that was asked for or that of the catalog, then of the
-    models. `counts` is {reason: {model name: pairs}} with every reason and model. `departed` are the ids that left the
-    catalog. Of the pairs of the `num_selected` videos, each is planned, current, quarantined, or due for another reason
-    than those that were asked for (`num_other_reasons`).
+    models; those of one video stand together, `num_videos` of them. `counts` is {reason: {model name: pairs}} with
+    every reason and model. `departed` are the ids that left the catalog. Of the pairs of the `num_selected` videos,
+    each is planned, current, quarantined, or due for another reason than those asked for (`num_other_reasons`).
     """
 
     pairs: Any
@@ -120,6 +120,7 @@ class Plan:
     num_quarantined: int
     num_other_reasons: int
     num_selected: int
+    num_videos: int
     departed: tuple[str, ...]
 
     @property
@@ -173,6 +174,7 @@ def make_plan(
         num_quarantined=num_quarantined,
         num_other_reasons=num_due - num_quarantined - found.num_rows,
         num_selected=num_selected,
+        num_videos=pc.count_distinct(found.column("place")).as_py(),
         departed=departed,
     )
 

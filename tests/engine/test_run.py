@@ -15,11 +15,12 @@ from ray.cluster_utils import Cluster
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
+from kvq_batch.engine.budget import INTERRUPTED
 from kvq_batch.engine.ledger import Ledger
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.run import INTERRUPTED, RunOptions, run_job
+from kvq_batch.engine.run import RunOptions, run_job
 from kvq_batch.engine.summary import RunSummary
 from kvq_batch.io.session import open_session
 from kvq_batch.io.storage import StorageOptions

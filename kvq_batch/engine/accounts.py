@@ -1,0 +1,84 @@
+"""A job's pools and their work, as the estimate counts them: what is planned, what earlier runs measured, what is done.
+
+Decoding and fetching overlap within a worker, so its work is the longer of the two. This module computes no estimate
+itself and writes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from kvq_batch.engine.estimate import DECODE, Estimate, PastRun, Stage, Throughput, estimate, throughput
+from kvq_batch.engine.ledger import Ledger, first_items
+from kvq_batch.engine.models import JobModel, JobModels
+from kvq_batch.io.planner import Plan
+from kvq_batch.io.tables import Tables
+from kvq_batch.io.throughput import RunFacts, past_runs
+from kvq_batch.spec.job import Job, Workers
+
+
+def pools_of(job: Job, models: JobModels) -> tuple[Stage, ...]:
+    """The pools of the job without any work: decoding, then the models in their order."""
+    decode = _stage(DECODE, job.decode.workers, job.decode.workers.num_cpus)
+    return (decode, *(_stage(model.ref.name, model.section.workers, _cores(model)) for model in models.models))
+
+
+def expected(job: Job, models: JobModels, plan: Plan, tables: Tables | None) -> Estimate:
+    """What a run of `plan` is expected to take, within `budget.max_videos`. Raises: SpecError for unreadable tables."""
+    return estimate(pools_of(job, models), _videos_by_stage(job, models, plan), measured(tables, models), job.prices)
+
+
+def measured(tables: Tables | None, models: JobModels) -> Throughput:
+    """What earlier runs in these tables say of these models. Raises: SpecError for unreadable tables."""
+    if tables is None:
+        return Throughput()
+    wanted = [(model.ref.name, model.ref.fingerprint, model.section.device) for model in models.models]
+    return throughput([_past(run) for run in past_runs(tables, wanted)])
+
+
+def done(pools: tuple[Stage, ...], ledger: Ledger) -> tuple[Stage, ...]:
+    """The pools with the work that has come back from them."""
+    work = (max(ledger.fetch_s, ledger.decode_s), *ledger.score_s_by_model)
+    return tuple(replace(pool, work_s=seconds) for pool, seconds in zip(pools, work, strict=True))
+
+
+def _videos_by_stage(job: Job, models: JobModels, plan: Plan) -> dict[str, int]:
+    most = job.budget.max_videos
+    if most is None or most >= plan.num_videos:
+        by_model = {
+            model.ref.name: sum(of.get(model.ref.name, 0) for of in plan.counts.values()) for model in models.models
+        }
+        return {DECODE: plan.num_videos, **by_model}
+    items = first_items(plan.pairs, models.models, most)
+    masks = items["wanted"].to_numpy()
+    return {
+        DECODE: items.num_rows,
+        **{model.ref.name: int(((masks >> bit) & 1).sum()) for bit, model in enumerate(models.models)},
+    }
+
+
+def _past(run: RunFacts) -> PastRun:
+    sections: list[Mapping[str, Any]] = run.job_spec["models"]
+    most = max(run.by_model.values(), key=lambda of: of.num_videos, default=None)
+    decode_s = max(most.decode_s, most.fetch_s) if most else 0.0
+    stages = [replace(_stored(DECODE, run.job_spec["decode"]["workers"]), work_s=decode_s)]
+    for section in sections:
+        sums = run.by_model.get(section["name"])
+        stages.append(replace(_stored(section["name"], section["workers"]), work_s=sums.score_s if sums else 0.0))
+    alike = {name: of.num_videos for name, of in run.by_model.items() if name in run.alike}
+    return PastRun(run.seconds, run.startup_s, tuple(stages), alike)
+
+
+def _stored(name: str, workers: Mapping[str, Any]) -> Stage:
+    return Stage(name, workers["min"], workers["max"], workers["num_cpus"], workers["num_gpus"], None)
+
+
+def _stage(name: str, workers: Workers, cores: float) -> Stage:
+    return Stage(name, workers.min, workers.max, cores, workers.num_gpus, None)
+
+
+def _cores(model: JobModel) -> float:
+    """Cores that one worker keeps busy: on a CPU its threads, even where it reserves less."""
+    threads = model.options.num_threads or 1
+    cpus = model.section.workers.num_cpus
+    return max(cpus, float(threads)) if model.section.device == "cpu" else cpus

@@ -1,0 +1,70 @@
+"""A budget and an estimate as a person meets them: plan, a run that ends early, the plan that has learnt from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvq_batch
+from kvq_batch.cli.foretelling import duration
+from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
+from tests.cli.test_commands import call
+
+JOB = """
+name = "j"
+tables = "{folder}/tables"
+catalog = {{ source = "{folder}/videos" }}
+models = [{{ name = "luma-sharpness", workers = {{ num_cpus = 0.5 }} }}]
+decode = {{ workers = {{ num_cpus = 0.5 }} }}
+prices = {{ core_hour = 7.2, currency = "CHF" }}
+"""
+
+
+def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) -> None:
+    write_demo_clips(tmp_path / "videos", 1, ClipShape(width_px=64, height_px=48, num_frames=32), DISTORTIONS[:3])
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.format(folder=tmp_path))
+
+    shown = call("plan", job, "--max-videos", "2").stderr
+    assert "budget.max_videos: the first 2 of 3 videos" in shown
+    assert "expected time and cost of luma-sharpness: not known: no run of this model yet" in shown
+    assert json.loads(call("plan", job, "-o", "json").stdout)["expected"]["seconds"] is None
+
+    done = call("run", job, "--limit", "1", "--output", "json", exit_code=4)
+    summary = json.loads(done.stdout)
+    assert (summary["state"], summary["scored"], summary["not_reached"]) == ("stopped", 1, 2)
+    assert summary["cost"] == pytest.approx(summary["core_hours"] * 7.2, rel=0.05)
+    assert "stopped with 2 not reached; to go on:  kvq-batch run" in done.stderr
+    assert "budget.max_videos = 1 are done" in done.stderr
+
+    planned = call("plan", job, "--max-cost", "0.0001", "--deadline", "06:00", "--time-zone", "Europe/Zurich")
+    assert [line.split()[0] for line in planned.stdout.splitlines()[-2:]] == ["decode", "luma-sharpness"]
+    assert "as measured over 1 scores of 1 run(s)" in planned.stderr
+    assert "budget.max_cost: 0.0001 CHF: about " in planned.stderr
+    assert "budget.deadline: " in planned.stderr
+    expected = json.loads(call("run", job, "--dry-run", "-o", "json").stdout)["expected"]
+    assert (expected["measured_runs"], expected["measured_scores"]) == (1, {"luma-sharpness": 1})
+    assert expected["seconds"] > 0
+    assert expected["cost"] == pytest.approx(expected["core_hours"] * 7.2)
+    assert expected["decode_cores_per_gpu"] is None
+
+    call("run", job)
+    with kvq_batch.open(str(tmp_path / "tables")) as tables:
+        rows: list[dict[str, Any]] = tables.sql("SELECT * FROM runs ORDER BY commit_seq").to_pylist()
+    assert [row["expected_s"] is None for row in rows] == [True, False]
+    assert rows[1]["expected_s"] == pytest.approx(expected["seconds"])
+    assert rows[1]["expected_cost"] == pytest.approx(expected["cost"])
+    assert all(0 < row["startup_s"] <= row["seconds"] for row in rows)
+    assert all(row["core_hours"] > 0 and row["gpu_hours"] == 0 for row in rows)
+    nothing = json.loads(call("run", job, "--output", "json").stdout)
+    assert (nothing["state"], nothing["core_hours"], nothing["cost"]) == ("finished", 0.0, 0.0)
+    assert "expected" not in call("plan", job).stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (41.6, "42 s"), (120, "2 min 0 s"), (3600, "1 h"), (7640, "2 h 7 min"), (273_600, "3 d 4 h")],
+)
+def test_spans_of_time_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
