@@ -1,0 +1,233 @@
+"""How well a model's numbers agree with labels: the figures of video quality studies, each with what it is worth.
+
+    srcc, krcc           order: Spearman's, and Kendall's tau-b
+    plcc, rmse           after the logistic of four parameters (`logistic`), the practice since VQEG
+    plcc_linear,         as the published KVQ code computes them (KVQ_SPEC section 5): no curve, and the scores moved
+    rmse_linear          to mean and population standard deviation of the labels
+    srcc_within          mean over sources of the order among versions of one source
+
+Versions of one source are no independent videos, so that intervals come from drawing whole sources with replacement
+(percentiles of the draws). A figure that does not exist is None with a sentence why, never NaN. This module reads no
+table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.metrics.logistic import Logistic, fit_logistic
+from kvq_batch.metrics.ranks import Ranking, Real, kendall, pearson, spearman
+
+MIN_VIDEOS = 4
+MIN_SOURCES = 5
+"""Fewer sources than this say nothing of how much a figure depends on them."""
+MIN_VERSIONS = 3
+"""Videos of one source that make an order."""
+
+LEVEL = 0.95
+FIGURES = ("srcc", "krcc", "plcc", "rmse", "plcc_linear", "rmse_linear", "srcc_within")
+
+_MAX_UNDEFINED = 0.05
+"""Share of draws without the figure (all equal) above which there is no interval."""
+_CHUNK = 50
+_MAX_FOR_KRCC = 50_000
+"""All pairs of more videos than these would take minutes."""
+_DRAW_TOLERANCE = 1e-6
+"""Enough for an interval, and a third quicker than the tolerance of the fit itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure and its interval; `reason` says why one of both is None, and is empty otherwise."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+
+
+_NO_SOURCES = Figure(None, reason="no sources are named")
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """All figures of one set of videos; `curve` is None where there is no fit."""
+
+    num_videos: int
+    num_sources: int
+    figures: dict[str, Figure]
+    curve: Logistic | None
+
+    def row(self) -> dict[str, Any]:
+        """The figures as flat columns: x, x_low, x_high, and `remarks` with every reason once."""
+        row: dict[str, Any] = {"videos": self.num_videos, "sources": self.num_sources}
+        reasons: dict[str, list[str]] = {}
+        for name in FIGURES:
+            figure = self.figures[name]
+            row |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+            if figure.reason:
+                reasons.setdefault(figure.reason, []).append(name)
+        parameters = self.curve.parameters if self.curve else (None,) * 4
+        row |= dict(zip(("b1", "b2", "b3", "b4"), parameters, strict=True))
+        row["remarks"] = "; ".join(
+            reason if len(names) >= len(FIGURES) - 1 else f"{', '.join(names)}: {reason}"
+            for reason, names in reasons.items()
+        )
+        return row
+
+
+def agree(
+    scores: Real, labels: Real, sources: Sequence[str] | None = None, num_draws: int = 1000, seed: int = 0
+) -> Agreement:
+    """The agreement of `scores` with `labels` (both [N]); without `sources` every video is its own.
+
+    Raises:
+        SpecError: values that are no finite numbers.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    for name, values in (("scores", scores), ("labels", labels)):
+        if not np.isfinite(values).all():
+            raise SpecError(f"{np.count_nonzero(~np.isfinite(values))} {name} are no finite numbers")
+    num = len(scores)
+    names = sources if sources is not None else [str(i) for i in range(num)]
+    distinct, source_of = np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)
+    reason = _why_none(scores, labels)
+    if reason:
+        return Agreement(num, len(distinct), dict.fromkeys(FIGURES, Figure(None, reason=reason)), None)
+    curve = fit_logistic(scores, labels)
+    set_of_videos = _Videos(scores, labels, source_of, len(distinct), curve if isinstance(curve, Logistic) else None)
+    whole = set_of_videos.figures(np.ones((1, len(distinct))))
+    found = {name: float(drawn[0]) for name, drawn in whole.items()}
+    found["krcc"] = float(kendalltau(scores, labels, method="asymptotic").statistic)
+    figures = _with_intervals(set_of_videos, found, num_draws, seed)
+    if isinstance(curve, str):
+        figures |= {name: Figure(None, reason=curve) for name in ("plcc", "rmse")}
+    figures["srcc_within"] = _within(set_of_videos, num_draws, seed) if sources is not None else _NO_SOURCES
+    return Agreement(num, len(distinct), figures, set_of_videos.curve)
+
+
+class _Videos:
+    """One set of videos, and its figures under any draws of its sources."""
+
+    def __init__(
+        self, scores: Real, labels: Real, source_of: NDArray[np.int64], num_sources: int, curve: Logistic | None
+    ) -> None:
+        self.scores, self.labels = scores, labels
+        self.source_of, self.num_sources = source_of, num_sources
+        self.curve = curve
+        self._by_score, self._by_label = Ranking(scores), Ranking(labels)
+
+    def figures(self, draws: Real) -> dict[str, Real]:
+        """Figures but krcc and srcc_within, float64 [D] each, under `draws` [D, S]; NaN where there is none."""
+        weights = draws[:, self.source_of]
+        linear = pearson(self.scores, self.labels, weights)
+        mean = (weights @ self.labels) / weights.sum(axis=1)
+        spread = np.sqrt(np.maximum((weights @ self.labels**2) / weights.sum(axis=1) - mean**2, 0))
+        found = {
+            "srcc": spearman(self._by_score, self._by_label, weights),
+            "plcc_linear": linear,
+            # mean((s (x - m_x) / s_x - (y - m_y))^2) = 2 s^2 (1 - r), with s the spread of the labels.
+            "rmse_linear": spread * np.sqrt(np.maximum(2 * (1 - linear), 0)),
+        }
+        if self.curve is not None:
+            found["plcc"], found["rmse"] = self._curved(weights)
+        return found
+
+    def _curved(self, weights: Real) -> tuple[Real, Real]:
+        """plcc and rmse, [D], each draw with a curve of its own."""
+        plcc, rmse = np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+        for i, weight in enumerate(weights):
+            drawn = weight > 0
+            x, y, w = self.scores[drawn], self.labels[drawn], weight[drawn]
+            if np.ptp(y) == 0:
+                continue
+            is_whole = len(weights) == 1 and bool((weight == 1).all())
+            curve = self.curve if is_whole else fit_logistic(x, y, w, self.curve, _DRAW_TOLERANCE)
+            if isinstance(curve, Logistic):
+                fitted = curve(x)
+                plcc[i] = pearson(fitted, y, w[None])[0]
+                rmse[i] = np.sqrt((w * (fitted - y) ** 2).sum() / w.sum())
+        return plcc, rmse
+
+
+def _why_none(scores: Real, labels: Real) -> str:
+    """Why these videos have no agreement at all; empty where they have."""
+    if len(scores) < MIN_VIDEOS:
+        return f"{len(scores)} videos; at least {MIN_VIDEOS} are needed"
+    if np.ptp(scores) == 0:
+        return f"all {len(scores)} scores are {scores[0]:.6g}: they have no order"
+    if np.ptp(labels) == 0:
+        return f"all {len(labels)} labels are {labels[0]:.6g}: they have no order"
+    return ""
+
+
+def _with_intervals(videos: _Videos, values: dict[str, float], num_draws: int, seed: int) -> dict[str, Figure]:
+    if videos.num_sources < MIN_SOURCES:
+        reason = f"{videos.num_sources} sources are too few for an interval"
+        return {name: _figure(value, None, reason) for name, value in values.items()}
+    generator = np.random.default_rng(seed)
+    shares = np.full(videos.num_sources, 1 / videos.num_sources)
+    has_krcc = len(videos.scores) <= _MAX_FOR_KRCC
+    kept: list[Real] = []
+    drawn: dict[str, list[Real]] = {name: [] for name in values}
+    for first in range(0, num_draws, _CHUNK):
+        size = min(_CHUNK, num_draws - first)
+        draws = generator.multinomial(videos.num_sources, shares, size=size).astype(np.float64)
+        for name, column in videos.figures(draws).items():
+            drawn[name].append(column)
+        if has_krcc:
+            kept.append(draws.astype(np.float32))
+    if has_krcc:
+        drawn["krcc"] = [kendall(videos.scores, videos.labels, videos.source_of, np.concatenate(kept))]
+    reasons = dict.fromkeys(values, "")
+    if not has_krcc:
+        reasons["krcc"] = f"no interval of more than {_MAX_FOR_KRCC} videos"
+    return {
+        name: _figure(value, np.concatenate(drawn[name]) if drawn[name] else None, reasons[name])
+        for name, value in values.items()
+    }
+
+
+def _figure(value: float, drawn: Real | None, reason: str) -> Figure:
+    """The value with the percentiles of its draws."""
+    if not np.isfinite(value):
+        return Figure(None, reason="all equal after the curve: no order")
+    if drawn is None:
+        return Figure(value, reason=reason)
+    is_there = np.isfinite(drawn)
+    if is_there.mean() < 1 - _MAX_UNDEFINED:
+        share = 1 - is_there.mean()
+        return Figure(value, reason=f"no interval: {share:.0%} of the draws have no such figure")
+    low, high = np.percentile(drawn[is_there], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Figure(value, float(low), float(high))
+
+
+def _within(videos: _Videos, num_draws: int, seed: int) -> Figure:
+    """Mean over sources of SRCC among the videos of one, with the interval over sources."""
+    found, num_constant = [], 0
+    for source in range(videos.num_sources):
+        own = videos.source_of == source
+        if np.count_nonzero(own) < MIN_VERSIONS:
+            continue
+        x, y = videos.scores[own], videos.labels[own]
+        order = spearman(Ranking(x), Ranking(y), np.ones((1, len(x))))[0]
+        if np.isfinite(order):
+            found.append(float(order))
+        else:
+            num_constant += 1
+    if not found:
+        return Figure(None, reason=f"no source has {MIN_VERSIONS} videos of different scores and labels")
+    reason = f"{num_constant} sources of equal scores or labels are left out" if num_constant else ""
+    values = np.array(found)
+    if len(values) < MIN_SOURCES:
+        few = f"{len(values)} sources of {MIN_VERSIONS} videos are too few for an interval"
+        return Figure(float(values.mean()), reason="; ".join(filter(None, (reason, few))))
+    generator = np.random.default_rng(seed)
+    means = generator.choice(values, (num_draws, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Figure(float(values.mean()), float(low), float(high), reason)

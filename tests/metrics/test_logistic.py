@@ -1,0 +1,64 @@
+"""The curve of four parameters: found again where it made the labels, and named where there is none."""
+
+import numpy as np
+import pytest
+from scipy.optimize import curve_fit
+
+from kvq_batch.metrics.logistic import Logistic, fit_logistic
+from kvq_batch.metrics.ranks import Real
+
+
+def formula(x: Real, b1: float, b2: float, b3: float, b4: float) -> Real:
+    """As written in the studies, without our way of computing it."""
+    return b2 + (b1 - b2) / (1 + np.exp(-(x - b3) / abs(b4)))
+
+
+def fitted(scores: Real, labels: Real) -> Logistic:
+    curve = fit_logistic(scores, labels)
+    assert isinstance(curve, Logistic), curve
+    return curve
+
+
+@pytest.mark.parametrize("b", [(80.0, 20.0, 3.0, 0.7), (4.5, 1.5, -120.0, 35.0), (10.0, 90.0, 0.002, 0.0005)])
+def test_the_curve_that_made_the_labels_is_found_again(b: tuple[float, float, float, float]) -> None:
+    x = b[2] + b[3] * np.linspace(-4, 4, 60)
+    curve = fitted(x, formula(x, *b))
+    np.testing.assert_allclose(curve.parameters, b, rtol=1e-5)
+    np.testing.assert_allclose(curve(x), formula(x, *b), rtol=1e-6)
+
+
+def test_noisy_labels_give_the_minimum_that_scipys_own_fit_finds() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=300)
+    y = formula(x, 75, 25, 0.2, 0.6) + generator.normal(size=300) * 6
+    expected, _ = curve_fit(formula, x, y, p0=(y.max(), y.min(), x.mean(), x.std() / 4))
+    curve = fitted(x, y)
+    np.testing.assert_allclose(curve(x), formula(x, *expected), atol=1e-3)
+    weights = generator.integers(0, 4, 300).astype(np.float64)
+    times = weights.astype(int)
+    drawn = fit_logistic(x, y, weights)
+    repeated = fitted(np.repeat(x, times), np.repeat(y, times))
+    assert isinstance(drawn, Logistic)
+    np.testing.assert_allclose(drawn(x), repeated(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("slope", [3.0, -3.0])
+def test_a_straight_relation_is_fitted_as_well_as_a_line_does(slope: float) -> None:
+    generator = np.random.default_rng(1)
+    x = generator.uniform(-1, 1, 200)
+    y = 50 + slope * x + generator.normal(size=200) * 0.3
+    line = np.polyval(np.polyfit(x, y, 1), x)
+    curve = fitted(x, y)
+    assert ((curve(x) - y) ** 2).sum() <= 1.001 * ((line - y) ** 2).sum()
+
+
+def test_labels_of_two_values_do_not_overflow() -> None:
+    x = np.concatenate([np.linspace(-500, -400, 10), np.linspace(400, 500, 10)])
+    y = np.repeat([1.0, 5.0], 10)
+    curve = fitted(x, y)
+    np.testing.assert_allclose(curve(x), y, atol=1e-3)
+
+
+def test_few_different_scores_make_no_curve_and_say_so() -> None:
+    reason = fit_logistic(np.array([1.0, 2, 3, 4, 4, 4]), np.arange(6.0))
+    assert reason == "fewer than 5 different scores: a curve of 4 parameters says nothing"

@@ -1,0 +1,52 @@
+"""Weighted correlations against scipy on the repeated values that the weights stand for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kvq_batch.metrics.ranks import Ranking, Real, kendall, pearson, spearman
+
+
+def values(seed: int, num: int, has_ties: bool) -> tuple[Real, Real]:
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=num)
+    y = x + generator.normal(size=num)
+    return (np.round(x), np.round(2 * y) / 2) if has_ties else (x, y)
+
+
+def oracle(measure: Callable[[Real, Real], Any], x: Real, y: Real, weights: Real) -> Real:
+    times = weights.astype(int)
+    return np.array([measure(np.repeat(x, t), np.repeat(y, t)).statistic for t in times])
+
+
+@pytest.mark.parametrize("has_ties", [False, True])
+@pytest.mark.parametrize("num_sources", [7, 60])
+def test_drawn_sources_give_what_scipy_gives_of_repeated_values(has_ties: bool, num_sources: int) -> None:
+    x, y = values(1, 60, has_ties)
+    generator = np.random.default_rng(2)
+    # Sources of unlike size, in no order.
+    source_of = generator.permutation(np.arange(60) % num_sources)
+    draws = generator.multinomial(num_sources, np.full(num_sources, 1 / num_sources), size=8).astype(np.float64)
+    weights = draws[:, source_of]
+    np.testing.assert_allclose(pearson(x, y, weights), oracle(stats.pearsonr, x, y, weights), atol=1e-12)
+    found = spearman(Ranking(x), Ranking(y), weights)
+    np.testing.assert_allclose(found, oracle(stats.spearmanr, x, y, weights), atol=1e-12)
+    np.testing.assert_allclose(kendall(x, y, source_of, draws), oracle(stats.kendalltau, x, y, weights), atol=1e-6)
+
+
+def test_kendall_over_more_videos_than_stand_in_one_block() -> None:
+    x, y = values(3, 1300, True)
+    tau = kendall(x, y, np.arange(1300), np.ones((1, 1300)))
+    assert tau[0] == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-9)
+
+
+def test_values_that_are_all_equal_have_no_correlation() -> None:
+    x, y = np.full(6, 0.1), np.arange(6.0)
+    ones = np.ones((1, 6))
+    assert np.isnan(pearson(x, y, ones)[0])
+    assert np.isnan(pearson(x + 1e-17 * y, y, ones)[0])
+    assert np.isnan(spearman(Ranking(x), Ranking(y), ones)[0])
+    assert np.isnan(kendall(x, y, np.arange(6), ones)[0])
