@@ -31,13 +31,13 @@ class Ranking:
         """Mean rank of each value, float64 [D, N], from `weights` [D, N] >= 0; ranks of weight 0 mean nothing."""
         totals = self._totals(weights)
         below = np.cumsum(totals, axis=1) - totals
-        ranks: Real = (below + (totals + 1) / 2)[:, self._group]
-        return ranks
+        return (below + (totals + 1) / 2)[:, self._group]
 
     def num_tied_pairs(self, weights: Real) -> Real:
         """Pairs of equal values, float64 [D]."""
         totals = self._totals(weights)
-        return (totals * (totals - 1) / 2).sum(axis=1)
+        pairs: Real = (totals * (totals - 1) / 2).sum(axis=1)
+        return pairs
 
     def _totals(self, weights: Real) -> Real:
         """Weight of each group of equal values, [D, groups], lowest first."""
