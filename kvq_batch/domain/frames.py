@@ -63,8 +63,19 @@ class FrameRequest:
     """The frames that a scorer wants of one clip: uint8 RGB [T, H, W, 3].
 
     `size` is (height, width) in pixels of the bicubic resize of KVQ_SPEC section 2 (aspect ratio not kept), or
-    None for the native size of the video, rotated upright.
+    None for the native size of the video, rotated upright. With `fragments` (rows, columns) a frame of that size is
+    spliced from so many patches instead, each cut at native resolution from the middle of its cell of the frame
+    (fragments of FAST-VQA, ECCV 2022, section 3.1, at a fixed place).
+
+    Raises: ValueError for fragments that do not divide the size.
     """
 
     sampling: Sampling = Sampling()
     size: tuple[int, int] | None = (448, 448)
+    fragments: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.fragments is None:
+            return
+        if self.size is None or any(n < 1 or extent % n for extent, n in zip(self.size, self.fragments, strict=True)):
+            raise ValueError(f"a frame of {self.size} cannot be spliced from {self.fragments} patches of one size")

@@ -7,6 +7,7 @@ built here: workers do that.
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import ALGORITHMS, FrameRequest
@@ -75,7 +76,7 @@ def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) 
     """sha256 hex of what changes a score of this model beside its weights and the bytes of the video."""
     return fingerprint(
         {
-            "frames": asdict(spec.frames),
+            "frames": _frames(spec.frames),
             "clips": clips.model_dump(),
             "hdr": hdr,
             "rotation": "upright",
@@ -83,6 +84,12 @@ def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) 
             "algorithms": ALGORITHMS | {"model": spec.algorithm},
         }
     )
+
+
+def _frames(request: FrameRequest) -> dict[str, Any]:
+    # What came later is named only where it is used: otherwise every score so far would count as another one.
+    fields = asdict(request)
+    return fields if fields["fragments"] else {name: value for name, value in fields.items() if name != "fragments"}
 
 
 def _absolute(weights: str | None) -> str | None:

@@ -16,6 +16,7 @@ from kvq_batch.domain.errors import DecodeError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipFrames, DecodedClip, Window
 from kvq_batch.media.decoders import FrameReader
+from kvq_batch.media.fragments import splice
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.resize import resize
 
@@ -33,10 +34,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class _Array:
-    """One array to fill: row t of `pixels` is frame `indices[t]`; with `is_native` nothing may be resized."""
+    """One array to fill: row t of `pixels` is frame `indices[t]`, made as `request` says."""
 
     indices: NDArray[np.int64]
-    is_native: bool
+    request: FrameRequest
     pixels: NDArray[np.uint8]
 
 
@@ -71,15 +72,15 @@ def decode_clips(
     """
     planned = [(i, [_plan(probed, windows[i], i, r, key) for r in requests]) for i in clip_range]
     native = (probed.facts.height_px, probed.facts.width_px)
-    arrays: dict[tuple[bytes, tuple[int, int] | None], _Array] = {}
+    arrays: dict[tuple[bytes, tuple[int, int] | None, tuple[int, int] | None], _Array] = {}
     clips: list[tuple[int, list[_Array]]] = []
     for clip_index, plans in planned:
         answers = []
-        for indices, size in plans:
-            shared = (indices.tobytes(), size)
+        for indices, request in zip(plans, requests, strict=True):
+            shared = (indices.tobytes(), request.size, request.fragments)
             if shared not in arrays:
-                shape = (len(indices), *(size or native), 3)
-                arrays[shared] = _Array(indices, size is None, decoding.allocate(shape))
+                shape = (len(indices), *(request.size or native), 3)
+                arrays[shared] = _Array(indices, request, decoding.allocate(shape))
             answers.append(arrays[shared])
         clips.append((clip_index, answers))
     _fill(path, probed, list(arrays.values()), decoding)
@@ -94,10 +95,8 @@ def frames_in(probed: Probed, window: Window) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _plan(
-    probed: Probed, window: Window, clip_index: int, request: FrameRequest, key: str
-) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
-    """Frame numbers int64 [T] and the (height, width) that they become, None for their own."""
+def _plan(probed: Probed, window: Window, clip_index: int, request: FrameRequest, key: str) -> NDArray[np.int64]:
+    """Frame numbers int64 [T] of one clip."""
     first, last = frames_in(probed, window)
     if last <= first:
         raise DecodeError(
@@ -106,8 +105,7 @@ def _plan(
             f"{probed.facts.duration_s:g} s; correct its start and end in the catalog",
             True,
         )
-    indices = first + request.sampling.indices(last - first, f"{key}#{clip_index}")
-    return indices, request.size
+    return first + request.sampling.indices(last - first, f"{key}#{clip_index}")
 
 
 def _fill(path: Path, probed: Probed, arrays: Sequence[_Array], decoding: Decoding) -> None:
@@ -121,18 +119,26 @@ def _fill(path: Path, probed: Probed, arrays: Sequence[_Array], decoding: Decodi
     for number, rgb in decoding.reader.frames(path, probed, wanted, decoding.num_threads):
         resize_started = time.process_time()
         for array, rows in places.pop(number):
-            height, width = array.pixels.shape[1:3]
-            if array.is_native and rgb.shape[:2] != (height, width):
-                raise DecodeError(
-                    "frame_size_changes",
-                    f"frame {number} has {rgb.shape[1]} x {rgb.shape[0]} pixels, the first one {width} x {height}; "
-                    "a model that asks for native frames cannot take it",
-                    True,
-                )
-            resize(rgb, (height, width), out=array.pixels[rows[0]])
+            _place(rgb, number, array.request, array.pixels[rows[0]])
             array.pixels[rows[1:]] = array.pixels[rows[0]]
         resize_s += time.process_time() - resize_started
     if places:
         raise DecodeError("frame_missing", f"frame {min(places)} did not come out of the decoder", True)
     decoding.timings.resize_s += resize_s
     decoding.timings.decode_s += time.process_time() - started - resize_s
+
+
+def _place(rgb: NDArray[np.uint8], number: int, request: FrameRequest, out: NDArray[np.uint8]) -> None:
+    """Frame `number` as `request` wants it, into `out`."""
+    height, width = out.shape[:2]
+    if request.size is None and rgb.shape[:2] != (height, width):
+        raise DecodeError(
+            "frame_size_changes",
+            f"frame {number} has {rgb.shape[1]} x {rgb.shape[0]} pixels, the first one {width} x {height}; "
+            "a model that asks for native frames cannot take it",
+            True,
+        )
+    if request.fragments is None:
+        resize(rgb, (height, width), out=out)
+    else:
+        splice(rgb, request.fragments, out)
