@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Self
 
+from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.accounts import done, pools_of
 from kvq_batch.engine.estimate import Use, use_of_all
 from kvq_batch.engine.ledger import Ledger, Rows
@@ -42,6 +43,8 @@ class RunBooks:
         self._committed = time.monotonic()
         self._first_result: float | None = None
         self._pools = pools_of(plan.job, plan.models)
+        self._num_unsaved_scores = 0
+        self._num_unsaved_failures = 0
 
     @classmethod
     def open(cls, plan: JobPlan, ledger: Ledger, writer: Writer) -> Self:
@@ -80,7 +83,13 @@ class RunBooks:
         """Commits what is finished."""
         rows = self._ledger.take()
         if rows:
-            self._writer.commit(_batch(rows))
+            try:
+                self._writer.commit(_batch(rows))
+            except FatalError:
+                # Results that are not in the tables do not count: a later run makes them again.
+                self._num_unsaved_scores += len(rows.scores)
+                self._num_unsaved_failures += sum(row["final"] for row in rows.failures)
+                raise
             observer.committed(rows.scores, rows.failures)
         self._committed = time.monotonic()
 
@@ -100,9 +109,9 @@ class RunBooks:
             num_videos=int(self._plan.catalog.num_rows),
             num_planned=int(plan.pairs.num_rows),
             planned_by_reason=self._by_reason(),
-            num_scored=ledger.num_scored,
-            num_failed=ledger.num_failed,
-            num_not_reached=ledger.num_open + self.num_left_out,
+            num_scored=ledger.num_scored - self._num_unsaved_scores,
+            num_failed=ledger.num_failed - self._num_unsaved_failures,
+            num_not_reached=ledger.num_open + self.num_left_out + self._num_unsaved_scores + self._num_unsaved_failures,
             num_retried=ledger.num_retried,
             num_videos_planned=ledger.num_videos,
             num_videos_failed=ledger.num_videos_failed,

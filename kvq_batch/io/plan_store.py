@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.io.redact import summary
+from kvq_batch.io.patience import Patience
 from kvq_batch.io.storage import display_uri, display_uris, filesystem, is_local, join
 from kvq_batch.io.tables import Tables
-from kvq_batch.io.trouble import FOREIGN_ERRORS
+from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
 
 FOLDER = "plans"
 
@@ -28,7 +28,9 @@ def store_plan(tables: Tables, run_id: str, pairs: pa.Table) -> str:
         file_system, path = filesystem(uri, tables.options)
         if is_local(uri):
             file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        file_system.pipe_file(path, content.getvalue())
+        Patience().repeat(lambda _: file_system.pipe_file(path, content.getvalue()))
     except FOREIGN_ERRORS as error:
-        raise FatalError(f"{display_uri(uri)}: the plan cannot be stored: {summary(error, 200)}") from error
+        raise FatalError(
+            f"{display_uri(uri)}: the plan cannot be stored: {ADVICE[trouble(error)]} ({told(error)})"
+        ) from error
     return uri

@@ -15,6 +15,7 @@ from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
     FlexibleChecksumError,
+    HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
@@ -57,6 +58,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # delta-rs puts its own settings ("retry_timeout 120s") into the message, before the cause.
 _SETTINGS = re.compile(r"max_retries[\s↳]*\d+,[\s↳]*retry_timeout[\s↳]*\S+\s*")
+# "model_id%3Dkvq%401-..." holds no 401.
+_ADDRESS = re.compile(r"https?://\S+")
 _TREE = re.compile(r"(?:\x1b\[[0-9;]*m)*\s*↳(?:\x1b\[[0-9;]*m)*")
 
 
@@ -88,7 +91,7 @@ def _text(error: BaseException) -> str:
     for code in _codes(error):
         # The answer's own code, so that a key that is called "404.mp4" is not taken for one.
         return code
-    return _SETTINGS.sub("", f"{error} {error.__cause__ or ''}")
+    return _ADDRESS.sub("", _SETTINGS.sub("", f"{error} {error.__cause__ or ''}"))
 
 
 def _codes(error: BaseException) -> list[str]:
@@ -108,7 +111,7 @@ _CLASSES: tuple[tuple[Trouble, tuple[type[BaseException], ...]], ...] = (
     ("missing", (FileNotFoundError, NotADirectoryError)),
     ("forbidden", (PermissionError,)),
     ("timeout", (TimeoutError, ConnectTimeoutError, ReadTimeoutError, FSTimeoutError)),
-    ("unreachable", (ConnectionError,)),
+    ("unreachable", (ConnectionError, HTTPClientError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)),
     ("damaged", (FlexibleChecksumError,)),
 )
 _TEXTS: tuple[tuple[Trouble, str], ...] = (

@@ -17,22 +17,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.parts import Part, conform, make_parts
-from kvq_batch.io.redact import summary
+from kvq_batch.io.patience import Patience
 from kvq_batch.io.schemas import COUNTER_BITS, DATA_TABLES, find_schema
 from kvq_batch.io.storage import display_uri, refusing
 from kvq_batch.io.tables import APPLICATION_ID, Tables
-from kvq_batch.io.trouble import FOREIGN_ERRORS, trouble
+from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
 
 _FENCED_TABLES = (*DATA_TABLES, "catalog")
 _CLAIM_ATTEMPTS = 5
-
-_ADVICE = {
-    "forbidden": "check the rights to write there",
-    "no_credentials": "the credentials are gone; renew them",
-    "no_bucket": "the bucket is gone",
-    "timeout": "the store did not answer in time",
-    "unreachable": "the store cannot be reached",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +46,10 @@ class Writer:
     After a FatalError nothing more should be committed with this writer; a new one goes on.
     """
 
-    def __init__(self, tables: Tables, run_id: str) -> None:
+    def __init__(self, tables: Tables, run_id: str, patience: Patience | None = None) -> None:
         self.tables = tables
         self.run_id = run_id
+        self._patience = patience or Patience()
         self._counter = 0
         # Table -> version up to which its log is known to hold no newer writer.
         self._checked_versions: dict[str, int] = {}
@@ -117,29 +110,42 @@ class Writer:
         return commit_seq
 
     def _store(self, name: str, parts: list[Part]) -> None:
-        try:
+        def store(attempt: int) -> None:
             file_system, root = self.tables.part_filesystem(name)
             if isinstance(file_system, LocalFileSystem):
                 for folder in {f"{root}/{part.path}".rpartition("/")[0] for part in parts}:
                     file_system.makedirs(folder, exist_ok=True)
             file_system.pipe({f"{root}/{part.path}": part.content.to_pybytes() for part in parts})
+
+        try:
+            self._patience.repeat(store)
         except FOREIGN_ERRORS as error:
             raise self._fatal(name, error) from error
 
     def _append(self, name: str, parts: list[Part], commit_seq: int) -> None:
-        try:
+        def append(attempt: int) -> None:
+            # After a fault, the answer may be what was lost, and not the commit.
+            if attempt > 1 and self._has_landed(name, commit_seq):
+                return
             # Reading it costs requests, so only where somebody else has committed since we looked.
             if self.tables.delta(name).version() != self._checked_versions.get(name):
                 newest = self.tables.delta(name).transaction_version(APPLICATION_ID)
                 if newest is not None and newest >= commit_seq:
                     raise self._taken_over(name)
-            self._log(name, [part.action for part in parts], commit_seq)
-        except CommitFailedError as error:
-            if not self._has_landed(name, commit_seq):
-                raise self._taken_over(name) from error
+            try:
+                self._log(name, [part.action for part in parts], commit_seq)
+            except CommitFailedError as error:
+                if not self._has_landed(name, commit_seq):
+                    raise self._taken_over(name) from error
+
+        try:
+            self._patience.repeat(append)
         except FOREIGN_ERRORS as error:
-            # The answer may be what was lost, not the commit.
-            if not self._has_landed(name, commit_seq):
+            try:
+                has_landed = self._has_landed(name, commit_seq)
+            except FOREIGN_ERRORS:
+                has_landed = False
+            if not has_landed:
                 raise self._fatal(name, error) from error
 
     def _log(self, name: str, actions: list[AddAction], commit_seq: int) -> None:
@@ -158,12 +164,9 @@ class Writer:
             self._checked_versions[name] = delta.version()
 
     def _has_landed(self, name: str, commit_seq: int) -> bool:
-        """Whether the log holds this commit after all; nobody else has our epoch."""
-        try:
-            delta = self.tables.delta(name)
-            delta.update_incremental()
-        except FOREIGN_ERRORS as error:
-            raise self._fatal(name, error) from error
+        """Whether the log holds this commit after all; nobody else has our epoch. Raises what the store raises."""
+        delta = self.tables.delta(name)
+        delta.update_incremental()
         return delta.transaction_version(APPLICATION_ID) == commit_seq
 
     def _taken_over(self, name: str) -> FatalError:
@@ -173,8 +176,7 @@ class Writer:
         )
 
     def _fatal(self, name: str, error: Exception) -> FatalError:
-        advice = _ADVICE.get(trouble(error), "check the free space and the rights to write there")
         return FatalError(
-            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {summary(error, 200)}; {advice}. "
-            "What was committed stays; start the job again"
+            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {ADVICE[trouble(error)]} "
+            f"({told(error)}). What was committed stays; start the job again"
         )
