@@ -8,6 +8,7 @@
         ProbeError       the bytes are no video that we score
         DecodeError      the video does not decode
         ScoreError       the model gave nothing usable
+        LabelError       no version of it can be made or measured
       TransientError   retried with a cap, then becomes one of the others
       FatalError       stop; what is committed stays committed, the run can be resumed   exit 1
 
@@ -17,7 +18,7 @@ constructor argument reaches `super().__init__` and the text is built in `__str_
 
 from typing import ClassVar, Literal
 
-Stage = Literal["fetch", "probe", "decode", "score"]
+Stage = Literal["fetch", "probe", "decode", "score", "label"]
 
 
 class KvqBatchError(Exception):
@@ -82,3 +83,9 @@ class ScoreError(ItemError):
     """The model returned nothing usable for the frames of this video."""
 
     stage = "score"
+
+
+class LabelError(ItemError):
+    """No degraded version of this source can be made, or it cannot be measured against the source."""
+
+    stage = "label"

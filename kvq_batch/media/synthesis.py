@@ -91,15 +91,15 @@ def landscape(shape: ClipShape, rng: np.random.Generator) -> Frames:
     """A pan over fractal hills under a graded sky; uint8 [H, W, 3] each."""
     height, width = shape.height_px, shape.width_px
     travel = 2 * shape.num_frames
-    relief = _fractal(rng, height, width + travel, 1.6)
-    detail = _fractal(rng, height, width + travel, 1.1)
+    relief = fractal(rng, height, width + travel, 1.6)
+    detail = fractal(rng, height, width + travel, 1.1)
     rows = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
     ground = np.clip((rows + 0.35 * relief - 0.45) * 8, 0, 1)[..., None]
     sky = (
         np.stack([0.45 + 0.35 * rows, 0.6 + 0.25 * rows, np.full_like(rows, 0.92)], axis=-1) + 0.06 * relief[..., None]
     )
     soil = np.array([0.42, 0.38, 0.22], np.float32) * (1 + 0.4 * detail[..., None]) + 0.08 * relief[..., None]
-    picture = _to_uint8(sky * (1 - ground) + soil * ground)
+    picture = to_uint8(sky * (1 - ground) + soil * ground)
     for frame in range(shape.num_frames):
         yield picture[:, 2 * frame : 2 * frame + width]
 
@@ -112,18 +112,18 @@ def plate(shape: ClipShape, rng: np.random.Generator) -> Frames:
         angle = 2 * np.pi * frame / 120
         u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         wave = 0.5 + 0.5 * np.cos(90 * (u * u + 0.55 * v * v) - 0.25 * frame)
-        yield _to_uint8(wave[..., None] * colours[0] + (1 - wave[..., None]) * 0.35 * colours[1])
+        yield to_uint8(wave[..., None] * colours[0] + (1 - wave[..., None]) * 0.35 * colours[1])
 
 
 def bodies(shape: ClipShape, rng: np.random.Generator) -> Frames:
     """Shaded balls that bounce in front of a soft backdrop, with grain as of film; uint8 [H, W, 3] each."""
     y, x = _grid(shape)
-    backdrop = 0.35 + 0.12 * _fractal(rng, shape.height_px, shape.width_px, 2.2)[..., None] + 0.2 * y[..., None]
+    backdrop = 0.35 + 0.12 * fractal(rng, shape.height_px, shape.width_px, 2.2)[..., None] + 0.2 * y[..., None]
     count = 7
     radius = rng.uniform(0.12, 0.3, count)
     start, speed = rng.uniform(-1, 1, (count, 2)), rng.uniform(-0.03, 0.03, (count, 2))
     colours = rng.uniform(0.15, 1.0, (count, 3)).astype(np.float32)
-    skin = 1 + 0.25 * _fractal(rng, shape.height_px, shape.width_px, 1.0)
+    skin = 1 + 0.25 * fractal(rng, shape.height_px, shape.width_px, 1.0)
     aspect = shape.width_px / shape.height_px
     for frame in range(shape.num_frames):
         picture = np.broadcast_to(backdrop, (*y.shape, 3)).copy()
@@ -140,7 +140,7 @@ def bodies(shape: ClipShape, rng: np.random.Generator) -> Frames:
             behind = picture[rows, columns]
             picture[rows, columns] = behind * (1 - inside) + inside * light[..., None] * colours[ball]
         picture += 0.012 * rng.standard_normal(y.shape, np.float32)[..., None]
-        yield _to_uint8(picture)
+        yield to_uint8(picture)
 
 
 def lettering(shape: ClipShape, rng: np.random.Generator) -> Frames:
@@ -159,7 +159,7 @@ def lettering(shape: ClipShape, rng: np.random.Generator) -> Frames:
     paper = np.array([0.93, 0.9, 0.8], np.float32) - 0.1 * checks
     for frame in range(shape.num_frames):
         mask = ink[frame : frame + height]
-        yield _to_uint8(paper * (1 - mask) + mask * np.array([0.1, 0.12, 0.3], np.float32))
+        yield to_uint8(paper * (1 - mask) + mask * np.array([0.1, 0.12, 0.3], np.float32))
 
 
 SCENES: dict[str, Callable[[ClipShape, np.random.Generator], Frames]] = {
@@ -181,7 +181,7 @@ def _grid(shape: ClipShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return y, x
 
 
-def _fractal(rng: np.random.Generator, height: int, width: int, power: float) -> NDArray[np.float32]:
+def fractal(rng: np.random.Generator, height: int, width: int, power: float) -> NDArray[np.float32]:
     """Noise of unit variance whose amplitude falls as 1 / frequency ** power; float32 [height, width]."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * height)
     frequency[0, 0] = np.inf
@@ -191,7 +191,8 @@ def _fractal(rng: np.random.Generator, height: int, width: int, power: float) ->
     return unit
 
 
-def _to_uint8(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
+def to_uint8(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Pixels of a picture in [0, 1], which is clipped to it."""
     pixels: NDArray[np.uint8] = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
     return pixels
 

@@ -1,0 +1,161 @@
+"""Distortions as data: what is done to a pristine clip, in which rectangles, reproducible from a seed.
+
+A recipe is a chain of steps over the whole frame and, where it has patches, rectangles of the frame that hold another
+chain of the same source. Every chain runs over whole frames before its rectangle is cut, so that a cell's quality is
+that of the version which stands in it. This module names distortions; it touches no pixel.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.identity import canonical_json
+
+CELL_PX = 32
+"""Side of a cell of the texture map of the published network, in pixels of its input."""
+
+SLOT_FRAMES = 2
+"""Frames of a slot of the texture map."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepKind:
+    """What the one number of a step means: its unit and the range that is accepted, both ends included."""
+
+    unit: str
+    low: float
+    high: float
+    is_codec: bool = False
+
+
+STEPS = {
+    "h264": StepKind("x264 CRF", 1, 51, True),
+    "hevc": StepKind("x265 CRF", 1, 51, True),
+    "vp9": StepKind("libvpx CRF", 1, 63, True),
+    "av1": StepKind("SVT-AV1 CRF", 1, 63, True),
+    "mjpeg": StepKind("quantiser of each picture by itself: blocks", 2, 31, True),
+    "packet_loss": StepKind("share of H.264 slices lost, at CRF 24", 0.001, 0.5, True),
+    "downscale": StepKind("factor down, by area, and up again, bicubic", 1.1, 16),
+    "blur": StepKind("sigma of a Gaussian in pixels", 0.2, 32),
+    "motion_blur": StepKind("length of a line in pixels", 2, 64),
+    "noise": StepKind("sigma in levels of 255, new in every frame", 0.5, 96),
+    "banding": StepKind("levels of luma and chroma that are left", 2, 128),
+    "exposure": StepKind("stops; light is clipped where it leaves the range", -4, 4),
+    "freeze": StepKind("share of frames that show the one before them", 0.01, 0.95),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One way to lose quality, by its name in `STEPS`, and how much of it.
+
+    Raises:
+        SpecError: no such step, or an amount out of its range.
+    """
+
+    name: str
+    amount: float
+
+    def __post_init__(self) -> None:
+        kind = STEPS.get(self.name)
+        if kind is None:
+            raise SpecError(f"there is no distortion {self.name!r}; there are {', '.join(STEPS)}")
+        if not kind.low <= self.amount <= kind.high:
+            raise SpecError(
+                f"distortion {self.name} takes {kind.low:g} to {kind.high:g} ({kind.unit}), got {self.amount:g}"
+            )
+        # 35 and 35.0 are one step, hence one text and one label.
+        object.__setattr__(self, "amount", float(self.amount))
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.amount:g}"
+
+
+Chain = tuple[Step, ...]
+"""Steps one after the other; none of them: the source itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A rectangle on the grid of cells, from row `top` and column `left`."""
+
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        if min(self.top, self.left) < 0 or min(self.rows, self.columns) < 1:
+            raise SpecError(f"a rectangle of cells needs a place and a size, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A rectangle that shows another version of the same source."""
+
+    cells: Cells
+    steps: Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One version of a source: `steps` over the frame, then each patch over what stands there; later ones cover.
+
+    `seed` draws whatever a step draws: noise, the direction of a motion, which packets are lost.
+    """
+
+    steps: Chain = ()
+    patches: tuple[Patch, ...] = ()
+    seed: int = 0
+
+    def __str__(self) -> str:
+        """For people and file names: `h264-35`, `blur-2+h264-35`, `none~blur-3` (blur in a region)."""
+        return "~".join(["+".join(map(str, chain)) or "none" for chain in self.chains])
+
+    @property
+    def chains(self) -> tuple[Chain, ...]:
+        """The distinct chains, that of the whole frame first."""
+        return tuple(dict.fromkeys([self.steps, *(patch.steps for patch in self.patches)]))
+
+    @property
+    def rate(self) -> str:
+        """The codec and rate that the whole frame went through last, `source` without one: half of a label's group."""
+        coded = [str(step) for step in self.steps if STEPS[step.name].is_codec]
+        return coded[-1] if coded else "source"
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal recipes give equal text."""
+        return canonical_json(
+            {
+                "steps": _steps_json(self.steps),
+                "patches": [
+                    {"cells": [p.cells.top, p.cells.left, p.cells.rows, p.cells.columns], "steps": _steps_json(p.steps)}
+                    for p in self.patches
+                ],
+                "seed": self.seed,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            SpecError: it is none.
+        """
+        try:
+            value: dict[str, Any] = json.loads(text)
+            patches = tuple(Patch(Cells(*p["cells"]), _steps(p["steps"])) for p in value["patches"])
+            return cls(_steps(value["steps"]), patches, int(value["seed"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpecError(f"this is no recipe of a distortion: {text[:200]}") from error
+
+
+def _steps_json(steps: Chain) -> list[list[str | float]]:
+    return [[step.name, step.amount] for step in steps]
+
+
+def _steps(values: Sequence[Sequence[Any]]) -> Chain:
+    return tuple(Step(name, amount) for name, amount in values)

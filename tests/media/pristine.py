@@ -1,0 +1,15 @@
+"""A small pristine segment for tests of what is done to it."""
+
+from functools import cache
+
+from kvq_batch.domain.segment import Segment
+from kvq_batch.media.planes import Planes
+from kvq_batch.media.segments import segment_of_scene
+
+SEGMENT = Segment(num_frames=8, height_px=128, width_px=192)
+
+
+@cache
+def pristine() -> Planes:
+    """8 frames of 192 x 128 of a procedural scene."""
+    return segment_of_scene("leaves", 3, SEGMENT)
