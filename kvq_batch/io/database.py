@@ -3,6 +3,7 @@
 Statements of users run under stricter rules, in `session`. This module holds no statement.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ from kvq_batch.io.redact import summary
 from kvq_batch.io.storage import display_uri, refusing
 
 MEMORY_LIMIT = "3GB"
+
+# Through DuckDB and Arrow the class of an error is lost; this is what delta-rs' file system says.
+_MISSING = re.compile(r"Object at location (\S+\.parquet) not found")
 
 
 def connect() -> duckdb.DuckDBPyConnection:
@@ -31,5 +35,17 @@ def reading(uri: str) -> Iterator[None]:
     with refusing(uri):
         try:
             yield
-        except (duckdb.Error, pa.ArrowException) as error:
+        except (duckdb.Error, pa.ArrowException, FileNotFoundError) as error:
+            missing = missing_part(error)
+            if missing is not None:
+                raise SpecError(
+                    f"{display_uri(uri)}: the part {missing} is gone: the tables were compacted while they were read, "
+                    "or somebody deleted it. Start again; if it stays so, see `kvq-batch tables check`"
+                ) from error
             raise SpecError(f"{display_uri(uri)}: the tables cannot be read: {summary(error, 300)}") from error
+
+
+def missing_part(error: BaseException) -> str | None:
+    """Where the file should be that Arrow did not find, as its store names it; None for any other error."""
+    found = _MISSING.search(str(error))
+    return None if found is None else found[1]

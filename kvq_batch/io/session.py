@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.io.database import missing_part
 from kvq_batch.io.redact import redact
 from kvq_batch.io.schemas import TABLES
 from kvq_batch.io.storage import StorageOptions, refusing
@@ -70,7 +71,7 @@ class Session:
                 self._check(text)
                 return self._connection.sql(text).to_arrow_table()
         except duckdb.Error as error:
-            raise SpecError(_readable(error)) from error
+            raise SpecError(self._vanished(error) or _readable(error)) from error
         except (pa.ArrowException, *FOREIGN_ERRORS) as error:
             raise SpecError(f"the tables cannot be read: {_readable(error)}") from error
 
@@ -84,6 +85,19 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _vanished(self, error: duckdb.Error) -> str | None:
+        """What to say where a part is gone that this session's version of the tables has; None for other errors."""
+        location = missing_part(error)
+        if location is None:
+            return None
+        newest = Tables.open(self.tables.uri, self.tables.options)
+        if any(location.endswith(part.path) for schema in TABLES for part in newest.parts(schema.name)):
+            return f"the part {location} is gone, though the log names it; see `kvq-batch tables check`"
+        return (
+            f"the part {location} is gone: reopen, the tables were compacted since this session was opened, and what "
+            "that replaced was deleted"
+        )
 
     def _check(self, text: str) -> None:
         """Returns when the text is one question."""

@@ -11,12 +11,14 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.compaction import compact, merge, store
 from kvq_batch.io.lease import Holder, hold, read_holder
 from kvq_batch.io.plan_store import FOLDER
+from kvq_batch.io.planner import make_plan
 from kvq_batch.io.schemas import DATA_TABLES
+from kvq_batch.io.session import Session
 from kvq_batch.io.storage import StorageOptions, filesystem
 from kvq_batch.io.tables import Tables
 from kvq_batch.io.vacuum import Retention, delete_leftovers, leftovers, retention
 from kvq_batch.io.writer import Writer
-from tests.io.results import make_batch
+from tests.io.results import KVQ, make_batch, make_catalog
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -101,3 +103,27 @@ def test_what_a_live_run_has_stored_and_not_committed_stays(tables_place: tuple[
         assert list(leftovers(tables, kept.hours, with_orphans=True)) == []
     kept = retention(timedelta(0), read_holder(uri, options), datetime.now(UTC), is_alone=True)
     assert len(list(leftovers(tables, kept.hours, with_orphans=True))) == 1
+
+
+def test_a_session_whose_parts_are_gone_says_reopen(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = fill(uri, options)
+    question = "SELECT video_id FROM scores ORDER BY 1"
+    old_parts = [part.path for part in tables.parts("scores")]
+    with Session(Tables.open(uri, options)) as session:
+        list(compact(tables))
+        assert session.sql(question).num_rows == 3
+        delete_leftovers(tables, list(leftovers(tables, 0, with_orphans=False)), 0, with_orphans=False)
+        with pytest.raises(SpecError, match=r"is gone: reopen, the tables were compacted since") as caught:
+            session.sql(question)
+        assert any(path in str(caught.value) for path in old_parts)
+        assert "\n" not in str(caught.value)
+    stale = Tables.open(uri, options)
+    with Session(stale) as session:
+        assert session.sql(question).num_rows == 3
+        file_system, root = stale.part_filesystem("scores")
+        file_system.rm_file(f"{root}/{stale.parts('scores')[0].path}")
+        with pytest.raises(SpecError, match=r"though the log names it; see `kvq-batch tables check`"):
+            session.sql(question)
+        with pytest.raises(SpecError, match=r"is gone: the tables were compacted while they were read, or"):
+            make_plan(stale, make_catalog(["v0"]), "nightly", [KVQ])
