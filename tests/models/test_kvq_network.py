@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from benchmarks.kvq_plain import plain_forward
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.kvq.attention import saliency
+from kvq_batch.models.kvq.blocks import WindowRouter
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig, index_shapes, tensor_shapes
-from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork, WindowRouter, build_network
+from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork, build_network
 from tests.goldens import golden_recipe
 from tests.models.kvq_cases import GOLDENS, SMALL, as_torch, golden_network, golden_tensors, lively_tensors, noise_clips
 

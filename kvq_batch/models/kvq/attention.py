@@ -86,6 +86,16 @@ def _gather(tokens: Tensor, windows: Tensor, scale: Tensor) -> Tensor:
     return picked.mul_(scale).view(groups, count, -1, width)
 
 
+def saliencies(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """`saliency` of each clip: [B, L, C] and [B, L, C] -> float32 [B, L]. Small clips, as training has, go together."""
+    clips, length, _ = query.shape
+    step = _saliency_bytes(query.device) // (4 * length * length)
+    if clips == 1 or step < 2:
+        return torch.stack([saliency(q, k, scale) for q, k in zip(query, key, strict=True)])
+    parts = zip(torch.split(query * scale, step), torch.split(key, step), strict=True)
+    return torch.cat([torch.softmax(q @ k.mT, -1, dtype=torch.float32).sum(1) for q, k in parts])
+
+
 def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Column sums of softmax_rows(scale * query key^T): how much all tokens attend to each one (section 3.3).
 
@@ -97,8 +107,7 @@ def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
     # arithmetic. In float32 the softmax stays in it too. A step is three calls, because each waits for all threads:
     # with sixteen small softmaxes to a product, saliency took 4% longer, best of three runs of each, and 1.2
     # to 2.3 times as long beside other work (six pairs).
-    saliency_bytes = _CUDA_STEP_BYTES // 2 if device.type == "cuda" else _CPU_SALIENCY_BYTES
-    step = max(1, min(length, saliency_bytes // (4 * length)))
+    step = max(1, min(length, _saliency_bytes(device) // (4 * length)))
     scaled, columns = query * scale, key.t()
     logits = torch.empty(step, length, dtype=query.dtype, device=device)
     rows = logits if query.dtype == torch.float32 else torch.empty(step, length, device=device)
@@ -109,3 +118,7 @@ def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
         attended = torch.softmax(product, -1, dtype=torch.float32, out=rows[: len(block)])
         total.addmm_(ones[:, : len(block)], attended)
     return total[0]
+
+
+def _saliency_bytes(device: torch.device) -> int:
+    return _CUDA_STEP_BYTES // 2 if device.type == "cuda" else _CPU_SALIENCY_BYTES

@@ -1,0 +1,78 @@
+"""The loss of one batch: the network on its clips and cubes, the terms, and their sum (KVQ_SPEC section 5).
+
+Each process of a group computes its own clips; the terms that compare clips see the predictions of all of them. The
+sum over processes of what is returned for the gradient has the gradient that one process would have found. No
+parameter is changed here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvq_batch.models.kvq.config import Grid
+from kvq_batch.models.kvq.network import KvqNetwork
+from kvq_batch.training.cubes import cut_cubes, texture_of_cubes
+from kvq_batch.training.group import Group
+from kvq_batch.training.losses import cell_errors, lpc_losses, plcc_loss, rank_loss, score_error
+from kvq_batch.training.settings import LossWeights
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBatch:
+    """One process's share of a batch: normalised clips [n, 3, T, H, W], labels float64 [n], cells or None.
+
+    Labels and cells are mapped to 0..1 of their scale; `cells` is float32 [n, slots, rows, columns], NaN where a cell
+    has no label. Every process has as many clips as the others.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    cells: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """`total` is this process's part, to be differentiated; `terms` are those of the whole batch, without gradient."""
+
+    total: Tensor
+    terms: dict[str, float]
+    predictions: Tensor
+
+
+def compute_losses(network: KvqNetwork, batch: TensorBatch, weights: LossWeights, cube: Grid, group: Group) -> Losses:
+    """The loss of a batch under `weights`; `terms` holds each term that counts, and "loss", their weighted sum."""
+    maps = network(batch.clips)
+    own = maps.scores()
+    predictions, labels = group.gather(own), group.gather(batch.labels)
+    # Of the whole batch, the same on every process; and this process's part of a sum over processes.
+    whole: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = {}
+    if weights.plcc:
+        whole["plcc"] = plcc_loss(predictions, labels)
+    if weights.rank:
+        whole["rank"] = rank_loss(predictions, labels)
+    if weights.score:
+        whole["score"] = score_error(predictions, labels)
+    if weights.lpc:
+        features, _ = network.fragments_backbone(cut_cubes(batch.clips, network.config, cube))
+        of_cubes = texture_of_cubes(network.vqa_head(features), maps.texture)
+        parts["lpc"] = lpc_losses(maps.texture, of_cubes).sum() / len(predictions)
+    if weights.cells:
+        errors, count = _cell_errors(maps.texture, batch.cells)
+        group.add_up([count])
+        parts["cells"] = errors / count.clamp(min=1)
+    total = torch.stack([getattr(weights, name) * term.double() for name, term in (whole | parts).items()]).sum()
+    told = {name: term.detach().double().reshape(1) for name, term in (whole | parts).items()}
+    if parts:
+        group.add_up([told[name] for name in parts])
+    terms = {name: float(value) for name, value in told.items()}
+    terms["loss"] = sum(getattr(weights, name) * value for name, value in terms.items())
+    return Losses(total, terms, predictions.detach())
+
+
+def _cell_errors(texture: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+    if cells is None:
+        return texture.sum() * 0, texture.new_zeros(())
+    errors, count = cell_errors(texture, cells)
+    return errors, count.to(texture.dtype)

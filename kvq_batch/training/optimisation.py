@@ -1,0 +1,96 @@
+"""One step of the weights: AdamW with two rates, its schedule, and the averaged copy (KVQ_SPEC section 5).
+
+Everything here is a function of the step's number and the gradient, so that a training resumes from tensors alone.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kvq_batch.domain.errors import FatalError
+from kvq_batch.models.kvq.network import KvqNetwork
+from kvq_batch.training.group import Group
+from kvq_batch.training.settings import Optimiser
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def rate_factor(step: int, warmup_steps: int, steps: int) -> float:
+    """What the learning rate of step `step` (from 0) is multiplied by.
+
+    Published: step / W up to W, then 0.5 (1 + cos(pi (step - W) / steps)). So the first step of a warm-up changes
+    nothing but the moments, and the last factor is a little above 0.
+    """
+    if step <= warmup_steps and warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / steps))
+
+
+class Optimisation:
+    """The optimiser of a network's parameters, and their moving average `averaged`, by name."""
+
+    def __init__(self, network: KvqNetwork, settings: Optimiser, steps: int) -> None:
+        self._settings = settings
+        self._steps = steps
+        self._named = dict(network.named_parameters())
+        self.averaged = {name: parameter.detach().clone() for name, parameter in self._named.items()}
+        groups = []
+        for is_backbone in (True, False):
+            rate = settings.learning_rate * (settings.backbone_factor if is_backbone else 1)
+            parameters = [p for name, p in self._named.items() if ("backbone" in name) == is_backbone]
+            groups.append({"params": parameters, "base_rate": rate})
+        self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def update(self, step: int, group: Group) -> float:
+        """Sums the gradients of all processes, takes step `step`, and clears them; returns the gradient's norm.
+
+        Raises:
+            FatalError: a gradient that is no number: the weights stay as they were.
+        """
+        # A tensor that no loss reaches has gradient 0: the decay acts on it all the same, as published.
+        gradients = []
+        for parameter in self._named.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        group.add_up(gradients)
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            raise FatalError(
+                f"step {step}: the gradient is {norm}; lower optimiser.learning_rate, clip the gradient or train in "
+                "fp32, and start again"
+            )
+        if self._settings.clip_norm is not None and norm > self._settings.clip_norm:
+            torch._foreach_mul_(gradients, self._settings.clip_norm / norm)
+        factor = rate_factor(step, self._settings.warmup_steps, self._steps)
+        for entry in self._optimiser.param_groups:
+            entry["lr"] = entry["base_rate"] * factor
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, average in self.averaged.items():
+                average.lerp_(self._named[name], 1 - self._settings.ema_decay)
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters, averages and moments, named "<kind>/<parameter>"; the moments only after a first step."""
+        found = {f"weight/{name}": parameter.detach() for name, parameter in self._named.items()}
+        found |= {f"average/{name}": average for name, average in self.averaged.items()}
+        for name, parameter in self._named.items():
+            state = self._optimiser.state.get(parameter, {})
+            found |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS if moment in state}
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Everything as `tensors` gave it after `step` steps."""
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(tensors[f"weight/{name}"])
+                self.averaged[name].copy_(tensors[f"average/{name}"])
+                if step:
+                    state = {moment: torch.empty_like(parameter) for moment in _MOMENTS}
+                    for moment, value in state.items():
+                        value.copy_(tensors[f"{moment}/{name}"])
+                    self._optimiser.state[parameter] = {"step": torch.tensor(float(step)), **state}

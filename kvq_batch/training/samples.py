@@ -1,0 +1,164 @@
+"""Labelled clips as training sees them: a protocol for whoever holds the pixels, and what is refused of their labels.
+
+Splits are by whole sources, because versions of one scene are no independent samples. This module reads no video: a
+holder of clips never replaces one that it lacks by another, and refuses it by name before training starts.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_batch.domain.errors import SpecError
+
+Part = Literal["train", "validation"]
+
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled clip; `source_id` names the scene that it shares with others, `part` its split, if it has one."""
+
+    sample_id: str
+    source_id: str
+    label: float
+    part: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Clips as they enter a step, n of them.
+
+    `clips` uint8 RGB [n, T, H, W, 3]; `labels` float64 [n], in the declared scale; `cells` float32
+    [n, slots, rows, columns], labels of the texture map's cells in the same scale, NaN where a cell has none, or None.
+    """
+
+    clips: NDArray[np.uint8]
+    labels: NDArray[np.float64]
+    cells: NDArray[np.float32] | None = None
+
+
+class ClipSource(Protocol):
+    """Whoever holds the clips. What it returns must be a function of its arguments alone, or no resume is exact."""
+
+    @property
+    def samples(self) -> Sequence[Sample]: ...
+
+    def read(self, places: Sequence[int], draw: int | None) -> Views:
+        """The samples at `places`, in order; `draw` seeds what is random about a view, None is the fixed view.
+
+        Clips of one call have one shape. Labels are those of the samples, unless the view changed them (a mixture).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Places of the samples that are trained on, and of those held out; int64, ascending."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+
+def data_digest(samples: Sequence[Sample]) -> str:
+    """sha256 hex over ids, sources, labels and parts, in order."""
+    hasher = hashlib.sha256()
+    for sample in samples:
+        hasher.update(repr((sample.sample_id, sample.source_id, sample.label, sample.part)).encode())
+    return hasher.hexdigest()
+
+
+def split_samples(samples: Sequence[Sample], scale: tuple[float, float], share: float, seed: int) -> Split:
+    """The split: as the samples say, and else `share` of the sources (at least one, where it is not 0), by hash.
+
+    Raises:
+        SpecError: labels that cannot be trained on, every one of the first few by name: not a number, out of `scale`,
+            a sample twice, a source in both parts, one source only, all labels of a part the same.
+    """
+    _check_each(samples, scale)
+    parts = _parts(samples, share, seed)
+    held_out = np.array([parts[sample.source_id] == "validation" for sample in samples], bool)
+    split = Split(np.flatnonzero(~held_out), np.flatnonzero(held_out))
+    for name, places in (("training", split.train), ("validation", split.validation)):
+        labels = {samples[place].label for place in places}
+        if len(places) and len(labels) < 2:
+            raise SpecError(
+                f"all {len(places)} labels of the {name} set are {labels.pop():g}: no order can be learnt or tested; "
+                "add samples of other quality"
+            )
+    if not len(split.train):
+        raise SpecError("no sample is left to train on: every source stands in the validation set")
+    return split
+
+
+def _check_each(samples: Sequence[Sample], scale: tuple[float, float]) -> None:
+    if not samples:
+        raise SpecError("there is no sample to train on; check the list of labels")
+    low, high = scale
+    not_finite = [s.sample_id for s in samples if not math.isfinite(s.label)]
+    if not_finite:
+        raise SpecError(f"labels that are no numbers: {named(not_finite)}; leave these samples out, or label them")
+    outside = [f"{s.sample_id} ({s.label:g})" for s in samples if not low <= s.label <= high]
+    if outside:
+        raise SpecError(
+            f"labels outside the scale {low:g} to {high:g}: {named(outside)}; correct them, or the scale in the job"
+        )
+    counts = Counter(s.sample_id for s in samples)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise SpecError(f"samples that stand twice: {named(twice)}; keep one label of each")
+
+
+def _parts(samples: Sequence[Sample], share: float, seed: int) -> dict[str, Part]:
+    """The part of each source."""
+    parts: dict[str, Part] = {}
+    for sample in samples:
+        if sample.part is not None and parts.setdefault(sample.source_id, sample.part) != sample.part:
+            raise SpecError(
+                f"source {sample.source_id!r} stands in both splits (at {sample.sample_id!r}): versions of one scene "
+                "are no independent samples; keep each source in one"
+            )
+    open_sources = sorted({s.source_id for s in samples} - set(parts))
+    if len(open_sources) + len(parts) < 2:
+        raise SpecError(
+            f"all {len(samples)} samples are of {len(open_sources) + len(parts)} source: none can be held out whole; "
+            "add other scenes, or name sources by `source_id`"
+        )
+    if open_sources and share and "validation" not in parts.values():
+        by_hash = sorted(open_sources, key=lambda source: hashlib.sha256(f"{seed}:{source}".encode()).digest())
+        count = max(1, round(share * len(open_sources)))
+        parts |= dict.fromkeys(by_hash[:count], "validation")
+    return {source: parts.get(source, "train") for source in {s.source_id for s in samples}}
+
+
+def named(names: Iterable[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return ", ".join(every[:_NAMED]) + more
+
+
+def batch_places(train: NDArray[np.int64], batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """The samples of step `step` (from 0): epochs are permutations laid end to end and cut into batches.
+
+    A function of its arguments alone, so that a sampler has no state to save; no batch is ever short.
+    """
+    numbers = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, within = np.divmod(numbers, len(train))
+    orders = {epoch: _generator(seed, "order", epoch).permutation(train) for epoch in np.unique(epochs).tolist()}
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), within, strict=True)], np.int64)
+
+
+def seed_of(seed: int, purpose: str, *numbers: int) -> int:
+    """A seed below 2^63 for one purpose at one place of the training, unrelated to all others."""
+    text = ":".join(map(str, (seed, purpose, *numbers)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def _generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed_of(seed, purpose, *numbers)))

@@ -1,0 +1,91 @@
+"""The terms hold against the golden vectors, and against their formulae written again in numpy."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
+from kvq_batch.training.cubes import check_cube, cut_cubes, texture_of_cubes
+from kvq_batch.training.losses import cell_errors, lpc_losses, plcc_loss, rank_loss, score_error
+from tests.models.kvq_cases import GOLDENS
+
+
+def golden(name: str) -> Tensor:
+    return torch.from_numpy(np.load(GOLDENS / "golden_train.npz")[name]).double()
+
+
+def test_plcc_and_rank_are_the_golden_ones() -> None:
+    predictions, labels = golden("vec.pred")[:, 0], golden("vec.mos")[:, 0]
+    assert plcc_loss(predictions, labels).item() == pytest.approx(golden("vec.plcc_loss").item(), abs=1e-14)
+    assert rank_loss(predictions, labels).item() == pytest.approx(golden("vec.rank_loss").item(), abs=1e-14)
+
+
+def test_lpc_is_the_golden_one() -> None:
+    texture, of_cubes = golden("step.texture")[:, 0], golden("step.texture_cubes")
+    assert lpc_losses(texture, of_cubes).mean().item() == pytest.approx(golden("step.losses")[2].item(), abs=1e-7)
+    expected = [1 - np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(texture, of_cubes, strict=True)]
+    assert np.allclose(lpc_losses(texture, of_cubes).numpy(), expected, atol=1e-7)
+
+
+def test_plcc_is_nothing_on_a_line_and_leaves_offset_and_scale_free() -> None:
+    labels = torch.tensor([1.0, 4.0, 2.0, 5.0], dtype=torch.float64)
+    assert plcc_loss(3 * labels - 7, labels).item() == pytest.approx(0, abs=1e-14)
+    assert plcc_loss(-labels, labels).item() == pytest.approx(0.5, abs=1e-7)
+    found = torch.tensor([0.3, 0.1, 2.0, 0.2], dtype=torch.float64)
+    assert plcc_loss(10 * found + 3, labels).item() == pytest.approx(plcc_loss(found, labels).item(), abs=1e-6)
+
+
+def test_rank_counts_pairs_in_the_wrong_order_only() -> None:
+    labels = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    assert rank_loss(labels * 2 + 1, labels).item() == 0
+    # One pair, (1, 2), is wrong by 4; it stands twice in the matrix.
+    assert rank_loss(torch.tensor([0.0, 7.0, 3.0]), labels).item() == pytest.approx(8 / 6 / 5)
+
+
+def test_terms_are_differentiable_by_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, labels = torch.randn(2, 6, dtype=torch.float64, generator=generator)
+    for loss in (plcc_loss, rank_loss, score_error):
+        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, labels), found.requires_grad_())
+    maps = torch.randn(2, 3, 2, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    cubes = torch.randn(2, 3, 2, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(lpc_losses, (maps, cubes))
+
+
+def test_cells_without_a_label_count_nothing_and_spoil_no_gradient() -> None:
+    texture = torch.tensor([[[[0.5, 0.25], [2.0, 1.0]]]], requires_grad=True)
+    cells = torch.tensor([[[[1.0, float("nan")], [float("nan"), 0.5]]]])
+    errors, count = cell_errors(texture, cells)
+    errors.backward()  # type: ignore[no-untyped-call]
+    assert (errors.item(), count.item()) == (1.0, 2)
+    assert texture.grad is not None
+    assert texture.grad.flatten().tolist() == [-1.0, 0.0, 0.0, 1.0]
+
+
+def numbered_clips() -> tuple[NDArray[np.int64], Tensor]:
+    pixels = np.arange(2 * 3 * 4 * 64 * 96).reshape(2, 3, 4, 64, 96)
+    return pixels, torch.from_numpy(pixels)
+
+
+@pytest.mark.parametrize(("cube", "margin"), [((2, 32, 32), 0), ((2, 28, 28), 2)])
+def test_cubes_stand_in_their_cells(cube: tuple[int, int, int], margin: int) -> None:
+    pixels, clips = numbered_clips()
+    cubes = cut_cubes(clips, TINY, cube).numpy()
+    assert cubes.shape == (2 * 2 * 2 * 3, 3, *cube)
+    # Clip 1, slot 1, row 0, column 2: the last but three of all.
+    y, x = margin, 64 + margin
+    assert np.array_equal(cubes[-4], pixels[1, :, 2:4, y : y + cube[1], x : x + cube[2]])
+    order = torch.arange(2 * 2 * 2 * 3).view(-1, 1, 1, 1)
+    assert texture_of_cubes(order, torch.zeros(2, 2, 2, 3))[1, 1, 0, 2].item() == len(cubes) - 4
+
+
+def test_a_cube_that_fits_no_cell_is_refused() -> None:
+    check_cube(PUBLISHED, (2, 32, 32))
+    check_cube(PUBLISHED, (2, 28, 28))
+    with pytest.raises(SpecError, match="does not fit a cell"):
+        check_cube(TINY, (2, 48, 48))
+    with pytest.raises(SpecError, match="of equal size"):
+        check_cube(KvqConfig(patch=(3, 4, 4)), (2, 32, 32))

@@ -1,0 +1,100 @@
+"""Labels that cannot be trained on are refused by name; splits are whole sources; a batch follows from its step."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.training.samples import Part, Sample, batch_places, data_digest, split_samples
+
+SCALE = (0.0, 100.0)
+
+
+def samples(num_sources: int = 10, versions: int = 3) -> list[Sample]:
+    return [
+        Sample(f"s{source}-v{version}", f"s{source}", 10.0 * source + version)
+        for source in range(num_sources)
+        for version in range(versions)
+    ]
+
+
+def test_no_source_stands_in_both_parts() -> None:
+    rows = samples()
+    split = split_samples(rows, SCALE, share=0.25, seed=0)
+    parts = [{rows[place].source_id for place in places} for places in (split.train, split.validation)]
+    assert not parts[0] & parts[1]
+    assert len(parts[1]) == 2
+    assert sorted([*split.train, *split.validation]) == list(range(30))
+    assert [*split_samples(rows, SCALE, 0.25, seed=0).validation] == [*split.validation]
+    assert any([*split_samples(rows, SCALE, 0.25, seed).validation] != [*split.validation] for seed in range(1, 5))
+
+
+def test_a_split_that_samples_bring_is_kept() -> None:
+    parts: dict[int, Part] = {2: "validation", 7: "validation"}
+    rows = [Sample(s.sample_id, s.source_id, s.label, parts.get(n // 3, "train")) for n, s in enumerate(samples())]
+    split = split_samples(rows, SCALE, share=0.5, seed=0)
+    assert {rows[place].source_id for place in split.validation} == {"s2", "s7"}
+
+
+def test_nothing_is_held_out_where_nothing_is_asked_for() -> None:
+    assert len(split_samples(samples(), SCALE, share=0.0, seed=0).validation) == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Sample("x", "new", math.nan), "no numbers: x;"),
+        (Sample("x", "new", math.inf), "no numbers: x;"),
+        (Sample("x", "new", 100.5), r"outside the scale 0 to 100: x \(100.5\)"),
+        (Sample("s0-v1", "s0", 5.0), "stand twice: s0-v1;"),
+    ],
+)
+def test_bad_labels_are_refused_by_name(bad: Sample, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        split_samples([*samples(), bad], SCALE, 0.1, 0)
+
+
+def test_many_bad_labels_are_counted() -> None:
+    rows = [*samples(), *(Sample(f"bad{n}", "new", -1.0) for n in range(9))]
+    with pytest.raises(SpecError, match=r"bad0 \(-1\), bad1 \(-1\), bad2 \(-1\) and 6 more"):
+        split_samples(rows, SCALE, 0.1, 0)
+
+
+def test_a_source_in_two_splits_is_refused_by_name() -> None:
+    rows = [Sample("a", "s", 1.0, "train"), Sample("b", "s", 2.0, "validation"), *samples()]
+    with pytest.raises(SpecError, match="source 's' stands in both splits"):
+        split_samples(rows, SCALE, 0.1, 0)
+
+
+def test_one_source_only_is_refused() -> None:
+    with pytest.raises(SpecError, match="all 3 samples are of 1 source"):
+        split_samples(samples(num_sources=1), SCALE, 0.1, 0)
+
+
+def test_constant_labels_are_refused() -> None:
+    rows = [Sample(s.sample_id, s.source_id, 50.0) for s in samples()]
+    with pytest.raises(SpecError, match="labels of the training set are 50"):
+        split_samples(rows, SCALE, 0.1, 0)
+    rows = [Sample(s.sample_id, s.source_id, s.label, "train") for s in samples()]
+    rows += [Sample(f"v{n}", "held", 7.0, "validation") for n in range(2)]
+    with pytest.raises(SpecError, match="labels of the validation set are 7"):
+        split_samples(rows, SCALE, 0.1, 0)
+
+
+def test_batches_pass_every_sample_once_an_epoch() -> None:
+    train = np.arange(100, 110)
+    drawn = np.concatenate([batch_places(train, 4, step, seed=1) for step in range(10)])
+    for epoch in range(4):
+        assert sorted(drawn[10 * epoch : 10 * epoch + 10]) == list(train)
+    assert Counter(drawn.tolist()) == dict.fromkeys(range(100, 110), 4)
+    assert drawn[:10].tolist() != drawn[10:20].tolist()
+    assert batch_places(train, 4, 3, seed=1).tolist() == drawn[12:16].tolist()
+    assert batch_places(train, 4, 3, seed=2).tolist() != drawn[12:16].tolist()
+
+
+def test_other_labels_are_other_data() -> None:
+    rows = samples()
+    assert data_digest(rows) == data_digest(samples())
+    assert data_digest(rows[1:]) != data_digest(rows)

@@ -1,0 +1,202 @@
+"""One training step: losses and gradients are the golden ones, the optimiser does what its formulae say."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kvq_batch.domain.errors import FatalError
+from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
+from kvq_batch.models.kvq.network import KvqNetwork
+from kvq_batch.training.assembly import trainable_network
+from kvq_batch.training.group import Alone
+from kvq_batch.training.initialisation import initial_tensors, started_from_kinetics
+from kvq_batch.training.objective import TensorBatch, compute_losses
+from kvq_batch.training.optimisation import Optimisation, rate_factor
+from kvq_batch.training.settings import LossWeights, Optimiser
+from tests.goldens import golden_recipe
+from tests.models.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, lively_tensors, noise_clips
+
+
+def trainable(tensors: dict[str, Tensor], dropout: float = 0.0, recompute: bool = False) -> KvqNetwork:
+    config = PUBLISHED if len(tensors) == 213 else SMALL
+    return trainable_network(config, tensors, dropout, recompute=recompute)
+
+
+@pytest.mark.slow
+def test_the_golden_step() -> None:
+    golden = np.load(GOLDENS / "golden_train.npz")
+    network = trainable(as_torch(golden_tensors()))
+    clips = np.stack([golden_recipe.normalise(golden_recipe.video(seed, 32, 64, 64)) for seed in (61, 62, 63)])
+    batch = TensorBatch(torch.from_numpy(clips), torch.tensor([35, 71.5, 52.25]).double(), None)
+    found = compute_losses(network, batch, LossWeights(), (2, 32, 32), Alone())
+    assert np.abs(found.predictions.numpy() - golden["step.pred"][:, 0]).max() < 1e-4
+    losses = [found.terms[name] for name in ("plcc", "rank", "lpc", "loss")]
+    assert np.abs(np.array(losses) - golden["step.losses"]).max() < 1e-5
+    found.total.backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    largest = golden["step.grad_norm"].max()
+    for name, norm, total in zip(
+        golden["step.param_names"], golden["step.grad_norm"], golden["step.grad_sum"], strict=True
+    ):
+        gradient = gradients[str(name)]
+        assert gradient is not None, name
+        assert abs(gradient.double().norm().item() - norm) < 1e-3 * norm + 1e-6 * largest, name
+        assert abs(gradient.double().sum().item() - total) < 1e-3 * norm * math.sqrt(gradient.numel()) + 1e-6, name
+    for key in golden.files:
+        if key.startswith("step.grad."):
+            gradient = gradients[key.removeprefix("step.grad.")]
+            assert gradient is not None
+            difference = np.abs(gradient.double().numpy() - golden[key])
+            assert difference.max() < 1e-3 * np.abs(golden[key]).max() + 1e-6, key
+
+
+def small_batch(cells: bool = False) -> TensorBatch:
+    labels = torch.tensor([0.1, 0.9, 0.4, 0.6], dtype=torch.float64)
+    return TensorBatch(noise_clips(4, 4, 64, 64), labels, torch.rand(4, 2, 8, 8) if cells else None)
+
+
+def gradients(network: KvqNetwork) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def test_computing_blocks_again_changes_no_gradient() -> None:
+    found = []
+    for recompute in (False, True):
+        network = trainable(as_torch(lively_tensors(SMALL)), dropout=0.5, recompute=recompute)
+        torch.manual_seed(3)
+        losses = compute_losses(network, small_batch(), LossWeights(lpc=1.0), (2, 8, 8), Alone())
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        found.append(gradients(network))
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-7), name
+
+
+def test_a_batch_in_training_mode_is_its_clips_one_by_one() -> None:
+    network = trainable(as_torch(lively_tensors(SMALL)))
+    clips = noise_clips(3, 4, 64, 64)
+    together = network(clips)
+    alone = network.eval()(clips)
+    assert torch.allclose(together.texture, alone.texture, atol=1e-5)
+    assert torch.allclose(together.saliency, alone.saliency, atol=1e-5)
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    network = trainable(as_torch(lively_tensors(SMALL)), dropout=0.5)
+    clips = noise_clips(1, 4, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(network(clips).texture, network(clips).texture)
+        network.eval()
+        assert torch.equal(network(clips).texture, network(clips).texture)
+
+
+def test_every_term_that_counts_is_told_and_weighed() -> None:
+    network = trainable(as_torch(lively_tensors(SMALL)))
+    weights = LossWeights(plcc=1, rank=0.5, lpc=0.25, score=2, cells=3)
+    found = compute_losses(network, small_batch(cells=True), weights, (2, 8, 8), Alone())
+    expected = sum(getattr(weights, name) * found.terms[name] for name in ("plcc", "rank", "lpc", "score", "cells"))
+    assert found.terms["loss"] == pytest.approx(expected)
+    assert found.total.item() == pytest.approx(expected, rel=1e-6)
+    assert set(compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), Alone()).terms) == {
+        "plcc",
+        "rank",
+        "loss",
+    }
+
+
+def test_the_rate_warms_up_and_falls_as_published() -> None:
+    found = [rate_factor(step, 10, 100) for step in range(100)]
+    assert found[0] == 0
+    assert found[5] == 0.5
+    assert found[10] == 1
+    assert found[60] == pytest.approx(0.5 * (1 + math.cos(math.pi * 50 / 100)))
+    assert 0 < found[99] < 0.03
+    assert rate_factor(0, 0, 100) == 1
+
+
+def test_steps_are_adamw_with_two_rates_and_an_average() -> None:
+    settings = Optimiser(learning_rate=0.01, backbone_factor=0.1, weight_decay=0.05, warmup_steps=2, ema_decay=0.9)
+    network = trainable(as_torch(lively_tensors(SMALL)))
+    optimisation = Optimisation(network, settings, steps=5)
+    names = ("fragments_backbone.layers.0.blocks.0.norm1.bias", "vqa_head.fc_last.weight", "weight_conv.bias")
+    by_name = dict(network.named_parameters())
+    generator = np.random.default_rng(0)
+    expected = {name: by_name[name].detach().double().numpy().copy() for name in names}
+    first, second, average = ({name: value * share for name, value in expected.items()} for share in (0, 0, 1))
+    for step in range(5):
+        for name in names[:2]:
+            gradient = generator.normal(size=expected[name].shape)
+            by_name[name].grad = torch.tensor(gradient, dtype=torch.float32)
+            rate = 0.01 * (0.1 if "backbone" in name else 1) * rate_factor(step, 2, 5)
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.999 * second[name] + 0.001 * gradient**2
+            expected[name] = expected[name] * (1 - rate * 0.05)
+            corrected = np.sqrt(second[name] / (1 - 0.999 ** (step + 1))) + 1e-8
+            expected[name] -= rate * first[name] / (1 - 0.9 ** (step + 1)) / corrected
+        expected[names[2]] = expected[names[2]] * (1 - 0.01 * rate_factor(step, 2, 5) * 0.05)
+        optimisation.update(step, Alone())
+        for name in names:
+            average[name] = 0.9 * average[name] + 0.1 * expected[name]
+    for name in names:
+        assert np.allclose(by_name[name].detach().numpy(), expected[name], atol=1e-6), name
+        assert np.allclose(optimisation.averaged[name].numpy(), average[name], atol=1e-6), name
+
+
+def test_a_clipped_gradient_keeps_its_direction() -> None:
+    norms = []
+    for clip_norm in (None, 0.5):
+        network = trainable(as_torch(lively_tensors(SMALL)))
+        optimisation = Optimisation(network, Optimiser(clip_norm=clip_norm), steps=5)
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        norms.append(optimisation.update(0, Alone()))
+        moments = [value for name, value in optimisation.tensors().items() if name.startswith("exp_avg/")]
+        clipped = torch.cat([value.flatten() for value in moments]).norm().item() / 0.1
+        assert clipped == pytest.approx(clip_norm or norms[0], rel=1e-4)
+    assert norms[0] == norms[1], "what is told is the gradient as it was"
+
+
+def test_a_gradient_that_is_no_number_ends_the_training() -> None:
+    network = trainable(as_torch(lively_tensors(SMALL)))
+    before = network.vqa_head.fc_last.weight.detach().clone()
+    optimisation = Optimisation(network, Optimiser(), steps=5)
+    network.vqa_head.fc_last.weight.grad = torch.full_like(before, math.nan)
+    with pytest.raises(FatalError, match="step 3: the gradient is nan"):
+        optimisation.update(3, Alone())
+    assert torch.equal(network.vqa_head.fc_last.weight, before)
+
+
+def test_initial_weights_are_as_published_or_by_fan_in() -> None:
+    published = initial_tensors(PUBLISHED, "published", seed=1)
+    assert {name: tuple(tensor.shape) for name, tensor in published.items()} == tensor_shapes(PUBLISHED)
+    block = "fragments_backbone.layers.2.blocks.0"
+    assert published[f"{block}.mlp.fc1.weight"].std().item() == pytest.approx(0.02, rel=0.02)
+    assert not published[f"{block}.mlp.fc1.bias"].any()
+    assert (published[f"{block}.norm1.weight"] == 1).all()
+    assert not published["weight_conv.weight"].any()
+    assert published["vqa_head.fc_hid.weight"].abs().max().item() == pytest.approx(768**-0.5, rel=0.01)
+    assert published["vqa_head.fc_hid.bias"].abs().max().item() <= 768**-0.5
+    small = initial_tensors(SMALL, "fan-in", seed=1)
+    again = initial_tensors(SMALL, "fan-in", seed=1)
+    other = initial_tensors(SMALL, "fan-in", seed=2)
+    name = "fragments_backbone.layers.1.blocks.0.mlp.fc1.weight"
+    # A normal distribution cut at two deviations has 0.88 of the deviation.
+    assert small[name].std().item() == pytest.approx(0.88 * 24**-0.5, rel=0.05)
+    assert torch.equal(small[name], again[name])
+    assert not torch.equal(small[name], other[name])
+
+
+def test_a_start_from_kinetics_fills_the_backbone_and_leaves_the_heads(tmp_path: Path) -> None:
+    lively = as_torch(lively_tensors(SMALL))
+    root = "fragments_backbone."
+    state = {f"backbone.{n.removeprefix(root)}": t for n, t in lively.items() if root in n and "cross" not in n}
+    torch.save({"state_dict": state}, tmp_path / "swin.pth")
+    drawn = initial_tensors(SMALL, "published", seed=0)
+    started = started_from_kinetics(drawn, SMALL, tmp_path / "swin.pth")
+    block = f"{root}layers.1.blocks.2.attn"
+    assert torch.equal(started[f"{block}.qkv.weight"], lively[f"{block}.qkv.weight"])
+    assert torch.equal(started[f"{block}.cross_windowattn.qkv.weight"], lively[f"{block}.qkv.weight"])
+    assert torch.equal(started["vqa_head.fc_hid.weight"], drawn["vqa_head.fc_hid.weight"])
