@@ -1,4 +1,4 @@
-"""Commands that ask the tables: status, query, failures, maps.
+"""Commands that ask the tables: status, query, maps.
 
 All of them read; none changes a table.
 """
@@ -17,30 +17,21 @@ from kvq_batch.domain.errors import SpecError
 if TYPE_CHECKING:
     from kvq_batch.io.session import Session
 
-# A failure stands until the same model scores the video; the newest of several says what is wrong now.
-_STANDING = """
-SELECT f.* FROM failures f
-WHERE final AND NOT EXISTS (
-    FROM scores s WHERE s.video_id = f.video_id AND s.model_name = f.model_name AND s.commit_seq > f.commit_seq
-)
-QUALIFY row_number() OVER (PARTITION BY video_id, model_name ORDER BY commit_seq DESC, attempt DESC) = 1
-"""
-
-_TOTALS = f"""
+_TOTALS = """
 SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS num_runs,
     (SELECT count(*) FROM scores_latest WHERE NOT is_stale) AS current_scores,
     (SELECT count(*) FROM scores_latest WHERE is_stale) AS stale_scores,
-    (SELECT count(*) FROM ({_STANDING})) AS failures,
+    (SELECT count(*) FROM standing_failures) AS failures,
     (SELECT max(scored_at) FROM scores) AS last_scored_at,
     (SELECT max(commit_seq) FROM (
         SELECT commit_seq FROM scores UNION ALL SELECT commit_seq FROM failures UNION ALL SELECT commit_seq FROM runs
     )) AS last_commit_seq
 """
 
-_MODELS = f"""
+_MODELS = """
 SELECT m.model_id, m.origin AS model_origin, count(s.video_id) FILTER (NOT s.is_stale) AS current_scores,
     count(s.video_id) FILTER (s.is_stale) AS stale_scores,
-    (SELECT count(*) FROM ({_STANDING}) f WHERE f.model_id = m.model_id) AS failures
+    (SELECT count(*) FROM standing_failures f WHERE f.model_id = m.model_id) AS failures
 FROM models m LEFT JOIN scores_latest s ON s.model_id = m.model_id
 WHERE m.calibration IS NULL GROUP BY ALL ORDER BY m.model_id
 """
@@ -56,24 +47,6 @@ _RUNS_FOR_PEOPLE = """
 SELECT run_id, job, num_planned AS planned, num_scored AS scored, num_failed AS failed, num_not_reached AS "left",
     state || CASE WHEN message <> '' THEN ': ' || message ELSE '' END AS state
 FROM runs ORDER BY commit_seq DESC LIMIT {limit}
-"""
-
-_FAILURES = """
-SELECT video_id, model_id, model_name, stage, error, message, exit_signal, attempt, final, permanent, run_id, uri,
-    failed_at
-FROM ({failures}) ORDER BY video_id, model_name, commit_seq DESC, attempt
-"""
-
-_FOR_PEOPLE = """
-SELECT video_id, string_agg(model_name, ', ' ORDER BY model_name) AS models, stage, error,
-    CASE WHEN permanent THEN 'when it changes' ELSE 'next run' END AS tried_again, message
-FROM ({failures}) GROUP BY ALL ORDER BY ALL
-"""
-
-_SUMMARY = """
-SELECT stage, error, permanent, count(DISTINCT video_id) AS videos, max(failed_at) AS last_failed_at,
-    any_value(message) AS example
-FROM ({failures}) GROUP BY ALL ORDER BY videos DESC, stage, error
 """
 
 _COLUMNS = """
@@ -102,7 +75,7 @@ def status(
 
       $ kvq-batch status s3://bucket/quality
     """
-    with _session(tables, endpoint_url, region) as session:
+    with open_tables(tables, endpoint_url, region) as session:
         totals = session.sql(_TOTALS).to_pylist()[0]
         models = session.sql(_MODELS)
         runs = session.sql((_RUNS_FOR_PEOPLE if output is Format.TABLE else _RUNS).format(limit=limit))
@@ -142,7 +115,7 @@ def query(
     if views == (sql is not None):
         raise SpecError('say one of both: a question in SQL ("SELECT ..."), or --views')
     out = Output(output)
-    with _session(tables, endpoint_url, region) as session:
+    with open_tables(tables, endpoint_url, region) as session:
         if sql is None:
             out.rows(_described(session), ["view", "column", "type", "meaning"])
             return
@@ -151,39 +124,6 @@ def query(
     answer = answer.rename_columns(_distinct(answer.column_names))
     out.rows(_rows_of(answer), answer.column_names)
     out.warn_untrained(untrained)
-
-
-def failures(
-    tables: TablesArgument,
-    summary: Annotated[bool, typer.Option("--summary", help="Count by stage and error instead of listing.")] = False,
-    every: Annotated[
-        bool, typer.Option("--all", help="Every try that ever failed, those that a later one settled too.")
-    ] = False,
-    endpoint_url: EndpointOption = None,
-    region: RegionOption = None,
-    output: OutputOption = Format.TABLE,
-) -> None:
-    """List videos that could not be scored, with stage and reason.
-
-    Shown is the newest final failure of each video and model that has no
-    later score.
-
-    Examples:
-
-      $ kvq-batch failures quality/
-      $ kvq-batch failures quality/ --summary
-      $ kvq-batch failures quality/ --output csv > failures.csv
-    """
-    for_listing = _FOR_PEOPLE if output is Format.TABLE and not every else _FAILURES
-    with _session(tables, endpoint_url, region) as session:
-        chosen = "SELECT * FROM failures" if every else _STANDING
-        answer = session.sql((_SUMMARY if summary else for_listing).format(failures=chosen))
-    out = Output(output)
-    if not answer.num_rows:
-        out.note("no failures")
-        if output is Format.TABLE:
-            return
-    out.rows(answer.to_pylist(), answer.column_names)
 
 
 def maps(
@@ -212,14 +152,14 @@ def maps(
     from kvq_batch.io.storage import StorageOptions
     from kvq_batch.report.picture import draw_maps
 
-    with _session(tables, endpoint_url, region) as session:
+    with open_tables(tables, endpoint_url, region) as session:
         drawn = draw_maps(session, StorageOptions(endpoint_url, region), video_id, out, model, clip, slots)
     output = Output()
     output.note(f"wrote {out}: {drawn.model_id} ({drawn.model_origin}), clip {clip}, score {drawn.raw_score:.4g}")
     output.warn_untrained([drawn.model_id] if drawn.model_origin == "untrained" else [])
 
 
-def _session(tables: str, endpoint_url: str | None, region: str | None) -> "Session":
+def open_tables(tables: str, endpoint_url: str | None, region: str | None) -> "Session":
     from kvq_batch.io.session import open_session
     from kvq_batch.io.storage import StorageOptions
 

@@ -7,11 +7,9 @@ all: what is wrong with it is said before anything starts. This module opens no 
 import posixpath
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.catalog_source import read_source
@@ -19,7 +17,8 @@ from kvq_batch.io.conditions import places_that_meet
 from kvq_batch.io.content_ids import resolve_content_ids
 from kvq_batch.io.listing import split_glob
 from kvq_batch.io.redact import summary
-from kvq_batch.io.storage import StorageOptions, absolute, display_uri, display_uris, filesystem, refusing
+from kvq_batch.io.storage import StorageOptions, absolute, display_uri, display_uris
+from kvq_batch.io.table_files import check_extension, write_table
 from kvq_batch.spec.job import Catalog
 
 __all__ = ["CANONICAL", "catalog_root", "read_catalog", "resolve_content_ids", "write_catalog"]
@@ -86,37 +85,11 @@ def write_catalog(table: pa.Table, out: str, options: StorageOptions | None = No
 
     Optional columns without a value are left out; addresses are written without signatures. Raises SpecError.
     """
-    extension = out.rpartition(".")[2].lower()
-    if extension not in ("parquet", "csv", "jsonl", "ndjson"):
-        raise SpecError(f"{display_uri(out)}: a catalog is written as .parquet, .csv or .jsonl; name it so")
+    check_extension(out)
     empty = [n for n in CANONICAL.names if n in table.column_names and table[n].null_count == table.num_rows]
     table = table.drop_columns([n for n in empty if n not in _REQUIRED])
     table = _set(table, "uri", display_uris(table["uri"]))
-    with refusing(out):
-        file_system, path = filesystem(out, options or StorageOptions())
-        file_system.makedirs(file_system._parent(path), exist_ok=True)
-        with file_system.open(path, "wb") as file:
-            if extension == "parquet":
-                pq.write_table(table, file, compression="zstd")
-            elif extension == "csv":
-                pyarrow.csv.write_csv(_for_csv(display_uri(out), table), file)
-            else:
-                _write_jsonl(table, file)
-
-
-def _for_csv(name: str, table: pa.Table) -> pa.Table:
-    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
-    if nested:
-        raise SpecError(f"{name}: CSV cannot hold the lists of column {nested[0]!r}; write .parquet or .jsonl")
-    return table
-
-
-def _write_jsonl(table: pa.Table, file: Any) -> None:
-    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-        for batch in table.to_batches(max_chunksize=50_000):
-            connection.register("catalog", pa.table(batch))
-            lines = connection.execute("SELECT to_json(catalog)::VARCHAR FROM catalog").fetchall()
-            file.write("".join(f"{line}\n" for (line,) in lines).encode())
+    write_table(table, out, options)
 
 
 def _check_names(name: str, raw: pa.Table, columns: dict[str, str], spec: Catalog) -> None:

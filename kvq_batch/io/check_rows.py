@@ -11,7 +11,7 @@ import duckdb
 
 from kvq_batch.io.check_parts import Finding, Severity
 from kvq_batch.io.database import connect, reading
-from kvq_batch.io.schemas import TABLES
+from kvq_batch.io.schemas import RETRY_REQUESTED, TABLES
 from kvq_batch.io.tables import LoggedPart, Tables
 
 EXAMPLES = 20
@@ -113,6 +113,8 @@ def check_rows(tables: Tables, readable: Mapping[str, Sequence[LoggedPart]]) -> 
         for schema in TABLES:
             connection.register(schema.name, tables.dataset(schema.name, readable[schema.name]))
         connection.execute("CREATE TEMP VIEW final_failures AS SELECT * FROM failures WHERE final")
+        # Who asks for another try is no run.
+        connection.execute(f"CREATE TEMP VIEW tries AS SELECT * FROM failures WHERE error <> '{RETRY_REQUESTED}'")
         connection.execute(_NEWEST_RUNS)
         for severity, kind, table, query in _questions(last):
             findings += _findings(connection, severity, kind, table, query)
@@ -133,8 +135,8 @@ def _questions(last: int) -> Iterator[tuple[Severity, str, str, str]]:
     yield "error", "run_sums", "runs", _RUN_SUMS
     yield "error", "run_scored", "scores", _RUN_ROWS.format(table="scores", column="num_scored")
     yield "error", "run_failed", "failures", _RUN_ROWS.format(table="final_failures", column="num_failed")
-    for table in ("scores", "failures"):
-        yield "warning", "unknown_run", table, _UNKNOWN_RUN.format(table=table)
+    yield "warning", "unknown_run", "scores", _UNKNOWN_RUN.format(table="scores")
+    yield "warning", "unknown_run", "failures", _UNKNOWN_RUN.format(table="tries")
     for schema in TABLES:
         yield "error", "ahead_of_log", schema.name, _AHEAD.format(table=schema.name, last=last)
     yield "info", "running", "runs", _STILL_RUNNING

@@ -264,6 +264,10 @@ RUNS = TableSchema(
 
 TABLES: tuple[TableSchema, ...] = (CATALOG, SCORES, CLIPS, MAPS, FAILURES, MODELS, RUNS)
 
+RETRY_REQUESTED = "retry_requested"
+"""`error` of a row of `failures` that is none: somebody asks for another try of this identity, whose older failures
+then no longer keep it out of a plan."""
+
 DATA_TABLES: tuple[str, ...] = ("maps", "clips", "failures", "scores")
 """The order in which one batch commits: a score is the last thing that becomes visible."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from kvq_batch.io.schemas import TABLES, Column
+from kvq_batch.io.schemas import RETRY_REQUESTED, TABLES, Column
 
 RAW_PREFIX = "raw_"
 """Every table is registered as raw_<table>; the views of these names read them."""
@@ -83,6 +83,25 @@ SEMI JOIN raw_scores s ON s.video_id = t.video_id AND s.model_id = t.model_id AN
 
 _RUNS = "SELECT * FROM raw_runs QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY commit_seq DESC) = 1"
 
+# A row by which somebody asks for another try is no failure: it tells of those of the same identity before it.
+_FAILURES = f"""
+SELECT f.*, coalesce(r.requested_seq > f.commit_seq, false) AS is_retry_requested FROM raw_failures f LEFT JOIN (
+    SELECT video_id, content_id, model_id, fingerprint, max(commit_seq) AS requested_seq FROM raw_failures
+    WHERE error = '{RETRY_REQUESTED}' GROUP BY ALL
+) r ON r.video_id = f.video_id AND r.content_id = f.content_id AND r.model_id = f.model_id
+    AND r.fingerprint = f.fingerprint
+WHERE f.error <> '{RETRY_REQUESTED}'
+"""
+
+# The newest of several says what is wrong now.
+_STANDING_FAILURES = """
+SELECT f.* REPLACE (f.permanent AND NOT f.is_retry_requested AS permanent) FROM failures f
+WHERE f.final AND NOT EXISTS (
+    FROM raw_scores s WHERE s.video_id = f.video_id AND s.model_name = f.model_name AND s.commit_seq > f.commit_seq
+)
+QUALIFY row_number() OVER (PARTITION BY f.video_id, f.model_name ORDER BY f.commit_seq DESC, f.attempt DESC) = 1
+"""
+
 # Lists start at 1 in SQL; cells lie in the order slot, row, column.
 _REGIONS = """
 WITH cells AS (
@@ -117,7 +136,8 @@ VIEWS: Mapping[str, str] = {
     "scores_latest": _SCORES_LATEST,
     "clips": _BESIDE_A_SCORE.format(table="clips"),
     "maps": _BESIDE_A_SCORE.format(table="maps"),
-    "failures": "SELECT * FROM raw_failures",
+    "failures": _FAILURES,
+    "standing_failures": _STANDING_FAILURES,
     "regions": _REGIONS,
 }
 
@@ -131,12 +151,14 @@ _ABOUT: Mapping[str, str] = {
     "clips": "the clips of every score",
     "maps": "the stored maps of every score",
     "failures": "every failure that was committed",
+    "standing_failures": "the newest final failure of each video and model that was not scored since",
     "regions": "one row for each cell of the maps of the current scores",
 }
 
 _DERIVED: Mapping[str, str] = {
     "mos": "raw_score under the default calibration of its model, null where it has none",
     "is_stale": "true where the current content, model and preprocessing have no score, and this is an older one",
+    "is_retry_requested": "true where somebody has asked since for another try (`kvq-batch failures --retry`)",
     "first_run_id": "run that first saw the video in this catalog",
     "last_run_id": "newest run of this catalog",
     "slot": "slot of the clip, two frames each, from 0",
@@ -174,7 +196,7 @@ def describe_views() -> dict[str, View]:
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> tuple[Column, ...]:
-    comments = {"scores_latest": "scores", "regions": ""}.get(view, view)
+    comments = {"scores_latest": "scores", "standing_failures": "failures", "regions": ""}.get(view, view)
     own = {c.name: c.comment for schema in TABLES if schema.name == comments for c in schema.columns}
     rows = connection.execute(f'DESCRIBE "{view}"').fetchall()
     known = {column.name: column.comment for schema in TABLES for column in schema.columns}

@@ -5,11 +5,18 @@ import io
 import json
 from pathlib import Path
 
+import duckdb
 import pytest
 from typer.testing import CliRunner, Result
 
 from kvq_batch.cli.app import app
-from tests.io.results import KVQ, LUMA, make_failures
+from kvq_batch.io.check import check_tables
+from kvq_batch.io.lease import Holder, hold
+from kvq_batch.io.planner import make_plan
+from kvq_batch.io.storage import StorageOptions
+from kvq_batch.io.tables import Tables
+from kvq_batch.io.writer import Writer
+from tests.io.results import KVQ, LUMA, make_catalog, make_failures
 from tests.report.scored import BROKEN, PLAIN, VIDEO, Scored, make_scored, without_maps
 
 
@@ -144,3 +151,78 @@ def test_maps_of_a_video_that_is_gone_is_a_failure(tmp_path: Path) -> None:
     (scored.videos / VIDEO).unlink()
     result = call("maps", scored.tables, VIDEO, "--out", str(tmp_path / "x.png"), exit_code=1)
     assert result.stderr.startswith("error: fetch: missing")
+
+
+def standing(scored: Scored, *more: str) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads(call("failures", scored.tables, "-o", "json", *more).stdout)
+    return rows
+
+
+def test_what_failed_for_good_is_asked_for_again_and_stays_a_failure(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path)
+    scored.writer.commit(make_failures([VIDEO, PLAIN], LUMA))
+    permanent = {row["video_id"] for row in standing(scored, "--where", "permanent")}
+    assert permanent == {VIDEO, PLAIN}
+    said = call("failures", scored.tables, "--retry", "--where", f"video_id = '{PLAIN}' -- only this one").stderr
+    assert said == "1 failure(s) for good are tried again by the next run\n"
+
+    # The request is no failure: nothing is counted or listed twice, and what it asks for stands out.
+    rows = standing(scored)
+    assert {(row["video_id"], row["permanent"]) for row in rows} == {(BROKEN, False), (VIDEO, True), (PLAIN, False)}
+    assert [row["video_id"] for row in rows if row["is_retry_requested"]] == [PLAIN]
+    assert len(standing(scored, "--all")) == 3
+    assert "retry_requested" not in {row["error"] for row in standing(scored, "--all")}
+    kinds = json.loads(call("failures", scored.tables, "--summary", "-o", "json").stdout)
+    assert sum(kind["videos"] for kind in kinds) == 3
+    assert json.loads(call("status", scored.tables, "-o", "json").stdout)["failures"] == 3
+
+    # Asked again, there is nothing left to ask for but the other.
+    assert "no failure for good stands" in call("failures", scored.tables, "--retry", "--error", "nothing").stderr
+    assert call("failures", scored.tables, "--retry", "--stage", "decode").stderr.startswith("1 failure(s)")
+    assert "no failure for good stands" in call("failures", scored.tables, "--retry").stderr
+
+    # A new failure for good stands again.
+    Writer(Tables.open(scored.tables), "run-2").commit(make_failures([PLAIN], LUMA))
+    assert [row["video_id"] for row in standing(scored, "--where", "permanent")] == [PLAIN]
+
+
+def test_the_next_plan_tries_what_was_asked_for(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path)
+    tables = Tables.open(scored.tables)
+    scored.writer.commit(make_failures(["a", "b"], LUMA))
+    catalog = make_catalog(["a", "b"])
+    tables.refresh()
+    assert make_plan(tables, catalog, "nightly", [LUMA]).num_quarantined == 2
+    call("failures", scored.tables, "--retry", "--where", "video_id = 'b'")
+    tables.refresh()
+    plan = make_plan(tables, catalog, "nightly", [LUMA])
+    assert plan.num_quarantined == 1
+    assert [(row["video_id"], row["reason"]) for row in plan.pairs.to_pylist()] == [("b", "retry")]
+    assert [finding.kind for finding in check_tables(tables) if finding.kind == "unknown_run"] == []
+
+
+def test_another_try_is_not_asked_for_while_a_run_is_at_work(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path)
+    with hold(scored.tables, StorageOptions(), Holder.this_process("run-7", "nightly")):
+        refused = call("failures", scored.tables, "--retry", exit_code=2)
+    assert "run run-7 of job 'nightly'" in refused.stderr
+
+
+@pytest.mark.parametrize("extension", ["csv", "jsonl", "parquet"])
+def test_failures_are_exported_whole(scored: Scored, extension: str, tmp_path: Path) -> None:
+    out = tmp_path / f"new/failures.{extension}"
+    result = call("failures", scored.tables, "--export", str(out))
+    assert result.stdout == ""
+    assert result.stderr == f"wrote {out}: 1 failures\n"
+    with duckdb.connect() as connection:
+        found = connection.execute(f"SELECT * FROM '{out}'")
+        (row,) = (dict(zip([column[0] for column in found.description], row, strict=True)) for row in found.fetchall())
+    assert (row["video_id"], row["error"], row["final"]) == (BROKEN, "decoder_crashed", True)
+    assert set(standing(scored)[0]) == set(row)
+
+
+def test_failures_takes_one_wish_at_a_time(scored: Scored, tmp_path: Path) -> None:
+    assert "one of --summary, --retry" in call("failures", scored.tables, "--retry", "--summary", exit_code=2).stderr
+    assert "leave out --all" in call("failures", scored.tables, "--retry", "--all", exit_code=2).stderr
+    assert "written as .parquet" in call("failures", scored.tables, "--export", "x.xls", exit_code=2).stderr
+    assert "nonsense" in call("failures", scored.tables, "--where", "nonsense > 1", exit_code=2).stderr
