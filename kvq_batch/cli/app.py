@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvq_batch import __version__
-from kvq_batch.cli import demo, failures, jobs, models, tables, upkeep
+from kvq_batch.cli import demo, evaluation, failures, jobs, models, tables, upkeep
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
 from kvq_batch.domain.errors import KvqBatchError, SpecError
@@ -114,5 +114,6 @@ app.command()(tables.status)
 app.command()(tables.query)
 app.command()(failures.failures)
 app.command()(tables.maps)
+app.command()(evaluation.evaluate)
 app.command()(models.models)
 app.add_typer(upkeep.app, name="tables")

@@ -43,15 +43,12 @@ _DRAW_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure and its interval; `reason` says why one of both is None, and is empty otherwise."""
+    """One figure and its interval; `reason` says why one of both is None."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
     reason: str = ""
-
-
-_NO_SOURCES = Figure(None, reason="no sources are named")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,8 @@ def agree(
     figures = _with_intervals(set_of_videos, found, num_draws, seed)
     if isinstance(curve, str):
         figures |= {name: Figure(None, reason=curve) for name in ("plcc", "rmse")}
-    figures["srcc_within"] = _within(set_of_videos, num_draws, seed) if sources is not None else _NO_SOURCES
+    # Where nobody names sources, there is nothing to explain.
+    figures["srcc_within"] = Figure(None) if sources is None else _within(set_of_videos, num_draws, seed)
     return Agreement(num, len(distinct), figures, set_of_videos.curve)
 
 

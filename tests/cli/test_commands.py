@@ -16,7 +16,20 @@ from kvq_batch.cli.app import Commands, app
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
 
-COMMANDS = ["demo", "init", "catalog", "plan", "run", "score", "status", "query", "failures", "maps", "models"]
+COMMANDS = [
+    "demo",
+    "init",
+    "catalog",
+    "plan",
+    "run",
+    "score",
+    "status",
+    "query",
+    "failures",
+    "maps",
+    "evaluate",
+    "models",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,177 @@
+"""The commands that say what a model is worth.
+
+They compute no score, and change no table.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvq_batch.cli.options import EndpointOption, OutputOption, RegionOption, TablesArgument
+from kvq_batch.cli.output import Format, Output
+
+if TYPE_CHECKING:
+    from kvq_batch.evaluation.labelled import Labelled
+    from kvq_batch.io.labels import Scale
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for tables, scatter plots and calibrations.", show_default=False),
+]
+DrawsOption = Annotated[int, typer.Option("--draws", min=100, help="Draws of the bootstrap.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")]
+
+# What people read; files and pipes get every figure.
+_SHOWN = ("srcc", "krcc", "plcc", "rmse")
+
+
+def evaluate(
+    tables: TablesArgument,
+    labels: Annotated[
+        str,
+        typer.Argument(metavar="LABELS", help="List of labels: .csv, .txt, .parquet or .jsonl.", show_default=False),
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Name or id; may be repeated. Default: every model.", show_default=False),
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Scale of the labels, say 0..100 or 1..5.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Segments: a column of the labels, or SQL over the tables.", show_default=False),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", help="Source that videos share; as --by. Default: none do.", show_default=False),
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", help="Column of the labels with the video.", show_default=False)
+    ] = None,
+    mos_column: Annotated[
+        str | None, typer.Option("--mos-column", help="Column of the labels with the label.", show_default=False)
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="Column of the catalog that the labels name, not the id.", show_default=False),
+    ] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Take scores that are stale, too.")] = False,
+    draws: DrawsOption = 1000,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare scores with labels: SRCC, KRCC, PLCC, RMSE and intervals.
+
+    PLCC and RMSE are those after a logistic of four parameters. Intervals
+    (95%) come from drawing whole sources. A label finds its video by exact
+    names only; what finds none is counted and named.
+
+    Examples:
+
+      $ kvq-batch evaluate quality/ labels.csv --scale 0..100
+      $ kvq-batch evaluate quality/ labels.csv --by codec \\
+          --source source_id --out evaluation/
+    """
+    from rich.console import Console
+
+    from kvq_batch.evaluation.labelled import Asked, join_labels
+    from kvq_batch.evaluation.results import COLUMNS, rows_of, write_files
+    from kvq_batch.evaluation.results import evaluate as agreement_of
+    from kvq_batch.io.labels import Scale, read_labels
+    from kvq_batch.io.session import open_session
+    from kvq_batch.io.storage import StorageOptions
+
+    storage = StorageOptions(endpoint_url, region)
+    limits = None if scale is None else Scale.from_text(scale)
+    listed = read_labels(labels, storage, id_column, mos_column, limits)
+    asked = Asked(tuple(models or ()), by, source, key, stale)
+    with Console(stderr=True).status("comparing"):
+        with open_session(tables, storage) as session:
+            labelled = join_labels(session, listed, asked)
+        results = agreement_of(labelled, draws, seed)
+        written = [] if out is None else write_files(labelled, results, out, limits)
+    rows = rows_of(labelled, results)
+    shown = Output(output)
+    for sentence in _told(labelled, limits):
+        shown.note(sentence)
+    match output:
+        case Format.JSON:
+            shown.record({"labels": _facts(labelled, limits), "results": rows})
+        case Format.CSV:
+            shown.rows(rows, COLUMNS)
+        case Format.TABLE:
+            short = [_short(row, source is not None) for row in rows]
+            shown.rows(short, list(short[0]) if short else None)
+    if written:
+        shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
+    shown.warn_untrained(model.model_id for model in labelled.models if model.origin == "untrained")
+
+
+def _told(labelled: "Labelled", scale: "Scale | None") -> list[str]:
+    """What was taken for what, and everything that was left out."""
+    labels, matching = labelled.labels, labelled.matching
+    span = f"{labels.values.min():g} to {labels.values.max():g}"
+    known = "the scale is not named (--scale 0..100)" if scale is None else f"scale {scale}"
+    told = [f"{labels.dataset}: {labels.told}; {span}, {known}"]
+    told.append("matched " + ", ".join(f"{count} by {rule}" for rule, count in matching.by_rule.items()))
+    if matching.unmatched:
+        first = "; ".join(f"{name!r}: {why}" for name, why in matching.unmatched[:3])
+        told.append(_counted(len(matching.unmatched), "labels have no video", first))
+    if matching.num_unlabelled:
+        told.append(_counted(matching.num_unlabelled, "videos have no label", ", ".join(matching.unlabelled)))
+    for model in labelled.models:
+        if model.num_unscored:
+            what = f"labelled videos have no score of {model.model_id}"
+            told.append(_counted(model.num_unscored, what, ", ".join(model.unscored)))
+        if model.num_stale:
+            told.append(f"{model.num_stale} scores of {model.model_id} are stale and left out; --stale takes them")
+    return told
+
+
+def _counted(count: int, what: str, first: str) -> str:
+    return f"{count} {what}; first: {first}"
+
+
+def _facts(labelled: "Labelled", scale: "Scale | None") -> dict[str, Any]:
+    labels, matching = labelled.labels, labelled.matching
+    return {
+        "dataset": labels.dataset,
+        "num_labels": len(labels.names),
+        "taken": labels.told,
+        "scale": None if scale is None else [scale.low, scale.high],
+        "matched_by": matching.by_rule,
+        "num_unmatched": len(matching.unmatched),
+        "unmatched": [{"label": name, "reason": why} for name, why in matching.unmatched],
+        "num_unlabelled": matching.num_unlabelled,
+        "models": [
+            {
+                "model_id": model.model_id,
+                "model_origin": model.origin,
+                "num_stale_left_out": model.num_stale,
+                "num_unscored": model.num_unscored,
+            }
+            for model in labelled.models
+        ],
+    }
+
+
+def _short(row: dict[str, Any], has_sources: bool) -> dict[str, Any]:
+    """A row for people: each figure with its interval in one cell."""
+    names: Sequence[str] = (*_SHOWN, "srcc_within") if has_sources else _SHOWN
+    facts = {"model": row["model_id"], "segment": row["segment"], "videos": row["videos"]}
+    if has_sources:
+        facts["sources"] = row["sources"]
+    return facts | {name: _cell(row, name) for name in names} | {"remarks": row["remarks"]}
+
+
+def _cell(row: dict[str, Any], name: str) -> str | None:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if value is None:
+        return None
+    return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"

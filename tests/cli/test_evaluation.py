@@ -1,0 +1,87 @@
+"""The evaluating commands: data on stdout in three formats, everything that was left out on stderr."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from typer.testing import CliRunner, Result
+
+from kvq_batch.cli.app import app
+from tests.evaluation.tables import NUM, Study, make_study
+from tests.io.results import KVQ, LUMA
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+def call(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [*arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def evaluate(study: Study, *arguments: str, exit_code: int = 0) -> Result:
+    return call("evaluate", study.tables, study.labels, "--draws", "100", *arguments, exit_code=exit_code)
+
+
+def test_three_formats_give_the_same_figures(study: Study) -> None:
+    told = json.loads(evaluate(study, "--by", "country", "-o", "json").stdout)
+    assert told["labels"]["num_labels"] == NUM
+    assert told["labels"]["matched_by"] == {"file name": NUM}
+    assert [row["segment"] for row in told["results"]] == ["(all)", "CH", "DE"] * 2
+    srcc = stats.spearmanr(study.scores, study.values).statistic
+    assert told["results"][0]["srcc"] == pytest.approx(srcc)
+    rows = list(csv.DictReader(io.StringIO(evaluate(study, "--by", "country", "-o", "csv").stdout)))
+    assert [float(row["krcc"]) for row in rows] == [row["krcc"] for row in told["results"]]
+    assert rows[0]["srcc_within"] == ""
+    table = evaluate(study, "--source", "source_id").stdout
+    assert f"{srcc:.3f} [" in table
+    assert "srcc_within" in table
+
+
+def test_what_is_taken_and_left_out_is_told(study: Study, tmp_path: Path) -> None:
+    labels = tmp_path / "some.txt"
+    labels.write_text("v000.mp4, -1, -1, 10\nv031.mp4, -1, -1, 20\nholiday.mp4, -1, -1, 30\n")
+    result = call("evaluate", study.tables, str(labels))
+    for words in (
+        "some: 3 labels; four fields a line (file, -1, -1, mos); 10 to 30, the scale is not named",
+        "matched 2 by file name",
+        "1 labels have no video; first: 'holiday.mp4': no such video",
+        f"{NUM - 2} videos have no label; first: scene00/v001.mp4",
+        f"1 labelled videos have no score of {LUMA.model_id}; first: scene06/v031.mp4",
+        f"UNTRAINED: the weights of {KVQ.model_id} are random",
+    ):
+        assert words in result.stderr
+    assert "2 videos; at least 4 are needed" in result.stdout
+
+
+def test_files_are_written_where_they_are_asked_for(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = evaluate(study, "--out", str(out), "--model", "luma", "--scale", "0..100")
+    assert {path.name for path in out.iterdir()} == {
+        *("agreement.csv", "agreement.parquet", "videos.csv", "videos.parquet"),
+        *(f"{LUMA.model_id}.png", f"{LUMA.model_id}.calibration.json"),
+    }
+    assert f"{LUMA.model_id}.calibration.json" in result.stderr
+    assert "UNTRAINED" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scale", "1..5"], "is outside the scale 1..5"),
+        (["--scale", "high"], "write the lowest and the highest label"),
+        (["--model", "nope"], "no score of model nope"),
+        (["--by", "nothing"], "nothing"),
+        (["--mos-column", "dmos"], "no column 'dmos'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(study: Study, arguments: list[str], said: str) -> None:
+    result = evaluate(study, *arguments, exit_code=2)
+    assert said in result.stderr
+    assert result.stdout == ""

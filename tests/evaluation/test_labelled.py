@@ -1,0 +1,113 @@
+"""Labels beside scores of real tables: the right pairs, and a word for everything that is left out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.identity import ModelRef
+from kvq_batch.evaluation.labelled import Asked, Labelled, LabelledModel, join_labels
+from kvq_batch.io.labels import read_labels
+from kvq_batch.io.session import open_session
+from tests.evaluation.tables import NUM, Study, make_study, scored
+from tests.io.results import KVQ, LUMA, make_run
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+EVERYTHING = Asked()
+
+
+def join(study: Study, asked: Asked = EVERYTHING, labels: str | None = None) -> Labelled:
+    with open_session(study.tables) as session:
+        return join_labels(session, read_labels(labels or study.labels), asked)
+
+
+def of(labelled: Labelled, model: ModelRef) -> LabelledModel:
+    return next(found for found in labelled.models if found.model_id == model.model_id)
+
+
+def test_every_label_stands_beside_the_score_of_its_video(study: Study) -> None:
+    kvq = of(join(study), KVQ)
+    assert kvq.video_ids == study.videos
+    np.testing.assert_array_equal(kvq.scores, study.scores)
+    np.testing.assert_array_equal(kvq.labels, study.values)
+    assert (kvq.origin, kvq.segments, kvq.sources, kvq.num_stale, kvq.num_unscored) == ("untrained", None, None, 0, 0)
+
+
+def test_a_model_that_scored_less_says_what_it_lacks(study: Study) -> None:
+    labelled = join(study)
+    luma = of(labelled, LUMA)
+    assert luma.video_ids == study.videos[: NUM // 2]
+    assert luma.num_unscored == NUM // 2
+    assert luma.unscored[0] == study.videos[NUM // 2]
+    assert luma.origin == "weightless"
+
+
+def test_models_are_asked_for_by_name_or_id(study: Study) -> None:
+    assert [model.model_id for model in join(study, Asked(models=("luma",))).models] == [LUMA.model_id]
+    assert [model.model_id for model in join(study, Asked(models=(KVQ.model_id,))).models] == [KVQ.model_id]
+    with pytest.raises(SpecError, match="no score of model nope; models are kvq-tiny, luma"):
+        join(study, Asked(models=("nope",)))
+
+
+def test_segments_and_sources_come_from_labels_catalog_scores_or_sql(study: Study) -> None:
+    found = of(join(study, Asked(by="country", source="SOURCE_ID")), KVQ)
+    assert found.segments == ("CH", "DE") * (NUM // 2)
+    assert found.sources == study.sources
+    assert set(of(join(study, Asked(by="codec")), KVQ).segments or ()) == {"h264"}
+    found = of(join(study, Asked(by="number >= 40 AND width_px > 1000", source="split_part(video_id, '/', 1)")), KVQ)
+    assert found.segments == ("false",) * 40 + ("true",) * 20
+    assert found.sources == study.sources
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Asked(by="nothing"), "nothing"),
+        (Asked(source="nullif(country, 'DE')"), "30 videos have none, first 'scene00/v001.mp4'"),
+        (Asked(by="1); DROP TABLE scores; --"), "refused|one SELECT|statements|syntax"),
+        (Asked(key="nothing"), "nothing"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(study: Study, asked: Asked, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        join(study, asked)
+
+
+def test_too_many_segments_are_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvq_batch.evaluation.labelled.MAX_SEGMENTS", 10)
+    with pytest.raises(SpecError, match="60 different values; at most 10 segments"):
+        join(study, Asked(by="video_id"))
+
+
+def test_a_key_of_the_catalog_names_the_videos(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "keys.csv").write_text("name,mos\n3,50\n59,60\nv001,70\n")
+    labelled = join(study, Asked(key="number"), str(tmp_path / "keys.csv"))
+    assert of(labelled, KVQ).video_ids == (study.videos[3], study.videos[59])
+    assert labelled.matching.unmatched == (("v001", "no such video"),)
+    assert labelled.matching.num_unlabelled == NUM - 2
+
+
+def test_labels_of_other_videos_are_refused(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("name,mos\nv0001.mp4,50\n")
+    with pytest.raises(SpecError, match=r"none of its 1 labels .* 'v0001.mp4' \(no such video\)"):
+        join(study, Asked(), str(tmp_path / "other.csv"))
+
+
+def test_stale_scores_are_left_out_unless_asked_for(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    newer = ModelRef(KVQ.name, "kvq-tiny@2-ffffffffffff", KVQ.fingerprint)
+    study.writer.write_run(make_run([newer, LUMA], state="finished"))
+    study.writer.commit(scored(study.videos[:20], study.scores[:20] + 1, newer))
+    labelled = join(study, Asked(models=("kvq-tiny",)))
+    old, new = of(labelled, KVQ), of(labelled, newer)
+    assert (len(old.video_ids), old.num_stale) == (0, NUM - 20)
+    assert (len(new.video_ids), new.num_stale, new.num_unscored) == (20, 0, NUM - 20)
+    taken = of(join(study, Asked(models=("kvq-tiny",), has_stale=True)), KVQ)
+    assert taken.video_ids == study.videos[20:]
+    np.testing.assert_array_equal(taken.scores, study.scores[20:])
