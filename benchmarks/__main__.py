@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = (
     ("The framework alone", "pipeline", ()),
     ("What one driver writes and commits", "commit_rate", ()),
+    ("Compaction", "compaction", ()),
     ("A whole run against its slower stage", "end_to_end", ()),
     ("The small member of the family", "end_to_end", ("--model", "kvq-tiny", "--videos", "24")),
     ("Decoding and resizing", "decode", ()),

@@ -14,6 +14,7 @@ from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
 from tests.io.finished_run import fill
 from tests.io.results import KVQ
+from tests.s3 import S3Location
 
 
 @pytest.fixture
@@ -48,6 +49,18 @@ def test_a_night_of_upkeep(tables: str) -> None:
     assert ": deleted" in call("vacuum", tables, "--retention", "0h", "--alone", "--delete").stderr
     assert not any((Path(tables) / row["table"] / row["path"]).exists() for row in rows)
     assert "nothing is wrong" in call("check", tables, "--deep").stderr
+
+
+def test_upkeep_of_tables_on_s3(s3_prefix: S3Location) -> None:
+    uri = fill(f"{s3_prefix.uri}/tables", s3_prefix.options).tables.uri
+    there = (uri, "--endpoint-url", s3_prefix.options.endpoint_url or "", "-o", "json")
+    assert {row["table"] for row in json.loads(call("compact", *there).stdout)} == {"failures", "runs"}
+    vacuum = ("vacuum", *there, "--retention", "0h", "--alone", "--full")
+    assert len(json.loads(call(*vacuum).stdout)) == 5
+    call(*vacuum, "--delete")
+    assert json.loads(call(*vacuum).stdout) == []
+    assert json.loads(call("history", *there, "--limit", "1").stdout)[0]["operation"] == "vacuum end"
+    assert json.loads(call("check", *there, "--deep").stdout) == []
 
 
 def test_history_tells_who_committed_what(tables: str) -> None:

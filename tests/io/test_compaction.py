@@ -14,6 +14,7 @@ from deltalake import DeltaTable
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.check import check_tables
+from kvq_batch.io.check_parts import Finding
 from kvq_batch.io.compaction import Compaction, choose, compact, merge, plan_compaction, replace, store
 from kvq_batch.io.parts import make_part, statistics
 from kvq_batch.io.planner import make_plan
@@ -21,6 +22,7 @@ from kvq_batch.io.schemas import DATA_TABLES, find_schema
 from kvq_batch.io.session import Session
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import LoggedPart, Tables
+from kvq_batch.io.vacuum import delete_leftovers, leftovers
 from kvq_batch.io.writer import Batch, Writer
 from tests.io.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_model, make_run
 
@@ -60,6 +62,10 @@ def answers(uri: str, options: StorageOptions) -> dict[str, Any]:
     catalog = make_catalog([f"shows/season-1/{number:04d}" for number in range(12)])
     plan = make_plan(tables, catalog, "nightly", [KVQ, LUMA])
     return {**found, "pairs": plan.pairs, "counts": plan.counts, "current": plan.num_current}
+
+
+def errors(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
 
 
 def test_no_answer_changes_and_writers_go_on(tables_place: tuple[str, StorageOptions]) -> None:
@@ -217,7 +223,7 @@ def test_parts_of_an_older_schema_and_of_delta_rs_are_merged(tmp_path: Path) -> 
     list(compact(Tables.open(uri)))
     assert answers(uri, StorageOptions()) == before
     assert len(Tables.open(uri).parts("scores")) == 2
-    assert not [finding for finding in check_tables(Tables.open(uri)) if finding.severity == "error"]
+    assert errors(check_tables(Tables.open(uri))) == []
 
 
 _WRITER = """
@@ -249,7 +255,7 @@ def test_beside_a_process_that_commits_nothing_is_lost_or_doubled(tmp_path: Path
         assert sorted(row for row in rows if row.startswith("beside")) == sorted(f"beside-{n}" for n in range(60))
     rows = Tables.open(uri).dataset("scores").to_table().column("video_id").to_pylist()
     assert sorted(row for row in rows if not row.startswith("beside")) == sorted(before)
-    assert not [finding for finding in check_tables(Tables.open(uri), deep=True) if finding.severity == "error"]
+    assert errors(check_tables(Tables.open(uri), deep=True)) == []
 
 
 # Dies where a part is stored and its commit has not begun.
@@ -268,7 +274,14 @@ def test_a_kill_between_part_and_commit_leaves_the_tables_whole(tmp_path: Path) 
     before = answers(uri, StorageOptions())
     process = subprocess.run([sys.executable, "-c", _KILLED, uri], cwd=ROOT, check=False)
     assert process.returncode == -signal.SIGKILL
-    assert len(list((tmp_path / "tables").rglob("*-merged-*.parquet"))) == 1
+    (left,) = (tmp_path / "tables").rglob("*-merged-*.parquet")
     assert answers(uri, StorageOptions()) == before
+    assert errors(check_tables(Tables.open(uri), deep=True)) == []
+    (found,) = leftovers(Tables.open(uri), 0, with_orphans=True)
+    assert (found.kind, tmp_path / "tables" / found.table / found.path) == ("orphan", left)
     assert list(compact(Tables.open(uri)))
+    assert answers(uri, StorageOptions()) == before
+    kept = Tables.open(uri)
+    delete_leftovers(kept, list(leftovers(kept, 0, with_orphans=True)), 0, with_orphans=True)
+    assert not left.exists()
     assert answers(uri, StorageOptions()) == before
