@@ -10,6 +10,7 @@
         ScoreError       the model gave nothing usable
         LabelError       no version of it can be made or measured
       TransientError   retried with a cap, then becomes one of the others
+        OutOfMemoryError   a batch does not fit: tried again by halves
       FatalError       stop; what is committed stays committed, the run can be resumed   exit 1
 
 Foreign exceptions are translated where their library is owned, with `from`. Errors cross processes, so every
@@ -35,6 +36,10 @@ class CheckpointError(SpecError):
 
 class TransientError(KvqBatchError):
     """A failure that may pass: a time-out, a reset connection, a slow-down answer."""
+
+
+class OutOfMemoryError(TransientError):
+    """A batch of clips does not fit into the memory of its device; a smaller one may."""
 
 
 class FatalError(KvqBatchError):

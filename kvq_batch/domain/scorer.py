@@ -106,5 +106,9 @@ class Scorer(Protocol):
     def spec(self) -> ScorerSpec: ...
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """One prediction per clip, in order; each clip uint8 RGB [T, H, W, 3] as `spec.frames` asks for."""
+        """One prediction per clip, in order; each clip uint8 RGB [T, H, W, 3] as `spec.frames` asks for.
+
+        Raises:
+            OutOfMemoryError: so many clips do not fit; what the attempt had taken is free again.
+        """
         ...

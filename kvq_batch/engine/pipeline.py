@@ -7,6 +7,7 @@ missing). This module keeps no books: what does not come out here is the driver'
 """
 
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ BLOCKS_IN_FLIGHT = 2
 """Blocks given to one worker at a time: the one it works on and the next; all of them die with it."""
 
 _CANCEL = "kvq_batch.cancel"
+
+_OURS = re.compile(r"^kvq_batch\.domain\.errors\.\w+: (.+)$", re.MULTILINE)
 
 MAX_RESTARTS = 20
 """Deaths that one worker survives before its place in the pool is given up."""
@@ -111,7 +114,8 @@ def results(
     DataContext.get_current().set_config(_CANCEL, cancel)
     stages = [decode]
     for bit, model in enumerate(models.models):
-        settings = ScoreSettings(model.options, bit, model.request, models.drops_after(bit), model.section.batch_size)
+        drops, batch_size = models.drops_after(bit), model.section.batch_size
+        settings = ScoreSettings(model.options, model.ref.model_id, bit, model.request, drops, batch_size)
         stages.append(Stage(ScoreWorker, settings, model.section.workers))
     dataset = ray.data.from_blocks(list(blocks))
     for stage in stages:
@@ -119,7 +123,15 @@ def results(
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except (RayError, RuntimeError, OSError, ValueError) as error:
-        raise FatalError(f"the Ray pipeline broke: {type(error).__name__}: {redact(str(error))}") from error
+        raise FatalError(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """What a worker said when it ended, where it was ours that spoke; the whole of Ray's report otherwise."""
+    ours = _OURS.findall(str(error))
+    if ours:
+        return f"a worker ended: {redact(ours[-1])}"
+    return f"the Ray pipeline broke: {type(error).__name__}: {redact(str(error))}"
 
 
 def _add(dataset: Dataset, stage: Stage, blocks_in_flight: int) -> Dataset:

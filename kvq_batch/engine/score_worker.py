@@ -1,9 +1,11 @@
 """The scoring stage of one model: Arrow blocks of clips in, the same blocks with this model's results out.
 
-A worker builds its model once, from a small descriptor. A batch that raises is scored again clip by clip, so that
-one poisoned clip costs only itself. This module decides nothing about retries; the driver does.
+A worker builds its model once, from a small descriptor, and refuses to score with another one than the driver saw. A
+batch that raises is scored again clip by clip, so that one poisoned clip costs only itself; one that does not fit into
+memory, by halves. This module decides nothing about retries; the driver does.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +15,26 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from kvq_batch.domain.errors import FatalError, OutOfMemoryError
 from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelOptions, Prediction, Scorer
 from kvq_batch.engine.stream import RESULT, clip_pixels, maps_to_stream
 from kvq_batch.io.redact import redact
 from kvq_batch.models.registry import build
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ScoreSettings:
     """What a scoring worker of one model must know.
 
-    `bit` is the model's place in the job, `request` the frame request that it wants, `drops` the requests whose
-    frames no later model needs.
+    `model_id` is what the driver found the model to be, `bit` its place in the job, `request` the frame request that it
+    wants, `drops` the requests whose frames no later model needs.
     """
 
     model: ModelOptions
+    model_id: str
     bit: int
     request: int
     drops: tuple[int, ...]
@@ -36,11 +42,21 @@ class ScoreSettings:
 
 
 class ScoreWorker:
-    """Callable that Ray Data builds once per actor."""
+    """Callable that Ray Data builds once per actor.
+
+    Raises: FatalError where the weights on this machine are not those that the driver described.
+    """
 
     def __init__(self, settings: ScoreSettings) -> None:
         self._settings = settings
-        self._scorer = build(settings.model)
+        scorer = build(settings.model)
+        if scorer.spec.card.model_id != settings.model_id:
+            raise FatalError(
+                f"model {settings.model.name!r} is {scorer.spec.card.model_id} on this worker and "
+                f"{settings.model_id} where the run was planned: put the same weights at {settings.model.weights} on "
+                "every machine"
+            )
+        self._batches = Batches(scorer, settings.batch_size)
 
     def __call__(self, clips: pa.Table) -> pa.Table:
         settings = self._settings
@@ -49,21 +65,52 @@ class ScoreWorker:
         rows = np.flatnonzero(((wanted >> settings.bit) & 1).astype(bool) & has_frames)
         results: list[dict[str, Any] | None] = [None] * clips.num_rows
         frames, shapes = clips[f"frames_{settings.request}"], clips[f"shape_{settings.request}"]
-        for start in range(0, len(rows), settings.batch_size):
-            batch = rows[start : start + settings.batch_size]
-            pixels = [clip_pixels(frames, shapes, int(row)) for row in batch]
-            for row, result in zip(batch, score_clips(self._scorer, pixels), strict=True):
-                results[int(row)] = result
+        pixels = [clip_pixels(frames, shapes, int(row)) for row in rows]
+        for row, result in zip(rows, self._batches.score(pixels), strict=True):
+            results[int(row)] = result
         kept = clips.drop_columns([f"frames_{r}" for r in settings.drops])
         return kept.append_column(f"result_{settings.bit}", pa.array(results, RESULT))
 
 
+class Batches:
+    """Clips through one scorer, so many at a time as fit; what was found to fit is remembered."""
+
+    def __init__(self, scorer: Scorer, size: int) -> None:
+        self._scorer = scorer
+        self.size = size
+
+    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+        """One value of `RESULT` per clip, in order."""
+        results: list[dict[str, Any]] = []
+        size_before = self.size
+        while len(results) < len(clips):
+            batch = clips[len(results) : len(results) + self.size]
+            try:
+                results += score_clips(self._scorer, batch)
+                size_before = self.size
+            except OutOfMemoryError as error:
+                message = redact(str(error))
+                if len(batch) > 1:
+                    self.size = len(batch) // 2
+                    _LOG.warning("%s; going on with batches of %d", message, self.size)
+                else:
+                    # This clip is too large, not the batch: the next ones may be as many as before.
+                    self.size = size_before
+                    results.append({"error": "out_of_memory", "message": f"{message}; give the model a larger GPU"})
+        return results
+
+
 def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
-    """One value of `RESULT` per clip, in order; a clip that the model cannot score carries the reason."""
+    """One value of `RESULT` per clip, in order; a clip that the model cannot score carries the reason.
+
+    Raises: OutOfMemoryError for more clips than fit.
+    """
     started = time.perf_counter()
     try:
         predictions = zip(clips, scorer.score(clips), strict=True)
         results = [_result(prediction) for _, prediction in predictions]
+    except OutOfMemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - the worker's outermost frame: any model, any exception
         if len(clips) == 1:
             return [{"error": type(error).__name__, "message": redact(str(error))}]

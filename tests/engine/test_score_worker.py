@@ -1,17 +1,18 @@
 """The scoring stage: one poisoned clip costs itself, and what a model returns is checked before it is kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kvq_batch.domain.errors import FatalError, OutOfMemoryError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
 from kvq_batch.engine.models import describe_models
-from kvq_batch.engine.score_worker import score_clips
+from kvq_batch.engine.score_worker import Batches, ScoreSettings, ScoreWorker, score_clips
 from kvq_batch.spec.job import Job
 from kvq_batch.spec.load import make_job
 
@@ -43,6 +44,55 @@ def test_a_clip_that_the_model_refuses_costs_no_neighbour() -> None:
     assert results[1]["error"] == "RuntimeError"
     assert "secret" not in results[1]["message"]
     assert scorer.calls == [3, 1, 1, 1]
+
+
+@dataclass
+class NarrowScorer(PickyScorer):
+    """Has room for so many clips at a time, and for none whose pixels are 99."""
+
+    room: int = 3
+
+    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        self.calls.append(len(clips))
+        if len(clips) > self.room or any(clip.max() == 99 for clip in clips):
+            raise OutOfMemoryError(f"{len(clips)} clip(s) do not fit")
+        return [Prediction(float(clip.mean())) for clip in clips]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_size_that_fits_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = NarrowScorer()
+    batches = Batches(scorer, 8)
+    for _ in range(2):
+        results = batches.score([clip(value) for value in range(1, 11)])
+        assert [result["raw_score"] for result in results] == list(range(1, 11))
+    assert scorer.calls == [8, 4, *[2] * 5, *[2] * 5]
+    assert [record.message for record in caplog.records] == [
+        "8 clip(s) do not fit; going on with batches of 4",
+        "4 clip(s) do not fit; going on with batches of 2",
+    ]
+
+
+def test_a_clip_that_never_fits_is_a_failure_of_its_own_and_makes_no_batch_small() -> None:
+    scorer = NarrowScorer(room=4)
+    batches = Batches(scorer, 4)
+    results = batches.score([clip(value) for value in (1, 2, 99, 4, 5, 6, 7)])
+    assert [result.get("raw_score") for result in results] == [1, 2, None, 4, 5, 6, 7]
+    assert results[2]["error"] == "out_of_memory"
+    assert (batches.size, scorer.calls) == (2, [4, 2, 2, 1, 2, 2])
+
+
+def test_out_of_memory_at_the_end_of_a_block_is_remembered_as_what_fits() -> None:
+    batches = Batches(NarrowScorer(room=1), 8)
+    assert len(batches.score([clip(1)] * 3)) == 3
+    assert batches.size == 1
+
+
+def test_a_worker_with_other_weights_than_the_driver_saw_refuses_to_score() -> None:
+    (model,) = describe_models(job(models=[{"name": "kvq-tiny", "weights": "untrained"}])).models
+    settings = ScoreSettings(model.options, "kvq-tiny@untrained-0123456789ab", 0, 0, (), 1)
+    with pytest.raises(FatalError, match=f"{model.ref.model_id} on this worker and kvq-tiny@untrained-0123456789ab"):
+        ScoreWorker(settings)
+    ScoreWorker(replace(settings, model_id=model.ref.model_id))
 
 
 def test_nan_out_of_the_model_is_an_error_and_no_score() -> None:

@@ -1,19 +1,21 @@
 """The scorer's contract: uint8 clips in, one prediction each, alone or among others."""
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import CheckpointError, SpecError
+from kvq_batch.domain.errors import CheckpointError, OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.checkpoint import save
 from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.family import untrained_checkpoint
-from kvq_batch.models.kvq.scorer import normalise
+from kvq_batch.models.kvq.scorer import KvqScorer, normalise
 from tests.goldens import golden_recipe
 from tests.models.kvq_cases import SMALL
 
@@ -131,3 +133,49 @@ def test_num_threads_is_set() -> None:
 def test_sizes_that_make_no_network_are_refused(sizes: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(SpecError, match="KVQ"):
         KvqConfig(**sizes)  # type: ignore[arg-type]
+
+
+class Narrow(torch.nn.Module):
+    """A network whose device has no room for more than one clip; what it had made so far is seen by `made`."""
+
+    def __init__(self, network: torch.nn.Module, made: list["weakref.ref[torch.Tensor]"]) -> None:
+        super().__init__()
+        self.network, self.made = network, made
+
+    def forward(self, clips: torch.Tensor) -> Any:
+        if len(clips) > 1:
+            activations = clips * 2
+            self.made.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore words.")
+        return self.network(clips)
+
+
+def test_a_gpu_without_room_says_so_and_holds_nothing_of_the_attempt(small: Scorer) -> None:
+    assert isinstance(small, KvqScorer)
+    alone = small.score([clip(1)])[0].raw_score
+    made: list[weakref.ref[torch.Tensor]] = []
+    small._network = Narrow(small._network, made)  # type: ignore[assignment]
+    with pytest.raises(OutOfMemoryError, match=r"2 clip\(s\) of 8x96x96x3 do not fit: CUDA out of memory") as caught:
+        small.score([clip(1), clip(2)])
+    assert [reference() for reference in made] == [None]
+    assert "More words" not in str(caught.value)
+    assert small.score([clip(1)])[0].raw_score == alone
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_real_gpu_without_room_halves_the_batch_and_scores_all() -> None:
+    scorer = registry.build(ModelOptions("kvq-tiny", device="cuda"))
+    clips = [clip(seed, 32, 448, 448) for seed in range(8)]
+    torch.cuda.reset_peak_memory_stats()
+    expected = [scorer.score([one])[0].raw_score for one in clips]
+    # Room for two and a half clips, beside what is there already.
+    room = torch.cuda.memory_allocated() + 2.5 * (torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(OutOfMemoryError, match="8 clip"):
+            scorer.score(clips)
+        found = [prediction.raw_score for pair in range(0, 8, 2) for prediction in scorer.score(clips[pair : pair + 2])]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert found == pytest.approx(expected, abs=1e-5)

@@ -4,6 +4,7 @@ Owns the device, the precision and the normalisation. It passes on what the netw
 value is the engine's, which knows the video.
 """
 
+import traceback
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
 from kvq_batch.models.kvq.checkpoint import Checkpoint
 from kvq_batch.models.kvq.network import build_network
@@ -50,14 +51,26 @@ class KvqScorer:
 
         Raises:
             SpecError: frames of a size that the network cannot run on.
+            OutOfMemoryError: the GPU has no room for so many.
         """
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for place, clip in enumerate(clips):
             by_shape.setdefault(clip.shape, []).append(place)
         found: dict[int, Prediction] = {}
         for places in by_shape.values():
-            found.update(zip(places, self._score_batch([clips[place] for place in places]), strict=True))
+            found.update(zip(places, self._score_shape([clips[place] for place in places]), strict=True))
         return [found[place] for place in range(len(clips))]
+
+    def _score_shape(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
+        try:
+            return self._score_batch(clips)
+        except torch.OutOfMemoryError as error:
+            # The frames of the traceback still hold what the network had made so far.
+            traceback.clear_frames(error.__traceback__)
+            torch.cuda.empty_cache()
+            first_line = next(iter(str(error).splitlines()), "")
+            shape = "x".join(map(str, clips[0].shape))
+            raise OutOfMemoryError(f"{len(clips)} clip(s) of {shape} do not fit: {first_line}") from error
 
     @torch.inference_mode()
     def _score_batch(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
