@@ -53,7 +53,8 @@ class ClipSource(Protocol):
     def read(self, places: Sequence[int], draw: int | None) -> Views:
         """The samples at `places`, in order; `draw` seeds what is random about a view, None is the fixed view.
 
-        Clips of one call have one shape. Labels are those of the samples, unless the view changed them (a mixture).
+        A view follows from its place and the draw, not from what else is read. Clips of one call have one shape.
+        Labels are those of the samples, unless the view changed them (a mixture).
         """
         ...
 

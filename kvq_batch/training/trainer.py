@@ -1,0 +1,276 @@
+"""The training loop: batches in, a checkpoint with its card out, resumable at any step to the same weights.
+
+It runs where torch, numpy and safetensors are, alone or as one of a group of processes; whoever holds the clips hands
+them in as a `ClipSource`. On a CPU of the same build and with as many threads, a training that was killed and resumed
+ends with the same bits as one that was not; on a GPU sums are rounded in any order. It decides nothing of what is
+trained: that is `TrainSettings`.
+"""
+
+import csv
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.domain.scorer import ModelCard
+from kvq_batch.models.kvq import checkpoint
+from kvq_batch.models.kvq.card import digest
+from kvq_batch.models.kvq.scorer import normalise
+from kvq_batch.training.assembly import scoring_network, trainable_network
+from kvq_batch.training.cubes import check_cube
+from kvq_batch.training.curve import Curve
+from kvq_batch.training.group import Alone, Group
+from kvq_batch.training.initialisation import initial_tensors
+from kvq_batch.training.objective import TensorBatch, compute_losses
+from kvq_batch.training.optimisation import Optimisation, rate_factor
+from kvq_batch.training.samples import ClipSource, batch_places, data_digest, seed_of, split_samples
+from kvq_batch.training.settings import Machine, TrainSettings
+from kvq_batch.training.state import Identity, Progress, read_state, replace_file, to_device, write_state
+from kvq_batch.training.validation import Validation, prediction_rows, validate
+
+STATE = "state.safetensors"
+BEST = "best.safetensors"
+CURVE = "curve.csv"
+VALIDATION = "validation.csv"
+PREDICTIONS = "predictions.csv"
+
+_CURVE_COLUMNS = ("loss", "plcc", "rank", "lpc", "score", "cells", "gradient_norm", "learning_rate", "seconds")
+_VALIDATION_COLUMNS = ("srcc", "plcc", "is_best")
+
+
+class TrainObserver(Protocol):
+    """Who wants to know how a training goes; only the process of rank 0 tells."""
+
+    def started(self, step: int, steps: int, num_train: int, num_validation: int) -> None: ...
+
+    def stepped(self, step: int, row: Mapping[str, float]) -> None:
+        """`step` steps are done; `row` is the curve's."""
+        ...
+
+    def validated(self, validation: Validation, is_best: bool) -> None: ...
+
+
+class SilentTraining:
+    """Hears nothing."""
+
+    def started(self, step: int, steps: int, num_train: int, num_validation: int) -> None: ...
+
+    def stepped(self, step: int, row: Mapping[str, float]) -> None: ...
+
+    def validated(self, validation: Validation, is_best: bool) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a training ended: `progress.is_finished` is false where it was stopped. `best` is the checkpoint so far."""
+
+    progress: Progress
+    best: Path
+    seconds: float
+
+
+class Trainer:
+    """One training in one folder.
+
+    `card` names the model that comes out; origin and digest of it are replaced. `start` holds the weights at step 0,
+    drawn by `settings.initialisation` where it is None.
+
+    Raises:
+        SpecError: settings, samples or labels that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        machine: Machine,
+        source: ClipSource,
+        folder: Path,
+        card: ModelCard,
+        start: Mapping[str, Tensor] | None = None,
+        group: Group | None = None,
+        observer: TrainObserver | None = None,
+    ) -> None:
+        self._settings, self._machine, self._source = settings, machine, source
+        self._folder, self._card = folder, card
+        self._group: Group = group or Alone()
+        self._observer: TrainObserver = observer or SilentTraining()
+        if settings.loss.lpc:
+            check_cube(settings.config, settings.cube)
+        if settings.batch_size % self._group.size:
+            raise SpecError(f"batch_size {settings.batch_size} does not split into {self._group.size} equal shares")
+        if machine.device == "cuda" and not torch.cuda.is_available():
+            raise SpecError("the training is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
+        if machine.num_threads is not None:
+            torch.set_num_threads(machine.num_threads)
+        self._device = torch.device(machine.device)
+        self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
+        drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)
+        self._identity = Identity(
+            settings.digest(),
+            data_digest(source.samples),
+            digest({name: tensor.numpy() for name, tensor in drawn.items()}, settings.config),
+        )
+        tensors = to_device(drawn, self._device)
+        self._network = trainable_network(
+            settings.config, tensors, settings.dropout, settings.precision, machine.recompute
+        )
+        self._optimisation = Optimisation(self._network, settings.optimiser, settings.steps)
+        averaged = self._optimisation.averaged
+        self._scoring = scoring_network(settings.config, averaged, settings.precision)
+
+    def train(self, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """Trains to the end, or until `should_stop` (asked after every step), and says where it is then.
+
+        Raises:
+            SpecError: nothing to resume, something that must not be overwritten, or another training's folder.
+            FatalError: the training diverged, or the folder cannot be written; what is stored can be resumed.
+        """
+        started = time.monotonic()
+        progress = self._begin(resume)
+        with ExitStack() as stack:
+            curve, validations = self._curves(stack, progress.step)
+            if self._is_first:
+                sizes = len(self._split.train), len(self._split.validation)
+                self._observer.started(progress.step, self._settings.steps, *sizes)
+            ahead = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="views"))
+            batch = ahead.submit(self._batch, min(progress.step, self._settings.steps - 1))
+            while not progress.is_finished:
+                step = progress.step
+                now = batch.result()
+                if step + 1 < self._settings.steps:
+                    batch = ahead.submit(self._batch, step + 1)
+                row = self._step(step, now)
+                if curve is not None:
+                    curve.add(row)
+                    self._observer.stepped(step + 1, row)
+                progress = dataclasses.replace(progress, step=step + 1)
+                is_last = progress.step == self._settings.steps
+                if is_last or progress.step % self._settings.validate_every == 0:
+                    progress = self._validated(progress, validations)
+                stops = self._group.is_any(should_stop())
+                if stops or progress.is_finished or progress.step % self._machine.checkpoint_every == 0:
+                    self._store(progress, [c for c in (curve, validations) if c is not None])
+                if stops:
+                    break
+        return Outcome(progress, self._folder / BEST, time.monotonic() - started)
+
+    @property
+    def _is_first(self) -> bool:
+        return self._group.rank == 0
+
+    def _begin(self, resume: bool) -> Progress:
+        state = self._folder / STATE
+        if resume:
+            tensors, progress = read_state(state, self._identity)
+            self._optimisation.restore(tensors, progress.step)
+            return progress
+        if state.exists():
+            raise SpecError(f"{self._folder}: a training is there already; go on with --resume, or name another folder")
+        # The first process writes only when all have looked.
+        self._group.wait()
+        if self._is_first:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SpecError(f"{self._folder} cannot be made: {error}") from error
+            self._store(Progress(), [])
+        return Progress()
+
+    def _curves(self, stack: ExitStack, step: int) -> tuple[Curve | None, Curve | None]:
+        if not self._is_first:
+            return None, None
+        curve = stack.enter_context(Curve(self._folder / CURVE, _CURVE_COLUMNS, step))
+        return curve, stack.enter_context(Curve(self._folder / VALIDATION, _VALIDATION_COLUMNS, step))
+
+    def _batch(self, step: int) -> TensorBatch:
+        """This process's share of the batch of a step, normalised, on the device."""
+        settings, group = self._settings, self._group
+        places = batch_places(self._split.train, settings.batch_size, step, settings.seed)
+        share = settings.batch_size // group.size
+        own = places[group.rank * share : (group.rank + 1) * share].tolist()
+        views = self._source.read(own, seed_of(settings.seed, "view", step))
+        low, high = settings.scale
+        labels = self._checked((views.labels - low) / (high - low), own)
+        cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low)).to(self._device)
+        clips = normalise(torch.from_numpy(views.clips).to(self._device))
+        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells)
+
+    def _checked(self, labels: NDArray[np.float64], own: Sequence[int]) -> NDArray[np.float64]:
+        # A mixture's label is the source's own arithmetic.
+        is_wrong = ~((labels >= 0) & (labels <= 1))
+        wrong = [self._source.samples[own[place]].sample_id for place in np.flatnonzero(is_wrong).tolist()]
+        if wrong:
+            raise FatalError(f"the views of {', '.join(wrong)} have labels outside the scale {self._settings.scale}")
+        return labels
+
+    def _step(self, step: int, batch: TensorBatch) -> dict[str, float]:
+        started = time.monotonic()
+        settings = self._settings
+        # Dropout follows from the step: there is no state of a generator to lose.
+        torch.manual_seed(seed_of(settings.seed, "dropout", step, self._group.rank))
+        losses = compute_losses(self._network, batch, settings.loss, settings.cube, self._group)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        norm = self._optimisation.update(step, self._group)
+        rate = settings.optimiser.learning_rate * rate_factor(step, settings.optimiser.warmup_steps, settings.steps)
+        told = {"gradient_norm": norm, "learning_rate": rate, "seconds": round(time.monotonic() - started, 4)}
+        return {"step": step + 1} | losses.terms | told
+
+    def _validated(self, progress: Progress, curve: Curve | None) -> Progress:
+        """The progress after a validation; better weights than any before are kept as a checkpoint."""
+        settings = self._settings
+        is_last = progress.step == settings.steps
+        if not len(self._split.validation):
+            if is_last and self._is_first:
+                self._keep(None)
+            return dataclasses.replace(progress, is_finished=is_last)
+        found = validate(
+            self._scoring, self._source, self._split.validation, settings.batch_size, progress.step, self._group
+        )
+        is_best = progress.best_agreement is None or found.agreement > progress.best_agreement
+        if is_best:
+            progress = dataclasses.replace(
+                progress, best_agreement=found.agreement, best_step=progress.step, num_since_best=0
+            )
+        else:
+            progress = dataclasses.replace(progress, num_since_best=progress.num_since_best + 1)
+        if self._is_first:
+            if is_best:
+                self._keep(found)
+            if curve is not None:
+                curve.add({"step": found.step, "srcc": found.srcc, "plcc": found.plcc, "is_best": float(is_best)})
+            self._observer.validated(found, is_best)
+        is_over = settings.patience is not None and progress.num_since_best >= settings.patience
+        return dataclasses.replace(progress, is_finished=is_last or is_over)
+
+    def _keep(self, validation: Validation | None) -> None:
+        """The averaged weights as a checkpoint that a scorer loads, and what they gave on the validation set."""
+        tensors = {name: average.cpu().numpy() for name, average in self._optimisation.averaged.items()}
+        card = dataclasses.replace(self._card, origin="trained")
+        kept = checkpoint.Checkpoint(card, self._settings.config, tensors)
+        replace_file(self._folder / BEST, lambda path: checkpoint.save(path, kept))
+        if validation is not None:
+            rows = prediction_rows(self._source, validation)
+            replace_file(self._folder / PREDICTIONS, lambda path: _write_rows(path, rows))
+
+    def _store(self, progress: Progress, curves: Sequence[Curve]) -> None:
+        if self._is_first:
+            for curve in curves:
+                curve.flush()
+            write_state(self._folder / STATE, self._optimisation.tensors(), progress, self._identity)
+        self._group.wait()
+
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
