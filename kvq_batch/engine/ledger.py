@@ -22,7 +22,9 @@ from kvq_batch.engine.stream import ITEMS
 REPRODUCED_ALONE = frozenset({"decoder_crashed"})
 """Errors that are a property of the bytes once they came a second time, with the video alone."""
 
-NOT_WORTH_ANOTHER_TRY = frozenset({"missing", "forbidden", "no_credentials", "not_a_file", "content_changed"})
+NOT_WORTH_ANOTHER_TRY = frozenset(
+    {"missing", "forbidden", "credentials_expired", "no_credentials", "not_a_file", "content_changed"}
+)
 """Errors that a second try in the same run meets again; the next run tries them. Held back until the round ends, so
 that none of them is final when it was the first of many with one cause."""
 

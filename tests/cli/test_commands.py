@@ -15,6 +15,9 @@ import kvq_batch
 from kvq_batch.cli.app import Commands, app
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
+from kvq_batch.models.kvq.checkpoint import save
+from kvq_batch.models.kvq.config import TINY
+from kvq_batch.models.kvq.family import untrained_checkpoint
 
 COMMANDS = [
     "demo",
@@ -261,3 +264,19 @@ def test_a_reader_that_leaves_early_is_no_bug() -> None:
     command = f'{sys.executable} -c "{code}" models -o json | true; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_damaged_weights_are_refused_before_the_first_video(damage: str, videos: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "kvq.safetensors"
+    save(weights, untrained_checkpoint("kvq-tiny", TINY))
+    content = weights.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    weights.write_bytes({"cut": content[:middle], "flipped": flipped, "empty": b""}[damage])
+    tables = tmp_path / "tables"
+    arguments = ("--tables", tables, "--model", "kvq-tiny", "--weights", weights)
+    refused = call("score", videos, *arguments, exit_code=2)
+    assert str(weights) in refused.stderr.replace("\n", "")
+    assert refused.stdout == ""
+    assert not tables.exists()
