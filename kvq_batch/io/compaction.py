@@ -20,17 +20,18 @@ from typing import Any
 
 import pyarrow.compute as pc
 from deltalake import CommitProperties
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import RemoveAction
 from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.database import reading
 from kvq_batch.io.parts import ROW_GROUP_ROWS, Part, make_part
-from kvq_batch.io.redact import summary
+from kvq_batch.io.patience import Patience
 from kvq_batch.io.schemas import TABLES, find_schema
 from kvq_batch.io.storage import display_uri, join, refusing
 from kvq_batch.io.tables import BOUNDED_COLUMNS, LoggedPart, Tables
-from kvq_batch.io.trouble import FOREIGN_ERRORS
+from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
 
 TARGET_BYTES = 128 << 20
 
@@ -49,6 +50,9 @@ _ROW_GROUP_BYTES = 8 << 20
 _LEAST_ROW_GROUP_ROWS = 512
 
 _COMMIT_ATTEMPTS = 50
+
+PATIENCE = Patience()
+"""As a writer has with its commits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,22 +172,23 @@ def merge(tables: Tables, name: str, group: Sequence[LoggedPart]) -> Part:
     return part
 
 
-def store(tables: Tables, name: str, part: Part) -> None:
+def store(tables: Tables, name: str, part: Part, patience: Patience = PATIENCE) -> None:
     """Writes the file of `part`; no reader sees it yet. Raises: FatalError where the store refuses it."""
-    try:
+
+    def write(attempt: int) -> None:
         file_system, root = tables.part_filesystem(name)
         path = f"{root}/{part.path}"
         if isinstance(file_system, LocalFileSystem):
             file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
         file_system.pipe_file(path, part.content.to_pybytes())
+
+    try:
+        patience.repeat(write)
     except FOREIGN_ERRORS as error:
-        raise FatalError(
-            f"{display_uri(tables.uri)}: table {name!r}: a part cannot be written: {summary(error, 200)}; check the "
-            "free space and the rights to write there. What was committed stays"
-        ) from error
+        raise _fatal(tables, name, error) from error
 
 
-def replace(tables: Tables, name: str, group: Sequence[LoggedPart], part: Part) -> None:
+def replace(tables: Tables, name: str, group: Sequence[LoggedPart], part: Part, patience: Patience = PATIENCE) -> None:
     """Commits `part`, which is stored, in place of `group`.
 
     Raises: FatalError where another compaction has replaced one of them, or the store fails.
@@ -198,38 +203,44 @@ def replace(tables: Tables, name: str, group: Sequence[LoggedPart], part: Part) 
         )
         for old in group
     ]
-    told = {"operation": "compact", "parts": len(group), "rows": part.num_rows}
-    failure: Exception | None = None
-    for _ in range(_COMMIT_ATTEMPTS):
-        tables.refresh(name)
-        live = {logged.path for logged in tables.parts(name)}
-        if part.path in live:
-            # The commit before had landed, and only its answer was lost.
+    told_of = {"operation": "compact", "parts": len(group), "rows": part.num_rows}
+    delta = tables.delta(name)
+
+    def commit(attempt: int) -> None:
+        for _ in range(_COMMIT_ATTEMPTS):
+            delta.update_incremental()
+            live = {logged.path for logged in tables.parts(name)}
+            if part.path in live:
+                # The commit before had landed, and only its answer was lost.
+                return
+            if not live.issuperset(old.path for old in group):
+                _remove(tables, name, part)
+                raise FatalError(
+                    f"{display_uri(tables.uri)}: another compaction of table {name!r} is at work; what this one "
+                    "committed stays. Let the other finish, then start again if parts are left"
+                )
+            try:
+                delta.create_write_transaction(
+                    [part.action, *removals],
+                    mode="append",
+                    schema=delta.schema(),
+                    partition_by=list(find_schema(name).partition_by),
+                    commit_properties=CommitProperties(custom_metadata={MARK: told_of}, max_commit_retries=0),
+                )
+            except CommitFailedError:
+                # Somebody committed since we looked.
+                continue
+            delta.update_incremental()
             return
-        if not live.issuperset(old.path for old in group):
-            _remove(tables, name, part)
-            raise FatalError(
-                f"{display_uri(tables.uri)}: another compaction of table {name!r} is at work; what this one committed "
-                "stays. Let the other finish, then start again if parts are left"
-            )
-        delta = tables.delta(name)
-        try:
-            delta.create_write_transaction(
-                [part.action, *removals],
-                mode="append",
-                schema=delta.schema(),
-                partition_by=list(find_schema(name).partition_by),
-                commit_properties=CommitProperties(custom_metadata={MARK: told}, max_commit_retries=0),
-            )
-        except FOREIGN_ERRORS as error:
-            failure = error
-            continue
-        delta.update_incremental()
-        return
-    raise FatalError(
-        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {summary(failure, 200) if failure else ''}; "
-        "what was committed stays, start again"
-    ) from failure
+        raise FatalError(
+            f"{display_uri(tables.uri)}: table {name!r} gets commits faster than it can be compacted; start again when "
+            "less is written"
+        )
+
+    try:
+        patience.repeat(commit)
+    except FOREIGN_ERRORS as error:
+        raise _fatal(tables, name, error) from error
 
 
 def _check_bounds(tables: Tables, name: str, column: str, rows: Any, group: Sequence[LoggedPart]) -> None:
@@ -246,9 +257,15 @@ def _check_bounds(tables: Tables, name: str, column: str, rows: Any, group: Sequ
 
 
 def _remove(tables: Tables, name: str, part: Part) -> None:
-    with refusing(join(tables.uri, name)):
-        file_system, root = tables.part_filesystem(name)
-        file_system.rm_file(f"{root}/{part.path}")
+    file_system, root = tables.part_filesystem(name)
+    file_system.rm_file(f"{root}/{part.path}")
+
+
+def _fatal(tables: Tables, name: str, error: Exception) -> FatalError:
+    return FatalError(
+        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {ADVICE[trouble(error)]} ({told(error)}). "
+        "What was committed stays; start again"
+    )
 
 
 def _partition_of(part: LoggedPart) -> str:

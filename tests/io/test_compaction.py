@@ -25,6 +25,8 @@ from kvq_batch.io.tables import LoggedPart, Tables
 from kvq_batch.io.vacuum import delete_leftovers, leftovers
 from kvq_batch.io.writer import Batch, Writer
 from tests.io.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_model, make_run
+from tests.proxy import DENIED, SLOW_DOWN, Fault, FaultProxy, Lost, Reset
+from tests.s3 import S3Location
 
 QUESTIONS = ("scores_latest", "regions", "failures", "clips", "maps", "catalog", "models", "runs")
 ROOT = Path(__file__).parents[2]
@@ -232,7 +234,7 @@ from kvq_batch.io.tables import Tables
 from kvq_batch.io.writer import Writer
 from tests.io.results import make_batch
 writer = Writer(Tables.open(sys.argv[1]), "run-2")
-for number in range(60):
+for number in range(30):
     writer.commit(make_batch([f"beside-{number}"], seed=number))
     print(number, flush=True)
 """
@@ -252,7 +254,7 @@ def test_beside_a_process_that_commits_nothing_is_lost_or_doubled(tmp_path: Path
     assert merges_beside > 3
     for name in ("scores", "maps", "clips"):
         rows = Tables.open(uri).dataset(name).to_table().column("video_id").to_pylist()
-        assert sorted(row for row in rows if row.startswith("beside")) == sorted(f"beside-{n}" for n in range(60))
+        assert sorted(row for row in rows if row.startswith("beside")) == sorted(f"beside-{n}" for n in range(30))
     rows = Tables.open(uri).dataset("scores").to_table().column("video_id").to_pylist()
     assert sorted(row for row in rows if not row.startswith("beside")) == sorted(before)
     assert errors(check_tables(Tables.open(uri), deep=True)) == []
@@ -285,3 +287,39 @@ def test_a_kill_between_part_and_commit_leaves_the_tables_whole(tmp_path: Path) 
     delete_leftovers(kept, list(leftovers(kept, 0, with_orphans=True)), 0, with_orphans=True)
     assert not left.exists()
     assert answers(uri, StorageOptions()) == before
+
+
+@pytest.mark.parametrize("where", [r"/scores/model_id.*-merged-.*\.parquet", r"/scores/_delta_log/.*\.json"])
+@pytest.mark.parametrize("fault", [SLOW_DOWN, Lost(), Reset()], ids=repr)
+def test_a_store_that_stumbles_costs_no_row(
+    fault: Fault, where: str, s3_prefix: S3Location, fault_proxy: FaultProxy
+) -> None:
+    """Even where the commit landed and its answer was lost: it is not made a second time."""
+    uri, options = f"{s3_prefix.uri}/tables", fault_proxy.options(attempts=2)
+    writer = Writer(Tables.create(uri, options), "run-1")
+    for number in range(3):
+        writer.commit(make_batch([f"v{number}"], seed=number))
+    rule = fault_proxy.add(fault, method="PUT", pattern=where, times=1)
+    list(compact(Tables.open(uri, options)))
+    assert rule.num_faults == 1
+    tables = Tables.open(uri, options)
+    assert len(tables.parts("scores")) == 1
+    assert sorted(tables.dataset("scores").to_table().column("video_id").to_pylist()) == ["v0", "v1", "v2"]
+
+
+@pytest.mark.parametrize("where", [r"/scores/model_id.*-merged-.*\.parquet", r"/scores/_delta_log/.*\.json"])
+def test_a_store_that_refuses_stops_it_with_everything_as_it_was(
+    where: str, s3_prefix: S3Location, fault_proxy: FaultProxy
+) -> None:
+    uri, options = f"{s3_prefix.uri}/tables", fault_proxy.options(attempts=2)
+    writer = Writer(Tables.create(uri, options), "run-1")
+    for number in range(3):
+        writer.commit(make_batch([f"v{number}"], seed=number))
+    fault_proxy.add(DENIED, method="PUT", pattern=where)
+    with pytest.raises(FatalError, match=r"table 'scores' cannot be compacted: access is denied"):
+        list(compact(Tables.open(uri, options)))
+    fault_proxy.clear()
+    tables = Tables.open(uri, options)
+    assert len(tables.parts("scores")) == 3
+    assert sorted(tables.dataset("scores").to_table().column("video_id").to_pylist()) == ["v0", "v1", "v2"]
+    assert list(compact(tables))
