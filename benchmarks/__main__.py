@@ -13,6 +13,7 @@ BENCHMARKS = (
     ("The small member of the family", "end_to_end", ("--model", "kvq-tiny", "--videos", "24")),
     ("Decoding and resizing", "decode", ()),
     ("KVQ on a CPU", "kvq_cpu", ()),
+    ("Plans against millions of scores", "planning", ()),
     ("How maps are stored", "maps_encoding", ()),
 )
 
