@@ -59,18 +59,14 @@ def _videos_by_stage(job: Job, models: JobModels, plan: Plan) -> dict[str, int]:
 
 def _past(run: RunFacts) -> PastRun:
     sections: list[Mapping[str, Any]] = run.job_spec["models"]
-    most = max(run.by_model.values(), key=lambda of: of.num_videos, default=None)
-    decode_s = max(most.decode_s, most.fetch_s) if most else 0.0
-    stages = [replace(_stored(DECODE, run.job_spec["decode"]["workers"]), work_s=decode_s)]
-    for section in sections:
-        sums = run.by_model.get(section["name"])
-        stages.append(replace(_stored(section["name"], section["workers"]), work_s=sums.score_s if sums else 0.0))
-    alike = {name: of.num_videos for name, of in run.by_model.items() if name in run.alike}
-    return PastRun(run.seconds, run.startup_s, tuple(stages), alike)
+    stages = [_stored(DECODE, run.job_spec["decode"]["workers"], run.decode_work_s)]
+    stages += [_stored(model["name"], model["workers"], run.score_work_s[model["name"]]) for model in sections]
+    alike = {name: num for name, num in run.num_scored.items() if name in run.alike}
+    return PastRun(run.seconds, run.startup_s, tuple(stages), alike, max(run.num_scored.values()))
 
 
-def _stored(name: str, workers: Mapping[str, Any]) -> Stage:
-    return Stage(name, workers["min"], workers["max"], workers["num_cpus"], workers["num_gpus"], None)
+def _stored(name: str, workers: Mapping[str, Any], work_s: float) -> Stage:
+    return Stage(name, workers["min"], workers["max"], workers["num_cpus"], workers["num_gpus"], work_s)
 
 
 def _stage(name: str, workers: Workers, cores: float) -> Stage:

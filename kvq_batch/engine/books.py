@@ -25,7 +25,6 @@ from kvq_batch.io.plan_store import store_plan
 from kvq_batch.io.schemas import make_rows
 from kvq_batch.io.storage import display_uri
 from kvq_batch.io.writer import Batch, Writer
-from kvq_batch.spec.budget import Prices
 
 RECORDED_VERSIONS = ("kvq-batch", "ray", "torch", "av", "decord", "numpy", "pyarrow", "deltalake", "duckdb")
 
@@ -136,7 +135,7 @@ class RunBooks:
     def _write_run(self, state: State, message: str) -> None:
         summary = self._summary(state, message)
         is_over = state != "running"
-        estimate, prices = self._plan.estimate, self._plan.job.prices
+        estimate = self._plan.estimate
         expected_use = estimate.use
         row: dict[str, Any] = {
             "job": self._plan.job.name,
@@ -158,7 +157,7 @@ class RunBooks:
             "started_at": self._started_at,
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,
-            **(_used(summary, prices) if is_over else {}),
+            **(self._used(summary) if is_over else {}),
             "expected_s": estimate.seconds,
             "expected_core_hours": expected_use.core_hours if expected_use else None,
             "expected_gpu_hours": expected_use.gpu_hours if expected_use else None,
@@ -167,6 +166,20 @@ class RunBooks:
             "message": message,
         }
         self._writer.write_run(make_rows("runs", [row]))
+
+    def _used(self, summary: RunSummary) -> dict[str, Any]:
+        """What a run that is over took: the next plan's estimate comes of it."""
+        decode, *scoring = done(self._pools, self._ledger)
+        return {
+            "startup_s": summary.startup_s,
+            "decode_work_s": decode.work_s,
+            "score_work_s": [(stage.name, stage.work_s) for stage in scoring],
+            "num_scored_by_model": list(zip((s.name for s in scoring), self._ledger.num_scored_by_model, strict=True)),
+            "core_hours": summary.core_hours,
+            "gpu_hours": summary.gpu_hours,
+            "cost": summary.cost,
+            "currency": None if summary.cost is None else self._plan.job.prices.currency,
+        }
 
 
 def model_rows(model: JobModel) -> list[dict[str, Any]]:
@@ -189,16 +202,6 @@ def model_rows(model: JobModel) -> list[dict[str, Any]]:
         for i, (name, values) in enumerate(card.calibrations.items())
     ]
     return [bare, *calibrations]
-
-
-def _used(summary: RunSummary, prices: Prices) -> dict[str, Any]:
-    return {
-        "startup_s": summary.startup_s,
-        "core_hours": summary.core_hours,
-        "gpu_hours": summary.gpu_hours,
-        "cost": summary.cost,
-        "currency": None if summary.cost is None else prices.currency,
-    }
 
 
 def _batch(rows: Rows) -> Batch:

@@ -69,13 +69,15 @@ def use_of_all(stages: Sequence[Stage], seconds: float) -> Use:
 class PastRun:
     """What one earlier run measured. Work is in seconds of one worker; `stages` are that run's own pools.
 
-    `num_videos` counts scored videos by model; `startup_s` is the time before its first result.
+    `num_videos` counts scored videos by those of its models that are of interest, `num_decoded` all that it decoded;
+    `startup_s` is the time before its first result.
     """
 
     seconds: float
     startup_s: float
     stages: tuple[Stage, ...]
     num_videos: Mapping[str, int]
+    num_decoded: int
 
     def work_s(self, name: str) -> float:
         return sum(stage.work_s or 0.0 for stage in self.stages if stage.name == name)
@@ -106,7 +108,7 @@ def throughput(runs: Sequence[PastRun]) -> Throughput:
             work[name] = work.get(name, 0.0) + run.work_s(name)
             scores[name] = scores.get(name, 0) + num
         decoded += run.work_s(DECODE)
-        num_decoded += max(run.num_videos.values())
+        num_decoded += run.num_decoded
     video_s = {name: work[name] / num for name, num in scores.items() if num}
     if num_decoded:
         video_s[DECODE] = decoded / num_decoded

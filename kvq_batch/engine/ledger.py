@@ -45,13 +45,20 @@ class Rows:
 
 
 def items_of(pairs: pa.Table, models: Sequence[JobModel]) -> pa.Table:
-    """The plan's pairs as one row a video, with the models that want it as a bit mask; in the order of the plan."""
-    names = pa.array([model.ref.name for model in models], pa.string())
-    bits = pa.array([1 << bit for bit in range(len(models))], pa.int64())
-    masks = bits.take(pc.index_in(pairs["model_name"].combine_chunks(), value_set=names))
+    """The plan's pairs as one row a video, with the models that want it as a bit mask; in the order of the plan.
+
+    Pairs of one video stand together there.
+    """
     keys = ["video_id", "uri", "content_id", "size_bytes", "start_s", "end_s"]
-    grouped = pairs.select(keys).append_column("bit", masks).group_by(keys, use_threads=False)
-    table = grouped.aggregate([("bit", "sum")]).rename_columns([*keys, "wanted"])
+    if not pairs.num_rows:
+        return ITEMS.empty_table()
+    names = pa.array([model.ref.name for model in models], pa.string())
+    bits = 1 << pc.index_in(pairs["model_name"].cast(pa.string()), value_set=names).to_numpy().astype(np.int64)
+    ids = pairs["video_id"]
+    is_first = np.ones(pairs.num_rows, bool)
+    is_first[1:] = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy()
+    starts = np.flatnonzero(is_first)
+    table = pairs.select(keys).take(pa.array(starts)).append_column("wanted", pa.array(np.add.reduceat(bits, starts)))
     table = table.append_column("item", pa.array(np.arange(table.num_rows)))
     table = table.append_column("attempt", pa.array(np.ones(table.num_rows, np.int32)))
     return table.select(ITEMS.names).cast(ITEMS)
@@ -81,12 +88,16 @@ class Ledger:
         self._clips: dict[Pair, dict[int, ClipResult]] = {}
         self._held: list[tuple[Pair, Failure]] = []
         self._rows = Rows()
-        self.num_scored = 0
         self.num_failed = 0
         self.num_retried = 0
         self.fetch_s = 0.0
         self.decode_s = 0.0
         self.score_s_by_model = [0.0] * len(models)
+        self.num_scored_by_model = [0] * len(models)
+
+    @property
+    def num_scored(self) -> int:
+        return sum(self.num_scored_by_model)
 
     @property
     def score_s(self) -> float:
@@ -108,7 +119,7 @@ class Ledger:
     @property
     def num_open(self) -> int:
         """Pairs without a score and without a final failure."""
-        return sum(int(mask).bit_count() for mask in self._open)
+        return int(np.bitwise_count(self._open).sum())
 
     def open_items(self, attempt: int) -> pa.Table:
         """The videos with open pairs, asking only for those pairs; a new round starts with them."""
@@ -185,7 +196,7 @@ class Ledger:
             self._rows.clips.append(clip_row(item, model, clip))
             if clip.result["maps"] is not None:
                 self._rows.maps.append(map_row(item, model, clip))
-        self.num_scored += 1
+        self.num_scored_by_model[pair[1]] += 1
         self.score_s_by_model[pair[1]] += sum(clip.result["score_s"] for clip in clips)
         self._close(pair)
         self.breaker.scored()

@@ -160,11 +160,12 @@ class Tables:
         ]
 
     def dataset(self, name: str, only: Collection[LoggedPart] | None = None) -> Any:
-        """pyarrow.dataset.Dataset over the parts of the loaded version, or `only` some, in the table's schema.
+        """pyarrow.dataset.Dataset over the parts of the loaded version, in the table's schema.
 
+        Files that compaction has replaced are no part of it; columns of ours that the next run will add are null.
         Raises: SpecError where the table has a feature that would be misread.
         """
-        delta, schema = self.delta(name), self.arrow_schema(name)
+        delta, schema = self.delta(name), self._whole_schema(name)
         unreadable = _UNREADABLE_FEATURES & set(delta.protocol().reader_features or ())
         if unreadable:
             raise SpecError(f"table {name!r} has {', '.join(sorted(unreadable))}, which this version cannot read")
@@ -188,6 +189,11 @@ class Tables:
         sizes = {part.path: part.size_bytes for part in parts}
         handler = DeltaStorageHandler(self.delta(name).table_uri, delta_options(self.uri, self.options), sizes)
         return pafs.PyFileSystem(handler)
+
+    def _whole_schema(self, name: str) -> Any:
+        schema = self.arrow_schema(name)
+        missing = [field for field in find_schema(name).arrow() if schema.get_field_index(field.name) < 0]
+        return pa.schema([*schema, *missing], schema.metadata)
 
     def _upgrade(self, schema: TableSchema) -> None:
         have = self.arrow_schema(schema.name)

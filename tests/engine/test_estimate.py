@@ -81,9 +81,9 @@ def test_workers_are_held_within_what_the_job_allows() -> None:
 
 
 def test_throughput_is_the_mean_of_earlier_runs_by_what_they_did() -> None:
-    first = PastRun(130.0, 30.0, (decode(2, 160.0), kvq(work_s=40.0)), {"kvq": 100})
-    second = PastRun(70.0, 10.0, (decode(1, 40.0), kvq(work_s=20.0)), {"kvq": 50})
-    empty = PastRun(500.0, 500.0, (decode(1, 0.0), kvq(work_s=0.0)), {})
+    first = PastRun(130.0, 30.0, (decode(2, 160.0), kvq(work_s=40.0)), {"kvq": 100}, 100)
+    second = PastRun(70.0, 10.0, (decode(1, 40.0), kvq(work_s=20.0)), {"kvq": 50}, 50)
+    empty = PastRun(500.0, 500.0, (decode(1, 0.0), kvq(work_s=0.0)), {}, 0)
     found = throughput([first, second, empty])
     assert found.video_s == pytest.approx({DECODE: 200 / 150, "kvq": 60 / 150})
     assert (found.num_scores, found.num_runs, found.startup_s) == ({"kvq": 150}, 2, 20.0)
@@ -94,7 +94,7 @@ def test_throughput_is_the_mean_of_earlier_runs_by_what_they_did() -> None:
 
 def test_what_was_measured_foretells_the_same_run_again() -> None:
     stages = (decode(4, 900.0), kvq(2, 100.0))
-    past = PastRun(290.0, 15.0, stages, {"kvq": 300})
+    past = PastRun(290.0, 15.0, stages, {"kvq": 300}, 300)
     again = estimate(stages, {DECODE: 300, "kvq": 300}, throughput([past]), PRICES)
     assert again.seconds is not None
     assert math.isclose(again.seconds, past.seconds)

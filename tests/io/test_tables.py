@@ -13,8 +13,10 @@ from deltalake import DeltaTable
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.video import VideoFacts
 from kvq_batch.io.schemas import DATA_TABLES, SCORES, TABLES, find_schema, make_rows
+from kvq_batch.io.session import Session
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
+from kvq_batch.io.throughput import past_runs
 from kvq_batch.io.writer import Writer
 from tests.io.results import KVQ, LUMA, make_batch
 
@@ -78,6 +80,19 @@ def test_older_tables_get_the_columns_that_we_added(tmp_path: Path) -> None:
     DeltaTable.create(str(tmp_path / "scores"), old, partition_by=["model_id"])
     tables = Tables.create(str(tmp_path))
     assert tables.arrow_schema("scores").field("decoder").type == pa.string()
+
+
+def test_older_tables_are_read_before_the_next_run_adds_its_columns(tmp_path: Path) -> None:
+    tables = Tables.create(str(tmp_path))
+    old = DeltaTable.create(
+        str(tmp_path / "runs"), pa.schema([("run_id", pa.string()), ("commit_seq", pa.int64())]), mode="overwrite"
+    )
+    tables.refresh("runs")
+    assert {field.name for field in old.schema().fields} == {"run_id", "commit_seq"}
+    assert tables.dataset("runs").schema.names == ["run_id", "commit_seq", *find_schema("runs").names[2:]]
+    assert past_runs(tables, [("kvq", "f", "cpu")]) == []
+    with Session(tables) as session:
+        assert session.sql("SELECT state, core_hours FROM runs").to_pylist() == []
 
 
 def test_tables_of_another_kind_are_refused(tmp_path: Path) -> None:
