@@ -1,6 +1,6 @@
-"""The commands that say what a model is worth.
+"""The commands that say what a model is worth: its scores against labels, its texture maps against labelled cells.
 
-They compute no score, and change no table.
+They change no table.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvq_batch.cli.options import EndpointOption, OutputOption, RegionOption, TablesArgument
+from kvq_batch.cli.options import DeviceOption, EndpointOption, OutputOption, RegionOption, TablesArgument
 from kvq_batch.cli.output import Format, Output
 
 if TYPE_CHECKING:
+    from kvq_batch.domain.scorer import Scorer
     from kvq_batch.evaluation.labelled import Labelled
+    from kvq_batch.evaluation.region_labels import RegionSet
+    from kvq_batch.evaluation.regions import RatedFile
     from kvq_batch.io.labels import Scale
 
 OutOption = Annotated[
@@ -111,6 +114,82 @@ def evaluate(
     if written:
         shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
     shown.warn_untrained(model.model_id for model in labelled.models if model.origin == "untrained")
+
+
+def evaluate_regions(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Holds labels/<set>.txt and <set>/ with its files.", show_default=False),
+    ],
+    model: Annotated[str, typer.Option("--model", help="Model; see `kvq-batch models`.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="File with the model's weights.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--set", help="Which set, where the folder holds several.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Groups: a pattern; what it finds in a file's name.", show_default=False),
+    ] = None,
+    device: DeviceOption = "cpu",
+    draws: DrawsOption = 1000,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the tables of figures and cells.", show_default=False)
+    ] = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare texture maps with labelled cells of pictures (LPVQ).
+
+    A still becomes a clip of 16 equal frames; its texture, before saliency
+    weighs it, is averaged over the cells of the labels. Figures are those of
+    all cells in one pool, and the mean of each file's own.
+
+    Example:
+
+      $ kvq-batch evaluate-regions KVQ/ --model kvq --weights KVQ.pth
+    """
+    from kvq_batch.domain.scorer import ModelOptions
+    from kvq_batch.evaluation.region_labels import read_region_set
+    from kvq_batch.evaluation.regions import COLUMNS, groups_of, num_still_frames, region_rows, write_regions
+    from kvq_batch.models.registry import build
+
+    regions = read_region_set(folder, dataset)
+    groups = None if by is None else groups_of(regions, by)
+    scorer = build(ModelOptions(model, weights, device=device))
+    rated = _rated(scorer, regions)
+    rows = region_rows(rated, groups, draws, seed)
+    written = [] if out is None else write_regions(rated, rows, out)
+    card, shown = scorer.spec.card, Output(output)
+    shown.note(
+        f"{regions.name}: {len(rated)} files, {card.model_id}; a still is {num_still_frames(scorer)} equal frames"
+    )
+    if output is Format.TABLE:
+        shown.rows([_short_region(row) for row in rows])
+    else:
+        shown.rows(rows, COLUMNS)
+    if written:
+        shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
+    shown.warn_untrained([card.model_id] if card.origin == "untrained" else [])
+
+
+def _rated(scorer: "Scorer", regions: "RegionSet") -> "list[RatedFile]":
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from kvq_batch.evaluation.regions import rate_regions
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(regions.name, total=len(regions.items))
+        return rate_regions(scorer, regions, lambda num_done: progress.update(task, completed=num_done))
+
+
+def _short_region(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for people: each figure with its interval in one cell."""
+    facts = {name: row[name] for name in ("group", "texture", "cells_of", "files", "cells")}
+    return facts | {name: _cell(row, name) for name in ("srcc", "plcc", "auc")} | {"remarks": row["remarks"]}
 
 
 def _told(labelled: "Labelled", scale: "Scale | None") -> list[str]:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.evaluation.labelled import Labelled, LabelledModel
 from kvq_batch.evaluation.scatter import Scatter, draw_scatter
+from kvq_batch.evaluation.tables import write_table
 from kvq_batch.io.labels import Scale
 from kvq_batch.metrics.agreement import FIGURES, Agreement, agree
 
@@ -71,19 +70,18 @@ def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale:
     """Writes every file below the folder `out`, and returns their paths. Raises: SpecError where that fails."""
     agreement = pa.Table.from_pylist(rows_of(labelled, results), _AGREEMENT)
     wholes = [result for result in results if result.segment == ALL]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        written = _write_table(agreement, out / "agreement")
-        written += _write_table(pa.concat_tables([_videos(result) for result in wholes]), out / "videos")
-        for result in wholes:
-            if result.agreement.num_videos:
-                written.append(out / f"{result.model.model_id}.png")
-                draw_scatter(_scatter(labelled, result, scale), written[-1])
-            if result.agreement.curve is not None:
-                written.append(out / f"{result.model.model_id}.calibration.json")
+    written = write_table(agreement, out / "agreement")
+    written += write_table(pa.concat_tables([_videos(result) for result in wholes]), out / "videos")
+    for result in wholes:
+        if result.agreement.num_videos:
+            written.append(out / f"{result.model.model_id}.png")
+            draw_scatter(_scatter(labelled, result, scale), written[-1])
+        if result.agreement.curve is not None:
+            written.append(out / f"{result.model.model_id}.calibration.json")
+            try:
                 written[-1].write_text(json.dumps(calibration(labelled, result, scale), indent=1) + "\n")
-    except OSError as error:
-        raise SpecError(f"{out} cannot be written: {error}") from error
+            except OSError as error:
+                raise SpecError(f"{written[-1]} cannot be written: {error}") from error
     return written
 
 
@@ -121,12 +119,6 @@ def _videos(result: Result) -> pa.Table:
         "fitted": missing if fitted is None else pa.array(fitted),
         "residual": missing if fitted is None else pa.array(fitted - model.labels),
     })  # fmt: skip
-
-
-def _write_table(table: pa.Table, stem: Path) -> list[Path]:
-    pyarrow.csv.write_csv(table, stem.with_suffix(".csv"))
-    pq.write_table(table, stem.with_suffix(".parquet"), compression="zstd")
-    return [stem.with_suffix(".csv"), stem.with_suffix(".parquet")]
 
 
 def _scatter(labelled: Labelled, result: Result, scale: Scale | None) -> Scatter:

@@ -119,7 +119,7 @@ def _fill(path: Path, probed: Probed, arrays: Sequence[_Array], decoding: Decodi
     for number, rgb in decoding.reader.frames(path, probed, wanted, decoding.num_threads):
         resize_started = time.process_time()
         for array, rows in places.pop(number):
-            _place(rgb, number, array.request, array.pixels[rows[0]])
+            place_frame(rgb, number, array.request, array.pixels[rows[0]])
             array.pixels[rows[1:]] = array.pixels[rows[0]]
         resize_s += time.process_time() - resize_started
     if places:
@@ -128,8 +128,8 @@ def _fill(path: Path, probed: Probed, arrays: Sequence[_Array], decoding: Decodi
     decoding.timings.decode_s += time.process_time() - started - resize_s
 
 
-def _place(rgb: NDArray[np.uint8], number: int, request: FrameRequest, out: NDArray[np.uint8]) -> None:
-    """Frame `number` as `request` wants it, into `out`."""
+def place_frame(rgb: NDArray[np.uint8], number: int, request: FrameRequest, out: NDArray[np.uint8]) -> None:
+    """Puts frame `number`, uint8 RGB of any size, into `out` as `request` wants it."""
     height, width = out.shape[:2]
     if request.size is None and rgb.shape[:2] != (height, width):
         raise DecodeError(

@@ -20,35 +20,20 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.metrics.draws import Figure, drawn_figures, mean_figure
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
-from kvq_batch.metrics.ranks import Ranking, Real, kendall, pearson, spearman
+from kvq_batch.metrics.ranks import Pairs, Ranking, Real, pearson, spearman
 
 MIN_VIDEOS = 4
-MIN_SOURCES = 5
-"""Fewer sources than this say nothing of how much a figure depends on them."""
 MIN_VERSIONS = 3
 """Videos of one source that make an order."""
 
-LEVEL = 0.95
 FIGURES = ("srcc", "krcc", "plcc", "rmse", "plcc_linear", "rmse_linear", "srcc_within")
 
-_MAX_UNDEFINED = 0.05
-"""Share of draws without the figure (all equal) above which there is no interval."""
-_CHUNK = 50
 _MAX_FOR_KRCC = 50_000
 """All pairs of more videos than these would take minutes."""
 _DRAW_TOLERANCE = 1e-6
 """Enough for an interval, and a third quicker than the tolerance of the fit itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure and its interval; `reason` says why one of both is None."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +83,9 @@ def agree(
         return Agreement(num, len(distinct), dict.fromkeys(FIGURES, Figure(None, reason=reason)), None)
     curve = fit_logistic(scores, labels)
     set_of_videos = _Videos(scores, labels, source_of, len(distinct), curve if isinstance(curve, Logistic) else None)
-    whole = set_of_videos.figures(np.ones((1, len(distinct))))
-    found = {name: float(drawn[0]) for name, drawn in whole.items()}
-    found["krcc"] = float(kendalltau(scores, labels, method="asymptotic").statistic)
-    figures = _with_intervals(set_of_videos, found, num_draws, seed)
+    figures = drawn_figures(set_of_videos.figures, len(distinct), num_draws, seed) | _krcc(
+        set_of_videos, num_draws, seed
+    )
     if isinstance(curve, str):
         figures |= {name: Figure(None, reason=curve) for name in ("plcc", "rmse")}
     # Where nobody names sources, there is nothing to explain.
@@ -153,6 +137,14 @@ class _Videos:
         return plcc, rmse
 
 
+def _krcc(videos: _Videos, num_draws: int, seed: int) -> dict[str, Figure]:
+    if len(videos.scores) > _MAX_FOR_KRCC:
+        tau = float(kendalltau(videos.scores, videos.labels, method="asymptotic").statistic)
+        return {"krcc": Figure(tau, reason=f"no interval of more than {_MAX_FOR_KRCC} videos")}
+    pairs = Pairs(videos.scores, videos.labels, videos.source_of)
+    return drawn_figures(lambda draws: {"krcc": pairs.kendall(draws)}, videos.num_sources, num_draws, seed, num_draws)
+
+
 def _why_none(scores: Real, labels: Real) -> str:
     """Why these videos have no agreement at all; empty where they have."""
     if len(scores) < MIN_VIDEOS:
@@ -164,68 +156,14 @@ def _why_none(scores: Real, labels: Real) -> str:
     return ""
 
 
-def _with_intervals(videos: _Videos, values: dict[str, float], num_draws: int, seed: int) -> dict[str, Figure]:
-    if videos.num_sources < MIN_SOURCES:
-        reason = f"{videos.num_sources} sources are too few for an interval"
-        return {name: _figure(value, None, reason) for name, value in values.items()}
-    generator = np.random.default_rng(seed)
-    shares = np.full(videos.num_sources, 1 / videos.num_sources)
-    has_krcc = len(videos.scores) <= _MAX_FOR_KRCC
-    kept: list[Real] = []
-    drawn: dict[str, list[Real]] = {name: [] for name in values}
-    for first in range(0, num_draws, _CHUNK):
-        size = min(_CHUNK, num_draws - first)
-        draws = generator.multinomial(videos.num_sources, shares, size=size).astype(np.float64)
-        for name, column in videos.figures(draws).items():
-            drawn[name].append(column)
-        if has_krcc:
-            kept.append(draws.astype(np.float32))
-    if has_krcc:
-        drawn["krcc"] = [kendall(videos.scores, videos.labels, videos.source_of, np.concatenate(kept))]
-    reasons = dict.fromkeys(values, "")
-    if not has_krcc:
-        reasons["krcc"] = f"no interval of more than {_MAX_FOR_KRCC} videos"
-    return {
-        name: _figure(value, np.concatenate(drawn[name]) if drawn[name] else None, reasons[name])
-        for name, value in values.items()
-    }
-
-
-def _figure(value: float, drawn: Real | None, reason: str) -> Figure:
-    """The value with the percentiles of its draws."""
-    if not np.isfinite(value):
-        return Figure(None, reason="all equal after the curve: no order")
-    if drawn is None:
-        return Figure(value, reason=reason)
-    is_there = np.isfinite(drawn)
-    if is_there.mean() < 1 - _MAX_UNDEFINED:
-        share = 1 - is_there.mean()
-        return Figure(value, reason=f"no interval: {share:.0%} of the draws have no such figure")
-    low, high = np.percentile(drawn[is_there], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Figure(value, float(low), float(high))
-
-
 def _within(videos: _Videos, num_draws: int, seed: int) -> Figure:
     """Mean over sources of SRCC among the videos of one, with the interval over sources."""
-    found, num_constant = [], 0
+    orders = []
     for source in range(videos.num_sources):
         own = videos.source_of == source
-        if np.count_nonzero(own) < MIN_VERSIONS:
-            continue
-        x, y = videos.scores[own], videos.labels[own]
-        order = spearman(Ranking(x), Ranking(y), np.ones((1, len(x))))[0]
-        if np.isfinite(order):
-            found.append(float(order))
-        else:
-            num_constant += 1
-    if not found:
-        return Figure(None, reason=f"no source has {MIN_VERSIONS} videos of different scores and labels")
-    reason = f"{num_constant} sources of equal scores or labels are left out" if num_constant else ""
-    values = np.array(found)
-    if len(values) < MIN_SOURCES:
-        few = f"{len(values)} sources of {MIN_VERSIONS} videos are too few for an interval"
-        return Figure(float(values.mean()), reason="; ".join(filter(None, (reason, few))))
-    generator = np.random.default_rng(seed)
-    means = generator.choice(values, (num_draws, len(values))).mean(axis=1)
-    low, high = np.percentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Figure(float(values.mean()), float(low), float(high), reason)
+        if np.count_nonzero(own) >= MIN_VERSIONS:
+            x, y = videos.scores[own], videos.labels[own]
+            orders.append(float(spearman(Ranking(x), Ranking(y), np.ones((1, len(x))))[0]))
+    if not orders:
+        return Figure(None, reason=f"no source has {MIN_VERSIONS} videos")
+    return mean_figure(orders, num_draws, seed)

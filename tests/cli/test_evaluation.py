@@ -10,6 +10,7 @@ from scipy import stats
 from typer.testing import CliRunner, Result
 
 from kvq_batch.cli.app import app
+from tests.evaluation.region_set import make_region_set
 from tests.evaluation.tables import NUM, Study, make_study
 from tests.io.results import KVQ, LUMA
 
@@ -85,3 +86,27 @@ def test_what_cannot_be_evaluated_is_refused(study: Study, arguments: list[str],
     result = evaluate(study, *arguments, exit_code=2)
     assert said in result.stderr
     assert result.stdout == ""
+
+
+def test_regions_are_rated_by_a_real_network(tmp_path: Path) -> None:
+    """KVQ's own network on LPVQ's own format; random weights, so that only the form of the figures is known."""
+    make_region_set(tmp_path, num=2)
+    arguments = ["evaluate-regions", str(tmp_path), "--model", "kvq-tiny", "--draws", "100"]
+    result = call(*arguments, "--out", str(tmp_path / "out"), "--by", "[01]", "-o", "json")
+    rows = json.loads(result.stdout)
+    assert [row["group"] for row in rows] == ["(all)", "(all)", "0", "0", "1", "1"]
+    assert [row["cells_of"] for row in rows] == ["inter-sample", "intra-sample"] * 3
+    assert all(-1 <= row["srcc"] <= 1 and 0 <= row["auc"] <= 1 for row in rows)
+    assert "LPVQ: 2 files, kvq-tiny@untrained-" in result.stderr
+    assert "a still is 16 equal frames" in result.stderr
+    assert "UNTRAINED" in result.stderr
+    from_csv = list(csv.DictReader(io.StringIO((tmp_path / "out" / "regions.csv").read_text())))
+    assert [float(row["srcc"]) for row in from_csv] == [row["srcc"] for row in rows]
+
+
+def test_a_region_set_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused = call("evaluate-regions", str(tmp_path), "--model", "kvq-tiny", exit_code=2)
+    assert "no labels/<set>.txt with a folder <set>" in refused.stderr
+    make_region_set(tmp_path)
+    refused = call("evaluate-regions", str(tmp_path), "--model", "luma-sharpness", exit_code=2)
+    assert "makes no texture map" in refused.stderr

@@ -94,7 +94,7 @@ def test_order_within_sources_is_the_mean_of_their_own() -> None:
     scores[sources == 0] = 1.0
     flat = agree(scores, labels, [str(s) for s in sources], num_draws=300).figures["srcc_within"]
     assert flat.value == pytest.approx(np.mean(own[1:]))
-    assert flat.reason == "1 sources of equal scores or labels are left out"
+    assert flat.reason == "1 of 8 sources are left out: all equal"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kvq_batch.metrics.ranks import Ranking, Real, kendall, pearson, spearman
+from kvq_batch.metrics.ranks import Pairs, Ranking, Real, pearson, spearman
 
 
 def values(seed: int, num: int, has_ties: bool) -> tuple[Real, Real]:
@@ -34,12 +34,14 @@ def test_drawn_sources_give_what_scipy_gives_of_repeated_values(has_ties: bool, 
     np.testing.assert_allclose(pearson(x, y, weights), oracle(stats.pearsonr, x, y, weights), atol=1e-12)
     found = spearman(Ranking(x), Ranking(y), weights)
     np.testing.assert_allclose(found, oracle(stats.spearmanr, x, y, weights), atol=1e-12)
-    np.testing.assert_allclose(kendall(x, y, source_of, draws), oracle(stats.kendalltau, x, y, weights), atol=1e-6)
+    np.testing.assert_allclose(
+        Pairs(x, y, source_of).kendall(draws), oracle(stats.kendalltau, x, y, weights), atol=1e-6
+    )
 
 
 def test_kendall_over_more_videos_than_stand_in_one_block() -> None:
     x, y = values(3, 1300, True)
-    tau = kendall(x, y, np.arange(1300), np.ones((1, 1300)))
+    tau = Pairs(x, y, np.arange(1300)).kendall(np.ones((1, 1300)))
     assert tau[0] == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-9)
 
 
@@ -49,4 +51,20 @@ def test_values_that_are_all_equal_have_no_correlation() -> None:
     assert np.isnan(pearson(x, y, ones)[0])
     assert np.isnan(pearson(x + 1e-17 * y, y, ones)[0])
     assert np.isnan(spearman(Ranking(x), Ranking(y), ones)[0])
-    assert np.isnan(kendall(x, y, np.arange(6), ones)[0])
+    assert np.isnan(Pairs(x, y, np.arange(6)).kendall(ones)[0])
+    assert Pairs(x, y, np.arange(6)).concordance(ones)[0] == 0.5
+    assert np.isnan(Pairs(y, x, np.arange(6)).concordance(ones)[0])
+
+
+def test_concordance_of_two_labels_is_the_area_under_the_roc_curve() -> None:
+    """Mann and Whitney's U over the product of the numbers, by scipy, for drawn sources with ties."""
+    generator = np.random.default_rng(4)
+    is_good = generator.random(80) < 0.3
+    x = np.round(generator.normal(size=80) + is_good, 1)
+    source_of = np.arange(80) % 9
+    draws = generator.multinomial(9, np.full(9, 1 / 9), size=5).astype(np.float64)
+    found = Pairs(x, is_good.astype(np.float64), source_of).concordance(draws)
+    for share, times in zip(found, draws[:, source_of].astype(int), strict=True):
+        good, bad = (np.repeat(x[chosen], times[chosen]) for chosen in (is_good, ~is_good))
+        expected = stats.mannwhitneyu(good, bad).statistic / (len(good) * len(bad))
+        assert share == pytest.approx(expected, abs=1e-6)
