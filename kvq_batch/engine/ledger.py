@@ -22,6 +22,8 @@ from kvq_batch.engine.stream import ITEMS
 REPRODUCED_ALONE = frozenset({"decoder_crashed"})
 """Errors that are a property of the bytes once they came a second time, with the video alone."""
 
+WORKER_DIED = "worker_died"
+
 NOT_WORTH_ANOTHER_TRY = frozenset(
     {"missing", "forbidden", "credentials_expired", "no_credentials", "not_a_file", "content_changed"}
 )
@@ -156,7 +158,7 @@ class Ledger:
             if (int(item), bit) not in self._failed_this_round
         ]
         for item, bit in missing:
-            self._fail((item, bit), Failure(attempt, "decode", "worker_died", "the process that held it died", False))
+            self._fail((item, bit), Failure(attempt, "decode", WORKER_DIED, "the process that held it died", False))
         return len(missing)
 
     def give_up(self) -> None:
@@ -213,7 +215,10 @@ class Ledger:
         else:
             self._append_failure(pair, failure, is_final=False)
             self.num_retried += 1
-        self.breaker.failed(failure.stage, failure.error)
+        # What goes with a node in the first round may be hundreds of videos, and says nothing of them: they are tried
+        # alone next. Workers that die on video after video then are one cause again.
+        if failure.error != WORKER_DIED or failure.attempt > 1:
+            self.breaker.failed(failure.stage, failure.error)
 
     def _close_failed(self, pair: Pair, failure: Failure) -> None:
         self._append_failure(pair, failure, is_final=True)

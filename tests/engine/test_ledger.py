@@ -193,6 +193,16 @@ def test_what_never_came_back_lost_its_worker_and_is_no_fault_of_the_bytes() -> 
     assert ledger.num_open == 0
 
 
+def test_what_a_dying_node_takes_along_trips_no_breaker_but_videos_that_kill_one_by_one_do() -> None:
+    ledger = ledger_of(*((f"v{i}", "a") for i in range(9)), breaker=Breaker(in_a_row=5, share=1.0))
+    ledger.open_items(1)
+    assert ledger.settle(1) == 9
+    assert ledger.breaker.cause is None
+    ledger.open_items(2)
+    assert ledger.settle(2) == 9
+    assert ledger.breaker.cause == "9 videos in a row failed at decode with worker_died"
+
+
 def test_half_of_the_clips_of_a_lost_round_do_not_mix_with_the_next() -> None:
     ledger = ledger_of(("x", "a"))
     ledger.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
