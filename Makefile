@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench
+.PHONY: help install demo test test-faults lint bench
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with everything that is needed
 
@@ -20,8 +20,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## make clips, score them on a local Ray, ask two questions, draw one picture
 	$(BIN)/kvq-batch demo
 
-test: $(STAMP) lint ## lint, then every test
+test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest
+
+test-faults: $(STAMP) ## every fault of docs/reliability.md, with real kills: a quarter of an hour
+	$(BIN)/python -m pytest tests/faults -m ''
 
 lint: $(STAMP) ## ruff and mypy strict
 	$(BIN)/ruff check .

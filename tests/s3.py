@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,8 @@ class S3Server:
     reader_access_key: str
     reader_secret_key: str
     pid: int
+    restart: Callable[[float], None]
+    """Kills the server and, so many seconds later, starts another with the same ports, keys and folder."""
 
     @property
     def options(self) -> StorageOptions:
@@ -138,12 +140,25 @@ def serve() -> Iterator[S3Server]:
             ),
         ]
         log = stack.enter_context((folder / "weed.log").open("wb"))
-        process = subprocess.Popen(
-            [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *command],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True,
-        )  # fmt: skip
-        stack.callback(_stop, process)
-        server = S3Server(f"http://127.0.0.1:{s3}", keys[0], keys[1], keys[2], keys[3], process.pid)
+
+        def start() -> "subprocess.Popen[bytes]":
+            process = subprocess.Popen(
+                [sys.executable, "-c", _LAUNCHER, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, start_new_session=True,
+            )  # fmt: skip
+            stack.callback(_stop, process)
+            return process
+
+        first = process = start()
+
+        def restart(seconds_away: float) -> None:
+            nonlocal process
+            _stop(process)
+            time.sleep(seconds_away)
+            process = start()
+            _wait_until_ready(server, process, folder / "weed.log")
+
+        server = S3Server(f"http://127.0.0.1:{s3}", keys[0], keys[1], keys[2], keys[3], first.pid, restart)
         _wait_until_ready(server, process, folder / "weed.log")
         yield server
 

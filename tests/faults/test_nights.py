@@ -1,0 +1,14 @@
+"""A week of nights: each night's counts are those that the rules foretell."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.nights import STOPPED_BY_BUDGET, WEEK, live
+
+
+@pytest.mark.faults
+def test_every_night_of_a_week_comes_to_what_was_foretold(tmp_path: Path) -> None:
+    for night, (foretold, counts, code, _) in zip(WEEK, live(tmp_path, 300), strict=True):
+        assert counts == foretold, night
+        assert bool(counts.not_reached) == (night.budget is not None) == (code == STOPPED_BY_BUDGET)

@@ -1,0 +1,76 @@
+"""A whole node goes, without a word, in mid-run, and another comes: nothing is lost, and the run speeds up again."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.engine.driver import wait_for
+from tests.faults.test_workers import most_in_vain
+from tests.faults.trial import Trial, check, names_of
+
+MakeTrial = Callable[..., Trial]
+Report = Callable[[str], None]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Trial], Cluster]]:
+    """Makes a cluster whose head has no room for workers, so that all of them stand on nodes that may go."""
+    made: list[Cluster] = []
+
+    def make(trial: Trial) -> Cluster:
+        # For as long as the test lasts: nodes that join later must know the model, too.
+        for name, value in trial.environment().items():
+            monkeypatch.setenv(name, value)
+        made.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}))
+        for _ in range(2):
+            made[0].add_node(num_cpus=2, include_dashboard=False)
+        return made[0]
+
+    yield make
+    for one in made:
+        one.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.faults
+def test_a_node_goes_and_another_comes(
+    make_trial: MakeTrial, cluster: Callable[[Trial], Cluster], report: Report
+) -> None:
+    workers = {"num_cpus": 1, "min": 1, "max": 2}
+    trial = make_trial(names_of(240, "page", "segfault"), seconds=0.25, decode={"workers": workers})
+    nodes = cluster(trial)
+    model = trial.job.models[0].model_copy(update={"workers": trial.job.decode.workers})
+    run = trial.job.run.model_copy(update={"ray_address": nodes.address, "max_attempts": 3, "commit_every_s": 0.5})
+    trial.job = trial.job.model_copy(update={"models": (model,), "run": run})
+    arrived: list[tuple[float, int]] = []
+    with trial.start() as driver:
+        lost_at = joined_at = 0.0
+        while True:
+            line = wait_for(driver, "").split()
+            now = time.monotonic()
+            if line[0] == "committed":
+                arrived.append((now, int(line[1])))
+            elif line[0] in ("finished", "error"):
+                break
+            if not lost_at and arrived and arrived[-1][1] >= 60:
+                lost_at = time.monotonic()
+                nodes.remove_node(sorted(nodes.worker_nodes, key=str)[0], allow_graceful=False)
+            elif lost_at and not joined_at and arrived[-1][1] >= 120:
+                joined_at = time.monotonic()
+                nodes.add_node(num_cpus=2, include_dashboard=False)
+    assert line[0] == "finished", line
+    repeated = check(trial)
+    assert repeated <= most_in_vain(trial, 2)
+    before, during, after = (rate(arrived, *span) for span in ((0, lost_at), (lost_at, joined_at), (joined_at, now)))
+    report(
+        f"node lost: {repeated} repeated | videos/s {before:.1f} before, {during:.1f} for {joined_at - lost_at:.0f} s "
+        f"without it, {after:.1f} with another"
+    )
+
+
+def rate(arrived: list[tuple[float, int]], start: float, end: float) -> float:
+    """Videos a second that were committed in a span of time."""
+    inside = [(moment, count) for moment, count in arrived if start <= moment <= end]
+    (first, before), (last, after) = inside[0], inside[-1]
+    return (after - before) / (last - first) if last > first else 0.0
