@@ -2,7 +2,7 @@
 
 segfault*     the child dies of SIGSEGV             hang*   the child never answers
 kill-once*    the worker itself dies, the first time only
-kill-always*  the worker itself dies, every time
+kill-always*  the worker itself dies, every time   replaced*  the file is another one when the child has read it
 """
 
 import os
@@ -21,6 +21,13 @@ def misbehave(task: DecodeTask, scratch_file: Path) -> VideoLayout:
         os.kill(os.getpid(), signal.SIGSEGV)
     if name.startswith("hang"):
         time.sleep(3600)
+    if name.startswith("replaced"):
+        layout = decode_task(task, scratch_file)
+        # As an upload does it: a new file under the old name.
+        other = task.path.with_suffix(".part")
+        other.write_bytes(task.path.read_bytes())
+        other.replace(task.path)
+        return layout
     once = task.path.with_suffix(".was-here")
     if name.startswith("kill-always") or (name.startswith("kill-once") and not once.exists()):
         once.touch()
