@@ -1,0 +1,60 @@
+"""Disks that are really full: the tables' ends the run, a worker's costs its videos one run and nothing for good."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.s3 import S3Location
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+PATIENCE_S = 400
+
+
+@pytest.fixture(scope="module")
+def namespace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command before a command that may mount."""
+    folder = tmp_path_factory.mktemp("mount")
+    tried = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
+    if tried.returncode:
+        pytest.skip("this machine lets nobody mount in a user namespace")
+    return NAMESPACE
+
+
+def played(namespace: list[str], *arguments: object) -> dict[str, Any]:
+    command = [*namespace, sys.executable, "-m", "tests.engine.full_disk", *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=Path(__file__).parents[2], check=False
+    )
+    assert done.returncode == 0, done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout)
+    return outcome
+
+
+def test_a_full_disk_under_the_tables_stops_the_run_and_the_next_one_goes_on(
+    namespace: list[str], videos: Path, tmp_path: Path
+) -> None:
+    outcome = played(namespace, "tables", tmp_path, videos)
+    assert "cannot be written: there is no room left" in outcome["message"]
+    assert "What was committed stays" in outcome["message"]
+    assert 1 <= len(outcome["kept"]) < 6
+    assert outcome["scored_then"] == 6 - len(outcome["kept"])
+    assert outcome["scores"] == sorted(path.name for path in videos.iterdir())
+    assert outcome["failures"] == []
+
+
+def test_no_room_for_a_file_or_its_frames_is_no_fault_of_the_video(
+    namespace: list[str], clips: Sequence[Path], s3_prefix: S3Location, tmp_path: Path
+) -> None:
+    padded = clips[0].read_bytes() + (2**21).to_bytes(4, "big") + b"free" + bytes(2**21 - 8)
+    s3_prefix.put("videos/large.mp4", padded)
+    s3_prefix.put("videos/small.mp4", clips[1].read_bytes())
+    outcome = played(namespace, "scratch", tmp_path, f"{s3_prefix.uri}/videos", s3_prefix.options.endpoint_url)
+    told = [(row["video_id"], row["stage"], row["error"], row["permanent"]) for row in outcome["failed"]]
+    assert told == [("large.mp4", "fetch", "scratch_full", False), ("small.mp4", "decode", "no_room", False)]
+    assert all("room" in row["message"] or "No space left" in row["message"] for row in outcome["failed"])
+    assert (outcome["state"], outcome["scored_then"], outcome["left"]) == ("finished", 2, [])
