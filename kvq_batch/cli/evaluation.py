@@ -1,6 +1,6 @@
 """The commands that say what a model is worth: its scores against labels, its texture maps against labelled cells.
 
-They change no table.
+They change no table, but for `calibrate`, which writes down the curve that an evaluation fitted.
 """
 
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ def evaluate(
     from rich.console import Console
 
     from kvq_batch.evaluation.labelled import Asked, join_labels
-    from kvq_batch.evaluation.results import COLUMNS, rows_of, write_files
+    from kvq_batch.evaluation.results import CALIBRATION, COLUMNS, rows_of, write_files
     from kvq_batch.evaluation.results import evaluate as agreement_of
     from kvq_batch.io.labels import Scale, read_labels
     from kvq_batch.io.session import open_session
@@ -113,7 +113,37 @@ def evaluate(
             shown.rows(short, list(short[0]) if short else None)
     if written:
         shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
+    if any(path.name.endswith(CALIBRATION) for path in written):
+        shown.note(f"`kvq-batch calibrate TABLES <model id>{CALIBRATION}` makes `mos` of a fitted curve")
     shown.warn_untrained(model.model_id for model in labelled.models if model.origin == "untrained")
+
+
+def calibrate(
+    tables: TablesArgument,
+    calibration: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="<model id>.calibration.json of an evaluation.", show_default=False),
+    ],
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+) -> None:
+    """Compute `mos` by the curve that an evaluation fitted.
+
+    It holds for exactly the weights that it was fitted on, at once and for
+    all of their scores; nothing is scored again.
+
+    Example:
+
+      $ kvq-batch calibrate quality/ out/kvq@1-0123.calibration.json
+    """
+    from kvq_batch.io.calibrations import add_calibration, read_calibration
+    from kvq_batch.io.storage import StorageOptions
+
+    storage = StorageOptions(endpoint_url, region)
+    curve = read_calibration(calibration, storage)
+    add_calibration(tables, storage, curve)
+    numbers = ", ".join(f"b{i} {value:.6g}" for i, value in enumerate(curve.parameters, 1))
+    Output().note(f"mos of {curve.model_id} is now by calibration {curve.name!r}: {numbers}")
 
 
 def evaluate_regions(

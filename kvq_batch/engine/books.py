@@ -20,6 +20,7 @@ from kvq_batch.engine.models import JobModel
 from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.planning import JobPlan
 from kvq_batch.engine.summary import RunSummary, State
+from kvq_batch.io.calibrations import unknown_cards
 from kvq_batch.io.catalog_versions import catalog_changes
 from kvq_batch.io.plan_store import store_plan
 from kvq_batch.io.schemas import make_rows
@@ -50,7 +51,10 @@ class RunBooks:
         """Writes down what the run sets out to do, before it does any of it."""
         tables = writer.tables
         books = cls(plan, ledger, writer)
-        writer.write_models(make_rows("models", [row for model in plan.models.models for row in model_rows(model)]))
+        cards = make_rows("models", [row for model in plan.models.models for row in model_rows(model)])
+        # Once: a card that is written again would be newer than a calibration that was added since.
+        if (unknown := unknown_cards(tables, cards)).num_rows:
+            writer.write_models(unknown)
         changes = catalog_changes(tables, plan.catalog, plan.job.catalog_name)
         if changes.num_rows:
             writer.write_catalog(changes)

@@ -24,6 +24,7 @@ from kvq_batch.io.labels import Scale
 from kvq_batch.metrics.agreement import FIGURES, Agreement, agree
 
 ALL = "(all)"
+CALIBRATION = ".calibration.json"
 
 _REALS = [*(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")), "b1", "b2", "b3", "b4"]
 COLUMNS = ("dataset", "model_id", "segment", "videos", "sources", *_REALS, "remarks")
@@ -77,7 +78,7 @@ def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale:
             written.append(out / f"{result.model.model_id}.png")
             draw_scatter(_scatter(labelled, result, scale), written[-1])
         if result.agreement.curve is not None:
-            written.append(out / f"{result.model.model_id}.calibration.json")
+            written.append(out / f"{result.model.model_id}{CALIBRATION}")
             try:
                 written[-1].write_text(json.dumps(calibration(labelled, result, scale), indent=1) + "\n")
             except OSError as error:

@@ -110,3 +110,15 @@ def test_a_region_set_that_is_none_is_refused(tmp_path: Path) -> None:
     make_region_set(tmp_path)
     refused = call("evaluate-regions", str(tmp_path), "--model", "luma-sharpness", exit_code=2)
     assert "makes no texture map" in refused.stderr
+
+
+def test_an_evaluation_becomes_the_calibration_of_mos(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    evaluate(study, "--out", str(tmp_path / "out"), "--model", "luma", "--scale", "0..100")
+    file = tmp_path / "out" / f"{LUMA.model_id}.calibration.json"
+    told = call("calibrate", study.tables, str(file)).stderr
+    assert f"mos of {LUMA.model_id} is now by calibration 'study'" in told
+    sql = "SELECT mos FROM scores_latest WHERE model_name = 'luma' ORDER BY video_id"
+    rows = json.loads(call("query", study.tables, sql, "-o", "json").stdout)
+    fitted = list(csv.DictReader(io.StringIO((tmp_path / "out" / "videos.csv").read_text())))
+    assert [row["mos"] for row in rows] == pytest.approx([float(row["fitted"]) for row in fitted])
