@@ -89,10 +89,15 @@ def scratch(folder: Path, videos: str, endpoint_url: str) -> dict[str, Any]:
         "failed": rows,
         "state": first.state,
         "scored_then": second.num_scored,
-        "left": [str(path) for place in (fetched, frames) for path in place.rglob("*") if path.is_file()],
     }
 
 
 if __name__ == "__main__":
-    what, place, *more = sys.argv[1:]
-    sys.stdout.write(json.dumps({"tables": tables, "scratch": scratch}[what](Path(place), *more)))
+    match sys.argv[1:]:
+        case ["tables", place, videos]:
+            outcome = tables(Path(place), videos)
+        case ["scratch", place, videos, endpoint_url]:
+            outcome = scratch(Path(place), videos, endpoint_url)
+        case _:
+            sys.exit(__doc__)
+    sys.stdout.write(json.dumps(outcome))
