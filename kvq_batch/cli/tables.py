@@ -38,7 +38,7 @@ WHERE m.calibration IS NULL GROUP BY ALL ORDER BY m.model_id
 
 _RUNS = """
 SELECT run_id, job, state, started_at, seconds, num_planned AS planned, num_scored AS scored, num_failed AS failed,
-    num_not_reached AS not_reached, message
+    num_not_reached AS not_reached, expected_s, core_hours, gpu_hours, cost, currency, message
 FROM runs ORDER BY commit_seq DESC LIMIT {limit}
 """
 

@@ -21,8 +21,9 @@ VIDEOS = [f"clip{number}.mp4" for number in range(3)]
 
 
 def nightly_catalog(folder: Path) -> Path:
-    rows = [f"{video},{video},crc:{video},published" for video in VIDEOS] + ["draft,draft.mp4,crc:d,draft"]
-    return written(folder / "catalog.csv", "asset_id,location,checksum,status", rows)
+    rows = [f"{video},{video},crc:{video},published,{9 - number}" for number, video in enumerate(VIDEOS)]
+    rows.append("draft,draft.mp4,crc:d,draft,99")
+    return written(folder / "catalog.csv", "asset_id,location,checksum,status,views", rows)
 
 
 def backfill_catalog(folder: Path) -> Path:
