@@ -3,7 +3,7 @@
     agreement.csv, .parquet         a row for each model and segment, all figures with their intervals
     videos.csv, .parquet            a row for each labelled video: label, score, fitted label, residual
     <model id>.png                  scores against labels, with the fitted curve
-    <model id>.calibration.json     the curve, as the tables take it (`kvq-batch calibrate`)
+    <model id>.calibration.json     the curve, as the tables take it (`kvq-batch calibrate`), unless it is a step
 
 This module asks no tables.
 """
@@ -77,7 +77,7 @@ def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale:
         if result.agreement.num_videos:
             written.append(out / f"{result.model.model_id}.png")
             draw_scatter(_scatter(labelled, result, scale), written[-1])
-        if result.agreement.curve is not None:
+        if result.agreement.curve is not None and not result.agreement.is_step:
             written.append(out / f"{result.model.model_id}{CALIBRATION}")
             try:
                 written[-1].write_text(json.dumps(calibration(labelled, result, scale), indent=1) + "\n")

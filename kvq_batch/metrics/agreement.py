@@ -38,12 +38,16 @@ _DRAW_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """All figures of one set of videos; `curve` is None where there is no fit."""
+    """All figures of one set of videos; `curve` is None where there is no fit.
+
+    With `is_step` the curve of least error is a step: plcc and rmse hold, and it is no calibration.
+    """
 
     num_videos: int
     num_sources: int
     figures: dict[str, Figure]
     curve: Logistic | None
+    is_step: bool = False
 
     def row(self) -> dict[str, Any]:
         """The figures as flat columns: x, x_low, x_high, and `remarks` with every reason once."""
@@ -56,10 +60,13 @@ class Agreement:
                 reasons.setdefault(figure.reason, []).append(name)
         parameters = self.curve.parameters if self.curve else (None,) * 4
         row |= dict(zip(("b1", "b2", "b3", "b4"), parameters, strict=True))
-        row["remarks"] = "; ".join(
+        remarks = [
             reason if len(names) >= len(FIGURES) - 1 else f"{', '.join(names)}: {reason}"
             for reason, names in reasons.items()
-        )
+        ]
+        if self.curve is not None and self.is_step:
+            remarks.append(f"the best curve is a step at a score of {self.curve.b3:.4g}")
+        row["remarks"] = "; ".join(remarks)
         return row
 
 
@@ -90,7 +97,8 @@ def agree(
         figures |= {name: Figure(None, reason=curve) for name in ("plcc", "rmse")}
     # Where nobody names sources, there is nothing to explain.
     figures["srcc_within"] = Figure(None) if sources is None else _within(set_of_videos, num_draws, seed)
-    return Agreement(num, len(distinct), figures, set_of_videos.curve)
+    is_step = isinstance(curve, Logistic) and curve.is_step(scores)
+    return Agreement(num, len(distinct), figures, set_of_videos.curve, is_step)
 
 
 class _Videos:

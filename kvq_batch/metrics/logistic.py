@@ -19,6 +19,9 @@ MIN_SCORES = 5
 
 _MAX_EVALUATIONS = 500
 _TOLERANCE = 1e-8
+# A curve that gives all but 5% of the scores its lowest or its highest label, to 1% of its range, is a step. What bends
+# once (one end far outside of the scores) is none.
+_FLAT, _MIN_ON_SLOPE = 0.01, 0.05
 # MINPACK's codes for a minimum that was found.
 _CONVERGED = (1, 2, 3, 4)
 
@@ -36,6 +39,13 @@ class Logistic:
         """Labels that the curve gives to `scores`."""
         curve: Real = self.b2 + (self.b1 - self.b2) * expit((scores - self.b3) / abs(self.b4))
         return curve
+
+    def is_step(self, scores: Real) -> bool:
+        """Whether it gives nearly all of `scores` one of two labels: it says which half, and no more."""
+        fitted = self(scores)
+        low, high = float(fitted.min()), float(fitted.max())
+        margin = _FLAT * (high - low)
+        return bool(np.mean((fitted > low + margin) & (fitted < high - margin)) < _MIN_ON_SLOPE)
 
     @property
     def parameters(self) -> tuple[float, float, float, float]:

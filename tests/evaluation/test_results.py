@@ -88,6 +88,20 @@ def test_a_model_without_a_curve_has_no_calibration(study: Study, tmp_path: Path
         calibration(labelled, results[0], None)
 
 
+def test_a_step_makes_no_calibration(study: Study, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    half = study.scores > np.median(study.scores)
+    lines = [f"{v},{50 + 40 * h + generator.normal():.2f}" for v, h in zip(study.videos, half, strict=True)]
+    (tmp_path / "halves.csv").write_text("\n".join(["file,mos", *lines]) + "\n")
+    with open_session(study.tables) as session:
+        labelled = join_labels(session, read_labels(str(tmp_path / "halves.csv")), Asked(models=("kvq-tiny",)))
+    results = evaluate(labelled, num_draws=100)
+    assert results[0].agreement.is_step
+    names = {path.name for path in write_files(labelled, results, tmp_path / "out", None)}
+    assert f"{KVQ.model_id}.png" in names
+    assert not any(name.endswith(".calibration.json") for name in names)
+
+
 def test_a_folder_that_is_a_file_is_refused(labelled: Labelled, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(SpecError, match="out cannot be written"):

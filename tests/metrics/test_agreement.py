@@ -147,3 +147,16 @@ def test_an_order_that_hangs_on_one_source_has_no_interval() -> None:
 def test_numbers_that_are_none_are_refused() -> None:
     with pytest.raises(SpecError, match="2 scores are no finite numbers"):
         agree(np.array([1.0, np.nan, np.inf, 2, 3]), np.arange(5.0))
+
+
+def test_a_curve_that_is_a_step_is_named() -> None:
+    """Two clouds of videos without an order in either: the least error is a step between them."""
+    generator = np.random.default_rng(3)
+    x = np.concatenate([generator.normal(size=40) - 20, generator.normal(size=40) + 20])
+    y = np.repeat([20.0, 80.0], 40) + generator.normal(size=80)
+    agreement = agree(x, y, num_draws=50)
+    assert agreement.is_step
+    assert agreement.row()["plcc"] > 0.99
+    assert "the best curve is a step at a score of" in agreement.row()["remarks"]
+    x, y = videos(80)
+    assert not agree(x, y, num_draws=50).is_step
