@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.tables import print_table
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
-from kvq_batch.engine.ledger import Ledger
+from kvq_batch.engine.account import Account
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
@@ -37,7 +37,7 @@ class Watch(SilentObserver):
         self.first: float | None = None
         self.last = 0.0
 
-    def progressed(self, ledger: Ledger) -> None:
+    def progressed(self, account: Account) -> None:
         self.first = self.first or time.perf_counter()
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:

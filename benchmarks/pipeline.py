@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from benchmarks.tables import print_table
 from kvq_batch.domain.video import ClipFrames, VideoFacts, Window
+from kvq_batch.engine.account import Account
 from kvq_batch.engine.accounts import expected
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
-from kvq_batch.engine.ledger import Ledger
 from kvq_batch.engine.models import describe_models
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import JobPlan
@@ -89,9 +89,9 @@ class Watch(SilentObserver):
         self.last = 0.0
         self.before = 0
 
-    def progressed(self, ledger: Ledger) -> None:
+    def progressed(self, account: Account) -> None:
         if self.first is None:
-            self.first, self.before = time.perf_counter(), ledger.num_videos_done
+            self.first, self.before = time.perf_counter(), account.num_videos_done
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
         self.last = time.perf_counter()

@@ -73,7 +73,7 @@ def execute(planned: "JobPlan", address: str | None, log: JsonLog | None) -> "Ru
 
     job = planned.job
     score_workers = sum(model.workers.max for model in job.models)
-    observer = RunProgress(job.decode.workers.max, score_workers) if log is None else log
+    observer = RunProgress({"decode": job.decode.workers.max, "score": score_workers}) if log is None else log
     with stopping_on_signals(observer.note) as stop, observer:
         return run_job(planned, observer, RunOptions(address=address, stop=stop))
 

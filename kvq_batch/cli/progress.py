@@ -1,13 +1,13 @@
 """What a person sees of a run while it goes, and what a log collector reads.
 
 A bar on a terminal; nothing where stderr is no terminal; one JSON object a line where asked for. All of it on stderr.
-This module reads the ledger and never writes to it.
+This module reads the account and never writes to it.
 """
 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.ledger import Ledger
+    from kvq_batch.engine.account import Account
     from kvq_batch.engine.rows import Row
 
 _LOG = "kvq_batch.log"
@@ -26,11 +26,16 @@ _OF_A_FAILURE = ("video_id", "model_id", "stage", "error", "message", "attempt",
 
 
 class RunProgress:
-    """A bar with scored, failed, videos a second, time left, and the stage that holds the others up."""
+    """A bar with what is done and what failed, things a second, time left, and the stage that holds the others up.
 
-    def __init__(self, decode_workers: int, score_workers: int) -> None:
+    `workers` are the most workers of each stage that the account measures.
+    """
+
+    def __init__(self, workers: Mapping[str, int], things: str = "videos", done: str = "scored") -> None:
         self._console = Console(stderr=True, highlight=False)
-        self._workers = {"decode": decode_workers, "score": score_workers}
+        self._workers = workers
+        self._things = things
+        self._done = done
         self._first: float | None = None
         # In 80 columns every word of it stands; the bar takes what is left.
         self._bar = Progress(
@@ -59,23 +64,20 @@ class RunProgress:
     def started(self, run_id: str, num_videos: int) -> None:
         self._bar.update(self._task, description="starting workers", total=num_videos)
 
-    def progressed(self, ledger: "Ledger") -> None:
+    def progressed(self, account: "Account") -> None:
         now = time.monotonic()
         if self._first is None:
             # Starting workers is no part of the speed: the clock starts when the first result was begun.
-            self._first = now - ledger.decode_s - ledger.score_s
+            self._first = now - sum(account.busy_s.values())
         elapsed_s = max(now - self._first, 1e-9)
-        busy = {
-            "decode": ledger.decode_s / elapsed_s / self._workers["decode"],
-            "score": ledger.score_s / elapsed_s / self._workers["score"],
-        }
+        busy = {stage: spent_s / elapsed_s / self._workers[stage] for stage, spent_s in account.busy_s.items()}
         slowest = max(busy, key=lambda stage: busy[stage])
-        rate = ledger.num_videos_done / elapsed_s
+        rate = account.num_videos_done / elapsed_s
         words = (
-            f"{ledger.num_scored} scored, {ledger.num_failed} failed, {rate:.3g} videos/s, "
+            f"{account.num_scored} {self._done}, {account.num_failed} failed, {rate:.3g} {self._things}/s, "
             f"{slowest}-bound {min(busy[slowest], 1):.0%}"
         )
-        self._bar.update(self._task, completed=ledger.num_videos_done, description=words)
+        self._bar.update(self._task, completed=account.num_videos_done, description=words)
 
     def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
         """A bar needs no word for each commit."""
@@ -105,7 +107,7 @@ class JsonLog:
         self._run_id = run_id
         self._write("run started", num_videos=num_videos)
 
-    def progressed(self, ledger: "Ledger") -> None:
+    def progressed(self, account: "Account") -> None:
         """Each outcome is logged when it is committed."""
 
     def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:

@@ -5,7 +5,7 @@ This module schedules nothing.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -14,19 +14,18 @@ from ray._private import auto_init_hook
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine.pipeline import configure_ray_data
 from kvq_batch.engine.quiet import rays_words_to_log
-from kvq_batch.spec.job import Job, Workers
+from kvq_batch.spec.job import Workers
 
 
 @contextmanager
-def ray_cluster(job: Job, address: str | None = None) -> Iterator[None]:
-    """A Ray to run in, gone when the block ends.
+def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator[None]:
+    """A Ray to run in, with room for the smallest `pools`, gone when the block ends; local without a `target`.
 
     Raises:
-        SpecError: the cluster that the job names cannot be reached, or is too small for the job's pools.
+        SpecError: the cluster cannot be reached, or is too small for the pools.
     """
-    needed_cpus = sum(pool.min * pool.num_cpus for pool in _pools(job))
-    needed_gpus = sum(pool.min * pool.num_gpus for pool in _pools(job))
-    target = address or job.run.ray_address
+    needed_cpus = sum(pool.min * pool.num_cpus for pool in pools)
+    needed_gpus = sum(pool.min * pool.num_gpus for pool in pools)
     if ray.is_initialized():
         raise FatalError("this process is connected to a Ray already")
     # A thread of Ray Data that outlives a stopped run would otherwise start a whole new Ray by asking it something.
@@ -68,9 +67,5 @@ def _check_size(needed_cpus: float, needed_gpus: float) -> None:
         if needed > total.get(name, 0.0):
             raise SpecError(
                 f"the job's smallest pools take {needed:g} {name}s together and the cluster has "
-                f"{total.get(name, 0.0):g}: lower decode.workers and models.workers (min, num_{name.lower()}s)"
+                f"{total.get(name, 0.0):g}: lower their workers (min, num_{name.lower()}s)"
             )
-
-
-def _pools(job: Job) -> list[Workers]:
-    return [job.decode.workers, *(model.workers for model in job.models)]

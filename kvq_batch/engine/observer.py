@@ -6,7 +6,7 @@ Called from the driver's thread only, so that watching needs no lock. An observe
 from collections.abc import Sequence
 from typing import Protocol
 
-from kvq_batch.engine.ledger import Ledger
+from kvq_batch.engine.account import Account
 from kvq_batch.engine.rows import Row
 
 
@@ -16,7 +16,7 @@ class Observer(Protocol):
     def started(self, run_id: str, num_videos: int) -> None:
         """The run has its place in the tables; work begins."""
 
-    def progressed(self, ledger: Ledger) -> None:
+    def progressed(self, account: Account) -> None:
         """Results arrived."""
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
@@ -31,7 +31,7 @@ class SilentObserver:
 
     def started(self, run_id: str, num_videos: int) -> None: ...
 
-    def progressed(self, ledger: Ledger) -> None: ...
+    def progressed(self, account: Account) -> None: ...
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The stages of a run as one Ray Data pipeline: items -> decode pool -> one score pool per model -> results.
+"""The stages of a run as one Ray Data pipeline: items -> one pool of workers after the other -> results.
 
 Why it is made so stands in the design: actor pools (task stages would fuse with decoding and block the GPU), a block
 of one score batch (a stage's outputs are held until its input block ends), finite restarts and retries (without an
@@ -21,8 +21,6 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.models import JobModels
-from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
 from kvq_batch.io.redact import redact
 from kvq_batch.spec.job import Workers
 
@@ -101,9 +99,7 @@ class Stage:
     pool: Workers
 
 
-def results(
-    blocks: Sequence[pa.Table], decode: Stage, models: JobModels, alone: bool, cancel: Cancel
-) -> Iterator[pa.Table]:
+def results(blocks: Sequence[pa.Table], stages: Sequence[Stage], alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
     """Result tables as they come, in any order; a block whose worker died for good does not come at all.
 
     `alone` keeps every other block away from a worker that is busy: what dies with it then died of its own input.
@@ -112,11 +108,6 @@ def results(
         FatalError: the pipeline as a whole broke, say because no worker can build its model; or `cancel` was set.
     """
     DataContext.get_current().set_config(_CANCEL, cancel)
-    stages = [decode]
-    for bit, model in enumerate(models.models):
-        drops, batch_size = models.drops_after(bit), model.section.batch_size
-        settings = ScoreSettings(model.options, model.ref.model_id, bit, model.request, drops, batch_size)
-        stages.append(Stage(ScoreWorker, settings, model.section.workers))
     dataset = ray.data.from_blocks(list(blocks))
     for stage in stages:
         dataset = _add(dataset, stage, 1 if alone else BLOCKS_IN_FLIGHT)

@@ -1,14 +1,9 @@
-"""A run: the plan's open pairs through the pipeline, round by round, every result committed by this one process.
+"""A scoring run: the plan's open pairs through the pipeline, every result committed by this one process.
 
-    round 1      everything, in blocks of one score batch
-    round 2...   what may pass this time, and suspects (pairs that never came back), each video alone
-
-A round ends when the pipeline does; what is then neither scored nor failed lost its worker. The reader of the
-pipeline is a thread, so that commits keep their rhythm and a stop is heard while a slow block is on its way. This
-module knows neither decoding nor models.
+It takes the right to write, follows those who died, works off the plan in rounds, and closes the books however that
+ended. This module knows neither decoding nor models.
 """
 
-import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,22 +23,14 @@ from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, blocks_of, results
 from kvq_batch.engine.planning import JobPlan, plan_again
 from kvq_batch.engine.remains import no_remains
+from kvq_batch.engine.rounds import Pipeline, work_off
+from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
 from kvq_batch.engine.succession import close_dead_runs
 from kvq_batch.engine.summary import RunSummary
 from kvq_batch.io.lease import Holder, Lease, hold
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
 from kvq_batch.io.writer import Writer
-
-POLL_S = 0.2
-"""How long the driver sleeps at most before it looks at the clock and at `stop`."""
-
-
-CANCEL_TIMEOUT_S = 30.0
-
-
-class _End:
-    """The last thing that the reader of the pipeline hands over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +78,10 @@ def _run(
     observer.started(books.run_id, items.num_rows)
     try:
         if items.num_rows:
-            with no_remains(plan.job.decode), ray_cluster(plan.job, options.address):
-                _rounds(plan, ledger, books, lease, observer, options, stop)
+            pools = [plan.job.decode.workers, *(model.workers for model in plan.job.models)]
+            target = options.address or plan.job.run.ray_address
+            with no_remains(plan.job.decode), ray_cluster(pools, target):
+                work_off(ledger, books, _pipeline(plan, options), plan.job.run.max_attempts, lease, observer, stop)
     except KvqBatchError as error:
         ledger.give_up()
         try:
@@ -112,83 +101,16 @@ def _run(
     return summary
 
 
-def _rounds(
-    plan: JobPlan,
-    ledger: Ledger,
-    books: RunBooks,
-    lease: Lease,
-    observer: Observer,
-    options: RunOptions,
-    stop: StopSign,
-) -> None:
-    decode = DecodeSettings.of(plan.job, plan.models.requests)
+def _pipeline(plan: JobPlan, options: RunOptions) -> Pipeline:
+    decode = Stage(options.decode_worker, DecodeSettings.of(plan.job, plan.models.requests), plan.job.decode.workers)
+    stages = [decode]
+    for bit, model in enumerate(plan.models.models):
+        drops, size = plan.models.drops_after(bit), model.section.batch_size
+        settings = ScoreSettings(model.options, model.ref.model_id, bit, model.request, drops, size)
+        stages.append(Stage(ScoreWorker, settings, model.section.workers))
     block_size = max(model.section.batch_size for model in plan.models.models)
-    for attempt in range(1, plan.job.run.max_attempts + 1):
-        items = ledger.open_items(attempt)
-        if not items.num_rows or stop.is_set():
-            return
-        if attempt > 1:
-            observer.told(f"trying {items.num_rows} video(s) again, each alone (attempt {attempt})")
-        blocks = blocks_of(items, block_size if attempt == 1 else 1)
-        pool = Stage(options.decode_worker, decode, plan.job.decode.workers)
-        cancel = Cancel()
-        for table in _stream(results(blocks, pool, plan.models, attempt > 1, cancel), cancel, stop):
-            if table is not None:
-                ledger.add(table)
-                books.note_result()
-                observer.progressed(ledger)
-            if ledger.breaker.cause:
-                raise FatalError(f"stopped: {ledger.breaker.cause}. Mend the cause and start the job again")
-            lease.check()
-            books.commit_when_due(observer)
-        if stop.is_set():
-            ledger.give_up()
-        else:
-            lost = ledger.settle(attempt)
-            if lost:
-                observer.told(f"{lost} result(s) never came back: their worker died")
-        books.commit(observer)
 
+    def run(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
+        return results(blocks_of(items, 1 if is_alone else block_size), stages, is_alone, cancel)
 
-def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: StopSign) -> Iterator[pa.Table | None]:
-    """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set.
-
-    However it ends, `source` is cancelled and its thread gone: Ray must not be shut down under it.
-    """
-    arrived: queue.Queue[pa.Table | KvqBatchError | _End] = queue.Queue(maxsize=64)
-
-    def hand_over(thing: pa.Table | KvqBatchError | _End) -> None:
-        while not cancel.is_set():
-            try:
-                arrived.put(thing, timeout=POLL_S)
-            except queue.Full:
-                continue
-            return
-
-    def read() -> None:
-        try:
-            for table in source:
-                hand_over(table)
-            hand_over(_End())
-        except KvqBatchError as error:
-            hand_over(error)
-
-    reader = threading.Thread(target=read, name="pipeline", daemon=True)
-    reader.start()
-    try:
-        while not stop.is_set():
-            try:
-                thing = arrived.get(timeout=POLL_S)
-            except queue.Empty:
-                if not reader.is_alive() and arrived.empty():
-                    raise FatalError("the pipeline's reader ended without a word; see the traceback above") from None
-                yield None
-                continue
-            if isinstance(thing, _End):
-                return
-            if isinstance(thing, KvqBatchError):
-                raise thing
-            yield thing
-    finally:
-        cancel.set()
-        reader.join(timeout=CANCEL_TIMEOUT_S)
+    return run

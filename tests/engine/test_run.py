@@ -15,8 +15,8 @@ from ray.cluster_utils import Cluster
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
+from kvq_batch.engine.account import Account
 from kvq_batch.engine.budget import INTERRUPTED
-from kvq_batch.engine.ledger import Ledger
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
@@ -163,7 +163,7 @@ class KillsOneScorer(SilentObserver):
     def __init__(self) -> None:
         self.killed: list[int] = []
 
-    def progressed(self, ledger: Ledger) -> None:
+    def progressed(self, account: Account) -> None:
         if not self.killed:
             self.killed = pids_of("ScoreWorker")
             for pid in self.killed:
@@ -210,7 +210,7 @@ class StopsEarly(SilentObserver):
     def __init__(self) -> None:
         self.stop = threading.Event()
 
-    def progressed(self, ledger: Ledger) -> None:
+    def progressed(self, account: Account) -> None:
         self.stop.set()
 
 
@@ -230,8 +230,8 @@ def test_a_stop_commits_what_is_finished_and_the_next_run_does_the_rest(videos: 
 class Trips(SilentObserver):
     """Breaks the run from within, with results in hand that are not committed yet."""
 
-    def progressed(self, ledger: Ledger) -> None:
-        if ledger.num_scored:
+    def progressed(self, account: Account) -> None:
+        if account.num_scored:
             raise FatalError("the tables were taken over")
 
 

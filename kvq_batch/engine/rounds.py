@@ -1,0 +1,129 @@
+"""The rounds of a run: open pairs through a pipeline until each is closed, with commits in between.
+
+    round 1      everything, in blocks as the pipeline likes them
+    round 2...   what may pass this time, and suspects (pairs that never came back), each item alone
+
+A round ends when the pipeline does; what is then neither closed nor failed lost its worker. The reader of the pipeline
+is a thread, so that commits keep their rhythm and a stop is heard while a slow block is on its way. This module knows
+neither what is made nor how.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import pyarrow as pa
+
+from kvq_batch.domain.errors import FatalError, KvqBatchError
+from kvq_batch.engine.account import Account
+from kvq_batch.engine.budget import StopSign
+from kvq_batch.engine.observer import Observer
+from kvq_batch.engine.pipeline import Cancel
+from kvq_batch.io.lease import Lease
+
+POLL_S = 0.2
+"""How long the driver sleeps at most before it looks at the clock and at `stop`."""
+
+CANCEL_TIMEOUT_S = 30.0
+
+Pipeline = Callable[[pa.Table, bool, Cancel], Iterator[pa.Table]]
+"""Result tables of some items, in any order; True where each item is to run alone."""
+
+
+class Books(Protocol):
+    """Whoever commits what the account has ready."""
+
+    def note_result(self) -> None: ...
+
+    def commit_when_due(self, observer: Observer) -> None: ...
+
+    def commit(self, observer: Observer) -> None: ...
+
+
+class _End:
+    """The last thing that the reader of the pipeline hands over."""
+
+
+def work_off(
+    account: Account,
+    books: Books,
+    pipeline: Pipeline,
+    max_attempts: int,
+    lease: Lease,
+    observer: Observer,
+    stop: StopSign,
+) -> None:
+    """Runs rounds until every pair of `account` is closed, or `stop` is set; what came back is committed.
+
+    Raises:
+        FatalError: the breaker tripped, the lease was lost, the store or the pipeline failed.
+    """
+    for attempt in range(1, max_attempts + 1):
+        items = account.open_items(attempt)
+        if not items.num_rows or stop.is_set():
+            return
+        is_alone = attempt > 1
+        if is_alone:
+            observer.told(f"trying {items.num_rows} video(s) again, each alone (attempt {attempt})")
+        cancel = Cancel()
+        for table in _stream(pipeline(items, is_alone, cancel), cancel, stop):
+            if table is not None:
+                account.add(table)
+                books.note_result()
+                observer.progressed(account)
+            if account.breaker.cause:
+                raise FatalError(f"stopped: {account.breaker.cause}. Mend the cause and start the job again")
+            lease.check()
+            books.commit_when_due(observer)
+        if stop.is_set():
+            account.give_up()
+        else:
+            lost = account.settle(attempt)
+            if lost:
+                observer.told(f"{lost} result(s) never came back: their worker died")
+        books.commit(observer)
+
+
+def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: StopSign) -> Iterator[pa.Table | None]:
+    """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set.
+
+    However it ends, `source` is cancelled and its thread gone: Ray must not be shut down under it.
+    """
+    arrived: queue.Queue[pa.Table | KvqBatchError | _End] = queue.Queue(maxsize=64)
+
+    def hand_over(thing: pa.Table | KvqBatchError | _End) -> None:
+        while not cancel.is_set():
+            try:
+                arrived.put(thing, timeout=POLL_S)
+            except queue.Full:
+                continue
+            return
+
+    def read() -> None:
+        try:
+            for table in source:
+                hand_over(table)
+            hand_over(_End())
+        except KvqBatchError as error:
+            hand_over(error)
+
+    reader = threading.Thread(target=read, name="pipeline", daemon=True)
+    reader.start()
+    try:
+        while not stop.is_set():
+            try:
+                thing = arrived.get(timeout=POLL_S)
+            except queue.Empty:
+                if not reader.is_alive() and arrived.empty():
+                    raise FatalError("the pipeline's reader ended without a word; see the traceback above") from None
+                yield None
+                continue
+            if isinstance(thing, _End):
+                return
+            if isinstance(thing, KvqBatchError):
+                raise thing
+            yield thing
+    finally:
+        cancel.set()
+        reader.join(timeout=CANCEL_TIMEOUT_S)
