@@ -24,7 +24,7 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.models.kvq import checkpoint
 from kvq_batch.models.kvq.card import digest
-from kvq_batch.models.kvq.scorer import normalise
+from kvq_batch.models.kvq.embedding import normalise
 from kvq_batch.training.assembly import scoring_network, trainable_network
 from kvq_batch.training.cubes import check_cube
 from kvq_batch.training.curve import Curve

@@ -13,8 +13,8 @@ from kvq_batch.domain.errors import SpecError
 Grid = tuple[int, int, int]
 Shape = tuple[int, ...]
 
-# Fragments that the sampler cuts a clip into (KVQ_SPEC section 2).
-NUM_FRAGMENTS = 8
+# What the published network has not: written down only where it is used, so that its identity stays what it was.
+_LATER = ("num_segments", "num_bands", "stem_width", "fragments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,12 @@ class KvqConfig:
 
     Per stage: `depths` blocks, `num_heads` heads, and `top_k` windows that cross-window attention selects, 0 for a
     plain stage without it. `patch` and `window` are (frames, rows, columns). `num_frames` and `input_size` (height,
-    width) are what the model asks of a video; the network itself takes whatever `maps_shape` accepts.
+    width) are what the model asks of a video; the network itself takes whatever `maps_shape` accepts. `num_segments`
+    is how many segments of a clip its frames come from (KVQ_SPEC section 2).
+
+    Beyond the published network, for small members: `num_bands` adds bands of the luma's detail to the input,
+    `stem_width` makes the first tokens by two convolutions with so many channels between them, and `fragments` (rows,
+    columns) splices the input from native patches instead of resizing frames; 0 is without.
 
     Raises:
         SpecError: sizes that make no network.
@@ -39,12 +44,17 @@ class KvqConfig:
     head_hidden: int = 64
     num_frames: int = 32
     input_size: tuple[int, int] = (448, 448)
+    num_segments: int = 8
+    num_bands: int = 0
+    stem_width: int = 0
+    fragments: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if not self.depths or not len(self.depths) == len(self.num_heads) == len(self.top_k):
             raise SpecError("KVQ sizes: depths, num_heads and top_k need one entry per stage, and the same number")
         positive = (self.embed_dim, *self.depths, *self.num_heads, *self.patch, *self.window)
-        if min(*positive, self.mlp_ratio, self.head_hidden, self.num_frames, *self.input_size) < 1:
+        positive += (self.mlp_ratio, self.head_hidden, self.num_frames, *self.input_size, self.num_segments)
+        if min(positive) < 1 or min(self.num_bands, self.stem_width, *self.fragments) < 0:
             raise SpecError(f"KVQ sizes: every size must be at least 1, got {self}")
         if min(self.top_k) < 0 or not any(self.top_k):
             raise SpecError(f"KVQ sizes: top_k {self.top_k} needs a stage with at least one selected window")
@@ -53,8 +63,14 @@ class KvqConfig:
                 raise SpecError(
                     f"KVQ sizes: {self.width(stage)} channels of stage {stage} do not split into {heads} heads"
                 )
-        if self.num_frames % NUM_FRAGMENTS:
-            raise SpecError(f"KVQ sizes: num_frames {self.num_frames} is no multiple of {NUM_FRAGMENTS} fragments")
+        if self.num_frames % self.num_segments:
+            raise SpecError(f"KVQ sizes: num_frames {self.num_frames} is no multiple of {self.num_segments} segments")
+        if self.stem_width and self.patch[1:] != (4, 4):
+            raise SpecError(f"KVQ sizes: a stem halves frames twice, so patch is (frames, 4, 4), not {self.patch}")
+        if any(self.fragments) and any(
+            not number or extent % number for extent, number in zip(self.input_size, self.fragments, strict=True)
+        ):
+            raise SpecError(f"KVQ sizes: frames of {self.input_size} do not splice from {self.fragments} fragments")
         self.maps_shape(self.num_frames, *self.input_size)
 
     @property
@@ -69,6 +85,18 @@ class KvqConfig:
     def num_maps(self) -> int:
         """How many saliency maps the fusion blocks give together, one per block."""
         return sum(self.depths[stage] for stage in self.fusion_stages)
+
+    @property
+    def input_channels(self) -> int:
+        """RGB, and two planes for each band."""
+        return 3 + 2 * self.num_bands
+
+    def tile(self, height: int, width: int) -> tuple[int, int]:
+        """The part of a frame whose pixels were neighbours in the video: a fragment, else all of it."""
+        if not all(self.fragments):
+            return height, width
+        tile = (self.input_size[0] // self.fragments[0], self.input_size[1] // self.fragments[1])
+        return tile if not height % tile[0] and not width % tile[1] else (height, width)
 
     def width(self, stage: int) -> int:
         """Channels of a token in a stage; doubled by every patch merging."""
@@ -108,8 +136,9 @@ class KvqConfig:
         return max(1, grids[stage][2] // grids[-1][2])
 
     def as_json(self) -> dict[str, Any]:
-        """The sizes as JSON types, tuples as lists."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        """The sizes as JSON types, tuples as lists; what came after the published network only where it is used."""
+        used = {key: v for key, v in asdict(self).items() if key not in _LATER or v != getattr(PUBLISHED, key)}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in used.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "KvqConfig":
@@ -119,7 +148,7 @@ class KvqConfig:
             SpecError: an unknown or missing size, or one that is neither a whole number nor a list of them.
         """
         names = set(cls.__dataclass_fields__)
-        if set(fields) != names:
+        if not names - set(_LATER) <= set(fields) <= names:
             raise SpecError(f"KVQ sizes: expected {sorted(names)}, got {sorted(fields)}")
         for key, value in fields.items():
             numbers = value if isinstance(value, list) else [value]
@@ -147,7 +176,12 @@ def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
         shapes[f"{name}.bias"] = weight[:1]
 
     root = "fragments_backbone"
-    affine(f"{root}.patch_embed.proj", config.embed_dim, 3, *config.patch)
+    if config.stem_width:
+        affine(f"{root}.patch_embed.conv1", config.stem_width, config.input_channels, 3, 3)
+        affine(f"{root}.patch_embed.conv2", config.embed_dim, config.stem_width, 3, 3)
+        affine(f"{root}.patch_embed.proj", config.embed_dim, config.patch[0] * config.embed_dim)
+    else:
+        affine(f"{root}.patch_embed.proj", config.embed_dim, config.input_channels, *config.patch)
     affine(f"{root}.patch_embed.norm", config.embed_dim)
     table = math.prod(2 * extent - 1 for extent in config.window)
     for stage, depth in enumerate(config.depths):

@@ -12,7 +12,7 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, Scorer, ScorerSpec
 from kvq_batch.models.kvq.card import digest
 from kvq_batch.models.kvq.checkpoint import Checkpoint, is_safetensors, load
-from kvq_batch.models.kvq.config import NUM_FRAGMENTS, PUBLISHED, TINY, KvqConfig
+from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
 from kvq_batch.models.kvq.untrained import untrained_tensors
 
 UNTRAINED = "untrained"
@@ -91,10 +91,11 @@ def untrained_checkpoint(name: str, config: KvqConfig, seed: int = 0) -> Checkpo
 def scorer_spec(checkpoint: Checkpoint) -> ScorerSpec:
     """What a scorer of these weights declares."""
     config = checkpoint.config
-    sampling = Sampling(NUM_FRAGMENTS, config.num_frames // NUM_FRAGMENTS)
+    sampling = Sampling(config.num_segments, config.num_frames // config.num_segments)
+    fragments = config.fragments if all(config.fragments) else None
     return ScorerSpec(
         card=checkpoint.card,
-        frames=FrameRequest(sampling, config.input_size),
+        frames=FrameRequest(sampling, config.input_size, fragments),
         maps=("texture", "saliency"),
         precisions=("fp32", "bf16", "fp16"),
     )

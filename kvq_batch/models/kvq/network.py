@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kvq_batch.models.kvq.blocks import NORM_EPS, Block, linear, normalise_tokens
 from kvq_batch.models.kvq.config import Grid, KvqConfig
+from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding
 from kvq_batch.models.kvq.windows import bias_index, window_layout
 
 # Of the heads, before each of their layers (section 3.4).
@@ -87,7 +88,8 @@ class Backbone(nn.Module):
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbedding(config, compute_dtype)
+        embedding = ConvolutionalStem if config.stem_width else PatchEmbedding
+        self.patch_embed = embedding(config, compute_dtype)
         self.layers = nn.ModuleList(Stage(config, stage, compute_dtype) for stage in range(config.num_stages))
         self.norm = nn.LayerNorm(config.width(config.num_stages - 1), eps=NORM_EPS)
 
@@ -101,27 +103,6 @@ class Backbone(nn.Module):
                 step = self.config.pool_step(stage, grids)
                 levels.append(F.avg_pool3d(torch.stack(maps, dim=1), (1, step, step)))
         return normalise_tokens(x, self.norm), torch.cat(levels, dim=1)
-
-
-class PatchEmbedding(nn.Module):
-    """[B, 3, T, H, W] -> [B, D, H, W, C]: a convolution whose steps are its kernel, hence one matrix product."""
-
-    def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
-        super().__init__()
-        self.patch = config.patch
-        self.compute_dtype = compute_dtype
-        self.proj = nn.Conv3d(3, config.embed_dim, config.patch, config.patch)
-        self.norm = nn.LayerNorm(config.embed_dim, eps=NORM_EPS)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        frames, rows, columns = self.patch
-        short = [-extent % step for extent, step in zip(clips.shape[2:], self.patch, strict=True)]
-        if any(short):
-            clips = F.pad(clips, (0, short[2], 0, short[1], 0, short[0]))
-        slots, height, width = (extent // step for extent, step in zip(clips.shape[2:], self.patch, strict=True))
-        parts = clips.view(len(clips), 3, slots, frames, height, rows, width, columns)
-        patches = parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).to(self.compute_dtype)
-        return normalise_tokens(linear(patches, self.proj).float(), self.norm)
 
 
 class Stage(nn.Module):

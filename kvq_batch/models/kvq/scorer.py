@@ -10,16 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kvq_batch.domain.errors import OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
 from kvq_batch.models.kvq.checkpoint import Checkpoint
+from kvq_batch.models.kvq.embedding import normalise
 from kvq_batch.models.kvq.network import build_network
-
-# Of 8-bit RGB, KVQ_SPEC section 2.
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,10 +78,3 @@ class KvqScorer:
             Prediction(float(score), texture=texture[i], saliency=saliency[i], slot_scores=slots[i])
             for i, score in enumerate(scores)
         ]
-
-
-def normalise(clips: Tensor) -> Tensor:
-    """uint8 RGB [B, T, H, W, 3] -> float32 [B, 3, T, H, W], (x - mean) / std per channel (KVQ_SPEC section 2)."""
-    mean = torch.tensor(_MEAN, device=clips.device)
-    std = torch.tensor(_STD, device=clips.device)
-    return ((clips.float() - mean) / std).permute(0, 4, 1, 2, 3)
