@@ -6,13 +6,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
+from kvq_batch.spec.budget import Budget
 from tests.engine.driver import wait_for
 from tests.faults.processes import Process, named
-from tests.faults.trial import Trial, check, names_of
+from tests.faults.trial import Trial, check, names_of, wait_for_death
 
 MakeTrial = Callable[..., Trial]
 Report = Callable[[str], None]
@@ -91,6 +93,27 @@ def test_a_worker_that_stands_still_for_a_while_costs_only_the_while(make_trial:
         os.kill(victim.pid, signal.SIGCONT)
         assert wait_for(driver, "finished") == f"finished scored {len(trial.healthy)}"
     assert check(trial) == 0
+
+
+@pytest.mark.faults
+def test_a_worker_that_stands_still_for_ever_is_left_behind_at_the_deadline(
+    make_trial: MakeTrial, report: Report
+) -> None:
+    deadline = datetime.now(UTC) + timedelta(seconds=90)
+    trial = make_trial(names_of(48, "page"), seconds=0.1, budget={"deadline": deadline.isoformat()})
+    with trial.start() as driver:
+        committed(driver, 1)
+        victim = workers_of(driver, SCORE_WORKER)[0]
+        os.kill(victim.pid, signal.SIGSTOP)
+        num_scored = int(wait_for(driver, "stopped").split()[-1])
+    # Stopped or not, it goes with the run.
+    wait_for_death([victim])
+    trial.job = trial.job.model_copy(update={"budget": Budget()})
+    made = trial.num_inferences
+    trial.finish()
+    repeated = check(trial)
+    assert repeated == made - num_scored <= most_in_vain(trial, 1)
+    report(f"ScoreWorker stopped for ever: {repeated} repeated | {most_in_vain(trial, 1)} at most")
 
 
 @pytest.mark.faults

@@ -127,7 +127,7 @@ class Trial:
         return self.ask("SELECT * FROM runs ORDER BY commit_seq DESC LIMIT 1")[0]
 
     def finish(self) -> None:
-        """Runs the job to its end."""
+        """Runs the job to its end. Raises: AssertionError where it ends otherwise."""
         with self.start() as process:
             last = list(process.stdout or [])[-1:]
         assert last, f"the driver said nothing; see {self.folder / 'driver.log'}"
