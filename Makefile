@@ -23,7 +23,7 @@ demo: $(STAMP) ## make clips, score them on a local Ray, ask two questions, draw
 test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest
 
-test-faults: $(STAMP) ## every fault of docs/reliability.md, with real kills: a quarter of an hour
+test-faults: $(STAMP) ## every fault of docs/reliability.md, with real kills; long
 	$(BIN)/python -m pytest tests/faults -m ''
 
 lint: $(STAMP) ## ruff and mypy strict
