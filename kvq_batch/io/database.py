@@ -4,8 +4,10 @@ Statements of users run under stricter rules, in `session`. This module holds no
 """
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +18,9 @@ from kvq_batch.io.storage import display_uri, refusing
 
 MEMORY_LIMIT = "3GB"
 
+TEMPORARY = "kvq-batch-duckdb"
+"""Folder below the system's temporary one for what does not fit; DuckDB makes it, and removes what it put there."""
+
 # Through DuckDB and Arrow the class of an error is lost; this is what delta-rs' file system says.
 _MISSING = re.compile(r"Object at location (\S+\.parquet) not found")
 
@@ -24,6 +29,8 @@ def connect() -> duckdb.DuckDBPyConnection:
     """An empty DuckDB in memory, in UTC, within `MEMORY_LIMIT`; what does not fit goes to its temporary folder."""
     connection = duckdb.connect()
     connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    # By default DuckDB spills into the folder that the command was typed in.
+    connection.execute("SET temp_directory = $folder", {"folder": str(Path(tempfile.gettempdir()) / TEMPORARY)})
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET TimeZone = 'UTC'")
     return connection
