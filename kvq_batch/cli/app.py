@@ -19,6 +19,7 @@ from kvq_batch import __version__
 from kvq_batch.cli import demo, evaluation, failures, jobs, models, tables, upkeep
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
+from kvq_batch.cli.train import train
 from kvq_batch.domain.errors import KvqBatchError, SpecError
 
 
@@ -117,5 +118,6 @@ app.command()(tables.maps)
 app.command()(evaluation.evaluate)
 app.command()(evaluation.calibrate)
 app.command("evaluate-regions")(evaluation.evaluate_regions)
+app.command()(train)
 app.command()(models.models)
 app.add_typer(upkeep.app, name="tables")

@@ -31,7 +31,7 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
     # A thread of Ray Data that outlives a stopped run would otherwise start a whole new Ray by asking it something.
     auto_init_hook.enable_auto_connect = False
     with rays_words_to_log():
-        _init(target, needed_cpus)
+        connect(target, needed_cpus)
         try:
             _check_size(needed_cpus, needed_gpus)
             configure_ray_data()
@@ -40,7 +40,12 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
             ray.shutdown()
 
 
-def _init(target: str | None, needed_cpus: float) -> None:
+def connect(target: str | None, needed_cpus: float) -> None:
+    """Joins the Ray at `target`, or starts a local one with room for `needed_cpus`; `ray.shutdown` leaves it.
+
+    Raises:
+        SpecError: it cannot be reached.
+    """
     try:
         if target is None:
             # A local Ray counts CPUs only to schedule: pools that are small together may share the cores.

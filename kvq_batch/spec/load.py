@@ -6,12 +6,16 @@ Relative paths in a job mean what they mean in the shell that starts it. This mo
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.spec.job import Job
+from kvq_batch.spec.section import Section
+from kvq_batch.spec.train import TrainJob
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_job(path: Path) -> Job:
@@ -20,15 +24,32 @@ def load_job(path: Path) -> Job:
     Raises:
         SpecError: the file is missing or no TOML, or a key is unknown, missing or of the wrong kind.
     """
+    return make_job(read_toml(path, f"`kvq-batch init {path}` writes one"), origin=str(path))
+
+
+def load_train_job(path: Path) -> TrainJob:
+    """The training of a TOML file.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    return checked(TrainJob, read_toml(path, "jobs/train.toml is one to start from"), origin=str(path))
+
+
+def read_toml(path: Path, hint: str) -> dict[str, Any]:
+    """The values of a TOML file; `hint` says where to take one from.
+
+    Raises:
+        SpecError: the file is missing or no TOML.
+    """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SpecError(f"{path}: no such job file; `kvq-batch init {path}` writes one") from error
+        raise SpecError(f"{path}: no such job file; {hint}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: is no valid TOML: {error}") from error
-    return make_job(values, origin=str(path))
 
 
 def make_job(values: Mapping[str, Any], origin: str) -> Job:
@@ -37,8 +58,17 @@ def make_job(values: Mapping[str, Any], origin: str) -> Job:
     Raises:
         SpecError: as `load_job`.
     """
+    return checked(Job, values, origin)
+
+
+def checked(kind: type[AnySection], values: Mapping[str, Any], origin: str) -> AnySection:
+    """The section of one kind that `values` describe.
+
+    Raises:
+        SpecError: naming every wrong key by its dotted path.
+    """
     try:
-        return Job.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)
         inner = {e["loc"][0] for e in found if len(e["loc"]) > 1}

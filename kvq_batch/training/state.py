@@ -62,18 +62,7 @@ def read_state(path: Path, identity: Identity) -> tuple[dict[str, Tensor], Progr
     Raises:
         SpecError: no such file, a damaged one, or that of another training.
     """
-    if not path.exists():
-        raise SpecError(f"{path}: there is no training to resume; start it without --resume")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY, "")
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        fields = json.loads(text)
-        if fields["layout"] != _LAYOUT:
-            raise SpecError(f"{path}: its layout is {fields['layout']}, this version reads {_LAYOUT}")
-        found, progress = Identity(**fields["identity"]), Progress(**fields["progress"])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise SpecError(f"{path}: no readable state of a training ({error}); train anew in another folder") from error
+    tensors, found, progress = _read(path, True)
     names = {"settings": "the settings", "data": "the labels", "start": "the weights at the start"}
     other = [words for name, words in names.items() if getattr(found, name) != getattr(identity, name)]
     if other:
@@ -82,6 +71,31 @@ def read_state(path: Path, identity: Identity) -> tuple[dict[str, Tensor], Progr
             "or train in another folder"
         )
     return tensors, progress
+
+
+def read_progress(path: Path) -> Progress:
+    """How far the training of a state is, whatever training that is.
+
+    Raises:
+        SpecError: no such file, or a damaged one.
+    """
+    return _read(path, False)[2]
+
+
+def _read(path: Path, with_tensors: bool) -> tuple[dict[str, Tensor], Identity, Progress]:
+    if not path.exists():
+        raise SpecError(f"{path}: there is no training to resume; start it without --resume")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY, "")
+            names = list(file.keys()) if with_tensors else []
+            tensors = {name: file.get_tensor(name) for name in names}
+        fields = json.loads(text)
+        if fields["layout"] != _LAYOUT:
+            raise SpecError(f"{path}: its layout is {fields['layout']}, this version reads {_LAYOUT}")
+        return tensors, Identity(**fields["identity"]), Progress(**fields["progress"])
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise SpecError(f"{path}: no readable state of a training ({error}); train anew in another folder") from error
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

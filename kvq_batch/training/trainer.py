@@ -163,18 +163,24 @@ class Trainer:
                     break
         return Outcome(progress, self._folder / BEST, time.monotonic() - started)
 
+    def check(self, resume: bool) -> None:
+        """Returns if `train` would begin; writes nothing. Raises SpecError as `train` does."""
+        state = self._folder / STATE
+        if resume:
+            read_state(state, self._identity)
+        elif state.exists():
+            raise SpecError(f"{self._folder}: a training is there already; go on with --resume, or name another folder")
+
     @property
     def _is_first(self) -> bool:
         return self._group.rank == 0
 
     def _begin(self, resume: bool) -> Progress:
-        state = self._folder / STATE
         if resume:
-            tensors, progress = read_state(state, self._identity)
+            tensors, progress = read_state(self._folder / STATE, self._identity)
             self._optimisation.restore(tensors, progress.step)
             return progress
-        if state.exists():
-            raise SpecError(f"{self._folder}: a training is there already; go on with --resume, or name another folder")
+        self.check(resume=False)
         # The first process writes only when all have looked.
         self._group.wait()
         if self._is_first:
@@ -182,7 +188,7 @@ class Trainer:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise SpecError(f"{self._folder} cannot be made: {error}") from error
-            self._store(Progress(), [])
+        self._store(Progress(), [])
         return Progress()
 
     def _curves(self, stack: ExitStack, step: int) -> tuple[Curve | None, Curve | None]:

@@ -31,6 +31,7 @@ COMMANDS = [
     "failures",
     "maps",
     "evaluate",
+    "train",
     "models",
 ]
 

@@ -28,7 +28,7 @@ from kvq_batch.spec.section import Section
 from kvq_batch.spec.selection import Select
 from kvq_batch.spec.template import job_template
 
-JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
+JOBS = sorted(path for path in (Path(__file__).parents[2] / "jobs").glob("*.toml") if path.stem != "train")
 
 SMALLEST: dict[str, Any] = {"name": "n", "tables": "t", "catalog": {"source": "v"}, "models": [{"name": "kvq-tiny"}]}
 

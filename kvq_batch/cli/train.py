@@ -1,0 +1,293 @@
+"""The command that trains: a job's labels and videos in, a checkpoint that a run loads out.
+
+It joins what does not know each other: the list of labels, the decoder, the training, Ray Train, the picture.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvq_batch.cli.execution import command_line, stopping_on_signals
+from kvq_batch.cli.options import AddressOption, OutputOption
+from kvq_batch.cli.output import Format, Output
+from kvq_batch.cli.train_progress import TrainProgress
+from kvq_batch.domain.errors import SpecError
+
+if TYPE_CHECKING:
+    from kvq_batch.domain.frames import FrameRequest
+    from kvq_batch.io.training_set import LabelledVideo
+    from kvq_batch.models.kvq.config import KvqConfig
+    from kvq_batch.spec.train import TrainJob
+    from kvq_batch.training.plan import TrainingPlan
+    from kvq_batch.training.samples import Sample
+    from kvq_batch.training.settings import TrainSettings
+
+CURVES_PICTURE = "curve.png"
+CALIBRATION = "validation"
+
+
+def train(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB", help="Training job (TOML), as jobs/train.toml.", show_default=False)
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped training is.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check labels and stop: decodes nothing.")] = False,
+    address: AddressOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Train a member of the KVQ family on labelled videos.
+
+    Each video is decoded once. Whole scenes are held out, and decide which
+    weights are kept: best.safetensors, which `run` loads. Labels that are
+    wrong, and videos that are missing, are refused by name.
+
+    Examples:
+
+      $ kvq-batch train train.toml --dry-run
+      $ kvq-batch train train.toml
+      $ kvq-batch train train.toml --resume
+
+    Ctrl-C stores the training (exit code 130); --resume goes on to the same
+    weights.
+    """
+    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.io.training_set import read_training_set
+    from kvq_batch.spec.load import load_train_job
+    from kvq_batch.training.samples import split_samples
+    from kvq_batch.training.trainer import STATE
+
+    wanted = load_train_job(job)
+    shown = Output(output)
+    folder = Path(wanted.out)
+    config, settings = network_of(wanted), settings_of(wanted)
+    # What can be refused at once is refused before an hour of decoding.
+    if (folder / STATE).exists() and not resume and not dry_run:
+        raise SpecError(f"{folder}: a training is there already; go on with --resume, or name another folder in `out`")
+    if resume and not (folder / STATE).exists():
+        raise SpecError(f"{folder}: there is no training to resume; start it without --resume")
+    listed, told = read_training_set(wanted.data, StorageOptions.from_spec(wanted.storage))
+    shown.note(told)
+    videos = [video for video in listed if video.part != "test"]
+    split = split_samples(_samples(videos), settings.scale, settings.validation_share, settings.seed)
+    if dry_run:
+        return shown.record(_facts(wanted, config, videos, len(split.train), len(split.validation), len(listed)))
+    with TrainProgress() as progress:
+        plan = _planned(wanted, settings, videos, progress)
+        finished, seconds = _trained(plan, wanted, resume, address, progress)
+    _conclude(plan, finished, seconds, shown, command_line("train", job))
+    return None
+
+
+def network_of(job: "TrainJob") -> "KvqConfig":
+    """The sizes that a job means: its preset with the sizes that it names. Raises SpecError."""
+    from kvq_batch.models.kvq.config import PUBLISHED, TINY
+
+    preset = {"published": PUBLISHED, "tiny": TINY}[job.model.preset]
+    named = {field.name: getattr(job.model, field.name) for field in dataclasses.fields(preset)}
+    return dataclasses.replace(preset, **{name: size for name, size in named.items() if size is not None})
+
+
+def settings_of(job: "TrainJob") -> "TrainSettings":
+    """A job as the training package takes it. Raises SpecError."""
+    from kvq_batch.training.cubes import check_cube
+    from kvq_batch.training.settings import LossWeights, Optimiser, TrainSettings
+
+    config = network_of(job)
+    if job.loss.lpc:
+        check_cube(config, job.loss.cube)
+    return TrainSettings(
+        config=config,
+        scale=job.data.scale,
+        loss=LossWeights(**job.loss.model_dump(exclude={"cube"})),
+        optimiser=Optimiser(**job.optimiser.model_dump()),
+        initialisation=job.model.initialisation,
+        cube=job.loss.cube,
+        **job.training.model_dump(),
+    )
+
+
+def _requests(config: "KvqConfig", num_views: int) -> "tuple[FrameRequest, ...]":
+    """Of the first view as a scorer asks for it, of the others at random places."""
+    from kvq_batch.domain.frames import FrameRequest, Sampling
+    from kvq_batch.models.kvq.config import NUM_FRAGMENTS
+
+    middle = Sampling(NUM_FRAGMENTS, config.num_frames // NUM_FRAGMENTS)
+    places = [middle, *(dataclasses.replace(middle, offset="random", seed=view) for view in range(1, num_views))]
+    return tuple(FrameRequest(sampling, config.input_size) for sampling in places)
+
+
+def _samples(videos: "list[LabelledVideo]") -> "list[Sample]":
+    from kvq_batch.training.samples import Sample
+
+    parts: dict[str | None, Any] = {"train": "train", "validation": "validation", None: None}
+    return [Sample(video.video_id, video.source_id, video.label, parts[video.part]) for video in videos]
+
+
+def _facts(
+    job: "TrainJob", config: "KvqConfig", videos: "list[LabelledVideo]", num_train: int, num_held_out: int, listed: int
+) -> dict[str, Any]:
+    import math
+
+    from kvq_batch.models.kvq.config import tensor_shapes
+
+    clip_bytes = config.num_frames * math.prod(config.input_size) * 3
+    return {
+        "model": f"{job.name}@{job.version}",
+        "parameters": sum(math.prod(shape) for shape in tensor_shapes(config).values()),
+        "clip": f"{config.num_frames} frames of {config.input_size[0]} x {config.input_size[1]}",
+        "videos": listed,
+        "left_for_tests": listed - len(videos),
+        "scenes": len({video.source_id for video in videos}),
+        "trained_on": num_train,
+        "held_out": num_held_out,
+        "steps": job.training.steps,
+        "epochs": round(job.training.steps * job.training.batch_size / num_train, 2),
+        "frames_gb": round(len(videos) * job.data.views * clip_bytes / 1e9, 2),
+    }
+
+
+def _planned(
+    job: "TrainJob", settings: "TrainSettings", videos: "list[LabelledVideo]", progress: TrainProgress
+) -> "TrainingPlan":
+    """Everything decoded and checked."""
+    import tempfile
+
+    from kvq_batch.domain.scorer import ModelCard
+    from kvq_batch.engine.training_frames import TrainingVideo, decode_frames
+    from kvq_batch.io.fetch import Fetcher
+    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.media.isolation import IsolatedDecoder
+    from kvq_batch.media.probe import VideoLimits
+    from kvq_batch.training.frame_files import FrameFiles
+    from kvq_batch.training.plan import TrainingPlan
+    from kvq_batch.training.settings import Machine
+
+    config, limits = settings.config, job.limits
+    folder = Path(job.out).absolute()
+    frames = Path(job.data.frames).absolute() if job.data.frames else folder / "frames"
+    with (
+        tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
+        IsolatedDecoder(job.data.decoders, Path(scratch), limits.timeout_s, limits.max_memory_bytes) as decoder,
+    ):
+        files = decode_frames(
+            [TrainingVideo(video.video_id, video.uri, video.content_id) for video in videos],
+            _requests(config, job.data.views),
+            frames,
+            Fetcher(StorageOptions.from_spec(job.storage), Path(scratch), limits.max_file_bytes),
+            decoder,
+            VideoLimits(limits.max_frame_pixels),
+            job.data.decoders,
+            progress.decoded,
+        )
+    cells = [None if video.cells is None else video.cells.absolute() for video in videos] if job.loss.cells else None
+    source = FrameFiles(_samples(videos), files, cells)
+    source.check((config.num_frames, *config.input_size, 3), config.maps_shape(config.num_frames, *config.input_size))
+    card = ModelCard(
+        name=job.name,
+        version=job.version,
+        digest="",
+        origin="trained",
+        summary=job.summary or f"a KVQ network trained on {job.training_data}",
+        training_data=job.training_data,
+        licence=job.licence,
+    )
+    machine = Machine(job.machine.device, job.machine.num_threads, job.machine.recompute, job.machine.checkpoint_every)
+    start, kinetics = (
+        None if path is None else Path(path).absolute() for path in (job.model.start, job.model.kinetics)
+    )
+    return TrainingPlan(settings, machine, source, folder, card, start, kinetics)
+
+
+def _trained(
+    plan: "TrainingPlan", job: "TrainJob", resume: bool, address: str | None, progress: TrainProgress
+) -> tuple[bool, float]:
+    """Whether the training came to its end, and the seconds that it took."""
+    import time
+    from functools import partial
+
+    started = time.monotonic()
+    if job.machine.workers == 1:
+        with stopping_on_signals(progress.note) as stop:
+            outcome = plan.trainer(observer=progress).train(resume, stop.is_set)
+        return outcome.progress.is_finished, outcome.seconds
+    from kvq_batch.engine.training import train_together
+    from kvq_batch.training.plan import train_as_member
+    from kvq_batch.training.trainer import STATE
+
+    # What would be refused in every process is refused here first; on the machines' own GPUs only they can say.
+    cpu = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, device="cpu", num_threads=None))
+    cpu.trainer().check(resume)
+    with progress.following(plan.folder, plan.settings.steps):
+        train_together(
+            partial(train_as_member, plan),
+            job.machine.workers,
+            job.machine.device,
+            plan.folder,
+            address or job.machine.ray_address,
+        )
+    from kvq_batch.training.state import read_progress
+
+    return read_progress(plan.folder / STATE).is_finished, time.monotonic() - started
+
+
+def _conclude(plan: "TrainingPlan", finished: bool, seconds: float, shown: Output, again: str) -> None:
+    """The picture, the calibration and the last words."""
+    from kvq_batch.models.kvq.checkpoint import load
+    from kvq_batch.report.curves import draw_curves
+    from kvq_batch.training.curve import read_curve
+    from kvq_batch.training.state import read_progress
+    from kvq_batch.training.trainer import BEST, CURVE, STATE, VALIDATION
+
+    folder = plan.folder
+    progress = read_progress(folder / STATE)
+    validations = read_curve(folder / VALIDATION)
+    draw_curves(
+        read_curve(folder / CURVE), validations, f"{plan.card.name}@{plan.card.version}", folder / CURVES_PICTURE
+    )
+    if not finished:
+        shown.note(f"stopped after step {progress.step}; to go on:  {again} --resume")
+        raise typer.Exit(130)
+    best = folder / BEST
+    is_calibrated = len(validations) > 0 and calibrate(best, folder, shown)
+    found = next((row for row in validations if row["step"] == progress.best_step), None)
+    shown.record(
+        {
+            "model_id": load(best).card.model_id,
+            "checkpoint": str(best),
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "srcc": found and found["srcc"],
+            "plcc": found and found["plcc"],
+            "calibrated": is_calibrated,
+            "seconds": round(seconds, 1),
+        }
+    )
+    shown.note(
+        "srcc and plcc are of the held-out scenes that chose these weights; a test set says less, see `evaluate`"
+    )
+
+
+def calibrate(best: Path, folder: Path, shown: Output) -> bool:
+    """Whether the checkpoint's card got the curve from its raw scores to labels, fitted on the held-out clips."""
+    import csv
+
+    import numpy as np
+
+    from kvq_batch.metrics.logistic import Logistic, fit_logistic
+    from kvq_batch.models.kvq import checkpoint
+    from kvq_batch.training.state import replace_file
+    from kvq_batch.training.trainer import PREDICTIONS
+
+    with (folder / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    scores, labels = (np.array([float(row[name]) for row in rows]) for name in ("raw_score", "label"))
+    curve = fit_logistic(scores, labels)
+    if not isinstance(curve, Logistic):
+        shown.note(f"no calibration: {curve}")
+        return False
+    kept = checkpoint.load(best)
+    card = dataclasses.replace(kept.card, calibrations={CALIBRATION: curve.parameters})
+    replace_file(best, lambda path: checkpoint.save(path, dataclasses.replace(kept, card=card)))
+    return True

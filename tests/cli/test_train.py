@@ -1,0 +1,209 @@
+"""`kvq-batch train` on real videos: from a list of labels to a checkpoint that a scorer loads, and what it refuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from kvq_batch.cli.app import app
+from kvq_batch.domain.scorer import ModelOptions
+from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
+from kvq_batch.models import registry
+from kvq_batch.models.kvq.checkpoint import load
+
+JOB = """
+name = "toy"
+version = "2"
+out = "{out}"
+training_data = "demo clips"
+licence = "Apache-2.0"
+[data]
+videos = "{videos}"
+labels = "{labels}"
+scale = [0, 100]
+views = 2
+frames = "{frames}"
+{data}
+[model]
+preset = "tiny"
+embed_dim = 8
+depths = [1, 1]
+num_heads = [1, 2]
+top_k = [0, 2]
+patch = [2, 4, 4]
+window = [2, 2, 2]
+num_frames = 8
+input_size = [32, 32]
+initialisation = "fan-in"
+[loss]
+lpc = 0.05
+cube = [2, 8, 8]
+{loss}
+[optimiser]
+learning_rate = 3e-3
+backbone_factor = 1.0
+ema_decay = 0.5
+[training]
+steps = {steps}
+batch_size = 4
+dropout = {dropout}
+validation_share = 0.34
+validate_every = 4
+[machine]
+num_threads = 1
+checkpoint_every = 2
+workers = {workers}
+"""
+
+
+class Material:
+    """Nine clips of three scenes, their labels, and jobs over them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shape = ClipShape(width_px=64, height_px=48, num_frames=24)
+        levels = (Distortion("none", 0), Distortion("blur", 1, "gblur=sigma=1"), Distortion("blur", 2, "gblur=sigma=4"))
+        self.clips = write_demo_clips(folder / "videos", 3, shape, levels)
+        names = [clip.path.relative_to(folder / "videos").as_posix() for clip in self.clips]
+        self.rows = [(name, clip.scene, 90 - 35 * clip.level) for name, clip in zip(names, self.clips, strict=True)]
+        self.frames = folder / "frames"
+
+    def labels(self, rows: list[tuple[Any, ...]], name: str = "labels.csv", header: str = "file,source_id,mos") -> Path:
+        path = self.folder / name
+        path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+        return path
+
+    def job(self, out: Path, labels: Path, **values: Any) -> Path:
+        path = out.with_suffix(".toml")
+        defaults = {"steps": 8, "dropout": 0.25, "workers": 1, "data": "", "loss": ""}
+        places = {"out": out, "labels": labels, "videos": self.folder / "videos", "frames": self.frames}
+        path.write_text(JOB.format(**places, **defaults | values))
+        return path
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return Material(tmp_path_factory.mktemp("material"))
+
+
+def call(*arguments: str | Path, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["train", *map(str, arguments)])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_labels_and_videos_become_a_checkpoint_that_scores(material: Material, tmp_path: Path) -> None:
+    job = material.job(tmp_path / "out", material.labels(material.rows))
+    facts = json.loads(call(job, "--dry-run", "-o", "json").stdout)
+    assert (facts["videos"], facts["scenes"], facts["trained_on"], facts["held_out"]) == (9, 3, 6, 3)
+    assert not (tmp_path / "out").exists()
+
+    told = json.loads(call(job, "-o", "json").stdout)
+    out = tmp_path / "out"
+    assert told["steps"] == 8
+    assert told["checkpoint"] == str(out / "best.safetensors")
+    card = load(out / "best.safetensors").card
+    assert card.model_id == told["model_id"]
+    assert (card.name, card.version, card.origin, card.training_data) == ("toy", "2", "trained", "demo clips")
+    with (out / "predictions.csv").open() as file:
+        held_out = list(csv.DictReader(file))
+    assert len({row["source_id"] for row in held_out}) == 1
+    with Image.open(out / "curve.png") as picture:
+        assert picture.size == (960, 420)
+        assert len(picture.getcolors(1 << 24) or []) > 50
+    # Two views of each video, decoded once.
+    assert len(list(material.frames.rglob("*.npy"))) == 18
+    assert not list(material.frames.rglob("*.partial"))
+    spec = registry.describe(ModelOptions("kvq", str(out / "best.safetensors")))
+    assert spec.frames.size == (32, 32)
+    assert "a training is there already" in call(job, exit_code=2).output
+    assert json.loads(call(job, "--resume", "-o", "json").stdout)["model_id"] == told["model_id"]
+
+
+def test_the_four_field_list_is_read_as_it_is(material: Material, tmp_path: Path) -> None:
+    lines = [f"{name}, -1, -1, {mos}" for name, _, mos in material.rows]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(lines) + "\n")
+    facts = json.loads(call(material.job(tmp_path / "out", labels), "--dry-run", "-o", "json").stdout)
+    assert (facts["videos"], facts["scenes"]) == (9, 9), "without a source every video is its own"
+
+
+def test_a_split_of_the_list_is_kept_and_its_tests_are_left_alone(material: Material, tmp_path: Path) -> None:
+    parts = {material.rows[0][1]: "train", material.rows[3][1]: "validation", material.rows[6][1]: "test"}
+    rows = [(*row, parts[row[1]]) for row in material.rows]
+    labels = material.labels(rows, "split.csv", "file,source_id,mos,split")
+    facts = json.loads(call(material.job(tmp_path / "out", labels), "--dry-run", "-o", "json").stdout)
+    assert (facts["trained_on"], facts["held_out"], facts["left_for_tests"]) == (3, 3, 3)
+    labels = material.labels([*rows[:-1], (*rows[-1][:3], "train")], "torn.csv", "file,source_id,mos,split")
+    assert "stands in both splits" not in call(material.job(tmp_path / "out", labels), "--dry-run").output
+    labels = material.labels([(*rows[0][:3], "validation"), *rows[1:]], "torn.csv", "file,source_id,mos,split")
+    assert "stands in both splits" in call(material.job(tmp_path / "out", labels), "--dry-run", exit_code=2).output
+
+
+def test_bad_labels_are_refused_by_name(material: Material, tmp_path: Path) -> None:
+    rows = material.rows
+    bad: dict[str, list[tuple[Any, ...]]] = {
+        "gone.mp4 (no such video)": [*rows, ("gone.mp4", "gone", 50)],
+        "101 is outside the scale": [*rows[:-1], (*rows[-1][:2], 101)],
+        "nan is no finite number": [*rows[:-1], (*rows[-1][:2], "nan")],
+        "are of 1 source": [(name, "one", mos) for name, _, mos in rows],
+        "labels of the training set are 50": [(name, source, 50) for name, source, _ in rows],
+    }
+    for number, (message, wrong) in enumerate(bad.items()):
+        job = material.job(tmp_path / "out", material.labels(wrong, f"bad-{number}.csv"))
+        assert message in " ".join(call(job, "--dry-run", exit_code=2).output.split()), message
+
+
+def test_a_broken_video_is_refused_by_name_and_not_replaced(material: Material, tmp_path: Path) -> None:
+    broken = material.folder / "videos" / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    try:
+        job = material.job(tmp_path / "out", material.labels([*material.rows, ("broken.mp4", "b", 10)], "broken.csv"))
+        assert "1 of 10 videos cannot be trained on: broken.mp4" in " ".join(call(job, exit_code=2).output.split())
+    finally:
+        broken.unlink()
+
+
+def test_labelled_cells_reach_the_loss(material: Material, tmp_path: Path) -> None:
+    cells = material.folder / "cells.npy"
+    np.save(cells, np.full((4, 4, 4), 40.0, np.float32))
+    rows = [(*row, "cells.npy" if row[2] == 90 else "") for row in material.rows]
+    labels = material.labels(rows, "cells.csv", "file,source_id,mos,cells")
+    job = material.job(tmp_path / "out", labels, data='cells_column = "cells"', loss="cells = 1.0", steps=4)
+    call(job)
+    with (tmp_path / "out" / "curve.csv").open() as file:
+        assert any(float(row["cells"]) > 0 for row in csv.DictReader(file))
+    np.save(cells, np.zeros((4, 4, 5), np.float32))
+    job = material.job(tmp_path / "other", labels, data='cells_column = "cells"', loss="cells = 1.0")
+    assert "cells.npy (float32 [4, 4, 5]" in " ".join(call(job, exit_code=2).output.split())
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_is_stored_and_goes_on(material: Material, tmp_path: Path) -> None:
+    job = material.job(tmp_path / "out", material.labels(material.rows), steps=2000)
+    curve = tmp_path / "out" / "curve.csv"
+    code = f"from kvq_batch.cli.app import app; app({['train', str(job)]!r})"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        while not (curve.exists() and len(curve.read_text().splitlines()) > 1):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "to go on:  kvq-batch train" in errors
+    assert "--resume" in errors
+    before = len(curve.read_text().splitlines())
+    assert before < 2000
+    result = call(material.job(tmp_path / "out", material.labels(material.rows), steps=2001), "--resume", exit_code=2)
+    assert "other values of the settings" in " ".join(result.output.split())

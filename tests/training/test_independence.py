@@ -1,0 +1,16 @@
+"""Training needs torch, numpy and safetensors, and nothing that belongs to clusters, tables or videos."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+TRAINING = Path(__file__).parents[2] / "kvq_batch" / "training"
+
+
+def test_training_imports_neither_ray_nor_storage_nor_video() -> None:
+    modules = sorted(f"kvq_batch.training.{path.stem}" for path in TRAINING.glob("*.py") if path.stem != "__init__")
+    heavy = "{'ray', 'pyarrow', 'deltalake', 'duckdb', 'fsspec', 's3fs', 'pydantic', 'av', 'decord', 'scipy', 'PIL'}"
+    code = f"import sys, {', '.join(modules)}\nprint(sorted({heavy} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(modules) > 10
+    assert out.stdout.strip() == "[]"
