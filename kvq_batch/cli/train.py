@@ -110,12 +110,11 @@ def settings_of(job: "TrainJob") -> "TrainSettings":
 
 def _requests(config: "KvqConfig", num_views: int) -> "tuple[FrameRequest, ...]":
     """Of the first view as a scorer asks for it, of the others at random places."""
-    from kvq_batch.domain.frames import FrameRequest, Sampling
-    from kvq_batch.models.kvq.config import NUM_FRAGMENTS
+    from kvq_batch.models.kvq.family import frame_request
 
-    middle = Sampling(NUM_FRAGMENTS, config.num_frames // NUM_FRAGMENTS)
-    places = [middle, *(dataclasses.replace(middle, offset="random", seed=view) for view in range(1, num_views))]
-    return tuple(FrameRequest(sampling, config.input_size) for sampling in places)
+    first = frame_request(config)
+    places = [dataclasses.replace(first.sampling, offset="random", seed=view) for view in range(1, num_views)]
+    return (first, *(dataclasses.replace(first, sampling=sampling) for sampling in places))
 
 
 def _samples(videos: "list[LabelledVideo]") -> "list[Sample]":

@@ -72,8 +72,16 @@ class TrainModel(Section):
     window: tuple[int, int, int] | None = Field(None, description="Window, in tokens.", examples=[[8, 7, 7]])
     mlp_ratio: int | None = Field(None, description="Width of the hidden layers of the blocks.", examples=[4])
     head_hidden: int | None = Field(None, description="Width of the hidden layer of the heads.", examples=[64])
-    num_frames: int | None = Field(None, description="Frames of a clip, a multiple of 8.", examples=[32])
+    num_frames: int | None = Field(None, description="Frames of a clip, a multiple of num_segments.", examples=[32])
+    num_segments: int | None = Field(None, description="Segments of a video that they come from.", examples=[8])
     input_size: tuple[int, int] | None = Field(None, description="Height and width in pixels.", examples=[[448, 448]])
+    num_bands: int | None = Field(None, description="Bands of detail beside RGB at the input.", examples=[2])
+    stem_width: int | None = Field(
+        None, description="Channels of a convolutional stem in place of the patch embedding.", examples=[24]
+    )
+    fragments: tuple[int, int] | None = Field(
+        None, description="Rows and columns of native patches in place of resized frames.", examples=[[7, 7]]
+    )
     initialisation: Literal["published", "fan-in"] = Field(
         "published", description='How weights are drawn: "published" (0.02), or "fan-in", better for small members.'
     )

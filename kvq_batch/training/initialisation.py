@@ -59,7 +59,7 @@ def _drawn(name: str, shapes: Mapping[str, Shape], scheme: Initialisation, seed:
     layer = path.rsplit(".", 1)[-1]
     generator = torch.Generator().manual_seed(seed_of(seed, name))
     tensor = torch.zeros(shapes[name])
-    is_convolution = layer in ("fc_hid", "fc_last") or path.endswith("patch_embed.proj")
+    is_convolution = layer in ("fc_hid", "fc_last") or ".patch_embed." in path
     if layer.startswith("norm"):
         return tensor.fill_(float(leaf == "weight"))
     if layer == "weight_conv":

@@ -8,9 +8,9 @@ import pytest
 
 from kvq_batch.cli.train import network_of, settings_of
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.models.kvq.config import PUBLISHED, TINY
+from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
 from kvq_batch.spec.load import checked, load_train_job
-from kvq_batch.spec.train import TrainJob
+from kvq_batch.spec.train import TrainJob, TrainModel
 from kvq_batch.training.settings import Machine, TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,11 @@ def test_defaults_of_a_job_are_those_of_the_package() -> None:
     assert found == expected
     machine = job().machine
     assert Machine(machine.device, machine.num_threads, machine.recompute, machine.checkpoint_every) == Machine()
+
+
+def test_every_size_of_a_network_has_a_key() -> None:
+    sizes = {field.name for field in dataclasses.fields(KvqConfig)}
+    assert sizes <= set(TrainModel.model_fields)
 
 
 def test_sizes_are_the_presets_but_for_those_that_are_named() -> None:

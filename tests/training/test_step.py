@@ -1,5 +1,6 @@
 """One training step: losses and gradients are the golden ones, the optimiser does what its formulae say."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -187,6 +188,15 @@ def test_initial_weights_are_as_published_or_by_fan_in() -> None:
     assert small[name].std().item() == pytest.approx(0.88 * 24**-0.5, rel=0.05)
     assert torch.equal(small[name], again[name])
     assert not torch.equal(small[name], other[name])
+
+
+def test_a_stem_and_bands_are_drawn_too() -> None:
+    config = dataclasses.replace(SMALL, num_bands=2, stem_width=6)
+    for scheme in ("published", "fan-in"):
+        drawn = initial_tensors(config, scheme, seed=1)
+        assert {name: tuple(tensor.shape) for name, tensor in drawn.items()} == tensor_shapes(config)
+        weight = drawn["fragments_backbone.patch_embed.conv1.weight"]
+        assert 0.3 * 63**-0.5 < weight.std() < 63**-0.5
 
 
 def test_a_start_from_kinetics_fills_the_backbone_and_leaves_the_heads(tmp_path: Path) -> None:

@@ -88,14 +88,17 @@ def untrained_checkpoint(name: str, config: KvqConfig, seed: int = 0) -> Checkpo
     return Checkpoint(card, config, tensors)
 
 
+def frame_request(config: KvqConfig) -> FrameRequest:
+    """The frames that a network of these sizes scores, and so the first that it is trained on."""
+    sampling = Sampling(config.num_segments, config.num_frames // config.num_segments)
+    return FrameRequest(sampling, config.input_size, config.fragments if all(config.fragments) else None)
+
+
 def scorer_spec(checkpoint: Checkpoint) -> ScorerSpec:
     """What a scorer of these weights declares."""
-    config = checkpoint.config
-    sampling = Sampling(config.num_segments, config.num_frames // config.num_segments)
-    fragments = config.fragments if all(config.fragments) else None
     return ScorerSpec(
         card=checkpoint.card,
-        frames=FrameRequest(sampling, config.input_size, fragments),
+        frames=frame_request(checkpoint.config),
         maps=("texture", "saliency"),
         precisions=("fp32", "bf16", "fp16"),
     )
