@@ -24,7 +24,7 @@ test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest
 
 test-faults: $(STAMP) ## every fault of docs/reliability.md, with real kills; long
-	$(BIN)/python -m pytest tests/faults -m ''
+	$(BIN)/python -m pytest tests/faults tests/engine/test_stores.py tests/engine/test_full_disk.py -m ''
 
 lint: $(STAMP) ## ruff and mypy strict
 	$(BIN)/ruff check .

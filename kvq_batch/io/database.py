@@ -28,12 +28,17 @@ _MISSING = re.compile(r"Object at location (\S+\.parquet) not found")
 def connect() -> duckdb.DuckDBPyConnection:
     """An empty DuckDB in memory, in UTC, within `MEMORY_LIMIT`; what does not fit goes to its temporary folder."""
     connection = duckdb.connect()
-    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-    # By default DuckDB spills into the folder that the command was typed in.
-    connection.execute("SET temp_directory = $folder", {"folder": str(Path(tempfile.gettempdir()) / TEMPORARY)})
+    bound_memory(connection, MEMORY_LIMIT)
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET TimeZone = 'UTC'")
     return connection
+
+
+def bound_memory(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
+    """Keeps the connection within `limit` ("4GB") of memory; the rest goes to the temporary folder."""
+    connection.execute(f"SET memory_limit = '{limit}'")
+    # By default DuckDB spills into the folder that the command was typed in.
+    connection.execute("SET temp_directory = $folder", {"folder": str(Path(tempfile.gettempdir()) / TEMPORARY)})
 
 
 @contextmanager

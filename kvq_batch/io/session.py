@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.io.database import missing_part
+from kvq_batch.io.database import bound_memory, missing_part
 from kvq_batch.io.redact import redact
 from kvq_batch.io.schemas import TABLES
 from kvq_batch.io.storage import StorageOptions, refusing
@@ -50,7 +50,7 @@ class Session:
         # A DuckDB connection holds one pending result; a second thread would take it away.
         self._lock = threading.Lock()
         self._connection = duckdb.connect()
-        self._connection.execute(f"SET memory_limit = '{memory_limit}'")
+        bound_memory(self._connection, memory_limit)
         if num_threads is not None:
             self._connection.execute(f"SET threads = {int(num_threads)}")
         with refusing(tables.uri):

@@ -11,6 +11,8 @@ import pytest
 
 from tests.s3 import S3Location
 
+pytestmark = pytest.mark.faults
+
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 PATIENCE_S = 400
 

@@ -23,6 +23,8 @@ from tests.engine.test_run import FAST, ask, check_books, job_of, run
 from tests.proxy import DENIED, EXPIRED, FULL, SLOW_DOWN, FaultProxy, Reset, Short
 from tests.s3 import S3Location
 
+pytestmark = pytest.mark.faults
+
 
 def upload(place: S3Location, clips: Sequence[Path], *names: str) -> None:
     for number, name in enumerate(names):

@@ -211,3 +211,15 @@ def test_threads_may_share_a_session(session: Session) -> None:
 def test_no_tables_no_session(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no tables here"):
         open_session(str(tmp_path / "nowhere"))
+
+
+def test_what_does_not_fit_into_memory_spills_elsewhere_than_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with Session(make_tables(tmp_path), memory_limit="60MB", num_threads=1) as opened:
+        answer = opened.sql("SELECT count(DISTINCT i) AS numbers FROM range(4000000) t(i)")
+    assert answer.to_pylist() == [{"numbers": 4_000_000}]
+    assert list(here.iterdir()) == []
