@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvq_batch import __version__
-from kvq_batch.cli import demo, evaluation, failures, jobs, models, tables, upkeep
+from kvq_batch.cli import demo, evaluation, failures, jobs, labels, models, tables, upkeep
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
 from kvq_batch.cli.train import train
@@ -121,3 +121,4 @@ app.command("evaluate-regions")(evaluation.evaluate_regions)
 app.command()(train)
 app.command()(models.models)
 app.add_typer(upkeep.app, name="tables")
+app.add_typer(labels.app, name="labels")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LOG = "kvq_batch.log"
 
 _OF_A_SCORE = ("video_id", "model_id", "model_origin", "raw_score", "num_clips", "decode_s", "score_s")
+_OF_A_LABEL = ("label_id", "video_id", "source_id", "name", "vmaf", "version_uri", "make_s")
 _OF_A_FAILURE = ("video_id", "model_id", "stage", "error", "message", "attempt", "final", "permanent")
 
 
@@ -112,7 +113,10 @@ class JsonLog:
 
     def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
         for row in scores:
-            self._write("scored", **{name: row[name] for name in _OF_A_SCORE})
+            if "label_id" in row:
+                self._write("labelled", **{name: row[name] for name in _OF_A_LABEL})
+            else:
+                self._write("scored", **{name: row[name] for name in _OF_A_SCORE})
         for row in failures:
             self._write("failed", **{name: row[name] for name in _OF_A_FAILURE})
 

@@ -125,6 +125,13 @@ class Recipe:
         coded = [str(step) for step in self.steps if STEPS[step.name].is_codec]
         return coded[-1] if coded else "source"
 
+    @property
+    def kind(self) -> str:
+        """clean, single (one step), chain (several), region (rectangles of a clean frame), or mix (of two versions)."""
+        if not self.patches:
+            return ("clean", "single")[len(self.steps)] if len(self.steps) < 2 else "chain"
+        return "region" if not self.steps and all(patch.steps for patch in self.patches) else "mix"
+
     def to_json(self) -> str:
         """Canonical JSON: equal recipes give equal text."""
         return canonical_json(

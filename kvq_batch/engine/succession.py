@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from kvq_batch.engine.label_stream import VERSIONS_PER_BLOCK
 from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
 from kvq_batch.io.dead_runs import DeadRun, dead_runs
 from kvq_batch.io.schemas import make_rows
@@ -55,6 +56,9 @@ def most_repeated(dead: DeadRun) -> int:
     spec = json.loads(dead.row["job_spec"])
     interval_s: float = spec["run"]["commit_every_s"]
     in_hand = math.ceil(rate * (interval_s + _COMMIT_S))
-    rooms: list[int] = [model["workers"]["max"] * model["batch_size"] for model in spec["models"]]
+    # A run that made labels has no models; its workers hold blocks of versions.
+    rooms: list[int] = [model["workers"]["max"] * model["batch_size"] for model in spec.get("models", ())]
+    if "make" in spec:
+        rooms = [spec["make"]["workers"]["max"] * VERSIONS_PER_BLOCK]
     in_flight = sum(rooms) * BLOCKS_IN_FLIGHT
     return min(dead.num_open, in_hand + in_flight)

@@ -15,7 +15,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.catalog_source import read_source
 from kvq_batch.io.conditions import places_that_meet
 from kvq_batch.io.content_ids import resolve_content_ids
-from kvq_batch.io.listing import split_glob
+from kvq_batch.io.listing import VIDEO_EXTENSIONS, split_glob
 from kvq_batch.io.redact import summary
 from kvq_batch.io.storage import StorageOptions, absolute, display_uri, display_uris
 from kvq_batch.io.table_files import check_extension, write_table
@@ -45,18 +45,19 @@ def catalog_root(spec: Catalog) -> str:
     return display_uri(absolute(split_glob(spec.source).root))
 
 
-def read_catalog(spec: Catalog, options: StorageOptions) -> pa.Table:
+def read_catalog(spec: Catalog, options: StorageOptions, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> pa.Table:
     """The videos of the catalog: the columns of CANONICAL, then all columns of the source under their own names.
 
     A canonical column is taken from the source's column that `spec.columns` names, or else from the one of the same
     name; an optional one that is not there is null. Addresses are absolute; rows stand in the order of the source.
+    `extensions` are those of the files that a listing takes.
 
     Raises SpecError for a source that cannot be read or is empty, for unknown or clashing columns, for ids and
     addresses that are missing or stand twice, for stretches that end before they start, and for a bad `where`.
     """
     name = display_uri(spec.source)
     columns = {field.name: getattr(spec.columns, field.name) or field.name for field in CANONICAL}
-    raw, folder = read_source(spec.source, tuple(columns[text] for text in _TEXTS), options)
+    raw, folder = read_source(spec.source, tuple(columns[text] for text in _TEXTS), options, extensions)
     if raw.num_rows == 0:
         raise SpecError(f"{name}: the catalog has no row; add videos or name another")
     if folder is None:

@@ -37,20 +37,22 @@ from kvq_batch.io.storage import (
 
 CATALOG_EXTENSIONS = ("parquet", "csv", "jsonl", "ndjson")
 _BLOCK_BYTES = 16 * 2**20
-_KEPT = rf"(?i)\.(?:{'|'.join(sorted(VIDEO_EXTENSIONS))}|parquet)$"
 _PRIVATE = r"(?s)(?:^|/)\.|(?:^|/)_[^/]*(?:/.*)?\.parquet$"
 
 
-def read_source(source: str, names: tuple[str, ...], options: StorageOptions) -> tuple[pa.Table, str | None]:
+def read_source(
+    source: str, names: tuple[str, ...], options: StorageOptions, extensions: frozenset[str] = VIDEO_EXTENSIONS
+) -> tuple[pa.Table, str | None]:
     """All rows and columns of `source`, and the folder at which its relative addresses start (None for a listing).
 
-    `names` are the columns to be read as text. A listing has the columns video_id, uri, content_id and size_bytes.
+    `names` are the columns to be read as text; `extensions` are those of the files that a listing takes. A
+    listing has the columns video_id, uri, content_id and size_bytes.
     Raises SpecError for what is missing, unreadable, of unknown kind, or without a video.
     """
     pattern = split_glob(source)
     extension = _extension(source)
-    if pattern.glob is None and _is_file(source, extension, options):
-        if extension in VIDEO_EXTENSIONS:
+    if pattern.glob is None and _is_file(source, extension, extensions, options):
+        if extension in extensions:
             return _listing(source, "", list_file(source, options)), None
         if extension not in CATALOG_EXTENSIONS:
             raise SpecError(
@@ -58,10 +60,10 @@ def read_source(source: str, names: tuple[str, ...], options: StorageOptions) ->
                 f"or is a folder, prefix or glob of videos; rename it or name another"
             )
         return _read_file(source, extension, names, options), absolute(source).rpartition("/")[0]
-    return _read_folder(source, pattern, names, options)
+    return _read_folder(source, pattern, names, options, extensions)
 
 
-def _is_file(source: str, extension: str, options: StorageOptions) -> bool:
+def _is_file(source: str, extension: str, extensions: frozenset[str], options: StorageOptions) -> bool:
     if is_local(source):
         if not local_path(source).exists():
             raise SpecError(f"{source}: there is no such file or folder; correct the address")
@@ -72,17 +74,18 @@ def _is_file(source: str, extension: str, options: StorageOptions) -> bool:
             file_system, path = filesystem(source, options)
             is_folder = bool(file_system.isdir(path))
         return not is_folder
-    return extension in VIDEO_EXTENSIONS
+    return extension in extensions
 
 
 def _read_folder(
-    source: str, pattern: Pattern, names: tuple[str, ...], options: StorageOptions
+    source: str, pattern: Pattern, names: tuple[str, ...], options: StorageOptions, extensions: frozenset[str]
 ) -> tuple[pa.Table, str | None]:
     root = absolute(pattern.root)
     listing = list_below(root, options)
     start = len(_listed_root(root, options))
     relative = pc.utf8_slice_codeunits(listing["path"], start)
-    is_kept = pc.match_substring_regex(relative, pattern=_KEPT)
+    kept = rf"(?i)\.(?:{'|'.join(sorted(extensions))}|parquet)$"
+    is_kept = pc.match_substring_regex(relative, pattern=kept)
     if pattern.glob is not None:
         is_kept = pc.and_(is_kept, pc.match_substring_regex(relative, pattern=glob_expression(pattern.glob)))
     # Hidden files and folders are nobody's videos; those with '_' are the engines' own (_delta_log, _temporary).

@@ -9,7 +9,7 @@ from kvq_batch.io.check_parts import Finding, check_parts
 from kvq_batch.io.check_rows import check_rows
 from kvq_batch.io.tables import Tables
 
-_LOADED_IN_ORDER = ("runs", "scores", "failures", "clips", "maps", "catalog", "models")
+_LOADED_IN_ORDER = ("runs", "scores", "failures", "clips", "maps", "catalog", "models", "labels", "opinions")
 
 _SEVERITIES = ("error", "warning", "info")
 

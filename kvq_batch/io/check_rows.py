@@ -24,6 +24,7 @@ _UNIQUE: Mapping[str, tuple[str, ...]] = {
     "clips": (*_IDENTITY, "clip_index"),
     "maps": (*_IDENTITY, "clip_index"),
     "catalog": ("video_id", "catalog", "commit_seq"),
+    "labels": ("video_id", "label_id"),
 }
 
 # A failure may stand once for each try; what may stand once only is that a run gives a pair up.
@@ -115,6 +116,7 @@ def check_rows(tables: Tables, readable: Mapping[str, Sequence[LoggedPart]]) -> 
         connection.execute("CREATE TEMP VIEW final_failures AS SELECT * FROM failures WHERE final")
         # Who asks for another try is no run.
         connection.execute(f"CREATE TEMP VIEW tries AS SELECT * FROM failures WHERE error <> '{RETRY_REQUESTED}'")
+        connection.execute("CREATE TEMP VIEW results AS SELECT run_id FROM scores UNION ALL SELECT run_id FROM labels")
         connection.execute(_NEWEST_RUNS)
         for severity, kind, table, query in _questions(last):
             findings += _findings(connection, severity, kind, table, query)
@@ -133,9 +135,10 @@ def _questions(last: int) -> Iterator[tuple[Severity, str, str, str]]:
     # A weightless model has no maps; where there is one, there is one for each clip.
     yield "error", "clip_count", "maps", _CLIP_COUNT.format(table="maps", join="")
     yield "error", "run_sums", "runs", _RUN_SUMS
-    yield "error", "run_scored", "scores", _RUN_ROWS.format(table="scores", column="num_scored")
+    yield "error", "run_scored", "scores", _RUN_ROWS.format(table="results", column="num_scored")
     yield "error", "run_failed", "failures", _RUN_ROWS.format(table="final_failures", column="num_failed")
-    yield "warning", "unknown_run", "scores", _UNKNOWN_RUN.format(table="scores")
+    for table in ("scores", "labels"):
+        yield "warning", "unknown_run", table, _UNKNOWN_RUN.format(table=table)
     yield "warning", "unknown_run", "failures", _UNKNOWN_RUN.format(table="tries")
     for schema in TABLES:
         yield "error", "ahead_of_log", schema.name, _AHEAD.format(table=schema.name, last=last)

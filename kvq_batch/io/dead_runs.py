@@ -19,10 +19,13 @@ ORDER BY commit_seq
 # A run's results carry a later commit_seq than its first row, so that older parts are left out by their bounds.
 _COMMITTED = """
 SELECT
-    (SELECT count(*) FROM scores WHERE commit_seq > $seq AND run_id = $run_id),
+    (SELECT count(*) FROM scores WHERE commit_seq > $seq AND run_id = $run_id)
+        + (SELECT count(*) FROM labels WHERE commit_seq > $seq AND run_id = $run_id),
     (SELECT count(DISTINCT (video_id, model_id)) FROM failures WHERE commit_seq > $seq AND run_id = $run_id AND final),
-    (SELECT min(scored_at) FROM scores WHERE commit_seq > $seq AND run_id = $run_id),
-    (SELECT max(scored_at) FROM scores WHERE commit_seq > $seq AND run_id = $run_id)
+    coalesce((SELECT min(scored_at) FROM scores WHERE commit_seq > $seq AND run_id = $run_id),
+        (SELECT min(labelled_at) FROM labels WHERE commit_seq > $seq AND run_id = $run_id)),
+    coalesce((SELECT max(scored_at) FROM scores WHERE commit_seq > $seq AND run_id = $run_id),
+        (SELECT max(labelled_at) FROM labels WHERE commit_seq > $seq AND run_id = $run_id))
 """
 
 
@@ -64,6 +67,7 @@ def dead_runs(tables: Tables) -> list[DeadRun]:
                 return []
             connection.register("scores", tables.dataset("scores"))
             connection.register("failures", tables.dataset("failures"))
+            connection.register("labels", tables.dataset("labels"))
             found = []
             for row in rows:
                 key = {"seq": row["commit_seq"], "run_id": row["run_id"]}

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.io.schemas import TableSchema
+from kvq_batch.io.columns import TableSchema
 from kvq_batch.io.tables import BOUNDED_COLUMNS
 
 ROW_GROUP_ROWS = 65_536

@@ -6,12 +6,21 @@ question to a clock. This module declares; it opens no table.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.io.columns import COMMIT_SEQ as _COMMIT_SEQ
+from kvq_batch.io.columns import FLAG as _FLAG
+from kvq_batch.io.columns import INT as _INT
+from kvq_batch.io.columns import LONG as _LONG
+from kvq_batch.io.columns import REAL as _REAL
+from kvq_batch.io.columns import RUN_ID as _RUN_ID
+from kvq_batch.io.columns import TEXT as _TEXT
+from kvq_batch.io.columns import TIME as _TIME
+from kvq_batch.io.columns import Column, TableSchema
+from kvq_batch.io.label_schemas import LABELS, OPINIONS
 
 COUNTER_BITS = 32
 """`commit_seq` = (epoch << COUNTER_BITS) | counter within the epoch."""
@@ -19,45 +28,8 @@ COUNTER_BITS = 32
 CATALOG_PREFIX = "catalog_"
 """Stands before a column of the user's catalog whose name is one of ours."""
 
-_TEXT, _REAL, _FLAG = pa.string(), pa.float64(), pa.bool_()
-_INT, _LONG = pa.int32(), pa.int64()
-_TIME = pa.timestamp("us", tz="UTC")
 _MODEL = pa.struct([("name", _TEXT), ("model_id", _TEXT), ("fingerprint", _TEXT)])
 
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: its name, its Arrow type, and one line that says what stands in it, with the unit."""
-
-    name: str
-    type: Any
-    comment: str
-
-
-@dataclass(frozen=True, slots=True)
-class TableSchema:
-    """One Delta table: its columns, what it is partitioned by, and the order of rows within a part."""
-
-    name: str
-    columns: tuple[Column, ...]
-    sort_by: tuple[str, ...]
-    partition_by: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.columns)
-
-    def arrow(self) -> Any:
-        """pa.Schema with the comments as field metadata."""
-        return pa.schema([pa.field(c.name, c.type, metadata={"comment": c.comment}) for c in self.columns])
-
-    def row_columns(self) -> Any:
-        """pa.Schema of the rows that a caller hands to the writer: all but `run_id` and `commit_seq`."""
-        return pa.schema([pa.field(c.name, c.type) for c in self.columns if c.name not in ("run_id", "commit_seq")])
-
-
-_RUN_ID = Column("run_id", _TEXT, "run that wrote this row")
-_COMMIT_SEQ = Column("commit_seq", _LONG, "place of this row in the order of all commits, rising")
 _VIDEO_ID = Column("video_id", _TEXT, "name of the video, unique in its catalog")
 _URI = Column("uri", _TEXT, "where the video stood when this row was written, without credentials")
 _CONTENT_ID = Column("content_id", _TEXT, "names the bytes that were read, e.g. etag:...")
@@ -190,7 +162,7 @@ FAILURES = TableSchema(
         _RUN_ID,
         _COMMIT_SEQ,
         Column("attempt", _INT, "which try failed, from 1"),
-        Column("stage", _TEXT, "fetch, probe, decode or score"),
+        Column("stage", _TEXT, "fetch, probe, decode, score or label"),
         Column("error", _TEXT, "stable name of the failure, to group by"),
         Column("message", _TEXT, "what was wrong, for people"),
         Column("exit_signal", _TEXT, "signal that ended the child process, null where none did"),
@@ -265,7 +237,7 @@ RUNS = TableSchema(
     sort_by=("run_id",),
 )
 
-TABLES: tuple[TableSchema, ...] = (CATALOG, SCORES, CLIPS, MAPS, FAILURES, MODELS, RUNS)
+TABLES: tuple[TableSchema, ...] = (CATALOG, SCORES, CLIPS, MAPS, FAILURES, MODELS, RUNS, LABELS, OPINIONS)
 
 RETRY_REQUESTED = "retry_requested"
 """`error` of a row of `failures` that is none: somebody asks for another try of this identity, whose older failures
@@ -273,6 +245,9 @@ then no longer keep it out of a plan."""
 
 DATA_TABLES: tuple[str, ...] = ("maps", "clips", "failures", "scores")
 """The order in which one batch commits: a score is the last thing that becomes visible."""
+
+RESULT_TABLES: tuple[str, ...] = (*DATA_TABLES, "labels")
+"""What runs are made for: a writer that was overtaken is refused by each of these."""
 
 
 def find_schema(name: str) -> TableSchema:

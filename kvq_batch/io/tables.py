@@ -20,7 +20,8 @@ from deltalake.exceptions import TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.io.schemas import TABLES, TableSchema, find_schema
+from kvq_batch.io.columns import TableSchema
+from kvq_batch.io.schemas import TABLES, find_schema
 from kvq_batch.io.storage import (
     StorageOptions,
     absolute,

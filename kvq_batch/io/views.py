@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-from kvq_batch.io.schemas import RETRY_REQUESTED, TABLES, Column
+from kvq_batch.io.columns import Column
+from kvq_batch.io.schemas import RETRY_REQUESTED, TABLES
 
 RAW_PREFIX = "raw_"
 """Every table is registered as raw_<table>; the views of these names read them."""
@@ -81,6 +82,8 @@ SELECT t.* FROM raw_{table} t
 SEMI JOIN raw_scores s ON s.video_id = t.video_id AND s.model_id = t.model_id AND s.commit_seq = t.commit_seq
 """
 
+_NEWEST = "SELECT * FROM raw_{table} QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY commit_seq DESC) = 1"
+
 _RUNS = "SELECT * FROM raw_runs QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY commit_seq DESC) = 1"
 
 # A row by which somebody asks for another try is no failure: it tells of those of the same identity before it.
@@ -137,6 +140,8 @@ VIEWS: Mapping[str, str] = {
     "clips": _BESIDE_A_SCORE.format(table="clips"),
     "maps": _BESIDE_A_SCORE.format(table="maps"),
     "failures": _FAILURES,
+    "labels": _NEWEST.format(table="labels", keys="label_id"),
+    "opinions": f"SELECT * FROM ({_NEWEST.format(table='opinions', keys='dataset, video_id')}) WHERE NOT is_withdrawn",
     "standing_failures": _STANDING_FAILURES,
     "regions": _REGIONS,
 }
@@ -151,6 +156,8 @@ _ABOUT: Mapping[str, str] = {
     "clips": "the clips of every score",
     "maps": "the stored maps of every score",
     "failures": "every failure that was committed",
+    "labels": "one row for each version of a source segment that was made and measured",
+    "opinions": "the newest opinion of people on each video and data set",
     "standing_failures": "the newest final failure of each video and model that was not scored since",
     "regions": "one row for each cell of the maps of the current scores",
 }

@@ -18,12 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.parts import Part, conform, make_parts
 from kvq_batch.io.patience import Patience
-from kvq_batch.io.schemas import COUNTER_BITS, DATA_TABLES, find_schema
+from kvq_batch.io.schemas import COUNTER_BITS, DATA_TABLES, RESULT_TABLES, find_schema
 from kvq_batch.io.storage import display_uri, refusing
 from kvq_batch.io.tables import APPLICATION_ID, Tables
 from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
 
-_FENCED_TABLES = (*DATA_TABLES, "catalog")
+_FENCED_TABLES = (*RESULT_TABLES, "catalog")
 _CLAIM_ATTEMPTS = 5
 
 
@@ -63,6 +63,14 @@ class Writer:
     def commit(self, batch: Batch) -> int:
         """Commits the batch: maps, clips, failures, scores. Returns its `commit_seq`."""
         return self._commit({name: getattr(batch, name) for name in DATA_TABLES})
+
+    def commit_labels(self, labels: Any, failures: Any) -> int:
+        """Commits failures, then labels (`make_rows`), either may be None. Returns the `commit_seq`."""
+        return self._commit({"failures": failures, "labels": labels})
+
+    def write_opinions(self, rows: Any) -> int:
+        """Appends opinions (`make_rows("opinions", [...])`). Returns the `commit_seq`."""
+        return self._commit({"opinions": rows})
 
     def write_catalog(self, rows: Any) -> int:
         """Appends what `catalog_changes` found, after adding the columns that are new. Returns the `commit_seq`."""

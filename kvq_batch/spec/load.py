@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.spec.job import Job
+from kvq_batch.spec.labels import LabelJob
 from kvq_batch.spec.section import Section
 from kvq_batch.spec.train import TrainJob
 
@@ -25,6 +26,15 @@ def load_job(path: Path) -> Job:
         SpecError: the file is missing or no TOML, or a key is unknown, missing or of the wrong kind.
     """
     return make_job(read_toml(path, f"`kvq-batch init {path}` writes one"), origin=str(path))
+
+
+def load_label_job(path: Path) -> LabelJob:
+    """The label job of a TOML file.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    return checked(LabelJob, read_toml(path, "jobs/labels.toml is one to start from"), origin=str(path))
 
 
 def load_train_job(path: Path) -> TrainJob:

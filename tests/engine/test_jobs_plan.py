@@ -16,8 +16,8 @@ from kvq_batch.spec.job import Catalog, Job, Storage
 from kvq_batch.spec.load import load_job
 
 ROOT = Path(__file__).parents[2]
-# The training has no plan: its dry run is the command line's.
-JOBS = sorted(path for path in (ROOT / "jobs").glob("*.toml") if path.stem != "train")
+# Labels and trainings have jobs of other kinds.
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.toml") if path.stem not in ("labels", "train"))
 VIDEOS = [f"clip{number}.mp4" for number in range(3)]
 
 

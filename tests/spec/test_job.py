@@ -28,7 +28,10 @@ from kvq_batch.spec.section import Section
 from kvq_batch.spec.selection import Select
 from kvq_batch.spec.template import job_template
 
-JOBS = sorted(path for path in (Path(__file__).parents[2] / "jobs").glob("*.toml") if path.stem != "train")
+# Labels and trainings have jobs of other kinds.
+JOBS = sorted(
+    path for path in (Path(__file__).parents[2] / "jobs").glob("*.toml") if path.stem not in ("labels", "train")
+)
 
 SMALLEST: dict[str, Any] = {"name": "n", "tables": "t", "catalog": {"source": "v"}, "models": [{"name": "kvq-tiny"}]}
 

@@ -1,0 +1,245 @@
+"""A run that makes labels: the plan's versions through one pool of workers, every label committed by this one process.
+
+The same bookkeeping as a scoring run: the right to write, the dead followed, rounds, one writer, books that are closed
+however it ended. This module touches no pixel.
+"""
+
+import json
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from kvq_batch.domain.errors import FatalError, KvqBatchError
+from kvq_batch.domain.identity import new_run_id
+from kvq_batch.engine.breaker import Breaker
+from kvq_batch.engine.budget import StopSign
+from kvq_batch.engine.cluster import ray_cluster
+from kvq_batch.engine.label_account import LabelAccount
+from kvq_batch.engine.label_planning import LabelPlan, label_blocks, plan_labels_again
+from kvq_batch.engine.label_stream import VERSIONS_PER_BLOCK
+from kvq_batch.engine.label_worker import LabelSettings, LabelWorker
+from kvq_batch.engine.observer import Observer, SilentObserver
+from kvq_batch.engine.pipeline import Cancel, Stage, results
+from kvq_batch.engine.remains import no_remains
+from kvq_batch.engine.rounds import Pipeline, work_off
+from kvq_batch.engine.succession import close_dead_runs
+from kvq_batch.engine.summary import State
+from kvq_batch.io.lease import Holder, hold
+from kvq_batch.io.plan_store import store_plan
+from kvq_batch.io.schemas import make_rows
+from kvq_batch.io.storage import StorageOptions, display_uri
+from kvq_batch.io.tables import Tables
+from kvq_batch.io.writer import Writer
+from kvq_batch.media.ffmpeg import ffmpeg_version
+
+RECORDED_VERSIONS = ("kvq-batch", "ray", "av", "numpy", "pillow", "pyarrow", "deltalake", "imageio-ffmpeg")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSummary:
+    """The outcome of one run; counts are of versions."""
+
+    run_id: str
+    state: State
+    num_sources: int
+    num_segments: int
+    num_planned: int
+    num_made: int
+    num_failed: int
+    num_not_reached: int
+    num_retried: int
+    seconds: float
+    make_s: float
+    message: str = ""
+
+    def check(self) -> None:
+        """Raises FatalError where the books do not balance."""
+        total = self.num_made + self.num_failed + self.num_not_reached
+        if total != self.num_planned or (self.state == "finished" and self.num_not_reached):
+            raise FatalError(
+                f"run {self.run_id}: {self.num_planned} labels were planned, but {self.num_made} made, "
+                f"{self.num_failed} failed and {self.num_not_reached} not reached make {total}: please report this"
+            )
+
+    @property
+    def failure_share(self) -> float:
+        return self.num_failed / self.num_planned if self.num_planned else 0.0
+
+    @property
+    def labels_per_core_hour(self) -> float:
+        """Labels by hour of a busy worker, each of which keeps one core busy."""
+        return 3600 * self.num_made / self.make_s if self.make_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """What the command line says of a run beside its job; `worker` may be a subclass."""
+
+    address: str | None = None
+    worker: type[LabelWorker] = LabelWorker
+    stop: threading.Event | None = None
+
+
+def run_labels(
+    plan: LabelPlan, observer: Observer | None = None, options: LabelOptions = LabelOptions()
+) -> LabelSummary:
+    """Makes what `plan` names and returns what came of it; everything finished is committed, whatever ends the run.
+
+    Raises:
+        FatalError: the breaker tripped, the tables were taken over, the store or Ray failed.
+        SpecError: another run is at work on the tables, or the cluster cannot be used.
+    """
+    observer = observer or SilentObserver()
+    storage, holder = StorageOptions.from_spec(plan.job.storage), Holder.this_process(new_run_id(), plan.job.name)
+    with hold(plan.job.tables, storage, holder, observer.told) as lease:
+        writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id)
+        for sentence in close_dead_runs(writer):
+            observer.told(sentence)
+        if writer.previous_seq != plan.known_seq:
+            plan = plan_labels_again(plan, observer.told)
+        job, stop = plan.job, StopSign(options.stop or threading.Event())
+        account = LabelAccount(plan.versions, job.run.max_attempts, Breaker.from_spec(job.run))
+        books = LabelBooks(plan, account, writer)
+        books.open()
+        observer.started(writer.run_id, plan.versions.num_rows)
+        try:
+            if plan.versions.num_rows:
+                with no_remains(job.make), ray_cluster([job.make.workers], options.address or job.run.ray_address):
+                    work_off(account, books, _pipeline(plan, options), job.run.max_attempts, lease, observer, stop)
+        except KvqBatchError as error:
+            account.give_up()
+            try:
+                books.commit(observer)
+                books.close("failed", str(error))
+            except FatalError as second:
+                # The store itself may be what broke; the first error says why the run ended.
+                error.add_note(f"what was finished could not be committed: {second}")
+            raise
+        is_stopped = stop.cause is not None and account.num_open
+        summary = books.close("stopped", stop.cause or "") if is_stopped else books.close("finished")
+        summary.check()
+        return summary
+
+
+def _pipeline(plan: LabelPlan, options: LabelOptions) -> Pipeline:
+    stage = Stage(options.worker, LabelSettings.of(plan.job), plan.job.make.workers)
+
+    def run(versions: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
+        blocks = label_blocks(versions, 1 if is_alone else VERSIONS_PER_BLOCK)
+        return results(blocks, [stage], is_alone, cancel)
+
+    return run
+
+
+class LabelBooks:
+    """The open account of one run in the tables: its plan, its commits, its row in `runs`."""
+
+    def __init__(self, plan: LabelPlan, account: LabelAccount, writer: Writer) -> None:
+        self._plan = plan
+        self._account = account
+        self._writer = writer
+        self._started_at = datetime.now(UTC)
+        self._started = time.monotonic()
+        self._committed = time.monotonic()
+        self._first_result: float | None = None
+        self._num_unsaved_labels = 0
+        self._num_unsaved_failures = 0
+
+    def open(self) -> None:
+        """Writes down what the run sets out to do, before it does any of it."""
+        store_plan(self._writer.tables, self._writer.run_id, self._plan.versions)
+        self._write_run(self._summary("running", ""))
+
+    def note_result(self) -> None:
+        """Results arrive: from the first of them on, starting is over."""
+        if self._first_result is None:
+            self._first_result = time.monotonic()
+
+    def commit_when_due(self, observer: Observer) -> None:
+        """Commits what is finished, at most every `run.commit_every_s` seconds."""
+        if time.monotonic() - self._committed >= self._plan.job.run.commit_every_s:
+            self.commit(observer)
+
+    def commit(self, observer: Observer) -> None:
+        """Commits what is finished."""
+        labels, failures = self._account.take_labels(), self._account.take_failures()
+        if labels or failures:
+            try:
+                self._writer.commit_labels(make_rows("labels", labels), make_rows("failures", failures))
+            except FatalError:
+                # Labels that are not in the tables do not count: a later run makes them again.
+                self._num_unsaved_labels += len(labels)
+                self._num_unsaved_failures += sum(row["final"] for row in failures)
+                raise
+            observer.committed(labels, failures)
+        self._committed = time.monotonic()
+
+    def close(self, state: State, message: str = "") -> LabelSummary:
+        """Writes the outcome and returns it."""
+        summary = self._summary(state, message)
+        self._write_run(summary)
+        return summary
+
+    def _summary(self, state: State, message: str) -> LabelSummary:
+        plan, account = self._plan, self._account
+        return LabelSummary(
+            run_id=self._writer.run_id,
+            state=state,
+            num_sources=plan.num_sources,
+            num_segments=plan.num_segments,
+            num_planned=plan.versions.num_rows,
+            num_made=account.num_scored - self._num_unsaved_labels,
+            num_failed=account.num_failed - self._num_unsaved_failures,
+            num_not_reached=account.num_open + self._num_unsaved_labels + self._num_unsaved_failures,
+            num_retried=account.num_retried,
+            seconds=time.monotonic() - self._started,
+            make_s=account.make_s,
+            message=message,
+        )
+
+    def _write_run(self, summary: LabelSummary) -> None:
+        job, is_over = self._plan.job, summary.state != "running"
+        row: dict[str, Any] = {
+            "job": job.name,
+            "job_spec": json.dumps(_shown(self._plan)),
+            "catalog": job.name,
+            "catalog_root": "",
+            "state": summary.state,
+            "models": [],
+            "num_videos": summary.num_sources,
+            "num_planned": summary.num_planned,
+            "planned_by_reason": [("new", summary.num_planned)],
+            "num_scored": summary.num_made,
+            "num_failed": summary.num_failed,
+            "num_not_reached": summary.num_not_reached,
+            "num_departed": 0,
+            "started_at": self._started_at,
+            "finished_at": datetime.now(UTC) if is_over else None,
+            "seconds": summary.seconds if is_over else None,
+            "startup_s": self._first_result - self._started if self._first_result is not None else None,
+            "core_hours": summary.make_s / 3600 if is_over else None,
+            "versions": [
+                *((name, version(name)) for name in RECORDED_VERSIONS),
+                ("ffmpeg", ffmpeg_version()),
+                ("python", platform.python_version()),
+            ],
+            "message": summary.message,
+        }
+        self._writer.write_run(make_rows("runs", [row]))
+
+
+def _shown(plan: LabelPlan) -> dict[str, Any]:
+    """The job as it may be stored: addresses without what was signed into them."""
+    spec = plan.job.model_dump(mode="json")
+    spec["tables"] = display_uri(plan.job.tables)
+    spec["keep"] = None if plan.job.keep is None else display_uri(plan.job.keep)
+    for section, source in zip(spec["sources"], plan.job.sources, strict=True):
+        section["source"] = display_uri(source.source)
+    return spec

@@ -1,0 +1,24 @@
+"""Versions that a label job keeps: files below its own folder, named after their labels.
+
+The same label is the same bytes, so that a file that stands there already may be written again. It deletes nothing.
+"""
+
+from kvq_batch.domain.errors import LabelError
+from kvq_batch.io.patience import Patience
+from kvq_batch.io.storage import StorageOptions, absolute, display_uri, filesystem, is_local, join
+from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
+
+
+def store_version(folder: str, name: str, content: bytes, options: StorageOptions) -> str:
+    """The address of the file, once it stands there. Raises: LabelError not_kept where the store refuses it."""
+    uri = join(absolute(folder), name)
+    try:
+        file_system, path = filesystem(uri, options)
+        if is_local(uri):
+            file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        Patience().repeat(lambda _: file_system.pipe_file(path, content))
+    except FOREIGN_ERRORS as error:
+        raise LabelError(
+            "not_kept", f"{display_uri(uri)} cannot be written: {ADVICE[trouble(error)]} ({told(error)})"
+        ) from error
+    return display_uri(uri)

@@ -1,0 +1,57 @@
+"""The commands that make training data, as they are typed."""
+
+import json
+from pathlib import Path
+
+from tests.cli.test_commands import call
+
+JOB = """
+name = "few"
+tables = "{folder}/tables"
+[[sources]]
+source = "synthetic:glow"
+[segments]
+num_frames = 4
+height_px = 64
+width_px = 96
+[versions]
+ladders = {{ blur = [2] }}
+combinations = []
+regions = 1
+mixes = 0
+[make.workers]
+num_cpus = 0.5
+"""
+
+
+def job_file(folder: Path) -> Path:
+    path = folder / "few.toml"
+    path.write_text(JOB.format(folder=folder))
+    return path
+
+
+def test_labels_are_planned_made_and_asked_for(tmp_path: Path) -> None:
+    job = job_file(tmp_path)
+    planned = json.loads(call("labels", "make", job, "--dry-run", "-o", "json").stdout)
+    assert (planned["sources"], planned["to_make"], planned["standing"]) == (1, 3, 0)
+    assert not (tmp_path / "tables").exists()
+    made = json.loads(call("labels", "make", job, "-o", "json").stdout)
+    assert (made["state"], made["labelled"], made["failed"]) == ("finished", 3, 0)
+    answer = call("query", tmp_path / "tables", "SELECT kind FROM labels ORDER BY vmaf DESC LIMIT 1", "-o", "json")
+    assert json.loads(answer.stdout) == [{"kind": "clean"}]
+    planned = json.loads(call("labels", "make", job, "--dry-run", "-o", "json").stdout)
+    assert (planned["to_make"], planned["standing"]) == (0, 3)
+
+
+def test_the_list_of_distortions_says_what_amounts_mean() -> None:
+    rows = json.loads(call("labels", "distortions", "-o", "json").stdout)
+    assert {"name": "h264", "amount": "x264 CRF", "from": 1, "to": 51, "codec": True} in rows
+
+
+def test_help_gives_examples() -> None:
+    for command in ("make", "distortions"):
+        assert f"$ kvq-batch labels {command}" in call("labels", command, "--help").stdout
+
+
+def test_a_job_that_is_missing_is_told_of() -> None:
+    assert "jobs/labels.toml" in call("labels", "make", "nowhere.toml", exit_code=2).stderr
