@@ -1,15 +1,23 @@
-"""Commands that make training data: labels make, distortions.
+"""Commands that make training data: labels make, export, import, distortions.
 
 They turn their arguments into a job, a plan or a question and hand it on; no pixel is touched here.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from kvq_batch.cli.execution import command_line, stopping_on_signals
-from kvq_batch.cli.options import AddressOption, DryRunOption, LogOption, OutputOption
+from kvq_batch.cli.options import (
+    AddressOption,
+    DryRunOption,
+    EndpointOption,
+    LogOption,
+    OutputOption,
+    RegionOption,
+    TablesArgument,
+)
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress, log_of, use_log
 
@@ -61,6 +69,122 @@ def make(
     with stopping_on_signals(observer.note) as stop, observer:
         summary = run_labels(planned, observer, LabelOptions(address, stop=stop))
     _finish(summary, planned, out, command_line("labels make", job))
+
+
+@app.command()
+def export(
+    tables: TablesArgument,
+    out: Annotated[str, typer.Option("--out", help="New folder or prefix for the set.", show_default=False)],
+    form: Annotated[
+        Literal["parquet", "csv", "list", "webdataset"],
+        typer.Option("--format", help="list: `file, -1, -1, mos`. webdataset: tar shards with the clips."),
+    ] = "parquet",
+    target: Annotated[
+        Literal["labels", "opinions", "teacher"],
+        typer.Option("--target", help="Made labels, imported opinions, or what a model of these tables says."),
+    ] = "labels",
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL condition over the columns of the view.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The teacher, by its name in the registry.", show_default=False)
+    ] = None,
+    stratify: Annotated[
+        int | None,
+        typer.Option("--stratify", min=2, help="Ranges of label; none keeps over an even share.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", help="Shares of train, validation and test, by whole sources.")
+    ] = "80/10/10",
+    seed: Annotated[int, typer.Option("--seed", help="Another seed: another split.")] = 0,
+    clips: Annotated[
+        Literal["file", "frames"],
+        typer.Option("--clips", help="webdataset: kept file, or RGB frames (.npy)."),
+    ] = "file",
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Write a training set out of the tables, split so that no source stands in two parts.
+
+    Columns: video_id, uri, mos (the label), source_id, group_id, split,
+    cells (a .npy file, [slot, row, column]), and those of the view.
+
+    Examples:
+
+      $ kvq-batch labels export tables --out set
+      $ kvq-batch labels export tables --out set --where "kind <> 'mix'"
+      $ kvq-batch labels export tables --out shards --format webdataset
+    """
+    from kvq_batch.domain.splits import parse_shares
+    from kvq_batch.engine.training_sets import SetRequest, export_set
+    from kvq_batch.io.session import open_session
+    from kvq_batch.io.shards import SetFolder
+    from kvq_batch.io.storage import StorageOptions
+
+    storage, shown = StorageOptions(endpoint_url, region), Output(output)
+    request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips)
+    with open_session(tables, storage) as session:
+        summary = export_set(session, request, SetFolder(out, storage), storage)
+    shown.rows(
+        [{"part": part, "clips": num, "sources": summary.num_sources[part]} for part, num in summary.num_clips.items()]
+    )
+    shown.note(f"wrote {', '.join(summary.files)}")
+    if summary.num_left_out:
+        shown.note(f"{summary.num_left_out} clips of crowded ranges are left out")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="CSV, Parquet, JSON lines, or `file, -1, -1, mos`.", show_default=False),
+    ],
+    tables: Annotated[str, typer.Option("--tables", help="Folder or s3:// prefix of the tables.", show_default=False)],
+    scale: Annotated[
+        str, typer.Option("--scale", help="Lowest and highest opinion of the study: 1..5, 0..100.", show_default=False)
+    ],
+    better: Annotated[
+        Literal["high", "low"], typer.Option("--better", help="Which end of the scale is good (DMOS: low).")
+    ] = "high",
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Name of the data set. Default: the file's.", show_default=False)
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", help="Column that names the video.", show_default=False)
+    ] = None,
+    mos_column: Annotated[
+        str | None, typer.Option("--mos-column", help="Column with the opinion.", show_default=False)
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Take mean opinions of people into the tables, on the scale that is named.
+
+    A value that is no number or outside the scale refuses the whole list, by
+    its line. The same data set again replaces what it said before.
+
+    Example:
+
+      $ kvq-batch labels import mos.csv --scale 1..5 --tables quality
+    """
+    from kvq_batch.io.labels import Scale
+    from kvq_batch.io.opinions import OpinionList, import_opinions
+    from kvq_batch.io.storage import StorageOptions
+
+    shown = Output(output)
+    wanted = OpinionList(source, Scale.from_text(scale), better, dataset, id_column, mos_column)
+    done = import_opinions(tables, StorageOptions(endpoint_url, region), wanted, shown.note)
+    shown.record(
+        {
+            "dataset": done.dataset,
+            "opinions": done.num_opinions,
+            "withdrawn": done.num_withdrawn,
+            "in_catalog": done.num_in_catalog,
+        }
+    )
+    shown.note(done.told)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 The same label is the same bytes, so that a file that stands there already may be written again. It deletes nothing.
 """
 
-from kvq_batch.domain.errors import LabelError
+from kvq_batch.domain.errors import FetchError, LabelError
 from kvq_batch.io.patience import Patience
 from kvq_batch.io.storage import StorageOptions, absolute, display_uri, filesystem, is_local, join
 from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
@@ -22,3 +22,14 @@ def store_version(folder: str, name: str, content: bytes, options: StorageOption
             "not_kept", f"{display_uri(uri)} cannot be written: {ADVICE[trouble(error)]} ({told(error)})"
         ) from error
     return display_uri(uri)
+
+
+def read_version(uri: str, options: StorageOptions) -> bytes:
+    """The bytes of a kept version, or of any other clip. Raises: FetchError where they cannot be had."""
+    try:
+        file_system, path = filesystem(uri, options)
+        content: bytes = Patience().repeat(lambda _: file_system.cat_file(path))
+    except FOREIGN_ERRORS as error:
+        code = trouble(error)
+        raise FetchError(code, f"{display_uri(uri)}: {ADVICE[code]} ({told(error)})") from error
+    return content

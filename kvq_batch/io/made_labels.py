@@ -1,36 +1,41 @@
 """Which labels of a plan need not be made: those that stand, and those that failed for good.
 
-One look at two tables. This module plans nothing.
+As for scores, the newest row in `failures` decides: another try, or somebody who asked for one, ends it. This module
+plans nothing.
 """
 
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
-from kvq_batch.io.storage import refusing
+from kvq_batch.io.database import connect, reading
 from kvq_batch.io.tables import Tables
 
 LABELS_MODEL = "labels"
 """Stands as the model's name in `failures` of runs that make labels; the label's id stands as the fingerprint."""
 
+_GIVEN_UP = """
+SELECT fingerprint FROM failures WHERE model_name = '{model}'
+GROUP BY fingerprint HAVING arg_max(final AND permanent, (commit_seq, attempt, final))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Label ids, pa.Array of text each: made, and given up until the source's bytes change."""
+    """Label ids, pa.ChunkedArray of text each: made, and given up until the source's bytes change."""
 
-    made: pa.Array
-    given_up: pa.Array
+    made: pa.ChunkedArray
+    given_up: pa.ChunkedArray
 
 
 def standing_labels(tables: Tables | None) -> Standing:
     """What the tables hold; nothing without tables. Raises: SpecError where they are out of reach."""
-    nothing = pa.array([], pa.string())
     if tables is None:
+        nothing = pa.chunked_array([], pa.string())
         return Standing(nothing, nothing)
-    with refusing(tables.uri):
-        made = tables.dataset("labels").to_table(columns=["label_id"])["label_id"]
-        of_labels = (pads.field("model_name") == LABELS_MODEL) & pads.field("final") & pads.field("permanent")
-        given_up = tables.dataset("failures").to_table(columns=["fingerprint"], filter=of_labels)["fingerprint"]
-    return Standing(pc.unique(made), pc.unique(given_up))
+    with connect() as connection, reading(tables.uri):
+        connection.register("labels", tables.dataset("labels"))
+        connection.register("failures", tables.dataset("failures"))
+        made = connection.sql("SELECT DISTINCT label_id FROM labels").to_arrow_table()
+        given_up = connection.sql(_GIVEN_UP.format(model=LABELS_MODEL)).to_arrow_table()
+    return Standing(made["label_id"], given_up["fingerprint"])
