@@ -128,10 +128,10 @@ def history(
       $ kvq-batch tables history quality/ --table scores --limit 5
     """
     from kvq_batch.io.history import read_history
-    from kvq_batch.io.schemas import TABLES, find_schema
+    from kvq_batch.io.schemas import find_schema
 
-    names = [schema.name for schema in TABLES] if table is None else [find_schema(table).name]
     opened = _open(tables, endpoint_url, region)
+    names = [schema.name for schema in opened.schemas] if table is None else [find_schema(table).name]
     commits = [commit for name in names for commit in read_history(opened, name, limit)]
     commits.sort(key=lambda commit: (commit.committed_at, commit.version), reverse=True)
     Output(output).rows((asdict(commit) for commit in commits[:limit]), _COMMIT)

@@ -46,12 +46,11 @@ def check_parts(tables: Tables, deep: bool = False) -> tuple[list[Finding], dict
     Raises: SpecError where the tables as a whole are out of reach.
     """
     findings: list[Finding] = []
-    readable: dict[str, list[LoggedPart]] = {}
+    readable: dict[str, list[LoggedPart]] = {schema.name: [] for schema in TABLES}
     with ThreadPoolExecutor(_THREADS) as pool:
-        for schema in TABLES:
+        for schema in tables.schemas:
             name, parts = schema.name, tables.parts(schema.name)
             stored = files_of(tables, name)
-            readable[name] = []
             checked = pool.map(lambda part, name=name, stored=stored: _check(tables, name, part, stored, deep), parts)
             for part, (found, is_readable) in zip(parts, checked, strict=True):
                 findings += found

@@ -28,7 +28,7 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.database import reading
 from kvq_batch.io.parts import ROW_GROUP_ROWS, Part, make_part
 from kvq_batch.io.patience import Patience
-from kvq_batch.io.schemas import TABLES, find_schema
+from kvq_batch.io.schemas import find_schema
 from kvq_batch.io.storage import display_uri, join, refusing
 from kvq_batch.io.tables import BOUNDED_COLUMNS, LoggedPart, Tables
 from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
@@ -73,7 +73,7 @@ class Compaction:
 def plan_compaction(tables: Tables, target_bytes: int = TARGET_BYTES) -> list[Compaction]:
     """What `compact` would begin with, of every partition with something to merge."""
     plans = []
-    for schema in TABLES:
+    for schema in tables.schemas:
         parts = tables.parts(schema.name)
         groups = choose(parts, target_bytes)
         for partition in sorted({_partition_of(group[0]) for group in groups}):
@@ -94,7 +94,7 @@ def compact(tables: Tables, target_bytes: int = TARGET_BYTES) -> Iterator[Compac
         SpecError: a part is missing or cannot be read.
         FatalError: another compaction has replaced the same parts, or the store failed; what was committed stays.
     """
-    for schema in TABLES:
+    for schema in tables.schemas:
         name = schema.name
         tables.refresh(name)
         before, merged = tables.parts(name), set[str]()

@@ -239,6 +239,9 @@ RUNS = TableSchema(
 
 TABLES: tuple[TableSchema, ...] = (CATALOG, SCORES, CLIPS, MAPS, FAILURES, MODELS, RUNS, LABELS, OPINIONS)
 
+ADDED_TABLES = frozenset({"labels", "opinions"})
+"""Tables that earlier versions did not make: one that is missing has no rows, and the next run makes it."""
+
 RETRY_REQUESTED = "retry_requested"
 """`error` of a row of `failures` that is none: somebody asks for another try of this identity, whose older failures
 then no longer keep it out of a plan."""

@@ -21,7 +21,7 @@ from deltalake.fs import DeltaStorageHandler
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.columns import TableSchema
-from kvq_batch.io.schemas import TABLES, find_schema
+from kvq_batch.io.schemas import ADDED_TABLES, TABLES, find_schema
 from kvq_batch.io.storage import (
     StorageOptions,
     absolute,
@@ -71,11 +71,16 @@ class Tables:
 
     @classmethod
     def open(cls, uri: str, options: StorageOptions | None = None) -> Self:
-        """The tables as they stand. Raises: SpecError where one is missing or out of reach."""
+        """The tables as they stand; one that an earlier version did not make yet has no rows.
+
+        Raises: SpecError where one is missing or out of reach.
+        """
         uri, options = absolute(uri), options or StorageOptions()
-        deltas = {}
+        deltas: dict[str, DeltaTable] = {}
         for schema in TABLES:
             delta = _load(uri, schema.name, options)
+            if delta is None and schema.name in ADDED_TABLES and deltas:
+                continue
             if delta is None:
                 raise SpecError(
                     f"{display_uri(uri)}: there are no tables here ({schema.name!r} is missing); correct the address, "
@@ -116,17 +121,27 @@ class Tables:
             tables._upgrade(schema)
         return tables
 
+    @property
+    def schemas(self) -> tuple[TableSchema, ...]:
+        """The tables that are there."""
+        return tuple(schema for schema in TABLES if schema.name in self._deltas)
+
     def delta(self, name: str) -> DeltaTable:
-        """The loaded `DeltaTable` of `name`."""
-        return self._deltas[find_schema(name).name]
+        """The loaded `DeltaTable` of `name`. Raises: SpecError where an earlier version did not make it yet."""
+        delta = self._deltas.get(find_schema(name).name)
+        if delta is None:
+            raise SpecError(f"{display_uri(self.uri)}: table {name!r} is not made yet; the next run makes it")
+        return delta
 
     def arrow_schema(self, name: str) -> Any:
-        """pa.Schema of the table as its log has it now, comments included."""
+        """pa.Schema of the table as its log has it now, comments included; ours where it is not made yet."""
+        if name not in self._deltas:
+            return find_schema(name).arrow()
         return pa.schema(self.delta(name).schema().to_arrow())
 
     def refresh(self, *names: str) -> None:
         """Loads what was committed since; all tables where none is named. Raises: SpecError where out of reach."""
-        for name in names or tuple(self._deltas):
+        for name in (name for name in names or self._deltas if name in self._deltas):
             with refusing(join(self.uri, name)):
                 self.delta(name).update_incremental()
 
@@ -146,6 +161,8 @@ class Tables:
 
     def parts(self, name: str) -> list[LoggedPart]:
         """The parts of the loaded version; files that compaction has replaced are none of them."""
+        if name not in self._deltas:
+            return []
         partition_by = find_schema(name).partition_by
         return [
             LoggedPart(
@@ -166,7 +183,10 @@ class Tables:
         Files that compaction has replaced are no part of it; columns of ours that the next run will add are null.
         Raises: SpecError where the table has a feature that would be misread.
         """
-        delta, schema = self.delta(name), self._whole_schema(name)
+        schema = self._whole_schema(name)
+        if name not in self._deltas:
+            return pads.dataset(schema.empty_table())
+        delta = self.delta(name)
         unreadable = _UNREADABLE_FEATURES & set(delta.protocol().reader_features or ())
         if unreadable:
             raise SpecError(f"table {name!r} has {', '.join(sorted(unreadable))}, which this version cannot read")

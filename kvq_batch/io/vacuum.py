@@ -17,7 +17,6 @@ from urllib.parse import unquote
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.lease import Holder
-from kvq_batch.io.schemas import TABLES
 from kvq_batch.io.storage import join, refusing
 from kvq_batch.io.tables import Tables
 
@@ -76,7 +75,7 @@ def leftovers(tables: Tables, hours: int, with_orphans: bool) -> Iterator[Leftov
 
     Raises: SpecError where the tables are out of reach.
     """
-    for schema in TABLES:
+    for schema in tables.schemas:
         stored = files_of(tables, schema.name)
         with refusing(join(tables.uri, schema.name)):
             replaced = _vacuum(tables, schema.name, hours, full=False)

@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.video import VideoFacts
+from kvq_batch.io.check import check_tables
 from kvq_batch.io.schemas import DATA_TABLES, SCORES, TABLES, find_schema, make_rows
 from kvq_batch.io.session import Session
 from kvq_batch.io.storage import StorageOptions
@@ -157,3 +158,32 @@ def test_make_rows_refuses_what_would_be_dropped() -> None:
     assert rows.column("outputs").to_pylist() == [[("x", 1.0)]]
     assert "run_id" not in rows.column_names
     assert find_schema("scores").row_columns().names == rows.column_names
+
+
+def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
+    tables_place: tuple[str, StorageOptions],
+) -> None:
+    uri, options = tables_place
+    tables = Tables.create(uri, options)
+    Writer(tables, "run-1").commit(make_batch(["a"]))
+    file_system, root = tables.part_filesystem("labels")
+    file_system.rm(root, recursive=True)
+    old = Tables.open(uri, options)
+    assert "labels" not in {schema.name for schema in old.schemas}
+    assert old.dataset("labels").count_rows() == 0
+    with Session(old) as session:
+        counts = session.sql("SELECT (SELECT count(*) FROM labels) AS labels, (SELECT count(*) FROM scores) AS scores")
+    assert counts.to_pylist() == [{"labels": 0, "scores": 1}]
+    assert not [finding for finding in check_tables(old) if finding.severity == "error"]
+    with pytest.raises(SpecError, match="'labels' is not made yet"):
+        old.delta("labels")
+    assert Tables.create(uri, options).delta("labels").version() == 0
+
+
+def test_a_table_that_was_always_there_is_missed(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = Tables.create(uri, options)
+    file_system, root = tables.part_filesystem("maps")
+    file_system.rm(root, recursive=True)
+    with pytest.raises(SpecError, match="'maps' is missing"):
+        Tables.open(uri, options)
