@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kvq_batch.cli.foretelling import budget_sentences, expected_record, expected_sentences, stage_rows
+from kvq_batch.cli.foretelling import budget_sentences, expected_record, expected_sentences, stage_rows_for_people
 from kvq_batch.cli.output import Format, Output, Tell
 from kvq_batch.cli.progress import JsonLog, RunProgress
 
@@ -52,7 +52,7 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
     elif plan.pairs.num_rows:
         output.rows([row for row in pairs if row["videos"]], title=f"{planned.job.name}: to score")
         if planned.estimate.seconds is not None:
-            output.rows(stage_rows(planned.estimate), title="expected")
+            output.rows(stage_rows_for_people(planned.estimate), title="expected")
     told = [f"{planned.catalog.num_rows} videos in the catalog"]
     told += [f"{plan.num_selected} of them selected"] * (plan.num_selected < planned.catalog.num_rows)
     told += [f"{plan.pairs.num_rows} scores to make" if plan.pairs.num_rows else "nothing to score"]
