@@ -15,6 +15,7 @@ BENCHMARKS = (
     ("KVQ on a CPU", "kvq_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
     ("How maps are stored", "maps_encoding", ()),
+    ("What a label costs", "labels", ()),
 )
 
 

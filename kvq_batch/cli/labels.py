@@ -234,7 +234,7 @@ def _finish(summary: "LabelSummary", planned: "LabelPlan", output: Output, again
             "not_reached": summary.num_not_reached,
             "tried_again": summary.num_retried,
             "seconds": round(summary.seconds, 1),
-            "labels_per_core_hour": round(summary.labels_per_core_hour),
+            "labels_per_worker_hour": round(summary.labels_per_worker_hour),
         }
     )
     tables = planned.job.tables

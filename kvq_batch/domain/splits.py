@@ -40,9 +40,11 @@ def split_sources(sources: Iterable[str], shares: Mapping[str, float], seed: int
             f"{len(names)} source(s) cannot be split into {', '.join(wanted)}: a source stands in one part only; "
             "add sources, or leave a part out (100/0/0)"
         )
-    counts = {part: max(1, int(shares[part] * len(names))) for part in wanted}
-    # What rounding leaves goes to the first part, and what the smallest parts got too much is taken from it.
-    counts[wanted[0]] += len(names) - sum(counts.values())
+    counts = {part: max(1, round(shares[part] * len(names))) for part in wanted}
+    while sum(counts.values()) != len(names):
+        # What rounding left or took is the largest part's: it feels it least.
+        largest = max(counts, key=lambda part: counts[part])
+        counts[largest] += 1 if sum(counts.values()) < len(names) else -1
     parts = [part for part in reversed(wanted) for _ in range(counts[part])]
     return dict(zip(names, parts, strict=True))
 

@@ -73,8 +73,8 @@ class LabelSummary:
         return self.num_failed / self.num_planned if self.num_planned else 0.0
 
     @property
-    def labels_per_core_hour(self) -> float:
-        """Labels by hour of a busy worker, each of which keeps one core busy."""
+    def labels_per_worker_hour(self) -> float:
+        """Labels by hour of a worker at work; on a machine with a core for each, that is a core-hour."""
         return 3600 * self.num_made / self.make_s if self.make_s else 0.0
 
 
@@ -224,7 +224,6 @@ class LabelBooks:
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,
             "startup_s": self._first_result - self._started if self._first_result is not None else None,
-            "core_hours": summary.make_s / 3600 if is_over else None,
             "versions": [
                 *((name, version(name)) for name in RECORDED_VERSIONS),
                 ("ffmpeg", ffmpeg_version()),

@@ -1,6 +1,7 @@
 """Rows of a training set, asked of the tables: made labels, opinions of people, or what a big model says.
 
-All three come out with the same columns, so that whoever writes or reads a set need not know where its labels are from.
+All three come out with the same columns, so that whoever writes or reads a set need not know where its labels are from;
+and what they are called is what a catalog and a list of labels call it, so that a set is read as both.
 This module splits nothing and writes nothing.
 """
 
@@ -25,7 +26,8 @@ SELECT *, parse_filename(version_uri) AS file, 'vmaf' AS target FROM labels
 
 _SELECT_LABELS = """
 SELECT file AS video_id, version_uri AS uri, vmaf AS mos, source_id, group_id, target, cells, num_slots, num_rows,
-    num_cols, num_frames, height_px, width_px, frame_rate, * EXCLUDE (file, version_uri, vmaf, source_id, group_id,
+    num_cols, num_frames, height_px, width_px, frame_rate, content_id AS source_content_id,
+    * EXCLUDE (file, version_uri, content_id, vmaf, source_id, group_id,
     target, cells, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
     vmaf_slots, psnr_db_slots, ssim_slots)
 FROM ({rows}) WHERE {where} ORDER BY video_id

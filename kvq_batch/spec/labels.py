@@ -29,7 +29,8 @@ DEFAULT_LADDERS: dict[str, tuple[float, ...]] = {
     "motion_blur": (5, 13),
     "noise": (4, 10, 22),
     "banding": (32, 12),
-    "exposure": (-1.0, 0.8),
+    # Not above 0: VMAF takes clipped light for contrast, and gives +0.8 stops 100.
+    "exposure": (-0.5, -1.5),
     "freeze": (0.3, 0.7),
 }
 

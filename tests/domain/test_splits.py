@@ -14,6 +14,8 @@ def test_shares_are_kept_and_every_part_has_a_source() -> None:
     assert [list(parts.values()).count(part) for part in ("train", "validation", "test")] == [16, 2, 2]
     few = split_sources(SOURCES[:3], parse_shares("98/1/1"), 0)
     assert sorted(few.values()) == ["test", "train", "validation"]
+    assert set(split_sources(SOURCES[:4], parse_shares("2/49/49"), 0).values()) == {"train", "validation", "test"}
+    assert list(split_sources(SOURCES[:18], parse_shares("80/10/10"), 0).values()).count("test") == 2
 
 
 def test_a_split_depends_on_its_seed_only() -> None:

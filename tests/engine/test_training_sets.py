@@ -16,12 +16,15 @@ from kvq_batch.domain.splits import parse_shares
 from kvq_batch.engine.label_planning import plan_labels
 from kvq_batch.engine.label_run import run_labels
 from kvq_batch.engine.training_sets import SetRequest, SetSummary, export_set
+from kvq_batch.io.catalog import read_catalog, resolve_content_ids
+from kvq_batch.io.fetch import Fetcher
 from kvq_batch.io.labels import Scale, read_labels
 from kvq_batch.io.opinions import OpinionList, import_opinions
 from kvq_batch.io.session import open_session
 from kvq_batch.io.shards import SetFolder, Shards
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.media.probe import VideoLimits, probe
+from kvq_batch.spec.job import Catalog
 from tests.engine.test_label_plan import label_job
 from tests.engine.test_label_run import FEW
 from tests.report.scored import Scored, make_scored
@@ -62,6 +65,11 @@ def test_a_table_with_splits_and_cells(tables: Path, tmp_path: Path) -> None:
         assert cells.shape == (row["num_slots"], row["num_rows"], row["num_cols"]) == (2, 2, 3)
         assert Path(row["uri"]).name == row["video_id"]
         assert row["group_id"].startswith(row["source_id"])
+    # The set is a catalog of its clips.
+    catalog = read_catalog(Catalog(source=str(tmp_path / "set" / "labels.parquet")), StorageOptions())
+    found = resolve_content_ids(catalog, StorageOptions()).to_pylist()
+    with Fetcher(StorageOptions(), tmp_path, 1 << 30).fetch(found[0]["uri"], found[0]["content_id"]) as local:
+        assert probe(local.path, VideoLimits()).facts.num_frames == 4
     clean = next(row for row in rows if row["kind"] == "clean")
     assert np.load(tmp_path / "set" / clean["cells"]).min() > 90
 
