@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvq_batch.domain.errors import FatalError, KvqBatchError
+from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.budget import StopSign
@@ -28,7 +28,7 @@ from kvq_batch.engine.label_worker import LabelSettings, LabelWorker
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, results
 from kvq_batch.engine.remains import no_remains
-from kvq_batch.engine.rounds import Pipeline, work_off
+from kvq_batch.engine.rounds import Pipeline, told_in_the_books, work_off
 from kvq_batch.engine.succession import close_dead_runs
 from kvq_batch.engine.summary import State
 from kvq_batch.io.lease import Holder, hold
@@ -109,19 +109,10 @@ def run_labels(
         books = LabelBooks(plan, account, writer)
         books.open()
         observer.started(writer.run_id, plan.versions.num_rows)
-        try:
+        with told_in_the_books(account, books, observer):
             if plan.versions.num_rows:
                 with no_remains(job.make), ray_cluster([job.make.workers], options.address or job.run.ray_address):
                     work_off(account, books, _pipeline(plan, options), job.run.max_attempts, lease, observer, stop)
-        except KvqBatchError as error:
-            account.give_up()
-            try:
-                books.commit(observer)
-                books.close("failed", str(error))
-            except FatalError as second:
-                # The store itself may be what broke; the first error says why the run ended.
-                error.add_note(f"what was finished could not be committed: {second}")
-            raise
         is_stopped = stop.cause is not None and account.num_open
         summary = books.close("stopped", stop.cause or "") if is_stopped else books.close("finished")
         summary.check()

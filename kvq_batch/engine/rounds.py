@@ -11,6 +11,7 @@ neither what is made nor how.
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from kvq_batch.engine.account import Account
 from kvq_batch.engine.budget import StopSign
 from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.pipeline import Cancel
+from kvq_batch.engine.summary import State
 from kvq_batch.io.lease import Lease
 
 POLL_S = 0.2
@@ -40,9 +42,27 @@ class Books(Protocol):
 
     def commit(self, observer: Observer) -> None: ...
 
+    def close(self, state: State, message: str = "") -> object: ...
+
 
 class _End:
     """The last thing that the reader of the pipeline hands over."""
+
+
+@contextmanager
+def told_in_the_books(account: Account, books: Books, observer: Observer) -> Iterator[None]:
+    """Whatever breaks inside, what is finished is committed and the run's last row says why it ended."""
+    try:
+        yield
+    except KvqBatchError as error:
+        account.give_up()
+        try:
+            books.commit(observer)
+            books.close("failed", str(error))
+        except FatalError as second:
+            # The store itself may be what broke; the first error says why the run ended.
+            error.add_note(f"what was finished could not be committed: {second}")
+        raise
 
 
 def work_off(

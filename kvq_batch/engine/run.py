@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from kvq_batch.domain.errors import FatalError, KvqBatchError
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.engine.books import RunBooks
 from kvq_batch.engine.breaker import Breaker
@@ -23,7 +22,7 @@ from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, blocks_of, results
 from kvq_batch.engine.planning import JobPlan, plan_again
 from kvq_batch.engine.remains import no_remains
-from kvq_batch.engine.rounds import Pipeline, work_off
+from kvq_batch.engine.rounds import Pipeline, told_in_the_books, work_off
 from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
 from kvq_batch.engine.succession import close_dead_runs
 from kvq_batch.engine.summary import RunSummary
@@ -76,21 +75,12 @@ def _run(
         options.stop or threading.Event(), budget.deadline_after(started), budget.max_cost, lambda: books.cost
     )
     observer.started(books.run_id, items.num_rows)
-    try:
+    with told_in_the_books(ledger, books, observer):
         if items.num_rows:
             pools = [plan.job.decode.workers, *(model.workers for model in plan.job.models)]
             target = options.address or plan.job.run.ray_address
             with no_remains(plan.job.decode), ray_cluster(pools, target):
                 work_off(ledger, books, _pipeline(plan, options), plan.job.run.max_attempts, lease, observer, stop)
-    except KvqBatchError as error:
-        ledger.give_up()
-        try:
-            books.commit(observer)
-            books.close("failed", str(error))
-        except FatalError as second:
-            # The store itself may be what broke; the first error says why the run ended.
-            error.add_note(f"what was finished could not be committed: {second}")
-        raise
     if stop.cause is not None and ledger.num_open:
         summary = books.close("stopped", stop.cause)
     elif books.num_left_out:

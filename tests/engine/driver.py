@@ -15,7 +15,7 @@ from kvq_batch.domain.errors import KvqBatchError
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.run import run_job
+from kvq_batch.engine.run import RunOptions, run_job
 from kvq_batch.spec.job import Job
 from kvq_batch.spec.load import make_job
 
@@ -56,10 +56,10 @@ def wait_for(process: "subprocess.Popen[str]", start: str) -> str:
     raise AssertionError(f"the driver ended without {start!r}")
 
 
-def main() -> int:
+def main(options: RunOptions | None = None) -> int:
     job = make_job(json.loads(Path(sys.argv[1]).read_text()), "driver")
     try:
-        summary = run_job(plan_job(job), Speaker())
+        summary = run_job(plan_job(job), Speaker(), options or RunOptions())
     except KvqBatchError as error:
         say(f"error {error}")
         return 1

@@ -3,31 +3,19 @@
 Speaks as `tests.engine.driver` does; dies at POINT, one of `tests.faults.crashes`.
 """
 
-import json
 import os
 import sys
-from pathlib import Path
 
-from kvq_batch.domain.errors import KvqBatchError
-from kvq_batch.engine.planning import plan_job
-from kvq_batch.engine.run import RunOptions, run_job
-from kvq_batch.spec.load import make_job
-from tests.engine.driver import Speaker, say
+from kvq_batch.engine.run import RunOptions
+from tests.engine import driver
 from tests.faults.crashes import doom
 from tests.faults.poison import PoisonedDecodeWorker
 
 
 def main() -> int:
-    job = make_job(json.loads(Path(sys.argv[1]).read_text()), "driver")
     for point in sys.argv[2:]:
         doom(point)
-    try:
-        summary = run_job(plan_job(job), Speaker(), RunOptions(decode_worker=PoisonedDecodeWorker))
-    except KvqBatchError as error:
-        say(f"error {error}")
-        return 1
-    say(f"{summary.state} scored {summary.num_scored}")
-    return 0
+    return driver.main(RunOptions(decode_worker=PoisonedDecodeWorker))
 
 
 if __name__ == "__main__":
