@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from kvq_batch.domain.recipe import Recipe
@@ -95,6 +96,7 @@ def _check_against_the_library(row: dict[str, Any]) -> None:
     assert np.array_equal(kept.data, made.version.data)
 
 
+@pytest.mark.faults
 def test_a_source_that_kills_its_worker_costs_only_itself(videos: Path, tmp_path: Path) -> None:
     first, second, third, *rest = sorted(videos.iterdir())
     for path in rest:
@@ -123,6 +125,7 @@ class StopsEarly(SilentObserver):
         self.stop.set()
 
 
+@pytest.mark.faults
 def test_a_stop_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path: Path) -> None:
     job = label_job(tmp_path / "tables", {"source": "synthetic:leaves", "count": 8}, versions=FEW)
     observer = StopsEarly()

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.run import RunOptions, run_job
 from tests.engine.faults import MisbehavingDecodeWorker
@@ -46,6 +48,7 @@ def test_a_file_that_is_replaced_gets_no_score_of_its_old_name(videos: Path, tmp
     assert late == blur
 
 
+@pytest.mark.faults
 def test_an_object_that_is_replaced_gets_no_score_of_its_old_tag(clips: Sequence[Path], s3_prefix: S3Location) -> None:
     for clip in clips[:2]:
         s3_prefix.put(f"videos/{clip.name}", clip.read_bytes())

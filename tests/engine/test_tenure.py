@@ -42,6 +42,7 @@ def test_a_killed_run_is_written_off_and_the_next_one_does_the_rest(slow_job: Jo
     assert len(ask(slow_job.tables, "SELECT DISTINCT video_id FROM scores")) == 6
 
 
+@pytest.mark.faults
 def test_a_second_run_is_refused_by_the_name_of_the_first(slow_job: Job, tmp_path: Path) -> None:
     with start_driver(slow_job, tmp_path) as driver:
         wait_for(driver, "committed")
@@ -59,6 +60,7 @@ def test_a_plan_that_another_run_overtook_is_made_again(videos: Path, tmp_path: 
     assert ask(job.tables, TWICE) == []
 
 
+@pytest.mark.faults
 def test_a_run_paused_beyond_its_lease_is_expelled_and_nothing_stands_twice(
     clips: Sequence[Path], s3_prefix: S3Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

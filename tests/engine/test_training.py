@@ -58,6 +58,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert not (together.folder / "ray").exists()
 
 
+@pytest.mark.faults
 def test_a_lost_process_is_replaced_and_the_training_goes_on(tmp_path: Path) -> None:
     settings = toy_settings()
     undisturbed = plan(tmp_path / "undisturbed", settings)
