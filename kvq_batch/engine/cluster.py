@@ -5,11 +5,11 @@ This module schedules nothing.
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
-from ray._private import auto_init_hook
+from ray._private import auto_init_hook, state
 
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine.pipeline import configure_ray_data
@@ -24,16 +24,15 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
     Raises:
         SpecError: the cluster cannot be reached, or is too small for the pools.
     """
-    needed_cpus = sum(pool.min * pool.num_cpus for pool in pools)
-    needed_gpus = sum(pool.min * pool.num_gpus for pool in pools)
+    needed = smallest(pools)
     if ray.is_initialized():
         raise FatalError("this process is connected to a Ray already")
     # A thread of Ray Data that outlives a stopped run would otherwise start a whole new Ray by asking it something.
     auto_init_hook.enable_auto_connect = False
     with rays_words_to_log():
-        connect(target, needed_cpus)
+        connect(target, needed["CPU"])
         try:
-            _check_size(needed_cpus, needed_gpus)
+            _check_size(needed)
             configure_ray_data()
             yield
         finally:
@@ -66,11 +65,24 @@ def connect(target: str | None, needed_cpus: float) -> None:
         raise SpecError(f"Ray cannot be reached at {place}: {error}{hint}") from error
 
 
-def _check_size(needed_cpus: float, needed_gpus: float) -> None:
+def smallest(pools: Sequence[Workers]) -> dict[str, float]:
+    """What the pools take together when each has its fewest workers, by the name of Ray's resource."""
+    needed = {"CPU": 0.0, "GPU": 0.0}
+    for pool in pools:
+        for name, amount in {"CPU": pool.num_cpus, "GPU": pool.num_gpus, **pool.resources}.items():
+            needed[name] = needed.get(name, 0.0) + pool.min * amount
+    return needed
+
+
+def _check_size(needed: Mapping[str, float]) -> None:
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for name, needed in (("CPU", needed_cpus), ("GPU", needed_gpus)):
-        if needed > total.get(name, 0.0):
+    # A cluster that scales itself may begin as a head alone: what counts is what it may grow to.
+    limits = state.state.get_max_resources_from_cluster_config() or {}
+    for name, amount in needed.items():
+        most = max(total.get(name, 0.0), limits.get(name, 0.0))
+        if amount > most:
+            keys = {"CPU": "num_cpus", "GPU": "num_gpus"}
             raise SpecError(
-                f"the job's smallest pools take {needed:g} {name}s together and the cluster has "
-                f"{total.get(name, 0.0):g}: lower their workers (min, num_{name.lower()}s)"
+                f"the job's smallest pools take {amount:g} {name} together and the cluster has at most {most:g}: "
+                f"lower their workers (min, {keys.get(name, f'resources.{name}')}), or give the cluster more"
             )

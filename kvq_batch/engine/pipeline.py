@@ -141,6 +141,7 @@ def _add(dataset: Dataset, stage: Stage, blocks_in_flight: int) -> Dataset:
             ),
             num_cpus=stage.pool.num_cpus,
             num_gpus=stage.pool.num_gpus or None,
+            resources=dict(stage.pool.resources) or None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_TASK_RETRIES,
         )

@@ -5,6 +5,7 @@ module reads no file and starts nothing; a function elsewhere takes its own sect
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -85,6 +86,9 @@ class Workers(Section):
     num_cpus: float = Field(1.0, gt=0, description="CPUs that each of them reserves; fractions are fine.")
     num_gpus: float = Field(
         0.0, ge=0, description='GPUs that each of them reserves; a fraction shares a card. "cuda" needs more than 0.'
+    )
+    resources: Mapping[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Resources of your cluster that each reserves, as { decode = 1 }: keeps a stage to its nodes."
     )
 
     @model_validator(mode="after")

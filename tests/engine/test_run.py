@@ -291,7 +291,7 @@ def test_a_run_joins_a_cluster_by_its_address_and_leaves_it_running(videos: Path
         job = job_of(videos, tmp_path / "tables", run={"ray_address": cluster.address})
         summary = run(job)
         assert (summary.num_scored, summary.num_failed) == (6, 0)
-        with pytest.raises(SpecError, match="take 9 CPUs together and the cluster has 2"):
+        with pytest.raises(SpecError, match="take 9 CPU together and the cluster has at most 2"):
             run(job_of(videos, tmp_path / "other", decode={"workers": {"num_cpus": 8.5}}), address=cluster.address)
         assert cluster.list_all_nodes()  # type: ignore[no-untyped-call]
     finally:
