@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults lint bench
+.PHONY: help install demo test test-faults test-metrics lint bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 
 test-faults: $(STAMP) ## every fault of docs/reliability.md and every whole run, with real kills; long
 	$(BIN)/python -m pytest tests/faults tests/engine -m ''
+
+test-metrics: $(STAMP) ## a real Prometheus over real runs: every query of the dashboard, every alarm
+	$(BIN)/python -m pytest tests/engine/test_telemetry.py tests/engine/test_prometheus.py -m ''
 
 lint: $(STAMP) ## ruff and mypy strict
 	$(BIN)/ruff check .

@@ -31,6 +31,9 @@ that none of them is final when it was the first of many with one cause."""
 
 Pair = tuple[int, int]
 
+Work = tuple[str, str]
+"""A kind of work: the stage that does it, and the model, "" for what all models share."""
+
 
 class Account(ABC):
     """Every pair of the run: open, or closed by exactly one result or final failure.
@@ -53,6 +56,12 @@ class Account(ABC):
         self.num_scored = 0
         self.num_failed = 0
         self.num_retried = 0
+        self.fetched_bytes = 0
+
+    @property
+    @abstractmethod
+    def work_s(self) -> Mapping[Work, float]:
+        """Seconds of work that came back, by stage and model."""
 
     @property
     @abstractmethod

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from kvq_batch.domain.recipe import Recipe
-from kvq_batch.engine.account import Account, Pair, failure_of, named_columns
+from kvq_batch.engine.account import Account, Pair, Work, failure_of, named_columns
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.label_stream import ALGORITHM, FAILURE_COLUMNS, VERSIONS
 from kvq_batch.engine.rows import Failure, Row
@@ -28,6 +28,11 @@ class LabelAccount(Account):
         self._named = named_columns(versions, VERSIONS.names)
         self._labels: list[Row] = []
         self.make_s = 0.0
+
+    @property
+    def work_s(self) -> Mapping[Work, float]:
+        """As `Account.work_s`."""
+        return {("label", LABELS_MODEL): self.make_s}
 
     @property
     def busy_s(self) -> Mapping[str, float]:

@@ -26,12 +26,14 @@ from kvq_batch.engine.label_planning import LabelPlan, label_blocks, plan_labels
 from kvq_batch.engine.label_stream import VERSIONS_PER_BLOCK
 from kvq_batch.engine.label_worker import LabelSettings, LabelWorker
 from kvq_batch.engine.observer import Observer, SilentObserver
-from kvq_batch.engine.pipeline import Cancel, Stage, results
+from kvq_batch.engine.pipeline import Cancel, Stage, Stages, results
 from kvq_batch.engine.remains import no_remains
 from kvq_batch.engine.rounds import Pipeline, told_in_the_books, work_off
 from kvq_batch.engine.succession import close_dead_runs
 from kvq_batch.engine.summary import State
+from kvq_batch.engine.watch import RunWatch, Watched
 from kvq_batch.io.lease import Holder, hold
+from kvq_batch.io.made_labels import LABELS_MODEL
 from kvq_batch.io.plan_store import store_plan
 from kvq_batch.io.schemas import make_rows
 from kvq_batch.io.storage import StorageOptions, display_uri
@@ -109,22 +111,37 @@ def run_labels(
         books = LabelBooks(plan, account, writer)
         books.open()
         observer.started(writer.run_id, plan.versions.num_rows)
-        with told_in_the_books(account, books, observer):
+
+        def outcome() -> tuple[State, str]:
+            return ("stopped", stop.cause) if stop.cause is not None and account.num_open else ("finished", "")
+
+        with told_in_the_books(books):
             if plan.versions.num_rows:
-                with no_remains(job.make), ray_cluster([job.make.workers], options.address or job.run.ray_address):
-                    work_off(account, books, _pipeline(plan, options), job.run.max_attempts, lease, observer, stop)
-        is_stopped = stop.cause is not None and account.num_open
-        summary = books.close("stopped", stop.cause or "") if is_stopped else books.close("finished")
+                stages = _stages(plan, options)
+                with (
+                    no_remains(job.make),
+                    ray_cluster([job.make.workers], options.address or job.run.ray_address),
+                    RunWatch(_watched(plan), account, writer, stages.queues, observer, lambda: outcome()[0]) as watch,
+                ):
+                    work_off(account, books, _pipeline(stages), job.run.max_attempts, lease, watch, stop)
+        summary = books.close(*outcome())
         summary.check()
         return summary
 
 
-def _pipeline(plan: LabelPlan, options: LabelOptions) -> Pipeline:
-    stage = Stage(options.worker, LabelSettings.of(plan.job), plan.job.make.workers)
+def _watched(plan: LabelPlan) -> Watched:
+    return Watched(plan.job.name, [("label", LABELS_MODEL)], ("fetch", "probe", "decode", "label"))
 
+
+def _stages(plan: LabelPlan, options: LabelOptions) -> Stages:
+    settings, workers = LabelSettings.of(plan.job), plan.job.make.workers
+    return Stages(plan.job.name, [Stage(options.worker, settings, workers, "label", LABELS_MODEL)])
+
+
+def _pipeline(stages: Stages) -> Pipeline:
     def run(versions: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
         blocks = label_blocks(versions, 1 if is_alone else VERSIONS_PER_BLOCK)
-        return results(blocks, [stage], is_alone, cancel)
+        return results(blocks, stages, is_alone, cancel)
 
     return run
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvq_batch.engine.account import Account, Pair, failure_of, named_columns
+from kvq_batch.engine.account import Account, Pair, Work, failure_of, named_columns
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.models import JobModel
 from kvq_batch.engine.rows import ClipResult, Failure, Row, clip_row, failure_row, map_row, score_row
@@ -80,6 +80,13 @@ class Ledger(Account):
         return sum(self.score_s_by_model)
 
     @property
+    def work_s(self) -> Mapping[Work, float]:
+        """As `Account.work_s`; a model's, of videos that it scored."""
+        names = (("score", model.ref.name) for model in self._models)
+        scoring = dict(zip(names, self.score_s_by_model, strict=True))
+        return {("fetch", ""): self.fetch_s, ("decode", ""): self.decode_s, **scoring}
+
+    @property
     def busy_s(self) -> Mapping[str, float]:
         """As `Account.busy_s`: decoding, and all models together."""
         return {"decode": self.decode_s, "score": self.score_s}
@@ -95,6 +102,7 @@ class Ledger(Account):
             self.decode_s += row["decode_s"] or 0.0
             if row["clip_index"] == 0:
                 self.fetch_s += row["fetch_s"]
+                self.fetched_bytes += row["size_bytes"]
             for bit in self.open_bits(row["item"], row["wanted"]):
                 self._add_pair(row, bit)
 

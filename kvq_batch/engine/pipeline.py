@@ -10,17 +10,20 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from kvq_batch.domain.errors import FatalError
+from kvq_batch.engine.metered import metered
 from kvq_batch.io.redact import redact
 from kvq_batch.spec.job import Workers
 
@@ -31,6 +34,7 @@ BLOCKS_IN_FLIGHT = 2
 """Blocks given to one worker at a time: the one it works on and the next; all of them die with it."""
 
 _CANCEL = "kvq_batch.cancel"
+_QUEUES = "kvq_batch.queues"
 
 _OURS = re.compile(r"^kvq_batch\.domain\.errors\.\w+: (.+)$", re.MULTILINE)
 
@@ -55,13 +59,30 @@ class Cancel:
         return self._event.is_set()
 
 
+@dataclass(slots=True)
+class Queues:
+    """Blocks that wait for each (stage, model), as Ray Data last saw them in this process; empty in any other."""
+
+    stages: tuple[tuple[str, str], ...] = ()
+    lengths: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[type["Queues"], tuple[()]]:
+        return (Queues, ())
+
+
 class CancelledError(RuntimeError):
     """Raised inside Ray Data's own loop, which then ends its workers: from outside it cannot be asked to."""
 
 
-class _CancelCallback(ExecutionCallback):
-    def on_execution_step(self, executor: object) -> None:
-        cancel = DataContext.get_current().get_config(_CANCEL)
+class _EachStep(ExecutionCallback):
+    def on_execution_step(self, executor: Any) -> None:
+        context = DataContext.get_current()
+        cancel, queues = context.get_config(_CANCEL), context.get_config(_QUEUES)
+        if queues is not None:
+            pools = (state for operator, state in executor._topology.items() if isinstance(operator, MapOperator))
+            queues.lengths = {
+                stage: state.total_enqueued_input_blocks() for stage, state in zip(queues.stages, pools, strict=False)
+            }
         if cancel is not None and cancel.is_set():
             raise CancelledError("the run was stopped")
 
@@ -74,7 +95,7 @@ def configure_ray_data() -> None:
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.retried_map_errors = False
-    context.custom_execution_callback_classes = [_CancelCallback]
+    context.custom_execution_callback_classes = [_EachStep]
     # An actor of ours loads a model: where that fails it fails again.
     context.actor_init_retry_on_errors = False
     # Its reports and tracebacks stay in Ray's log files; what they cost is in the ledger.
@@ -92,14 +113,28 @@ def blocks_of(items: pa.Table, block_size: int) -> list[pa.Table]:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One pool of the pipeline: what its workers are, what they are told, how many there may be."""
+    """One pool of the pipeline: what its workers are, what they are told, how many there may be.
+
+    `name` and `model` (or "") say in a run's metrics whose seconds and queues these are.
+    """
 
     worker: type
     settings: object
     pool: Workers
+    name: str
+    model: str = ""
 
 
-def results(blocks: Sequence[pa.Table], stages: Sequence[Stage], alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """All pools of a job's pipeline, in their order; `queues` says in the driver what waits for them."""
+
+    job_name: str
+    pools: Sequence[Stage]
+    queues: Queues = field(default_factory=Queues)
+
+
+def results(blocks: Sequence[pa.Table], stages: Stages, alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
     """Result tables as they come, in any order; a block whose worker died for good does not come at all.
 
     `alone` keeps every other block away from a worker that is busy: what dies with it then died of its own input.
@@ -107,10 +142,13 @@ def results(blocks: Sequence[pa.Table], stages: Sequence[Stage], alone: bool, ca
     Raises:
         FatalError: the pipeline as a whole broke, say because no worker can build its model; or `cancel` was set.
     """
+    stages.queues.stages = tuple((stage.name, stage.model) for stage in stages.pools)
     DataContext.get_current().set_config(_CANCEL, cancel)
+    DataContext.get_current().set_config(_QUEUES, stages.queues)
     dataset = ray.data.from_blocks(list(blocks))
-    for stage in stages:
-        dataset = _add(dataset, stage, 1 if alone else BLOCKS_IN_FLIGHT)
+    for stage in stages.pools:
+        tags = {"job_name": stages.job_name, "stage": stage.name, "model": stage.model}
+        dataset = _add(dataset, stage, tags, 1 if alone else BLOCKS_IN_FLIGHT)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except (RayError, RuntimeError, OSError, ValueError) as error:
@@ -125,13 +163,13 @@ def _told(error: Exception) -> str:
     return f"the Ray pipeline broke: {type(error).__name__}: {redact(str(error))}"
 
 
-def _add(dataset: Dataset, stage: Stage, blocks_in_flight: int) -> Dataset:
+def _add(dataset: Dataset, stage: Stage, tags: Mapping[str, str], blocks_in_flight: int) -> Dataset:
     with warnings.catch_warnings():
         # Ray 2.60 announces that these two will need another way and offers none yet; its own default for both is
         # "for ever", which an input that kills its worker would turn into a run without end.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
-            stage.worker,
+            metered(stage.worker, tags),
             fn_constructor_args=(stage.settings,),
             batch_size=None,
             batch_format="pyarrow",

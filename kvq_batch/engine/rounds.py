@@ -50,17 +50,29 @@ class _End:
 
 
 @contextmanager
-def told_in_the_books(account: Account, books: Books, observer: Observer) -> Iterator[None]:
-    """Whatever breaks inside, what is finished is committed and the run's last row says why it ended."""
+def told_in_the_books(books: Books) -> Iterator[None]:
+    """Whatever breaks inside, the run's last row says why it ended."""
+    try:
+        yield
+    except KvqBatchError as error:
+        try:
+            books.close("failed", str(error))
+        except FatalError as second:
+            # The store itself may be what broke; the first error says why the run ended.
+            error.add_note(f"that the run failed could not be written down: {second}")
+        raise
+
+
+@contextmanager
+def _finished_is_committed(account: Account, books: Books, observer: Observer) -> Iterator[None]:
+    """Whatever breaks inside, what is finished is committed, while those who watch the run can still tell of it."""
     try:
         yield
     except KvqBatchError as error:
         account.give_up()
         try:
             books.commit(observer)
-            books.close("failed", str(error))
         except FatalError as second:
-            # The store itself may be what broke; the first error says why the run ended.
             error.add_note(f"what was finished could not be committed: {second}")
         raise
 
@@ -79,6 +91,19 @@ def work_off(
     Raises:
         FatalError: the breaker tripped, the lease was lost, the store or the pipeline failed.
     """
+    with _finished_is_committed(account, books, observer):
+        _rounds(account, books, pipeline, max_attempts, lease, observer, stop)
+
+
+def _rounds(
+    account: Account,
+    books: Books,
+    pipeline: Pipeline,
+    max_attempts: int,
+    lease: Lease,
+    observer: Observer,
+    stop: StopSign,
+) -> None:
     for attempt in range(1, max_attempts + 1):
         items = account.open_items(attempt)
         if not items.num_rows or stop.is_set():

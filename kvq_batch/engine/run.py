@@ -19,13 +19,14 @@ from kvq_batch.engine.cluster import ray_cluster
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.ledger import Ledger, first_items
 from kvq_batch.engine.observer import Observer, SilentObserver
-from kvq_batch.engine.pipeline import Cancel, Stage, blocks_of, results
+from kvq_batch.engine.pipeline import Cancel, Stage, Stages, blocks_of, results
 from kvq_batch.engine.planning import JobPlan, plan_again
 from kvq_batch.engine.remains import no_remains
 from kvq_batch.engine.rounds import Pipeline, told_in_the_books, work_off
 from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
 from kvq_batch.engine.succession import close_dead_runs
-from kvq_batch.engine.summary import RunSummary
+from kvq_batch.engine.summary import RunSummary, State
+from kvq_batch.engine.watch import RunWatch, Watched
 from kvq_batch.io.lease import Holder, Lease, hold
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
@@ -75,29 +76,47 @@ def _run(
         options.stop or threading.Event(), budget.deadline_after(started), budget.max_cost, lambda: books.cost
     )
     observer.started(books.run_id, items.num_rows)
-    with told_in_the_books(ledger, books, observer):
-        if items.num_rows:
+
+    def outcome() -> tuple[State, str]:
+        if stop.cause is not None and ledger.num_open:
+            return "stopped", stop.cause
+        if books.num_left_out:
+            return "stopped", f"budget.max_videos = {budget.max_videos} are done"
+        return "finished", ""
+
+    target = options.address or plan.job.run.ray_address
+    with told_in_the_books(books):
+        # A cluster hears of a night without work, too: else its alarms would take the job for dead.
+        if items.num_rows or target is not None:
             pools = [plan.job.decode.workers, *(model.workers for model in plan.job.models)]
-            target = options.address or plan.job.run.ray_address
-            with no_remains(plan.job.decode), ray_cluster(pools, target):
-                work_off(ledger, books, _pipeline(plan, options), plan.job.run.max_attempts, lease, observer, stop)
-    if stop.cause is not None and ledger.num_open:
-        summary = books.close("stopped", stop.cause)
-    elif books.num_left_out:
-        summary = books.close("stopped", f"budget.max_videos = {budget.max_videos} are done")
-    else:
-        summary = books.close("finished")
+            stages, attempts = _stages(plan, options), plan.job.run.max_attempts
+            with (
+                no_remains(plan.job.decode),
+                ray_cluster(pools, target),
+                RunWatch(_watched(plan), ledger, writer, stages.queues, observer, lambda: outcome()[0]) as watch,
+            ):
+                work_off(ledger, books, _pipeline(plan, stages), attempts, lease, watch, stop)
+    summary = books.close(*outcome())
     summary.check()
     return summary
 
 
-def _pipeline(plan: JobPlan, options: RunOptions) -> Pipeline:
-    decode = Stage(options.decode_worker, DecodeSettings.of(plan.job, plan.models.requests), plan.job.decode.workers)
-    stages = [decode]
+def _watched(plan: JobPlan) -> Watched:
+    closing = [("score", model.ref.name) for model in plan.models.models]
+    return Watched(plan.job.name, closing, ("fetch", "probe", "decode", "score"), plan.plan.oldest_stale_at)
+
+
+def _stages(plan: JobPlan, options: RunOptions) -> Stages:
+    decode = DecodeSettings.of(plan.job, plan.models.requests)
+    pools = [Stage(options.decode_worker, decode, plan.job.decode.workers, "decode")]
     for bit, model in enumerate(plan.models.models):
         drops, size = plan.models.drops_after(bit), model.section.batch_size
         settings = ScoreSettings(model.options, model.ref.model_id, bit, model.request, drops, size)
-        stages.append(Stage(ScoreWorker, settings, model.section.workers))
+        pools.append(Stage(ScoreWorker, settings, model.section.workers, "score", model.ref.name))
+    return Stages(plan.job.name, pools)
+
+
+def _pipeline(plan: JobPlan, stages: Stages) -> Pipeline:
     block_size = max(model.section.batch_size for model in plan.models.models)
 
     def run(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:

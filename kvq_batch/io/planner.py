@@ -57,7 +57,7 @@ class Plan:
     of the catalog, then of the models; those of one video stand together, `num_videos` of them. `counts` is {reason:
     {model name: pairs}} with every reason and model. `departed` are the ids that left the catalog. Of the pairs of the
     `num_selected` videos, each is planned, current, quarantined, or due for another reason than those asked for
-    (`num_other_reasons`).
+    (`num_other_reasons`). `oldest_stale_at` is when the oldest score was made that is due to be replaced.
     """
 
     pairs: Any
@@ -68,6 +68,7 @@ class Plan:
     num_selected: int
     num_videos: int
     departed: tuple[str, ...]
+    oldest_stale_at: datetime | None = None
 
     @property
     def by_reason(self) -> dict[str, int]:
@@ -95,9 +96,10 @@ def make_plan(
     places = select_places(catalog, select)
     videos = catalog.select(["video_id", "content_id"])
     with connect() as connection, reading(tables.uri if tables else ""):
-        states = find_reasons(
+        reasons = find_reasons(
             connection, tables, videos if places is None else videos.take(places), models, select, now
         )
+        states = reasons.states
         departed = _departed(connection, tables, catalog, catalog_name)
     wanted = np.array([not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES)
     is_planned = wanted[states]
@@ -121,6 +123,7 @@ def make_plan(
         num_selected=len(states),
         num_videos=int(np.count_nonzero(is_planned.any(axis=1))),
         departed=departed,
+        oldest_stale_at=reasons.oldest_stale_at,
     )
 
 

@@ -47,10 +47,12 @@ _NEWEST = f"""
 SELECT v.place, r.ref, arg_max(
     CASE WHEN s.content_id <> v.content_id THEN {REASONS.index("content changed")}
     WHEN s.model_id <> r.model_id THEN {REASONS.index("model changed")}
-    ELSE {REASONS.index("preprocessing changed")} END, s.commit_seq) AS reason
+    ELSE {REASONS.index("preprocessing changed")} END, s.commit_seq) AS reason,
+    coalesce(epoch(max(s.scored_at)), 0)::UINTEGER AS scored_at_s
 FROM (
-    SELECT video_id, model_name, content_id, model_id, commit_seq FROM scores s WHERE {{within}}
-    UNION ALL SELECT video_id, model_name, content_id, model_id, commit_seq FROM failures s WHERE {{within}}
+    SELECT video_id, model_name, content_id, model_id, commit_seq, scored_at FROM scores s WHERE {{within}}
+    UNION ALL
+    SELECT video_id, model_name, content_id, model_id, commit_seq, NULL AS scored_at FROM failures s WHERE {{within}}
 ) s
 JOIN refs r ON r.model_name = s.model_name
 JOIN videos v ON v.video_id = s.video_id
@@ -80,6 +82,18 @@ GROUP BY v.place, f.ref
 
 
 @dataclass(frozen=True, slots=True)
+class Reasons:
+    """`states` is int8 [row of the videos, model]: the place of the reason in REASONS, CURRENT or QUARANTINED.
+
+    `oldest_stale_at` is the time (UTC) of the oldest score that is the newest of a pair which has a reason, and which
+    another one is to replace; None where no such pair has a score.
+    """
+
+    states: NDArray[np.int8]
+    oldest_stale_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Parameters:
     """What the statements are completed with; texts of users only as parameters."""
 
@@ -96,14 +110,11 @@ def find_reasons(
     models: Sequence[ModelRef],
     select: Select,
     now: datetime | None,
-) -> NDArray[np.int8]:
-    """int8 [row of `videos`, model]: the place of the reason in REASONS, CURRENT or QUARANTINED.
-
-    `videos` has video_id and content_id. Without tables everything is new.
-    """
+) -> Reasons:
+    """Why each video is due, for each model. `videos` has video_id and content_id. Without tables everything is new."""
     states = np.full((videos.num_rows, len(models)), _NEW, np.int8)
     if tables is None or not videos.num_rows or not models:
-        return states
+        return Reasons(states)
     connection.execute(_IN_THIS_ORDER)
     for schema in (SCORES, FAILURES):
         connection.register(schema.name, tables.dataset(schema.name))
@@ -114,13 +125,15 @@ def find_reasons(
         states[places, refs] = CURRENT
     due = np.flatnonzero((states != CURRENT).any(axis=1))
     if not len(due):
-        return states
+        return Reasons(states)
     is_due = states != CURRENT
     if len(due) < videos.num_rows:
         _look_at(connection, videos, due)
         asked = _parameters(videos.take(pa.array(due)), models, select, now)
-    for places, refs, reasons in _found(connection, _NEWEST, asked, "place", "ref", "reason"):
+    scored_at_s = np.zeros(states.shape, np.uint32)
+    for places, refs, reasons, times_s in _found(connection, _NEWEST, asked, "place", "ref", "reason", "scored_at_s"):
         states[places, refs] = np.where(is_due[places, refs], reasons, CURRENT)
+        scored_at_s[places, refs] = times_s
     scored_seq: NDArray[np.int64] | None = None
     if select.age is not None:
         # Only where an age is asked for can a pair that is due have a score.
@@ -129,7 +142,10 @@ def find_reasons(
             scored_seq[places, refs] = seqs
         states[is_due & (scored_seq >= 0)] = _RE_SCORE
     _judge_tries(connection, asked, states, is_due, scored_seq, permanent_too=select.retry == "permanent")
-    return states
+    is_stale = (states >= 0) & (states != _RE_SCORE) & (scored_at_s > 0)
+    if not is_stale.any():
+        return Reasons(states)
+    return Reasons(states, datetime.fromtimestamp(int(scored_at_s[is_stale].min()), UTC))
 
 
 def _judge_tries(

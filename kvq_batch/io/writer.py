@@ -6,6 +6,7 @@ clips without a score of the same `commit_seq` are invisible to the views. This 
 who may open a writer is said by `io/lease.py`.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,14 @@ class Batch:
     scores: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one commit took, with all of its tables: seconds, and bytes of parts."""
+
+    seconds: float = 0.0
+    size_bytes: int = 0
+
+
 class Writer:
     """Commits for one run. Raises: FatalError from every method where another run has taken over or the store fails.
 
@@ -50,6 +59,7 @@ class Writer:
         self.tables = tables
         self.run_id = run_id
         self._patience = patience or Patience()
+        self.last_commit = Commit()
         self._counter = 0
         # Table -> version up to which its log is known to hold no newer writer.
         self._checked_versions: dict[str, int] = {}
@@ -102,6 +112,7 @@ class Writer:
         raise FatalError(f"{display_uri(self.tables.uri)}: other runs keep starting on these tables; start only one")
 
     def _commit(self, rows_by_table: Mapping[str, Any], run_id: str | None = None) -> int:
+        started = time.perf_counter()
         self._counter += 1
         commit_seq = self.commit_seq
         parts: dict[str, list[Part]] = {}
@@ -115,6 +126,8 @@ class Writer:
             self._store(name, made)
         for name, made in parts.items():
             self._append(name, made, commit_seq)
+        size_bytes = sum(part.content.size for made in parts.values() for part in made)
+        self.last_commit = Commit(time.perf_counter() - started, size_bytes)
         return commit_seq
 
     def _store(self, name: str, parts: list[Part]) -> None:

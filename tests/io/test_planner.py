@@ -1,6 +1,6 @@
 """The plan: every reason, what is left alone, what is refused, and versions of catalog rows."""
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kvq_batch.io.planner import Plan, check_roots, make_plan
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
 from kvq_batch.io.writer import Batch, Writer
+from kvq_batch.spec.selection import Select
 from tests.io.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_run
 
 NEWER_KVQ = ModelRef("kvq-tiny", "kvq-tiny@2-00000000aaaa", KVQ.fingerprint)
@@ -105,6 +106,27 @@ def test_content_that_is_rolled_back_has_its_score(tables: Tables, writer: Write
     writer.commit(make_batch(["a"], content="etag:1"))
     writer.commit(make_batch(["a"], content="etag:2"))
     assert make_plan(tables, make_catalog(["a"], "etag:1"), "nightly", [KVQ]).num_current == 1
+
+
+def test_the_oldest_score_that_is_to_be_replaced_is_told(tables: Tables, writer: Writer) -> None:
+    days = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3, 4, 5)]
+    writer.commit(make_batch(["current"], scored_at=days[0]))
+    writer.commit(make_batch(["given-up"], content="etag:0", scored_at=days[0]))
+    writer.commit(make_failures(["given-up", "failed-for-good"]))
+    writer.commit(make_batch(["changed"], content="etag:0", scored_at=days[1]))
+    writer.commit(make_batch(["changed"], content="etag:00", scored_at=days[2]))
+    writer.commit(make_batch(["model"], NEWER_KVQ, scored_at=days[3]))
+
+    def oldest(*videos: str) -> datetime | None:
+        return make_plan(tables, make_catalog(videos), "nightly", [KVQ]).oldest_stale_at
+
+    # The newest score of a video is the one that is replaced; of what failed for good none is.
+    assert oldest("current", "given-up", "failed-for-good", "changed", "model", "new") == days[2]
+    assert oldest("current", "model") == days[3]
+    assert oldest("current", "given-up", "new") is None
+    # A score that was asked for again is old, and not stale.
+    old = make_plan(tables, make_catalog(["current"]), "nightly", [KVQ], Select(max_age="1d"), days[4])
+    assert (old.by_reason["re-score"], old.oldest_stale_at) == (1, None)
 
 
 def test_a_model_that_is_rolled_back_has_its_scores(tables: Tables, writer: Writer) -> None:

@@ -140,6 +140,16 @@ def test_a_commit_whose_answer_was_lost_counts(tmp_path: Path) -> None:
     assert len(DeltaTable(str(tmp_path / "scores")).file_uris()) == parts_before + 1
 
 
+def test_a_commit_tells_what_it_wrote(tmp_path: Path) -> None:
+    writer = Writer(Tables.create(str(tmp_path)), "run-1")
+    assert writer.last_commit.size_bytes == 0
+    before = {part: part.stat().st_size for part in tmp_path.rglob("*.parquet") if "_delta_log" not in part.parts}
+    writer.commit(make_batch(["a", "b"]))
+    parts = {part: part.stat().st_size for part in tmp_path.rglob("*.parquet") if "_delta_log" not in part.parts}
+    assert writer.last_commit.size_bytes == sum(size for part, size in parts.items() if part not in before)
+    assert writer.last_commit.seconds > 0
+
+
 def test_nothing_to_commit_is_no_commit(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
