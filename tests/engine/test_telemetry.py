@@ -220,8 +220,8 @@ def test_a_run_tells_what_its_books_say(videos: Path, tmp_path: Path) -> None:
     written = sum(part.stat().st_size for part in (tmp_path / "tables").rglob("*.parquet"))
     assert 0 < told["ray_kvq_batch_written_bytes_total"]["test",] < written
     assert told["ray_kvq_batch_commit_seconds_count"]["test",] >= 1
-    assert told["ray_kvq_batch_open_scores"] == {("test",): 0}
-    assert set(told["ray_kvq_batch_queued_blocks"]) == {("test", "decode", ""), ("test", "score", "luma-sharpness")}
+    # Gauges are gone 20 s after the driver, which a busy machine may need to come here, and workers of a run this short
+    # may end without a word: both are what tests/engine/test_prometheus.py looks at.
     assert after["ray_kvq_batch_runs_begun_total"] == {("test",): 2}
     assert after["ray_kvq_batch_runs_ended_total"]["test", "finished"] == 2
     assert sum(after["ray_kvq_batch_videos_total"].values()) == 7
