@@ -53,7 +53,8 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
         output.rows([row for row in pairs if row["videos"]], title=f"{planned.job.name}: to score")
         if planned.estimate.seconds is not None:
             output.rows(stage_rows_for_people(planned.estimate), title="expected")
-    told = [f"{planned.catalog.num_rows} videos in the catalog"]
+    shard = planned.job.select.shard
+    told = [f"{planned.catalog.num_rows} videos in {f'shard {shard} of ' if shard else ''}the catalog"]
     told += [f"{plan.num_selected} of them selected"] * (plan.num_selected < planned.catalog.num_rows)
     told += [f"{plan.pairs.num_rows} scores to make" if plan.pairs.num_rows else "nothing to score"]
     told += [f"{plan.num_current} scores are current"]

@@ -27,6 +27,7 @@ from kvq_batch.cli.options import (
     RegionOption,
     RetryOption,
     SampleOption,
+    ShardOption,
     TimeZoneOption,
     WhereOption,
 )
@@ -102,6 +103,7 @@ def plan(
     job: JobArgument,
     where: WhereOption = None,
     sample: SampleOption = None,
+    shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
     retry: RetryOption = None,
@@ -134,6 +136,7 @@ def run(
     job: JobArgument,
     where: WhereOption = None,
     sample: SampleOption = None,
+    shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
     retry: RetryOption = None,
@@ -157,6 +160,7 @@ def run(
       $ kvq-batch run nightly.toml
       $ kvq-batch run nightly.toml --max-videos 100 --log json 2> run.log
       $ kvq-batch run nightly.toml --order-by "views desc" --deadline 06:00
+      $ kvq-batch run nightly.toml --shard 2/4    # beside 1/4, 3/4 and 4/4
 
     Exit codes: 0 all scored, or failures within run.max_failure_share;
     1 fatal; 2 refused before anything started; 3 more failures;
@@ -169,7 +173,7 @@ def run(
     if dry_run:
         return show_plan(planned, Output(output, told))
     summary = execute(planned, address, log_of(context))
-    finish(summary, planned, Output(output, told), command_line("run", job))
+    finish(summary, planned, Output(output, told), command_line("run", job) + (f" --shard {shard}" if shard else ""))
     return None
 
 
@@ -191,6 +195,7 @@ def score(
     device: DeviceOption = "cpu",
     where: WhereOption = None,
     sample: SampleOption = None,
+    shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
     retry: RetryOption = None,

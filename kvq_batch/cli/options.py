@@ -41,6 +41,10 @@ SampleOption = Annotated[
     str | None,
     typer.Option("--sample", help="1% of the videos, or 500: the same ones every time.", show_default=False),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", help="One of several disjoint parts of the catalog: 2/4.", show_default=False),
+]
 ReasonOption = Annotated[
     list[str] | None,
     typer.Option("--reason", help="Only what is due for this, say model-changed; may be repeated.", show_default=False),

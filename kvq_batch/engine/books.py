@@ -55,7 +55,7 @@ class RunBooks:
         # Once: a card that is written again would be newer than a calibration that was added since.
         if (unknown := unknown_cards(tables, cards)).num_rows:
             writer.write_models(unknown)
-        changes = catalog_changes(tables, plan.catalog, plan.job.catalog_name)
+        changes = catalog_changes(tables, plan.catalog, plan.job.catalog_name, plan.job.select.scope)
         if changes.num_rows:
             writer.write_catalog(changes)
         store_plan(tables, writer.run_id, plan.plan.pairs)

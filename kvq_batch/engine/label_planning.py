@@ -3,8 +3,8 @@
 Recipes are drawn here, so that a plan names every version. No source is opened and nothing is written.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,8 @@ class LabelPlan:
     num_segments: int
     num_standing: int
     num_given_up: int
-    known_seq: int = 0
-    """The newest commit that the plan knows of; 0 for tables that were not there."""
+    known: Mapping[str, int] = field(default_factory=dict)
+    """How far the tables had come (`Tables.progress`), as the plan knows it; nothing for tables that were not there."""
 
 
 def plan_labels(job: LabelJob, tell: Tell = lambda text: None) -> LabelPlan:
@@ -78,7 +78,7 @@ def plan_labels(job: LabelJob, tell: Tell = lambda text: None) -> LabelPlan:
         num_segments=num_segments,
         num_standing=pc.sum(is_made).as_py() or 0,
         num_given_up=pc.sum(is_given_up).as_py() or 0,
-        known_seq=tables.last_commit_seq() if tables else 0,
+        known=tables.progress() if tables else {},
     )
 
 

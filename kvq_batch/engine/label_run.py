@@ -104,7 +104,7 @@ def run_labels(
         writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id)
         for sentence in close_dead_runs(writer):
             observer.told(sentence)
-        if writer.previous_seq != plan.known_seq:
+        if writer.found != plan.known:
             plan = plan_labels_again(plan, observer.told)
         job, stop = plan.job, StopSign(options.stop or threading.Event())
         account = LabelAccount(plan.versions, job.run.max_attempts, Breaker.from_spec(job.run))

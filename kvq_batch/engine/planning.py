@@ -4,8 +4,8 @@ Models are described, the catalog is read, content ids are found, and the tables
 opened and nothing is written; `run` starts from exactly this plan.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from kvq_batch.engine.estimate import Estimate
 from kvq_batch.engine.models import JobModels, describe_models
 from kvq_batch.io.catalog import catalog_root, read_catalog, resolve_content_ids
 from kvq_batch.io.planner import Plan, check_roots, make_plan
+from kvq_batch.io.selection import in_shard
 from kvq_batch.io.storage import StorageOptions, check_reachable
 from kvq_batch.io.tables import Tables
 from kvq_batch.spec.job import Job
@@ -33,8 +34,8 @@ class JobPlan:
     root: str
     plan: Plan
     estimate: Estimate
-    known_seq: int = 0
-    """The newest commit that the plan knows of; 0 for tables that were not there."""
+    known: Mapping[str, int] = field(default_factory=dict)
+    """How far the tables had come (`Tables.progress`), as the plan knows it; nothing for tables that were not there."""
 
 
 def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
@@ -51,7 +52,8 @@ def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
     tell("checking the models")
     models = describe_models(job)
     tell(f"reading the catalog {job.catalog.source}")
-    catalog = read_catalog(job.catalog, storage)
+    # The rest of it is none of this run's business: not its content ids, and not whether it left.
+    catalog = in_shard(read_catalog(job.catalog, storage), job.select.scope)
     root = catalog_root(job.catalog)
     tell(f"finding out what {catalog.num_rows} videos hold now")
     catalog = resolve_content_ids(catalog, storage)
@@ -61,7 +63,7 @@ def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
         check_roots(tables, catalog, root)
     plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models], job.select)
     estimate = expected(job, models, plan, tables)
-    return JobPlan(job, models, catalog, root, plan, estimate, tables.last_commit_seq() if tables else 0)
+    return JobPlan(job, models, catalog, root, plan, estimate, tables.progress(job.select.scope) if tables else {})
 
 
 def plan_again(old: JobPlan, tell: Tell) -> JobPlan:

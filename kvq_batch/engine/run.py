@@ -55,12 +55,14 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
     """
     started, observer = datetime.now(UTC), observer or SilentObserver()
     storage, holder = StorageOptions.from_spec(plan.job.storage), Holder.this_process(new_run_id(), plan.job.name)
-    with hold(plan.job.tables, storage, holder, observer.told) as lease:
-        writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id)
+    shard = plan.job.select.scope
+    with hold(plan.job.tables, storage, holder, observer.told, shard) as lease:
+        writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id, shard=shard)
         for sentence in close_dead_runs(writer):
             observer.told(sentence)
-        # Older writers are refused from here on, so that what the tables hold now is all that this run has not done.
-        if writer.previous_seq != plan.known_seq:
+        # Older writers of these videos are refused from here on, so that what the tables hold now is all that this run
+        # has not done.
+        if writer.found != plan.known:
             plan = plan_again(plan, observer.told)
         return _run(plan, writer, lease, observer, options, started)
 

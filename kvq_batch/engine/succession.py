@@ -24,7 +24,7 @@ def close_dead_runs(writer: Writer) -> list[str]:
     Raises: FatalError where the tables cannot be written; SpecError where they cannot be read.
     """
     told = []
-    for dead in dead_runs(writer.tables):
+    for dead in dead_runs(writer.tables, writer.shard):
         at_most = most_repeated(dead)
         message = (
             f"its process died; {dead.num_scored + dead.num_failed} of {dead.row['num_planned']} results were "

@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.io.database import connect, reading
 from kvq_batch.io.planner import check_catalog
 from kvq_batch.io.schemas import CATALOG, CATALOG_PREFIX
+from kvq_batch.io.selection import shard_condition
 from kvq_batch.io.tables import Tables
 
 CANONICAL_COLUMNS = ("video_id", "uri", "content_id", "size_bytes", "start_s", "end_s")
@@ -30,17 +32,17 @@ ORDER BY t.place
 
 _LEFT = """
 SELECT video_id, arg_max(uri, commit_seq) AS uri, arg_max(content_id, commit_seq) AS content_id
-FROM known k WHERE catalog = $catalog
+FROM known k WHERE catalog = $catalog AND {in_shard}
 GROUP BY video_id HAVING arg_max(in_catalog, commit_seq) AND video_id NOT IN (SELECT video_id FROM today)
 ORDER BY video_id
 """
 
 
-def catalog_changes(tables: Tables | None, catalog: Any, catalog_name: str) -> Any:
+def catalog_changes(tables: Tables | None, catalog: Any, catalog_name: str, shard: Shard = WHOLE) -> Any:
     """pa.Table of rows for `Writer.write_catalog`: new and changed videos, and those that left (in_catalog false).
 
-    `catalog` has the columns that `make_plan` asks for and any others. Raises: SpecError for a column that Delta cannot
-    hold, that differs from the table's in type, or whose name stands twice.
+    `catalog` has the columns that `make_plan` asks for and any others, and holds the videos of `shard` alone. Raises:
+    SpecError for a column that Delta cannot hold, that differs from the table's in type, or whose name stands twice.
     """
     check_catalog(catalog)
     known_schema = CATALOG.arrow() if tables is None else tables.arrow_schema("catalog")
@@ -61,7 +63,8 @@ def catalog_changes(tables: Tables | None, catalog: Any, catalog_name: str) -> A
         with reading(tables.uri):
             query = _CHANGED.format(differs="".join(f" OR {clause}" for clause in differs))
             places = connection.execute(query, {"catalog": catalog_name}).fetchall()
-            left = connection.execute(_LEFT, {"catalog": catalog_name}).fetchall()
+            query = _LEFT.format(in_shard=shard_condition(shard))
+            left = connection.execute(query, {"catalog": catalog_name}).fetchall()
     return pa.concat_tables(
         [today.take(pa.array([row[0] for row in places], pa.int64())), _tombstones(left, today, catalog_name)]
     )

@@ -1,13 +1,15 @@
 """Runs that ended without a word: their newest row in `runs` still says `running`, though nobody runs.
 
-True only for who holds the lease: nobody else writes then. This module reads; what is said about them is the
-engine's.
+True only for who holds the lease, and of runs that this lease excludes: none of them is alive then. Runs of other
+shards are left to who follows them. This module reads; what is said about them is the engine's.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.io.database import connect, reading
 from kvq_batch.io.tables import Tables
 
@@ -57,12 +59,16 @@ class DeadRun:
         return self.num_scored / seconds if seconds > 0 else None
 
 
-def dead_runs(tables: Tables) -> list[DeadRun]:
-    """The runs that died, oldest first. Raises: SpecError where the tables are out of reach."""
+def dead_runs(tables: Tables, shard: Shard) -> list[DeadRun]:
+    """The runs that died, oldest first, of those that the holder of `shard` excludes.
+
+    Raises: SpecError where the tables are out of reach.
+    """
     with connect() as connection:
         connection.register("runs", tables.dataset("runs"))
         with reading(tables.uri):
             rows = connection.sql(_UNFINISHED).to_arrow_table().to_pylist(maps_as_pydicts="strict")
+            rows = [row for row in rows if shard.excludes(_shard_of(row))]
             if not rows:
                 return []
             connection.register("scores", tables.dataset("scores"))
@@ -75,3 +81,9 @@ def dead_runs(tables: Tables) -> list[DeadRun]:
                 assert counts is not None
                 found.append(DeadRun(row, *counts))
             return found
+
+
+def _shard_of(row: dict[str, Any]) -> Shard:
+    """The shard that the run said it works off; runs that make labels, and those of earlier versions, say none."""
+    text = json.loads(row["job_spec"]).get("select", {}).get("shard")
+    return WHOLE if text is None else Shard.parse(text)

@@ -13,9 +13,10 @@ from typing import Any
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.io.compaction import MARK
 from kvq_batch.io.database import reading
+from kvq_batch.io.fences import commit_seq_of
 from kvq_batch.io.schemas import COUNTER_BITS
 from kvq_batch.io.storage import display_uri, join, refusing
-from kvq_batch.io.tables import APPLICATION_ID, Tables
+from kvq_batch.io.tables import Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ def _commit(tables: Tables, name: str, version: int, text: bytes, runs: Mapping[
     info: Mapping[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
     added = [action["add"] for action in actions if "add" in action]
     num_removed = sum("remove" in action for action in actions)
-    seqs = [a["txn"]["version"] for a in actions if "txn" in a and a["txn"]["appId"] == APPLICATION_ID]
+    told_seqs = (commit_seq_of(a["txn"]["appId"], a["txn"]["version"]) for a in actions if "txn" in a)
+    seqs = [commit_seq for commit_seq in told_seqs if commit_seq is not None]
     told = info.get(MARK) or {}
     epoch = seqs[0] >> COUNTER_BITS if seqs else None
     return Commit(

@@ -1,7 +1,10 @@
-"""Who may write: one owner at a time for the tables below one address.
+"""Who may write: one owner at a time for the tables below one address, or one for each of several disjoint shards.
 
     on a local path    an exclusive lock on `lease.json`, which the kernel frees when its owner dies
     on s3://           the object `lease.json`, made and renewed by conditional writes, `LIFE_S` to live
+
+The owner of a shard has a lease of its own beside that one, `lease-2-of-4.json`. Everybody first takes their own, and
+then looks whether anyone lives whom it excludes: of two that start together both may be refused, and one always is.
 
 Nobody's clock is compared with anybody else's: an owner lives as long as its object is seen to change. A lease spares
 two runs each other's work, and tells them of each other; what keeps an owner out that was paused beyond its lease is
@@ -15,30 +18,29 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from fsspec.asyn import sync
-
 from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.domain.shard import WHOLE, Shard
+from kvq_batch.io.conditional import ConditionalObject
+from kvq_batch.io.lease_files import FILE, excluded, file_of, known_shards
 from kvq_batch.io.redact import summary
 from kvq_batch.io.storage import (
     StorageOptions,
     absolute,
     display_uri,
-    filesystem,
     is_local,
     is_s3,
     join,
     local_path,
     refusing,
 )
-from kvq_batch.io.trouble import FOREIGN_ERRORS, trouble
-
-FILE = "lease.json"
+from kvq_batch.io.trouble import FOREIGN_ERRORS
 
 LIFE_S = 30.0
 """A lease that nobody renewed for so long is free."""
@@ -46,6 +48,7 @@ LIFE_S = 30.0
 RENEW_EVERY_S = 10.0
 
 _LOOK_EVERY_S = 2.0
+_WATCHED_AT_ONCE = 16
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Tell = Callable[[str], None]
@@ -84,26 +87,30 @@ class Holder:
 
 
 def read_holder(uri: str, options: StorageOptions) -> Holder | None:
-    """Who holds the tables below `uri`, as far as their lease tells; None where nobody does.
+    """Who holds the tables below `uri`, as far as their leases tell, of several the first to come; None for nobody.
 
     On s3:// a holder whose lease ran out without a word is still named: only waiting would tell it from a live one.
     Raises: SpecError where the place is out of reach.
     """
     uri = absolute(uri)
-    if is_local(uri):
-        path = local_path(join(uri, FILE))
-        if not path.exists():
-            return None
-        with refusing(uri), path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _parse(file.read(), uri)
-            return None
     with refusing(uri):
-        found = _S3Object(uri, options).read()
-    holder = found and _parse(found[0], uri)
-    return None if holder is None or holder.is_dead_here else holder
+        if is_local(uri):
+            found = [_look(uri, shard)[1] for shard in known_shards(uri, options)]
+        else:
+            stored = [ConditionalObject(join(uri, file_of(s)), options).read() for s in known_shards(uri, options)]
+            found = [_parse(text, uri) for text, _ in filter(None, stored)]
+            found = [holder for holder in found if holder and not holder.is_dead_here]
+    return min(filter(None, found), key=lambda holder: holder.taken_at, default=None)
+
+
+def _look(uri: str, shard: Shard) -> tuple[bool, Holder | None]:
+    """Whether the local lease of `shard` is held, and by whom, where the owner has said so already."""
+    with local_path(join(uri, file_of(shard))).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True, _parse(file.read(), uri)
+        return False, None
 
 
 class Lease:
@@ -124,28 +131,30 @@ class Lease:
 
 
 @contextmanager
-def hold(uri: str, options: StorageOptions, holder: Holder, tell: Tell = lambda text: None) -> Iterator[Lease]:
-    """The lease of the tables below `uri` for `holder`, released at the end.
+def hold(
+    uri: str, options: StorageOptions, holder: Holder, tell: Tell = lambda text: None, shard: Shard = WHOLE
+) -> Iterator[Lease]:
+    """The lease of `shard` of the tables below `uri` for `holder`, released at the end.
 
     A dead owner on this machine is followed at once; any other is watched for up to `LIFE_S`, and `tell` hears why.
 
     Raises:
-        SpecError: another run is at work there, or the place cannot be written.
+        SpecError: another run that this shard excludes is at work there, or the place cannot be written.
     """
     uri = absolute(uri)
     if is_local(uri):
-        with _local(uri, holder) as lease:
+        with _local(uri, holder, shard) as lease:
             yield lease
     elif is_s3(uri):
-        with _s3(uri, options, holder, tell) as lease:
+        with _s3(uri, options, holder, tell, shard) as lease:
             yield lease
     else:
         raise SpecError(f"{display_uri(uri)}: tables stand on a local path or on s3://, where a lease can be taken")
 
 
 @contextmanager
-def _local(uri: str, holder: Holder) -> Iterator[Lease]:
-    path = local_path(join(uri, FILE))
+def _local(uri: str, holder: Holder, shard: Shard) -> Iterator[Lease]:
+    path = local_path(join(uri, file_of(shard)))
     with refusing(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not truncated on opening: until the lock is ours, what stands there is another's name.
@@ -159,6 +168,11 @@ def _local(uri: str, holder: Holder) -> Iterator[Lease]:
             _parse(file.read(), uri)
             _overwrite(file, _text(holder, 0))
         try:
+            with refusing(uri):
+                for other in excluded(uri, StorageOptions(), shard):
+                    is_held, owner = _look(uri, other)
+                    if is_held:
+                        raise _refused(uri, owner)
             yield Lease(uri, holder)
         finally:
             # The file stays: a lock on a file that another opened and we removed would protect nothing.
@@ -166,9 +180,9 @@ def _local(uri: str, holder: Holder) -> Iterator[Lease]:
 
 
 @contextmanager
-def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell) -> Iterator[Lease]:
+def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell, shard: Shard) -> Iterator[Lease]:
     with refusing(uri):
-        stored = _S3Object(uri, options)
+        stored = ConditionalObject(join(uri, file_of(shard)), options)
         tag = _take(stored, uri, holder, tell)
     lease = Lease(uri, holder)
     done = threading.Event()
@@ -176,6 +190,12 @@ def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell) -> Iterat
     thread = threading.Thread(target=renewal.keep, args=(done,), name="lease", daemon=True)
     thread.start()
     try:
+        with refusing(uri):
+            others = [ConditionalObject(join(uri, file_of(s)), options) for s in excluded(uri, options, shard)]
+            if others:
+                # Watched at the same time: after a night of many shards, each may have to be seen running out.
+                with ThreadPoolExecutor(_WATCHED_AT_ONCE) as pool:
+                    list(pool.map(lambda other: _make_way(other, uri, tell), others))
         yield lease
     finally:
         done.set()
@@ -183,7 +203,19 @@ def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell) -> Iterat
         renewal.release()
 
 
-def _take(stored: "_S3Object", uri: str, holder: Holder, tell: Tell) -> str:
+def _make_way(stored: ConditionalObject, uri: str, tell: Tell) -> None:
+    """Returns once nobody holds this lease, which is not ours; what ran out is given back for its owner, who so learns
+    of it. Raises: SpecError where its owner lives."""
+    while True:
+        found = stored.read()
+        owner = _parse(found[0], uri) if found else None
+        if found is None or owner is None:
+            return
+        if (owner.is_dead_here or _expires(stored, found[1], owner, uri, tell)) and stored.write(b"", found[1]):
+            return
+
+
+def _take(stored: ConditionalObject, uri: str, holder: Holder, tell: Tell) -> str:
     """The tag of the object that says it is ours."""
     text = _text(holder, 0)
     while True:
@@ -199,7 +231,7 @@ def _take(stored: "_S3Object", uri: str, holder: Holder, tell: Tell) -> str:
             return tag
 
 
-def _expires(stored: "_S3Object", tag: str, owner: Holder, uri: str, tell: Tell) -> bool:
+def _expires(stored: ConditionalObject, tag: str, owner: Holder, uri: str, tell: Tell) -> bool:
     """Watches a lease for its whole life: whether it ran out, or else was given back. Raises: SpecError if renewed."""
     tell(f"waiting up to {LIFE_S:.0f} s: {owner} may still be at work on these tables")
     end = time.monotonic() + LIFE_S
@@ -219,7 +251,7 @@ def _expires(stored: "_S3Object", tag: str, owner: Holder, uri: str, tell: Tell)
 class _Renewal:
     """Renews an S3 lease until told to stop, or until another owner is seen."""
 
-    def __init__(self, stored: "_S3Object", lease: Lease, tag: str) -> None:
+    def __init__(self, stored: ConditionalObject, lease: Lease, tag: str) -> None:
         self._stored = stored
         self._lease = lease
         self._tag = tag
@@ -254,40 +286,6 @@ class _Renewal:
             self._lease.successor = str(owner or "another run")
         else:
             self._tag = found[1] if found else self._tag
-
-
-class _S3Object:
-    """The lease's object, read with its tag and written only over the tag that was read."""
-
-    def __init__(self, uri: str, options: StorageOptions) -> None:
-        self._file_system, path = filesystem(join(uri, FILE), options)
-        self._bucket, _, self._key = path.partition("/")
-
-    def read(self) -> tuple[bytes, str] | None:
-        """Content and tag, or None where there is none."""
-        try:
-            found: tuple[bytes, str] = sync(self._file_system.loop, self._get)
-        except FOREIGN_ERRORS as error:
-            if trouble(error) == "missing":
-                return None
-            raise
-        return found
-
-    def write(self, text: bytes, tag: str | None) -> str | None:
-        """The new tag; None where the object is no longer the one of `tag` (None: where it is there)."""
-        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
-        try:
-            answer = self._file_system.call_s3("put_object", Bucket=self._bucket, Key=self._key, Body=text, **condition)
-        except FOREIGN_ERRORS as error:
-            if trouble(error) == "changed":
-                return None
-            raise
-        return str(answer["ETag"])
-
-    async def _get(self) -> tuple[bytes, str]:
-        answer = await self._file_system._call_s3("get_object", Bucket=self._bucket, Key=self._key)
-        async with answer["Body"] as body:
-            return await body.read(), str(answer["ETag"])
 
 
 def _refused(uri: str, owner: Holder | None) -> SpecError:

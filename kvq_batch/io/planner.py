@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import REASONS, ModelRef
+from kvq_batch.domain.shard import Shard
 from kvq_batch.io.database import connect, reading
 from kvq_batch.io.reasons import CURRENT, NUM_STATES, QUARANTINED, find_reasons
-from kvq_batch.io.selection import in_order, select_places
+from kvq_batch.io.selection import in_order, select_places, shard_condition
 from kvq_batch.io.tables import Tables
 from kvq_batch.spec.selection import EVERYTHING, Select
 
@@ -29,7 +30,7 @@ _PAIRS_AT_ONCE = 1_000_000
 """Rows of the plan that are put together at a time: Arrow's texts end at 2 GiB a piece."""
 
 _DEPARTED = """
-SELECT video_id FROM known WHERE catalog = $catalog
+SELECT video_id FROM known WHERE catalog = $catalog AND {in_shard}
 GROUP BY video_id HAVING arg_max(in_catalog, commit_seq) AND video_id NOT IN (SELECT video_id FROM catalog)
 ORDER BY video_id
 """
@@ -86,7 +87,9 @@ def make_plan(
 ) -> Plan:
     """The plan for `catalog` (pa.Table with at least video_id, uri, content_id, size_bytes, start_s, end_s).
 
-    Without tables everything is new. Ages of scores are counted back from `now` (aware; by default this moment).
+    It holds the videos of `select.scope` and no others. Without tables everything is new. Ages of scores are counted
+    back from `now` (aware; by default this moment).
+
     Raises: SpecError for a null or repeated video id, a null content id, two models of one name, a selection that this
     catalog cannot answer, or tables out of reach.
     """
@@ -100,7 +103,7 @@ def make_plan(
             connection, tables, videos if places is None else videos.take(places), models, select, now
         )
         states = reasons.states
-        departed = _departed(connection, tables, catalog, catalog_name)
+        departed = _departed(connection, tables, catalog, catalog_name, select.scope)
     wanted = np.array([not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES)
     is_planned = wanted[states]
     rows, refs = np.nonzero(is_planned)
@@ -168,13 +171,14 @@ def check_roots(tables: Tables, catalog: Any, catalog_root: str) -> None:
 
 
 def _departed(
-    connection: duckdb.DuckDBPyConnection, tables: Tables | None, catalog: Any, catalog_name: str
+    connection: duckdb.DuckDBPyConnection, tables: Tables | None, catalog: Any, catalog_name: str, shard: Shard
 ) -> tuple[str, ...]:
     if tables is None:
         return ()
     connection.register("catalog", catalog.select(["video_id"]))
     connection.register("known", tables.dataset("catalog"))
-    rows = connection.execute(_DEPARTED, {"catalog": catalog_name}).fetchall()
+    query = _DEPARTED.format(in_shard=shard_condition(shard))
+    rows = connection.execute(query, {"catalog": catalog_name}).fetchall()
     return tuple(row[0] for row in rows)
 
 

@@ -7,6 +7,7 @@ the catalog holds. What is due, and why, is the planner's.
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.io.conditions import column_named, places_that_meet, ranks
 from kvq_batch.io.database import connect
 from kvq_batch.spec.selection import Select
@@ -16,6 +17,23 @@ _IN_SHARE = "SELECT place FROM videos WHERE md5_number_lower(video_id) / 1844674
 _SMALLEST = """
 SELECT place FROM (SELECT place FROM videos ORDER BY md5_number_lower(video_id), video_id LIMIT $size) ORDER BY place
 """
+
+
+def shard_condition(shard: Shard) -> str:
+    """SQL over `video_id` that holds for the videos of `shard`; the same in every version of DuckDB."""
+    return "true" if shard == WHOLE else f"md5_number_lower(video_id) % {shard.count} = {shard.number - 1}"
+
+
+def in_shard(catalog: pa.Table, shard: Shard) -> pa.Table:
+    """The rows of `catalog` whose videos `shard` has, in their order; of a count of shards one has each video."""
+    if shard == WHOLE:
+        return catalog
+    with connect() as connection:
+        places = pa.array(range(catalog.num_rows), pa.int64())
+        connection.register("videos", pa.table({"video_id": catalog.column("video_id"), "place": places}))
+        found = connection.sql(f"SELECT place FROM videos WHERE {shard_condition(shard)} ORDER BY place")
+        chosen: pa.Table = found.to_arrow_table()
+    return catalog.take(chosen.column("place").combine_chunks())
 
 
 def select_places(catalog: pa.Table, select: Select) -> pa.Array | None:

@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 from deltalake import DeltaTable, Schema
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.io.columns import TableSchema
+from kvq_batch.io.fences import progress_of
 from kvq_batch.io.schemas import ADDED_TABLES, TABLES, find_schema
 from kvq_batch.io.storage import (
     StorageOptions,
@@ -33,15 +35,14 @@ from kvq_batch.io.storage import (
     refusing,
 )
 
-APPLICATION_ID = "kvq-batch"
-"""Constant, so that the log of each table refuses a writer whose commits come out of order."""
-
 BOUNDED_COLUMNS = ("video_id", "commit_seq")
 """Never null, and the only columns of which parts carry bounds."""
 
 CHECKPOINT_EVERY = 20
 """Commits between checkpoints of a log. A commit reads the log since the last one: with delta-rs' default of 100 it
 costs twice as much on average (51-86 ms against 30-46, 600 commits on a local disk)."""
+
+_ADD_ATTEMPTS = 10
 
 _UNREADABLE_FEATURES = {"columnMapping", "deletionVectors"}
 
@@ -108,15 +109,7 @@ class Tables:
             delta = _load(uri, schema.name, options)
             if delta is None:
                 with refusing(uri):
-                    delta = DeltaTable.create(
-                        join(uri, schema.name),
-                        schema.arrow(),
-                        mode="ignore",
-                        partition_by=list(schema.partition_by),
-                        name=schema.name,
-                        configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
-                        storage_options=delta_options(uri, options) or None,
-                    )
+                    delta = _make(uri, schema, options)
             tables._deltas[schema.name] = delta
             tables._upgrade(schema)
         return tables
@@ -145,19 +138,41 @@ class Tables:
             with refusing(join(self.uri, name)):
                 self.delta(name).update_incremental()
 
-    def last_commit_seq(self) -> int:
-        """The highest `commit_seq` that any table's log knows, 0 before the first."""
-        versions = (delta.transaction_version(APPLICATION_ID) for delta in self._deltas.values())
-        return max((version for version in versions if version is not None), default=0)
+    def progress(self, shard: Shard = WHOLE) -> Mapping[str, int]:
+        """How far all who could have written results of `shard`'s videos have come, by their application ids.
+
+        Two of these are equal exactly where nothing was committed in between by any of them. It is no single number:
+        writers of disjoint shards commit at the same time, and the one of the older epoch may be the last.
+        """
+        newest: dict[str, int] = {}
+        for delta in self._deltas.values():
+            for name, commit_seq in progress_of(delta, shard).items():
+                newest[name] = max(newest.get(name, 0), commit_seq)
+        return newest
+
+    def last_commit_seq(self, shard: Shard = WHOLE) -> int:
+        """The highest `commit_seq` of those, 0 before the first; of the whole: that any table's log knows."""
+        return max(self.progress(shard).values(), default=0)
 
     def add_columns(self, name: str, fields: Sequence[Any]) -> None:
-        """Adds nullable columns (pa.Field); old parts read as null there. Raises: SpecError where out of reach."""
-        if not fields:
-            return
+        """Adds nullable columns (pa.Field) where they are missing; old parts read as null there.
+
+        Raises: SpecError where out of reach.
+        """
         with refusing(join(self.uri, name)):
-            delta = self.delta(name)
-            delta.alter.add_columns(list(Schema.from_arrow(pa.schema(list(fields))).fields))
-            delta.update_incremental()
+            for attempt in range(_ADD_ATTEMPTS):
+                known = self.arrow_schema(name)
+                missing = [field for field in fields if known.get_field_index(field.name) < 0]
+                if not missing:
+                    return
+                delta = self.delta(name)
+                try:
+                    delta.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
+                except CommitFailedError:
+                    # The driver of another shard, which reads the same catalog, may just have added them.
+                    if attempt + 1 == _ADD_ATTEMPTS:
+                        raise
+                delta.update_incremental()
 
     def parts(self, name: str) -> list[LoggedPart]:
         """The parts of the loaded version; files that compaction has replaced are none of them."""
@@ -245,6 +260,25 @@ def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
             return DeltaTable(address, storage_options=delta_options(uri, options) or None)
         except TableNotFoundError:
             return None
+
+
+def _make(uri: str, schema: TableSchema, options: StorageOptions) -> DeltaTable:
+    """A new table, or the one that somebody else made at the same moment."""
+    try:
+        return DeltaTable.create(
+            join(uri, schema.name),
+            schema.arrow(),
+            mode="ignore",
+            partition_by=list(schema.partition_by),
+            name=schema.name,
+            configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
+            storage_options=delta_options(uri, options) or None,
+        )
+    except DeltaError:
+        made = _load(uri, schema.name, options)
+        if made is None:
+            raise
+        return made
 
 
 def _promise(part: LoggedPart) -> Any:

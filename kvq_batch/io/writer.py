@@ -1,11 +1,13 @@
 """The one writer of a run: rows become parts, parts become commits, and a stale writer is refused by the log.
 
 Opening a writer claims the next epoch by an empty commit to every table that carries results, so that whatever an
-older writer still has in hand is refused from then on. One batch commits in a fixed order, `scores` last: maps and
+older writer of the same videos still has in hand is refused from then on (`io/fences.py`). Writers of disjoint shards
+commit side by side. One batch commits in a fixed order, `scores` last: maps and
 clips without a score of the same `commit_seq` are invisible to the views. This module neither plans nor compacts;
 who may open a writer is said by `io/lease.py`.
 """
 
+import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,15 +19,23 @@ from deltalake.transaction import AddAction
 from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.domain.errors import FatalError
+from kvq_batch.domain.shard import WHOLE, Shard
+from kvq_batch.io.fences import application_id, claim_of
 from kvq_batch.io.parts import Part, conform, make_parts
 from kvq_batch.io.patience import Patience
 from kvq_batch.io.schemas import COUNTER_BITS, DATA_TABLES, RESULT_TABLES, find_schema
 from kvq_batch.io.storage import display_uri, refusing
-from kvq_batch.io.tables import APPLICATION_ID, Tables
+from kvq_batch.io.tables import Tables
 from kvq_batch.io.trouble import ADVICE, FOREIGN_ERRORS, told, trouble
 
 _FENCED_TABLES = (*RESULT_TABLES, "catalog")
-_CLAIM_ATTEMPTS = 5
+_CLAIM_ATTEMPTS = 20
+"""Of drivers that start together, each but one begins anew."""
+
+_CLAIM_PAUSE_S = 0.2
+
+_LOG_ATTEMPTS = 10
+"""A log entry meets another one that it may not follow unseen only where somebody adds a column: once in a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +65,17 @@ class Writer:
     After a FatalError nothing more should be committed with this writer; a new one goes on.
     """
 
-    def __init__(self, tables: Tables, run_id: str, patience: Patience | None = None) -> None:
+    def __init__(self, tables: Tables, run_id: str, patience: Patience | None = None, shard: Shard = WHOLE) -> None:
         self.tables = tables
         self.run_id = run_id
+        self.shard = shard
+        self._application = application_id(shard)
         self._patience = patience or Patience()
         self.last_commit = Commit()
         self._counter = 0
         # Table -> version up to which its log is known to hold no newer writer.
         self._checked_versions: dict[str, int] = {}
-        self.epoch, self.previous_seq = self._claim()
+        self.epoch, self.found = self._claim()
 
     @property
     def commit_seq(self) -> int:
@@ -84,8 +96,7 @@ class Writer:
 
     def write_catalog(self, rows: Any) -> int:
         """Appends what `catalog_changes` found, after adding the columns that are new. Returns the `commit_seq`."""
-        known = self.tables.arrow_schema("catalog")
-        self.tables.add_columns("catalog", [field for field in rows.schema if known.get_field_index(field.name) < 0])
+        self.tables.add_columns("catalog", rows.schema)
         return self._commit({"catalog": rows})
 
     def write_run(self, rows: Any, run_id: str | None = None) -> int:
@@ -96,19 +107,20 @@ class Writer:
         """Appends cards and calibrations (`make_rows("models", [...])`). Returns the `commit_seq`."""
         return self._commit({"models": rows})
 
-    def _claim(self) -> tuple[int, int]:
-        """The epoch of this writer, committed to every fenced table, and the last `commit_seq` of those before it."""
-        for _ in range(_CLAIM_ATTEMPTS):
+    def _claim(self) -> tuple[int, Mapping[str, int]]:
+        """The epoch of this writer, committed to every fenced table, and how far those before it had come."""
+        for attempt in range(_CLAIM_ATTEMPTS):
             self.tables.refresh()
-            previous_seq = self.tables.last_commit_seq()
-            epoch = (previous_seq >> COUNTER_BITS) + 1
+            found = self.tables.progress(self.shard)
+            epoch = (max(found.values(), default=0) >> COUNTER_BITS) + 1
             with refusing(self.tables.uri):
                 try:
                     for name in _FENCED_TABLES:
-                        self._log(name, [], epoch << COUNTER_BITS)
+                        self._log(name, [], claim_of(self.tables.delta(name), self.shard, epoch))
                 except CommitFailedError:
+                    time.sleep(random.uniform(0, _CLAIM_PAUSE_S * (attempt + 1)))
                     continue
-            return epoch, previous_seq
+            return epoch, found
         raise FatalError(f"{display_uri(self.tables.uri)}: other runs keep starting on these tables; start only one")
 
     def _commit(self, rows_by_table: Mapping[str, Any], run_id: str | None = None) -> int:
@@ -147,17 +159,21 @@ class Writer:
         def append(attempt: int) -> None:
             # After a fault, the answer may be what was lost, and not the commit.
             if attempt > 1 and self._has_landed(name, commit_seq):
-                return
+                return None
             # Reading it costs requests, so only where somebody else has committed since we looked.
-            if self.tables.delta(name).version() != self._checked_versions.get(name):
-                newest = self.tables.delta(name).transaction_version(APPLICATION_ID)
-                if newest is not None and newest >= commit_seq:
-                    raise self._taken_over(name)
-            try:
-                self._log(name, [part.action for part in parts], commit_seq)
-            except CommitFailedError as error:
-                if not self._has_landed(name, commit_seq):
-                    raise self._taken_over(name) from error
+            for log_attempt in range(_LOG_ATTEMPTS):
+                if self.tables.delta(name).version() != self._checked_versions.get(name):
+                    self._check_not_overtaken(name, commit_seq)
+                try:
+                    actions = [part.action for part in parts]
+                    return self._log(name, actions, [Transaction(self._application, commit_seq)])
+                except CommitFailedError:
+                    if self._has_landed(name, commit_seq):
+                        return None
+                    self._check_not_overtaken(name, commit_seq)
+                    if log_attempt + 1 == _LOG_ATTEMPTS:
+                        raise
+            return None
 
         try:
             self._patience.repeat(append)
@@ -169,7 +185,12 @@ class Writer:
             if not has_landed:
                 raise self._fatal(name, error) from error
 
-    def _log(self, name: str, actions: list[AddAction], commit_seq: int) -> None:
+    def _check_not_overtaken(self, name: str, commit_seq: int) -> None:
+        newest = self.tables.delta(name).transaction_version(self._application)
+        if newest is not None and newest >= commit_seq:
+            raise self._taken_over(name)
+
+    def _log(self, name: str, actions: list[AddAction], transactions: list[Transaction]) -> None:
         delta = self.tables.delta(name)
         before = delta.version()
         delta.create_write_transaction(
@@ -177,7 +198,7 @@ class Writer:
             mode="append",
             schema=delta.schema(),
             partition_by=list(find_schema(name).partition_by),
-            commit_properties=CommitProperties(app_transactions=[Transaction(APPLICATION_ID, commit_seq)]),
+            commit_properties=CommitProperties(app_transactions=transactions),
         )
         # Without it the next commit would be compared with the version before this one, and refuse itself.
         delta.update_incremental()
@@ -188,7 +209,7 @@ class Writer:
         """Whether the log holds this commit after all; nobody else has our epoch. Raises what the store raises."""
         delta = self.tables.delta(name)
         delta.update_incremental()
-        return delta.transaction_version(APPLICATION_ID) == commit_seq
+        return delta.transaction_version(self._application) == commit_seq
 
     def _taken_over(self, name: str) -> FatalError:
         return FatalError(

@@ -8,9 +8,10 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from kvq_batch.domain.identity import REASONS, Reason
+from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.spec.section import Section
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -30,6 +31,10 @@ def _reason(value: Any) -> Any:
     if reason is None:
         raise ValueError(f"{value!r} is no reason; there are {', '.join(names)}")
     return reason
+
+
+def _shard(value: str) -> str:
+    return str(Shard.parse(value))
 
 
 def _as_text(value: Any) -> Any:
@@ -68,6 +73,17 @@ class Select(Section):
         description="Column of the catalog in whose order videos are scored, rising, or falling with desc behind it.",
         examples=["views desc"],
     )
+
+    shard: Annotated[str, AfterValidator(_shard)] | None = Field(
+        None,
+        description="One of several disjoint parts of the catalog, by a hash of the id: a driver for each works on it.",
+        examples=["2/4"],
+    )
+
+    @property
+    def scope(self) -> Shard:
+        """The shard whose videos are the run's catalog."""
+        return WHOLE if self.shard is None else Shard.parse(self.shard)
 
     @property
     def sample_share(self) -> float | None:

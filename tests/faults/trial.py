@@ -107,7 +107,8 @@ class Trial:
 
     def start(self, point: str | None = None) -> "subprocess.Popen[str]":
         """A driver, which dies at `point` of `tests.faults.crashes`; see `tests.engine.driver` for what it says."""
-        job_file = self.folder / "job.json"
+        # One for each: several drivers of one trial may be at work on their shards.
+        job_file = self.folder / f"job-{len(self._processes)}.json"
         job_file.write_text(self.job.model_dump_json())
         command = [sys.executable, "-m", "tests.faults.driver", str(job_file), *([point] if point else [])]
         with (self.folder / "driver.log").open("a") as log:

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.domain.shard import Shard
 from kvq_batch.io import lease as leases
-from kvq_batch.io.lease import FILE, Holder, hold, read_holder
+from kvq_batch.io.conditional import ConditionalObject
+from kvq_batch.io.lease import Holder, hold, read_holder
+from kvq_batch.io.lease_files import FILE, file_of
 from tests.s3 import S3Location
 from tests.stores import Store
 
@@ -122,6 +125,24 @@ def test_who_was_expelled_says_so_and_gives_nothing_back(s3_prefix: S3Location) 
         with pytest.raises(FatalError, match=r"run theirs of job 'other'.* has taken over .* run mine ends"):
             lease.check()
     assert read_holder(s3_prefix.uri, s3_prefix.options) == thief
+
+
+def test_leases_of_shards_that_ran_out_make_way_and_their_owners_learn_of_it(s3_prefix: S3Location) -> None:
+    """Two drivers elsewhere, of which nobody hears any more, and a run of the whole."""
+    shards = [Shard(number, 2) for number in (1, 2)]
+    for shard in shards:
+        elsewhere = Holder(f"run-{shard}", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
+        s3_prefix.put(file_of(shard), leases._text(elsewhere, 7))
+    told: list[str] = []
+    with hold(s3_prefix.uri, s3_prefix.options, me(), told.append):
+        assert sorted(text.split(" of job")[0].rpartition(" ")[2] for text in told) == ["run-1/2", "run-2/2"]
+        holder = read_holder(s3_prefix.uri, s3_prefix.options)
+        assert holder is not None
+        assert holder.run_id == "mine"
+    for shard in shards:
+        found = ConditionalObject(f"{s3_prefix.uri}/{file_of(shard)}", s3_prefix.options).read()
+        assert found is not None
+        assert found[0] == b""
 
 
 def test_what_is_no_lease_is_refused_and_kept(store: Store) -> None:

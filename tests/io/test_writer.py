@@ -12,9 +12,10 @@ from deltalake import DeltaTable
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.io.catalog_versions import catalog_changes
+from kvq_batch.io.fences import APPLICATION_ID
 from kvq_batch.io.schemas import COUNTER_BITS, DATA_TABLES, SCORES, make_rows
 from kvq_batch.io.storage import StorageOptions, filesystem
-from kvq_batch.io.tables import APPLICATION_ID, Tables
+from kvq_batch.io.tables import Tables
 from kvq_batch.io.writer import Batch, Writer
 from tests.io.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_model, make_run
 
