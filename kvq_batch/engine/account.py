@@ -23,6 +23,12 @@ REPRODUCED_ALONE = frozenset({"decoder_crashed", "ffmpeg_crashed"})
 
 WORKER_DIED = "worker_died"
 
+NODE_TAKEN_BACK = "node_taken_back"
+"""What is missing after a round in which the cluster lost machines by somebody's order: no try."""
+
+MAX_ROUNDS_SPARED = 10
+"""Rounds of a run that count as no try. More of them are no bad luck, and a run must end."""
+
 NOT_WORTH_ANOTHER_TRY = frozenset(
     {"missing", "forbidden", "credentials_expired", "no_credentials", "not_a_file", "content_changed"}
 )
@@ -44,7 +50,8 @@ class Account(ABC):
 
     def __init__(self, items: pa.Table, max_attempts: int, breaker: Breaker, lost_stage: str) -> None:
         self._items = items
-        self._max_attempts = max_attempts
+        self.max_attempts = max_attempts
+        self._rounds_left_to_spare = MAX_ROUNDS_SPARED
         self._lost_stage = lost_stage
         self.breaker = breaker
         self._open: NDArray[np.int64] = items["wanted"].to_numpy().copy()
@@ -119,7 +126,7 @@ class Account(ABC):
         if failure.error in REPRODUCED_ALONE and failure.attempt > 1:
             failure = replace(failure, permanent=True)
         self._failed_this_round.add(pair)
-        if failure.permanent or failure.attempt >= self._max_attempts:
+        if failure.permanent or failure.attempt >= self.max_attempts:
             self._close_failed(pair, failure)
         elif failure.error in NOT_WORTH_ANOTHER_TRY:
             self._held.append((pair, failure))
@@ -128,12 +135,15 @@ class Account(ABC):
             self.num_retried += 1
         # What goes with a node in the first round may be hundreds of videos, and says nothing of them: they are tried
         # alone next. Workers that die on video after video then are one cause again.
-        if failure.error != WORKER_DIED or failure.attempt > 1:
+        went_with_a_node = failure.error == WORKER_DIED and failure.attempt == 1
+        if failure.error != NODE_TAKEN_BACK and not went_with_a_node:
             self.breaker.failed(failure.stage, failure.error)
 
-    def settle(self, attempt: int) -> int:
+    def settle(self, attempt: int, is_spared: bool = False) -> int:
         """At the end of a round: what was held back is final, and what never came back lost its worker.
 
+        With `is_spared` machines were taken back meanwhile. Nobody can tell then which pair went with them and which
+        one killed its worker, so the round is no try of any that is missing, and there is one more of them.
         Returns how many pairs never came back.
         """
         held, self._held = self._held, []
@@ -144,9 +154,13 @@ class Account(ABC):
             for item in np.flatnonzero(self._open)
             for bit in self.open_bits(int(item), int(self._open[item]))
         ]
+        error, told = WORKER_DIED, "the process that held it died"
+        if missing and is_spared and self._rounds_left_to_spare:
+            self._rounds_left_to_spare -= 1
+            self.max_attempts += 1
+            error, told = NODE_TAKEN_BACK, "a machine of the cluster was taken back meanwhile"
         for pair in missing:
-            told = "the process that held it died"
-            self.fail(pair, Failure(attempt, self._lost_stage, WORKER_DIED, told, False))
+            self.fail(pair, Failure(attempt, self._lost_stage, error, told, False))
         return len(missing)
 
     def give_up(self) -> None:

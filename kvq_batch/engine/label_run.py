@@ -21,6 +21,7 @@ from kvq_batch.domain.identity import new_run_id
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.budget import StopSign
 from kvq_batch.engine.cluster import ray_cluster
+from kvq_batch.engine.departures import Departures
 from kvq_batch.engine.label_account import LabelAccount
 from kvq_batch.engine.label_planning import LabelPlan, label_blocks, plan_labels_again
 from kvq_batch.engine.label_stream import VERSIONS_PER_BLOCK
@@ -123,7 +124,7 @@ def run_labels(
                     ray_cluster([job.make.workers], options.address or job.run.ray_address),
                     RunWatch(_watched(plan), account, writer, stages.queues, observer, lambda: outcome()[0]) as watch,
                 ):
-                    work_off(account, books, _pipeline(stages), job.run.max_attempts, lease, watch, stop)
+                    work_off(account, books, _pipeline(stages), lease, watch, stop, Departures().are_news)
         summary = books.close(*outcome())
         summary.check()
         return summary

@@ -81,30 +81,34 @@ def work_off(
     account: Account,
     books: Books,
     pipeline: Pipeline,
-    max_attempts: int,
     lease: Lease,
     observer: Observer,
     stop: StopSign,
+    taken_back: Callable[[], bool],
 ) -> None:
     """Runs rounds until every pair of `account` is closed, or `stop` is set; what came back is committed.
+
+    `taken_back` says whether the cluster lost machines by somebody's order since it was last asked.
 
     Raises:
         FatalError: the breaker tripped, the lease was lost, the store or the pipeline failed.
     """
     with _finished_is_committed(account, books, observer):
-        _rounds(account, books, pipeline, max_attempts, lease, observer, stop)
+        _rounds(account, books, pipeline, lease, observer, stop, taken_back)
 
 
 def _rounds(
     account: Account,
     books: Books,
     pipeline: Pipeline,
-    max_attempts: int,
     lease: Lease,
     observer: Observer,
     stop: StopSign,
+    taken_back: Callable[[], bool],
 ) -> None:
-    for attempt in range(1, max_attempts + 1):
+    attempt = 0
+    while attempt < account.max_attempts:
+        attempt += 1
         items = account.open_items(attempt)
         if not items.num_rows or stop.is_set():
             return
@@ -124,9 +128,11 @@ def _rounds(
         if stop.is_set():
             account.give_up()
         else:
-            lost = account.settle(attempt)
+            is_spared = taken_back()
+            lost = account.settle(attempt, is_spared)
             if lost:
-                observer.told(f"{lost} result(s) never came back: their worker died")
+                why = "machines were taken back" if is_spared else "their worker died"
+                observer.told(f"{lost} result(s) never came back: {why}")
         books.commit(observer)
 
 

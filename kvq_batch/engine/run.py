@@ -17,6 +17,7 @@ from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.budget import StopSign
 from kvq_batch.engine.cluster import ray_cluster
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
+from kvq_batch.engine.departures import Departures
 from kvq_batch.engine.ledger import Ledger, first_items
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, Stages, blocks_of, results
@@ -91,13 +92,13 @@ def _run(
         # A cluster hears of a night without work, too: else its alarms would take the job for dead.
         if items.num_rows or target is not None:
             pools = [plan.job.decode.workers, *(model.workers for model in plan.job.models)]
-            stages, attempts = _stages(plan, options), plan.job.run.max_attempts
+            stages = _stages(plan, options)
             with (
                 no_remains(plan.job.decode),
                 ray_cluster(pools, target),
                 RunWatch(_watched(plan), ledger, writer, stages.queues, observer, lambda: outcome()[0]) as watch,
             ):
-                work_off(ledger, books, _pipeline(plan, stages), attempts, lease, watch, stop)
+                work_off(ledger, books, _pipeline(plan, stages), lease, watch, stop, Departures().are_news)
     summary = books.close(*outcome())
     summary.check()
     return summary

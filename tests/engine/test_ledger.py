@@ -13,6 +13,7 @@ from kvq_batch.domain.identity import ModelRef
 from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, ScorerSpec
 from kvq_batch.domain.video import ClipFrames
+from kvq_batch.engine.account import MAX_ROUNDS_SPARED
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.ledger import Ledger, items_of
 from kvq_batch.engine.models import JobModel
@@ -201,6 +202,43 @@ def test_what_a_dying_node_takes_along_trips_no_breaker_but_videos_that_kill_one
     ledger.open_items(2)
     assert ledger.settle(2) == 9
     assert ledger.breaker.cause == "9 videos in a row failed at decode with worker_died"
+
+
+def test_a_round_in_which_machines_were_taken_back_is_no_try() -> None:
+    ledger = ledger_of(("x", "a"), ("y", "a"), max_attempts=1, breaker=Breaker(in_a_row=2, share=1.0))
+    # Half a video came back before its machine went: it does not mix with the next round.
+    ledger.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
+    assert ledger.settle(1, is_spared=True) == 2
+    assert (ledger.max_attempts, ledger.num_open, ledger.breaker.cause) == (2, 2, None)
+    ledger.open_items(2)
+    for clip in (0, 1):
+        ledger.add(scored(0, [0], 1, clip=clip, num_clips=2, score=1.0, attempt=2))
+    assert ledger.settle(2) == 1
+    rows = ledger.take()
+    assert [row["raw_score"] for row in rows.scores] == [1.0]
+    assert [(row["video_id"], row["attempt"], row["error"], row["final"]) for row in rows.failures] == [
+        ("x", 1, "node_taken_back", False),
+        ("y", 1, "node_taken_back", False),
+        ("y", 2, "worker_died", True),
+    ]
+
+
+def test_a_video_that_kills_its_worker_is_not_spared_for_ever() -> None:
+    ledger = ledger_of(("x", "a"), max_attempts=2)
+    attempt = 0
+    while ledger.num_open:
+        attempt += 1
+        ledger.open_items(attempt)
+        ledger.settle(attempt, is_spared=True)
+    assert attempt == 2 + MAX_ROUNDS_SPARED
+    assert ledger.take().failures[-1]["error"] == "worker_died"
+
+
+def test_machines_that_are_taken_back_when_nothing_is_missing_cost_no_round() -> None:
+    ledger = ledger_of(("x", "a"), max_attempts=1)
+    ledger.add(scored(0, [0], 1))
+    assert ledger.settle(1, is_spared=True) == 0
+    assert ledger.max_attempts == 1
 
 
 def test_half_of_the_clips_of_a_lost_round_do_not_mix_with_the_next() -> None:

@@ -130,7 +130,7 @@ def run(
         writer = Writer(Tables.create(str(folder), storage), "run-1")
         stack.enter_context(told_in_the_books(books))
         watch = stack.enter_context(RunWatch(watched, ledger, writer, Queues(), hears, lambda: outcome))
-        work_off(ledger, books, pipeline, 1, lease, watch, StopSign(threading.Event()))
+        work_off(ledger, books, pipeline, lease, watch, StopSign(threading.Event()), lambda: False)
     return hears
 
 

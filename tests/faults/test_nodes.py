@@ -1,5 +1,7 @@
-"""A whole node goes, without a word, in mid-run, and another comes: nothing is lost, and the run speeds up again."""
+"""A whole node goes in mid-run, without a word or taken back, and another comes: nothing is lost."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -8,7 +10,7 @@ from ray.cluster_utils import Cluster
 
 from tests.engine.driver import wait_for
 from tests.faults.test_workers import most_in_vain
-from tests.faults.trial import Trial, check, names_of
+from tests.faults.trial import PATIENCE_S, Trial, check, names_of
 
 MakeTrial = Callable[..., Trial]
 Report = Callable[[str], None]
@@ -67,6 +69,48 @@ def test_a_node_goes_and_another_comes(
         f"node lost: {repeated} repeated | videos/s {before:.1f} before, {during:.1f} for {joined_at - lost_at:.0f} s "
         f"without it, {after:.1f} with another"
     )
+
+
+@pytest.mark.faults
+def test_machines_that_are_taken_back_are_no_try_of_any_video(
+    make_trial: MakeTrial, cluster: Callable[[Trial], Cluster], report: Report
+) -> None:
+    one = {"num_cpus": 1, "min": 1, "max": 1}
+    trial = make_trial(names_of(8, "page"), seconds=1.5, decode={"workers": one})
+    nodes = cluster(trial)
+    model = trial.job.models[0].model_copy(update={"workers": trial.job.decode.workers})
+    # One try: a video that lost it would be given up.
+    run = trial.job.run.model_copy(update={"ray_address": nodes.address, "max_attempts": 1, "commit_every_s": 0.5})
+    trial.job = trial.job.model_copy(update={"models": (model,), "run": run})
+    with trial.start() as driver:
+        # Ray runs a block once more by itself. So the machines go a second time while that one is at work.
+        for _ in range(2):
+            made, deadline = trial.num_inferences, time.monotonic() + PATIENCE_S
+            while trial.num_inferences == made:
+                assert driver.poll() is None
+                assert time.monotonic() < deadline, "nobody scores any more"
+                time.sleep(0.1)
+            leaving = sorted(nodes.worker_nodes, key=str)
+            for node in leaving:
+                drain(nodes.address, node.node_id)
+            nodes.add_node(num_cpus=2, include_dashboard=False)
+            for node in leaving:
+                nodes.remove_node(node, allow_graceful=False)
+        told = wait_for(driver, "told")
+        assert wait_for(driver, "finished") == f"finished scored {len(trial.healthy)}"
+    assert told.endswith("result(s) never came back: machines were taken back")
+    repeated = check(trial)
+    assert repeated <= most_in_vain(trial, 2)
+    rows = trial.ask("SELECT error, final, count(*) AS n FROM failures WHERE error <> 'not_a_video' GROUP BY ALL")
+    assert [(row["error"], row["final"]) for row in rows] == [("node_taken_back", False)]
+    report(f"all machines taken back, twice: {rows[0]['n']} tried again as no try, {repeated} repeated")
+
+
+def drain(address: str, node_id: str) -> None:
+    """As a pod does before its end; the machine goes on working until it goes."""
+    words = ["drain-node", "--address", address, "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    words += ["--reason-message", "spot", "--deadline-remaining-seconds", "60"]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, capture_output=True, timeout=120)
 
 
 def rate(arrived: list[tuple[float, int]], start: float, end: float) -> float:
