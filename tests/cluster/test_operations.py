@@ -12,7 +12,7 @@ from kvq_batch.cli.app import app
 from kvq_batch.io.session import open_session
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
-from tests.cluster.files import ROOT
+from tests.cluster.files import CLUSTER, ROOT, documents
 
 TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
@@ -41,7 +41,13 @@ def test_every_question_is_answered(tmp_path: Path) -> None:
             assert session.sql(question).num_rows == 0
 
 
+def test_every_alarm_says_what_to_do() -> None:
+    (rules,) = documents(CLUSTER / "prometheus" / "alerts.yml")
+    alarms = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+    assert alarms == set(re.findall(r"^\| `(KvqBatch\w+)` \|", TEXT, re.MULTILINE))
+
+
 def test_every_link_leads_to_a_file() -> None:
-    own = {"metrics.md", "submitting.md"}
+    own = {"submitting.md"}
     for path in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert path in own or (ROOT / "docs" / path).exists(), path
