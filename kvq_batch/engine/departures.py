@@ -20,8 +20,10 @@ class Departures:
     def are_news(self) -> bool:
         """Whether machines were taken back since the last time, or are being so now."""
         gone = _gone()
-        # One that goes on working while it drains may lose its workers before it is dead.
-        is_news = bool(gone - self._known) or bool(state.state.get_draining_nodes())
+        # One that goes on working while it drains may lose its workers before it is dead. An idle machine drains, too,
+        # when the autoscaler gives it up; that one has no deadline, and nothing to lose.
+        is_draining = any(deadline_ms > 0 for deadline_ms in state.state.get_draining_nodes().values())
+        is_news = bool(gone - self._known) or is_draining
         self._known = gone
         return is_news
 
