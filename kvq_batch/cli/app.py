@@ -20,6 +20,7 @@ from kvq_batch.cli import demo, evaluation, failures, jobs, labels, models, tabl
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
 from kvq_batch.cli.train import train
+from kvq_batch.cli.versions import evaluate_versions
 from kvq_batch.domain.errors import KvqBatchError, SpecError
 
 
@@ -118,6 +119,7 @@ app.command()(tables.maps)
 app.command()(evaluation.evaluate)
 app.command()(evaluation.calibrate)
 app.command("evaluate-regions")(evaluation.evaluate_regions)
+app.command("evaluate-versions")(evaluate_versions)
 app.command()(train)
 app.command()(models.models)
 app.add_typer(upkeep.app, name="tables")

@@ -12,16 +12,15 @@ import typer
 from kvq_batch.cli.execution import command_line, stopping_on_signals
 from kvq_batch.cli.options import AddressOption, OutputOption
 from kvq_batch.cli.output import Format, Output
+from kvq_batch.cli.train_clips import decoded_source, mix_column, samples_of
 from kvq_batch.cli.train_progress import TrainProgress
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
-    from kvq_batch.domain.frames import FrameRequest
     from kvq_batch.io.training_set import LabelledVideo
     from kvq_batch.models.kvq.config import KvqConfig
     from kvq_batch.spec.train import TrainJob
     from kvq_batch.training.plan import TrainingPlan
-    from kvq_batch.training.samples import Sample
     from kvq_batch.training.settings import TrainSettings
 
 CURVES_PICTURE = "curve.png"
@@ -67,10 +66,10 @@ def train(
         raise SpecError(f"{folder}: a training is there already; go on with --resume, or name another folder in `out`")
     if resume and not (folder / STATE).exists():
         raise SpecError(f"{folder}: there is no training to resume; start it without --resume")
-    listed, told = read_training_set(wanted.data, StorageOptions.from_spec(wanted.storage))
+    listed, told = read_training_set(wanted.data, StorageOptions.from_spec(wanted.storage), mix_column(wanted))
     shown.note(told)
     videos = [video for video in listed if video.part != "test"]
-    split = split_samples(_samples(videos), settings.scale, settings.validation_share, settings.seed)
+    split = split_samples(samples_of(videos), settings.scale, settings.validation_share, settings.seed)
     if dry_run:
         return shown.record(_facts(wanted, config, videos, len(split.train), len(split.validation), len(listed)))
     with TrainProgress() as progress:
@@ -108,22 +107,6 @@ def settings_of(job: "TrainJob") -> "TrainSettings":
     )
 
 
-def _requests(config: "KvqConfig", num_views: int) -> "tuple[FrameRequest, ...]":
-    """Of the first view as a scorer asks for it, of the others at random places."""
-    from kvq_batch.models.kvq.family import frame_request
-
-    first = frame_request(config)
-    places = [dataclasses.replace(first.sampling, offset="random", seed=view) for view in range(1, num_views)]
-    return (first, *(dataclasses.replace(first, sampling=sampling) for sampling in places))
-
-
-def _samples(videos: "list[LabelledVideo]") -> "list[Sample]":
-    from kvq_batch.training.samples import Sample
-
-    parts: dict[str | None, Any] = {"train": "train", "validation": "validation", None: None}
-    return [Sample(video.video_id, video.source_id, video.label, parts[video.part]) for video in videos]
-
-
 def _facts(
     job: "TrainJob", config: "KvqConfig", videos: "list[LabelledVideo]", num_train: int, num_held_out: int, listed: int
 ) -> dict[str, Any]:
@@ -131,7 +114,8 @@ def _facts(
 
     from kvq_batch.models.kvq.config import tensor_shapes
 
-    clip_bytes = config.num_frames * math.prod(config.input_size) * 3
+    # Of slots at their own size nobody knows the bytes before they are decoded.
+    clip_bytes = None if job.views.slots else config.num_frames * math.prod(config.input_size) * 3
     return {
         "model": f"{job.name}@{job.version}",
         "parameters": sum(math.prod(shape) for shape in tensor_shapes(config).values()),
@@ -143,7 +127,7 @@ def _facts(
         "held_out": num_held_out,
         "steps": job.training.steps,
         "epochs": round(job.training.steps * job.training.batch_size / num_train, 2),
-        "frames_gb": round(len(videos) * job.data.views * clip_bytes / 1e9, 2),
+        "frames_gb": clip_bytes and round(len(videos) * job.data.views * clip_bytes / 1e9, 2),
     }
 
 
@@ -151,38 +135,12 @@ def _planned(
     job: "TrainJob", settings: "TrainSettings", videos: "list[LabelledVideo]", progress: TrainProgress
 ) -> "TrainingPlan":
     """Everything decoded and checked."""
-    import tempfile
-
     from kvq_batch.domain.scorer import ModelCard
-    from kvq_batch.engine.training_frames import TrainingVideo, decode_frames
-    from kvq_batch.io.fetch import Fetcher
-    from kvq_batch.io.storage import StorageOptions
-    from kvq_batch.media.isolation import IsolatedDecoder
-    from kvq_batch.media.probe import VideoLimits
-    from kvq_batch.training.frame_files import FrameFiles
     from kvq_batch.training.plan import TrainingPlan
     from kvq_batch.training.settings import Machine
 
-    config, limits = settings.config, job.limits
     folder = Path(job.out).absolute()
-    frames = Path(job.data.frames).absolute() if job.data.frames else folder / "frames"
-    with (
-        tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
-        IsolatedDecoder(job.data.decoders, Path(scratch), limits.timeout_s, limits.max_memory_bytes) as decoder,
-    ):
-        files = decode_frames(
-            [TrainingVideo(video.video_id, video.uri, video.content_id) for video in videos],
-            _requests(config, job.data.views),
-            frames,
-            Fetcher(StorageOptions.from_spec(job.storage), Path(scratch), limits.max_file_bytes),
-            decoder,
-            VideoLimits(limits.max_frame_pixels),
-            job.data.decoders,
-            progress.decoded,
-        )
-    cells = [None if video.cells is None else video.cells.absolute() for video in videos] if job.loss.cells else None
-    source = FrameFiles(_samples(videos), files, cells)
-    source.check((config.num_frames, *config.input_size, 3), config.maps_shape(config.num_frames, *config.input_size))
+    source = decoded_source(job, settings.config, videos, folder, progress.decoded)
     card = ModelCard(
         name=job.name,
         version=job.version,

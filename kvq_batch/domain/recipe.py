@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import canonical_json
 
@@ -89,6 +91,13 @@ class Cells:
     def __post_init__(self) -> None:
         if min(self.top, self.left) < 0 or min(self.rows, self.columns) < 1:
             raise SpecError(f"a rectangle of cells needs a place and a size, got {self}")
+
+
+def draw_cells(grid: tuple[int, int], rng: np.random.Generator) -> Cells:
+    """A rectangle of a quarter to two thirds of the grid (rows, columns) each way: at least one cell, never all."""
+    sizes = [int(np.clip(round(rng.uniform(0.25, 0.67) * extent), 1, max(1, extent - 1))) for extent in grid]
+    top, left = (int(rng.integers(0, extent - size + 1)) for extent, size in zip(grid, sizes, strict=True))
+    return Cells(top, left, *sizes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from kvq_batch.domain.recipe import Cells, Chain, Patch, Recipe
+from kvq_batch.domain.recipe import Chain, Patch, Recipe, draw_cells
 from kvq_batch.domain.segment import Segment
 from kvq_batch.media.planes import cell_grid
 from kvq_batch.spec.labels import Versions
@@ -48,7 +48,7 @@ def _region(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator,
     base: Chain = ()
     if bases and rng.random() < _REGION_ON_A_VERSION:
         base = bases[rng.integers(len(bases))]
-    return Recipe(base, (Patch(_rectangle(grid, rng), inside),), seed)
+    return Recipe(base, (Patch(draw_cells(grid, rng), inside),), seed)
 
 
 def _mix(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:
@@ -56,12 +56,5 @@ def _mix(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, se
     # Another version, or the source itself where there is only one.
     others: list[Chain] = [(), *(chain for chain in whole if chain != base)]
     other = others[rng.integers(len(others))]
-    rectangles = [_rectangle(grid, rng) for _ in range(int(rng.integers(1, _MOST_RECTANGLES + 1)))]
+    rectangles = [draw_cells(grid, rng) for _ in range(int(rng.integers(1, _MOST_RECTANGLES + 1)))]
     return Recipe(base, tuple(Patch(cells, other) for cells in rectangles), seed)
-
-
-def _rectangle(grid: tuple[int, int], rng: np.random.Generator) -> Cells:
-    """A quarter to two thirds of the frame each way, at least one cell and never all of them."""
-    sizes = [int(np.clip(round(rng.uniform(0.25, 0.67) * extent), 1, max(1, extent - 1))) for extent in grid]
-    top, left = (int(rng.integers(0, extent - size + 1)) for extent, size in zip(grid, sizes, strict=True))
-    return Cells(top, left, *sizes)

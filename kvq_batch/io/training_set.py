@@ -22,7 +22,10 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class LabelledVideo:
-    """One row of a training set; `part` is "train", "validation", "test" or None, `cells` a file of cell labels."""
+    """One row of a training set; `part` is "train", "validation", "test" or None, `cells` a file of cell labels.
+
+    `pixels` names the frames that it shares with other versions, where `mix_column` was asked for.
+    """
 
     video_id: str
     uri: str
@@ -31,9 +34,12 @@ class LabelledVideo:
     source_id: str
     part: str | None
     cells: Path | None
+    pixels: str | None = None
 
 
-def read_training_set(data: TrainData, options: StorageOptions) -> tuple[list[LabelledVideo], str]:
+def read_training_set(
+    data: TrainData, options: StorageOptions, mix_column: str | None = None
+) -> tuple[list[LabelledVideo], str]:
     """Every labelled video, in the list's order, and a sentence about what was taken for what.
 
     Raises:
@@ -56,6 +62,7 @@ def read_training_set(data: TrainData, options: StorageOptions) -> tuple[list[La
     sources = _column(labels, data.source_column, "source_id")
     parts = _column(labels, data.split_column, "split")
     cells = _column(labels, data.cells_column, None)
+    pixels = _column(labels, mix_column, None)
     found = []
     for place, row in enumerate(resolved.select(["video_id", "uri", "content_id"]).to_pylist()):
         part = parts[place] if parts else None
@@ -65,7 +72,8 @@ def read_training_set(data: TrainData, options: StorageOptions) -> tuple[list[La
         file = cells[place] if cells else None
         beside = None if file is None else _beside(data.labels, file)
         label = float(labels.values[place])
-        found.append(LabelledVideo(row["video_id"], row["uri"], row["content_id"], label, source, part, beside))
+        same = pixels[place] if pixels else None
+        found.append(LabelledVideo(row["video_id"], row["uri"], row["content_id"], label, source, part, beside, same))
     return found, f"{labels.told}; {matching.num_unlabelled} videos have no label"
 
 

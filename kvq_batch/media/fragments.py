@@ -2,7 +2,7 @@
 
 Resizing to a model's input hides blocks, noise and softness; a patch from each cell of a grid shows them all, and the
 cell of a texture map that lies under it speaks for that cell of the frame. Places are fixed: the same video gives the
-same score. This module chooses no frames.
+same score; only a training draws them. This module chooses no frames.
 """
 
 import math
@@ -29,10 +29,16 @@ def splice(frame: NDArray[np.uint8], grid: tuple[int, int], out: NDArray[np.uint
     out[...] = frame[rows[:, None], columns[None, :]]
 
 
-def patch_places(num_pixels: int, num_wanted: int, num_patches: int) -> NDArray[np.int64]:
-    """Pixels of one axis that the patches take, int64 [num_wanted], in order: the middle of each of equal cells."""
+def patch_places(
+    num_pixels: int, num_wanted: int, num_patches: int, rng: np.random.Generator | None = None
+) -> NDArray[np.int64]:
+    """Pixels of one axis that the patches take, int64 [num_wanted], in order: the middle of each of equal cells.
+
+    `rng` draws another place within each cell, as FAST-VQA does in training.
+    """
     edges = np.arange(num_patches + 1, dtype=np.int64) * num_pixels // num_patches
     size = num_wanted // num_patches
-    starts = edges[:-1] + (np.diff(edges) - size) // 2
+    room = np.diff(edges) - size
+    starts = edges[:-1] + (room // 2 if rng is None else rng.integers(0, room + 1))
     places: NDArray[np.int64] = (starts[:, None] + np.arange(size)).reshape(-1)
     return places

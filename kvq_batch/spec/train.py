@@ -56,6 +56,32 @@ class TrainData(Section):
     decoders: int = Field(2, ge=1, description="Videos that are decoded at a time.")
 
 
+class TrainViews(Section):
+    """What a step sees of a video. Without `slots`: one of the whole clips that `data.views` keeps."""
+
+    slots: int | None = Field(
+        None,
+        ge=1,
+        description="Keep so many slots of each video at its own size, and draw one of them for every step, its "
+        "fragments at random places. For videos of a label job: needs cells_column, and all of one length.",
+        examples=[2],
+    )
+    mix: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of views in which rectangles show another version of the same frames.",
+    )
+    mix_column: str = Field("segment", description="Column that names the frames that versions share.")
+    flip: bool = Field(True, description="Mirror half of the views.")
+
+    @model_validator(mode="after")
+    def _is_of_slots(self) -> "TrainViews":
+        if self.mix and self.slots is None:
+            raise ValueError("mix needs slots: whole clips are not mixed")
+        return self
+
+
 class TrainModel(Section):
     """Sizes of the network, and the weights that it starts from."""
 
@@ -92,6 +118,10 @@ class TrainModel(Section):
         None,
         description="Video-Swin file trained on Kinetics-400, as the start of the backbone.",
         examples=["swin_tiny_patch244_window877_kinetics400_1k.pth"],
+    )
+
+    slot_by_slot: int | None = Field(
+        None, ge=0, le=1, description="1: every slot by itself, as views of single slots are.", examples=[1]
     )
 
     @model_validator(mode="after")
@@ -169,6 +199,7 @@ class TrainJob(Section):
     training_data: str = Field(min_length=1, description="What it was trained on, for its card.")
     licence: str = Field("", description="Licence of the weights, for its card.")
     data: TrainData
+    views: TrainViews = Field(TrainViews(), description="What a step sees of a video.")
     model: TrainModel = Field(TrainModel(), description="The network.")
     loss: TrainLoss = Field(TrainLoss(), description="The loss.")
     optimiser: TrainOptimiser = Field(TrainOptimiser(), description="The optimiser.")
@@ -176,3 +207,14 @@ class TrainJob(Section):
     machine: TrainMachine = Field(TrainMachine(), description="Where it runs.")
     limits: Limits = Field(Limits(), description="What decoding one video may cost.")
     storage: Storage = Field(Storage(), description="Object storage.")
+
+    @model_validator(mode="after")
+    def _slots_have_labels(self) -> "TrainJob":
+        if self.views.slots is not None:
+            if self.data.cells_column is None:
+                raise ValueError("views.slots needs data.cells_column: a slot's label is that of its cells")
+            if not self.model.slot_by_slot:
+                raise ValueError("views.slots needs model.slot_by_slot = 1: else clips are scored by another network")
+            if self.data.views != 1:
+                raise ValueError("views.slots and data.views exclude each other: views are drawn from the slots")
+        return self

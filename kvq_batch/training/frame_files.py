@@ -7,6 +7,7 @@ files is no matter here; a file that is missing is refused by name before the fi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class FrameFiles:
             raise SpecError(f"frames or cell labels that cannot be trained on: {named(wrong)}")
 
     def read(self, places: Sequence[int], draw: int | None) -> Views:
-        clips = np.stack([_loaded(self._view(place, draw)) for place in places])
+        clips = np.stack([loaded(self._view(place, draw)) for place in places])
         labels = np.array([self.samples[place].label for place in places], np.float64)
         return Views(clips, labels, self._cells(places))
 
@@ -51,16 +52,17 @@ class FrameFiles:
 
     def _cells(self, places: Sequence[int]) -> NDArray[np.float32] | None:
         paths = [self.cells[place] for place in places] if self.cells is not None else []
-        found = {i: _loaded(path) for i, path in enumerate(paths) if path is not None}
+        found = {i: loaded(path) for i, path in enumerate(paths) if path is not None}
         if not found:
             return None
         shape = next(iter(found.values())).shape
         return np.stack([found[i] if i in found else np.full(shape, np.nan, np.float32) for i in range(len(paths))])
 
 
-def _loaded(path: Path) -> NDArray[np.generic]:
+def loaded(path: Path) -> NDArray[Any]:
+    """The array of a file, mapped. Raises: FatalError where it is gone since it was checked."""
     try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise FatalError(f"{path} can no longer be read ({error}); restore it and resume the training") from error
     return array

@@ -14,7 +14,7 @@ Grid = tuple[int, int, int]
 Shape = tuple[int, ...]
 
 # What the published network has not: written down only where it is used, so that its identity stays what it was.
-_LATER = ("num_segments", "num_bands", "stem_width", "fragments")
+_LATER = ("num_segments", "num_bands", "stem_width", "fragments", "slot_by_slot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class KvqConfig:
 
     Beyond the published network, for small members: `num_bands` adds bands of the luma's detail to the input,
     `stem_width` makes the first tokens by two convolutions with so many channels between them, and `fragments` (rows,
-    columns) splices the input from native patches instead of resizing frames; 0 is without.
+    columns) splices the input from native patches instead of resizing frames, `slot_by_slot` 1 runs every slot of a
+    clip by itself, so that a network trained on single slots scores clips of any length; 0 is without.
 
     Raises:
         SpecError: sizes that make no network.
@@ -48,6 +49,7 @@ class KvqConfig:
     num_bands: int = 0
     stem_width: int = 0
     fragments: tuple[int, int] = (0, 0)
+    slot_by_slot: int = 0
 
     def __post_init__(self) -> None:
         if not self.depths or not len(self.depths) == len(self.num_heads) == len(self.top_k):
@@ -63,6 +65,8 @@ class KvqConfig:
                 raise SpecError(
                     f"KVQ sizes: {self.width(stage)} channels of stage {stage} do not split into {heads} heads"
                 )
+        if self.slot_by_slot not in (0, 1):
+            raise SpecError(f"KVQ sizes: slot_by_slot is 0 or 1, got {self.slot_by_slot}")
         if self.num_frames % self.num_segments:
             raise SpecError(f"KVQ sizes: num_frames {self.num_frames} is no multiple of {self.num_segments} segments")
         if self.stem_width and self.patch[1:] != (4, 4):

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kvq_batch.models.kvq.blocks import NORM_EPS, Block, linear, normalise_tokens
 from kvq_batch.models.kvq.config import Grid, KvqConfig
-from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding
+from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding, padded_to
 from kvq_batch.models.kvq.windows import bias_index, window_layout
 
 # Of the heads, before each of their layers (section 3.4).
@@ -69,9 +69,19 @@ class KvqNetwork(nn.Module):
         """
         self.config.maps_shape(clips.shape[2], clips.shape[3], clips.shape[4])
         if self.training or clips.device.type == "cuda" or len(clips) == 1:
-            return self._run(clips)
-        parts = [self._run(clip[None]) for clip in clips]
+            return self._slots(clips) if self.config.slot_by_slot else self._run(clips)
+        parts = [self(clip[None]) for clip in clips]
         return KvqMaps(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
+
+    def _slots(self, clips: Tensor) -> KvqMaps:
+        """Every slot as a clip of its own, and the maps put together again."""
+        apart = torch.unflatten(padded_to(clips, (self.config.patch[0], 1, 1)), 2, (-1, self.config.patch[0]))
+        count = apart.shape[2]
+        maps = self._run(apart.transpose(1, 2).flatten(0, 1))
+        texture, saliency, logits = (field.view(-1, count, *field.shape[2:]) for field in _fields(maps)[:3])
+        levels = torch.unflatten(maps.levels, 0, (-1, count)).transpose(1, 2).flatten(2, 3)
+        features = torch.unflatten(maps.features, 0, (-1, count)).flatten(1, 2)
+        return KvqMaps(texture, saliency, logits, levels, features)
 
     def _run(self, clips: Tensor) -> KvqMaps:
         features, levels = self.fragments_backbone(clips)
