@@ -96,6 +96,10 @@ def export(
     split: Annotated[
         str, typer.Option("--split", help="Shares of train, validation and test, by whole sources.")
     ] = "80/10/10",
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="SQL that names the part of each row, instead of shares.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Another seed: another split.")] = 0,
     clips: Annotated[
         Literal["file", "frames"],
@@ -123,7 +127,7 @@ def export(
     from kvq_batch.io.storage import StorageOptions
 
     storage, shown = StorageOptions(endpoint_url, region), Output(output)
-    request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips)
+    request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips, part)
     with open_session(tables, storage) as session:
         summary = export_set(session, request, SetFolder(out, storage), storage)
     shown.rows(

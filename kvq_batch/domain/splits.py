@@ -49,6 +49,21 @@ def split_sources(sources: Iterable[str], shares: Mapping[str, float], seed: int
     return dict(zip(names, parts, strict=True))
 
 
+def named_parts(sources: Sequence[str], parts: Sequence[str | None]) -> dict[str, str]:
+    """The part of each source, where every row names its own.
+
+    Raises:
+        SpecError: a name that is no part, or a source in two parts.
+    """
+    found: dict[str, str] = {}
+    for source, part in zip(sources, parts, strict=True):
+        if part not in PARTS:
+            raise SpecError(f"source {source!r} is put into the part {part!r}; expected {', '.join(PARTS)}")
+        if found.setdefault(source, part) != part:
+            raise SpecError(f"source {source!r} is put into {found[source]} and {part}; it stands in one part only")
+    return found
+
+
 def stratified(keys: Sequence[str], values: Sequence[float], num_bins: int, seed: int) -> list[int]:
     """Places that are kept, ascending: of `num_bins` equally wide ranges of value none holds more than an even share.
 

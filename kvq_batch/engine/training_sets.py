@@ -21,7 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import ItemError, SpecError
-from kvq_batch.domain.splits import PARTS, split_sources, stratified
+from kvq_batch.domain.splits import PARTS, named_parts, split_sources, stratified
 from kvq_batch.io.kept import read_version
 from kvq_batch.io.session import Session
 from kvq_batch.io.shards import SetFolder, Shards, npy
@@ -39,6 +39,7 @@ _NAMED = 3
 class SetRequest:
     """What is asked of an export. `shares` are of train, validation and test; `num_bins` thins by label, None does not.
 
+    `part` is SQL that names the part of each row instead of the shares; a source must stand in one.
     `clips` says what a WebDataset sample holds of the clip: its file as it is kept, or uint8 RGB frames.
     """
 
@@ -50,6 +51,7 @@ class SetRequest:
     num_bins: int | None = None
     seed: int = 0
     clips: Clips = "file"
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +72,18 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
             scenes to split.
         FatalError: the folder cannot be written.
     """
-    rows = training_rows(session, request.target, request.where, request.model)
+    rows = training_rows(session, request.target, request.where, request.model, request.part)
     _check(rows)
     num_rows = rows.num_rows
     if request.num_bins is not None:
         ids, labels = rows["video_id"].to_pylist(), rows["mos"].to_pylist()
         rows = rows.take(pa.array(stratified(ids, labels, request.num_bins, request.seed)))
-    parts = split_sources(rows["source_id"].to_pylist(), request.shares, request.seed)
-    rows = rows.append_column("split", pa.array([parts[source] for source in rows["source_id"].to_pylist()]))
+    sources = rows["source_id"].to_pylist()
+    if request.part is None:
+        parts = split_sources(sources, request.shares, request.seed)
+        rows = rows.append_column("split", pa.array([parts[source] for source in sources]))
+    else:
+        parts = named_parts(sources, rows["split"].to_pylist())
     files = _WRITERS[request.form](rows, request, folder, options)
     return SetSummary(
         num_clips=_in_order(Counter(rows["split"].to_pylist())),

@@ -54,16 +54,20 @@ WHERE NOT s.is_stale
 """
 
 
-def training_rows(session: Session, target: Target, where: str | None, model: str | None) -> pa.Table:
+def training_rows(
+    session: Session, target: Target, where: str | None, model: str | None, part: str | None = None
+) -> pa.Table:
     """COLUMNS, and then further ones to tell the rows by, of every row that meets `where`; sorted by video.
 
-    A teacher's label is its raw score. Raises: SpecError for a condition that DuckDB refuses, or no row.
+    `part` is an expression over them that becomes the column `split`. A teacher's label is its raw score.
+    Raises: SpecError for a condition or expression that DuckDB refuses, or no row.
     """
+    with_part = "SELECT *" if part is None else f"SELECT *, ({part}) AS split"
     condition = f"({where})" if where else "true"
     if target == "labels":
-        rows = session.sql(_SELECT_LABELS.format(rows=_LABELS, where=condition))
+        rows = session.sql(f"{with_part} FROM ({_SELECT_LABELS.format(rows=_LABELS, where=condition)})")
     elif target == "opinions":
-        rows = session.sql(f"SELECT * FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
+        rows = session.sql(f"{with_part} FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
     else:
         known = session.sql("SELECT * FROM catalog LIMIT 0").column_names
         # A catalog of versions says which of them show one scene; without that word every video is its own.
@@ -71,7 +75,7 @@ def training_rows(session: Session, target: Target, where: str | None, model: st
         asked = _TEACHER.format(source=source)
         if model is not None:
             condition += " AND model_name = '{}'".format(model.replace("'", "''"))
-        rows = session.sql(f"SELECT * FROM ({asked}) WHERE {condition} ORDER BY video_id")
+        rows = session.sql(f"{with_part} FROM ({asked}) WHERE {condition} ORDER BY video_id")
         models = set(rows["target"].to_pylist())
         if len(models) > 1:
             raise SpecError(f"scores of {len(models)} models stand there ({', '.join(sorted(models))}); name one")
