@@ -25,8 +25,7 @@ tables = "{tables}"
 source = "{catalog}"
 
 [[models]]
-name = "{model}"
-weights = "untrained"
+name = "{model}"{weights}
 num_threads = {num_threads}
 
 [[models]]
@@ -37,33 +36,46 @@ workers = {{ num_cpus = 0.5 }}
 num_cpus = 0.5
 """
 
+BY_CRF = """\
+SELECT c.crf, count(*) AS videos, round(avg(s.{score}), {digits}) AS {score}
+FROM scores_latest s JOIN catalog c USING (video_id)
+WHERE s.model_name = '{model}' AND c.distortion IN ('none', 'compression')
+GROUP BY c.crf ORDER BY c.crf"""
+
 BY_SEGMENT = """\
-SELECT c.distortion, c.level, count(*) AS videos, round(avg(s.raw_score), 4) AS {model_column},
+SELECT c.distortion, c.level, count(*) AS videos, round(avg(s.{score}), {digits}) AS {score},
     round(avg(l.raw_score), 3) AS sharpness
 FROM scores_latest s JOIN scores_latest l USING (video_id) JOIN catalog c USING (video_id)
 WHERE s.model_name = '{model}' AND l.model_name = 'luma-sharpness'
 GROUP BY ALL ORDER BY c.distortion, c.level"""
 
 BY_REGION = """\
-SELECT CASE WHEN cell_row < 5 THEN 'top' WHEN cell_row < 9 THEN 'middle' ELSE 'bottom' END AS region,
+SELECT CASE WHEN cell_row < {top} THEN 'top' WHEN cell_row < {bottom} THEN 'middle' ELSE 'bottom' END AS region,
     round(avg(texture), 4) AS texture, round(avg(saliency), 4) AS saliency, round(avg(weighted), 4) AS weighted
 FROM regions GROUP BY ALL ORDER BY region"""
 
+# What a number of KVQ-Lite is, in the words that stand under the answers.
+MEANING = (
+    "mos: what VMAF (0 to 100) is foretold to be, from the distorted clip alone; a measure of fidelity, not an opinion "
+    "of people. `kvq-batch models kvq-lite` shows how well it does, on what"
+)
+
 SCORES = """\
-SELECT s.video_id, round(s.raw_score, 4) AS raw_score, s.model_origin, s.width_px, s.height_px, s.codec
+SELECT s.video_id, round(s.{score}, {digits}) AS {score}, s.model_origin, s.width_px, s.height_px, s.codec
 FROM scores_latest s WHERE s.model_name = '{model}' ORDER BY s.video_id"""
 
 
 def demo(
     full: Annotated[
-        bool, typer.Option("--full", help="Run the whole KVQ network (untrained too; some 30 s a clip on two cores).")
+        bool, typer.Option("--full", help="Run the whole KVQ network (UNTRAINED; some 30 s a clip on two cores).")
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder for clips, tables and picture.")] = Path("demo-output"),
 ) -> None:
     """Make clips, score them on a local Ray, ask two questions, draw a picture.
 
     Needs no GPU, no object store, no ffmpeg and no network. The model is
-    untrained: its scores show the way of a score, and no quality.
+    KVQ-Lite, which comes with its weights; with --full the whole network
+    runs, untrained: its scores show the way of a score, and no quality.
 
     Example:
 
@@ -76,7 +88,8 @@ def demo(
     from kvq_batch.spec.load import load_job
 
     output = Output()
-    model = "kvq" if full else "kvq-tiny"
+    model = "kvq" if full else "kvq-lite"
+    words = _words(model, full)
     video_id = _make_catalog(out, full, output)
     job_file = out / f"demo-{model}.toml"
     tables = out / "tables"
@@ -84,6 +97,7 @@ def demo(
         tables=tables.as_posix(),
         catalog=(out / "catalog.csv").as_posix(),
         model=model,
+        weights='\nweights = "untrained"' if full else "",
         num_threads=os.cpu_count() or 1,
     )
     _write(job_file, text)
@@ -94,20 +108,21 @@ def demo(
     summary = execute(planned, None, None)
     finish(summary, planned, output, f"kvq-batch run {job_file}")
     with open_session(str(tables)) as session:
-        for title, sql in (
-            ("the scores", SCORES.format(model=model)),
-            ("a segment of the catalog: what each distortion costs",
-             BY_SEGMENT.format(model=model, model_column=model.replace("-", "_"))),
+        for title, question in (
+            ("the scores", SCORES),
+            ("a ladder: H.264 at higher and higher CRF", BY_CRF),
+            ("a segment of the catalog: what each distortion costs", BY_SEGMENT),
             ("a region of the frame: where texture and saliency lie", BY_REGION),
-        ):  # fmt: skip
+        ):
+            sql = question.format(**words)
             _step(output, f'kvq-batch query {tables} "\n{sql}"')
             answer = session.sql(sql)
             output.rows(answer.to_pylist(), answer.column_names, title=title)
-            output.warn_untrained([model])
+            _explain(output, model, full)
         picture = out / "maps.png"
         _step(output, f"kvq-batch maps {tables} {video_id} --out {picture}")
         draw_maps(session, StorageOptions(), video_id, picture, model)
-        output.warn_untrained([model])
+        _explain(output, model, full)
     output.note(
         f"\n{picture} shows saliency and texture over the frames of {video_id}.\n"
         "What to type next:\n"
@@ -116,6 +131,20 @@ def demo(
         "  kvq-batch score YOUR_VIDEOS/ --tables quality/ --model kvq --weights KVQ.pth\n"
         "  kvq-batch init my-job.toml"
     )
+
+
+def _words(model: str, full: bool) -> dict[str, str | int]:
+    """What the questions say of the model: its name, its score's column, where the thirds of its maps end."""
+    rows = 14 if full else 7
+    score, digits = ("raw_score", 4) if full else ("mos", 1)
+    return {"model": model, "score": score, "digits": digits, "top": rows // 3, "bottom": rows - rows // 3}
+
+
+def _explain(output: Output, model: str, full: bool) -> None:
+    if full:
+        output.warn_untrained([model])
+    else:
+        output.note(MEANING, style="dim")
 
 
 def _make_catalog(out: Path, full: bool, output: Output) -> str:
@@ -130,10 +159,10 @@ def _make_catalog(out: Path, full: bool, output: Output) -> str:
     clips = write_demo_clips(videos, num_scenes=1 if full else 4)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["video_id", "uri", "scene", "distortion", "level"])
+    writer.writerow(["video_id", "uri", "scene", "distortion", "level", "crf"])
     for clip in clips:
         video = clip.path.relative_to(out)
-        writer.writerow([_video_id(clip), video.as_posix(), clip.scene, clip.distortion, clip.level])
+        writer.writerow([_video_id(clip), video.as_posix(), clip.scene, clip.distortion, clip.level, clip.crf])
     _write(out / "catalog.csv", text.getvalue())
     output.note(f"{len(clips)} clips, listed in {out / 'catalog.csv'}")
     return _video_id(clips[0])

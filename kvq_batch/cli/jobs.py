@@ -46,8 +46,8 @@ def init(
 ) -> None:
     """Write a new job file with every key, its default and its meaning.
 
-    The file is valid as it is: it scores the folder `videos` with a small
-    untrained model. Name your catalog, tables and models in it.
+    The file is valid as it is: it scores the folder `videos` with the
+    small model in the box. Name your catalog, tables and models in it.
 
     Example:
 
@@ -186,9 +186,7 @@ def score(
     tables: Annotated[
         str, typer.Option("--tables", help="Folder or s3:// prefix of the result tables.", show_default=False)
     ],
-    model: Annotated[
-        str, typer.Option("--model", help="Model; see `kvq-batch models`. The default is UNTRAINED: a trial.")
-    ] = "kvq-tiny",
+    model: Annotated[str, typer.Option("--model", help="Model; see `kvq-batch models`.")] = "kvq-lite",
     weights: Annotated[
         str | None, typer.Option("--weights", help="File with the model's weights.", show_default=False)
     ] = None,

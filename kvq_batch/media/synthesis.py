@@ -33,8 +33,9 @@ class Distortion:
 
 DISTORTIONS = (
     Distortion("none", 0),
-    Distortion("compression", 1, crf=32),
-    Distortion("compression", 2, crf=42),
+    Distortion("compression", 1, crf=27),
+    Distortion("compression", 2, crf=35),
+    Distortion("compression", 3, crf=43),
     Distortion("blur", 1, "gblur=sigma=2.5", 20),
     Distortion("noise", 1, "noise=alls=24:allf=t:all_seed=7", 26),
     Distortion("downscale", 1, "scale=iw/4:ih/4:flags=area,scale=4*iw:4*ih:flags=bilinear", 20),
@@ -43,12 +44,13 @@ DISTORTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class DemoClip:
-    """A written clip: where it is, which scene it shows, and what was done to it."""
+    """A written clip: where it is, which scene it shows, what was done to it, and the CRF that it was coded with."""
 
     path: Path
     scene: str
     distortion: str
     level: int
+    crf: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def write_demo_clips(
         paths = [folder / scene / f"{d.name}-{d.level}.mp4" for d in distortions]
         frames = SCENES[kind](shape, np.random.default_rng([seed, number]))
         _encode(frames, shape, distortions, paths)
-        clips += [DemoClip(p, scene, d.name, d.level) for p, d in zip(paths, distortions, strict=True)]
+        clips += [DemoClip(p, scene, d.name, d.level, d.crf) for p, d in zip(paths, distortions, strict=True)]
     return clips
 
 

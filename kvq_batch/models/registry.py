@@ -16,6 +16,7 @@ ENTRY_POINT_GROUP = "kvq_batch.models"
 
 _OURS = (
     EntryPoint("kvq", "kvq_batch.models.kvq.family:kvq", ENTRY_POINT_GROUP),
+    EntryPoint("kvq-lite", "kvq_batch.models.kvq.family:kvq_lite", ENTRY_POINT_GROUP),
     EntryPoint("kvq-tiny", "kvq_batch.models.kvq.family:kvq_tiny", ENTRY_POINT_GROUP),
     EntryPoint("luma-sharpness", "kvq_batch.models.luma_sharpness.family:luma_sharpness", ENTRY_POINT_GROUP),
 )

@@ -27,7 +27,7 @@ EXAMPLES: dict[str, Any] = {
     "name": "nightly",
     "tables": "quality-tables",
     "catalog.source": "videos",
-    "models.name": "kvq-tiny",
+    "models.name": "kvq-lite",
 }
 
 

@@ -108,3 +108,19 @@ def test_clips_that_are_no_whole_number_of_tiles_are_one_tile() -> None:
 def test_sizes_that_cannot_be_are_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         dataclasses.replace(LITE, **changes)  # type: ignore[arg-type]
+
+
+def test_slot_by_slot_a_clip_is_its_slots() -> None:
+    apart = dataclasses.replace(LITE, slot_by_slot=1)
+    network = build_network(apart, as_torch(untrained_tensors(apart)))
+    clips = normalise(frames())
+    whole = network(clips)
+    slots = [network(clips[:, :, first : first + 2]) for first in (0, 2)]
+    for name in ("texture", "saliency", "logits", "features"):
+        alone = torch.cat([getattr(maps, name) for maps in slots], dim=1)
+        assert torch.allclose(getattr(whole, name), alone, atol=1e-5), name
+    assert torch.allclose(whole.levels, torch.cat([maps.levels for maps in slots], dim=2), atol=1e-5)
+    joined = build_network(LITE, as_torch(untrained_tensors(LITE)))(clips)
+    assert not torch.allclose(joined.texture, whole.texture, atol=1e-4)
+    with pytest.raises(SpecError, match="slot_by_slot is 0 or 1"):
+        dataclasses.replace(LITE, slot_by_slot=2)

@@ -168,6 +168,21 @@ PUBLISHED = KvqConfig()
 # fusion block on 28x28 cells took longer than all the rest (1.7 s a clip on one core, 0.7 s without).
 TINY = KvqConfig(embed_dim=32, depths=(1, 1, 2), num_heads=(1, 2, 4), top_k=(0, 0, 4), patch=(2, 8, 8), head_hidden=32)
 
+# KVQ-Lite: native fragments of 32 pixels, two frames a slot, every slot by itself; jobs/lite trains it.
+LITE = KvqConfig(
+    embed_dim=32,
+    depths=(1, 1, 2, 1),
+    num_heads=(1, 2, 4, 8),
+    top_k=(0, 0, 4, 1),
+    window=(1, 7, 7),
+    num_frames=16,
+    input_size=(224, 224),
+    num_bands=2,
+    stem_width=24,
+    fragments=(7, 7),
+    slot_by_slot=1,
+)
+
 INDEX_SUFFIX = ".relative_position_index"
 
 

@@ -1,4 +1,4 @@
-"""The names under which KVQ is registered: the published sizes, and the small member for demos and tests.
+"""The names under which KVQ is registered: the published sizes, the trained small member in the box, one for tests.
 
 What a job says of weights becomes a checked checkpoint here. torch is imported only where a pickle is read or a
 network is built, so that a plan over untrained or safetensors weights costs no torch.
@@ -12,7 +12,7 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, Scorer, ScorerSpec
 from kvq_batch.models.kvq.card import digest
 from kvq_batch.models.kvq.checkpoint import Checkpoint, is_safetensors, load
-from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
+from kvq_batch.models.kvq.config import LITE, PUBLISHED, TINY, KvqConfig
 from kvq_batch.models.kvq.untrained import untrained_tensors
 
 UNTRAINED = "untrained"
@@ -112,9 +112,17 @@ kvq = KvqFamily(
     any_sizes=True,
 )
 
+kvq_lite = KvqFamily(
+    name="kvq-lite",
+    summary="KVQ-Lite, weights in the box: a small member of KVQ that foretells VMAF without a source, no opinions",
+    config=LITE,
+    default_weights=str(Path(__file__).with_name("kvq-lite.safetensors")),
+    any_sizes=False,
+)
+
 kvq_tiny = KvqFamily(
     name="kvq-tiny",
-    summary="a small member of KVQ for demos and tests, UNTRAINED unless weights are given: no quality",
+    summary="a small member of KVQ for tests, UNTRAINED unless weights are given: no quality",
     config=TINY,
     default_weights=UNTRAINED,
     any_sizes=False,

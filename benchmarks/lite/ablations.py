@@ -1,0 +1,183 @@
+"""What each part of KVQ-Lite is worth: the same short training without it, three seeds, on sources never trained on.
+
+    python -m benchmarks.lite.ablations jobs/lite/train.toml --steps 200 --out ablations
+
+The job is the one that trains the shipped weights, with fewer steps; its list of labels must have a part "test".
+Rows are appended to OUT/runs.jsonl as they are found, and what stands there is not trained again, so that the command
+can be stopped and typed again. Prints Markdown: mean and spread over seeds of the test set's figures.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.tables import print_table
+from kvq_batch.cli.train import network_of, settings_of
+from kvq_batch.cli.train_clips import decoded_source, mix_column
+from kvq_batch.domain.recipe import Recipe
+from kvq_batch.domain.scorer import ModelCard
+from kvq_batch.evaluation.versions import ScoredVersion, version_rows
+from kvq_batch.io.storage import StorageOptions
+from kvq_batch.io.training_set import LabelledVideo, read_training_set
+from kvq_batch.media.resize import resize
+from kvq_batch.models.kvq.checkpoint import load
+from kvq_batch.models.kvq.embedding import normalise
+from kvq_batch.models.kvq.network import build_network
+from kvq_batch.spec.load import load_train_job
+from kvq_batch.spec.train import TrainJob
+from kvq_batch.training.settings import Machine
+from kvq_batch.training.trainer import Trainer
+from kvq_batch.training.version_files import VersionFiles
+
+SEEDS = (0, 1, 2)
+
+# What is changed in the job, section by section.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "KVQ-Lite": {},
+    "with the lpc loss (0.02)": {"loss": {"lpc": 0.02}},
+    "no routing: each window attends to its best one only": {"model": {"top_k": (0, 0, 1, 1)}},
+    "saliency of the last stage only": {"model": {"top_k": (0, 0, 0, 1)}},
+    "no bands at the input": {"model": {"num_bands": 0}},
+    "no stem: 2x4x4 patches": {"model": {"stem_width": 0}},
+    "no mixing": {"views": {"mix": 0.0}},
+    "frames resized to 224, no fragments": {"model": {"fragments": (0, 0)}},
+    "no labels of cells": {"loss": {"cells": 0.0}},
+    "no procedural scenes": {},
+}
+NO_SCENES = "no procedural scenes"
+
+FIGURES = (
+    ("srcc", "(all)", "SRCC"),
+    ("srcc_within", "(all)", "within a source"),
+    ("falling_steps", "(all)", "falling steps"),
+    ("auc", "(all), alone", "AUC alone"),
+    ("auc", "(all), against the clean version", "AUC against clean"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=list(VARIANTS))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    job = load_train_job(asked.job)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    runs = asked.out / "runs.jsonl"
+    found = [json.loads(line) for line in runs.read_text().splitlines()] if runs.exists() else []
+    known = {(row["variant"], row["seed"], row["steps"]) for row in found}
+    listed, _ = read_training_set(job.data, StorageOptions(), mix_column(job))
+    for seed in SEEDS:
+        for name in VARIANTS if asked.only is None else [asked.only]:
+            if (name, seed, asked.steps) in known:
+                continue
+            row = _run(_changed(job, name, seed, asked.steps), name, listed, asked.out)
+            row |= {"variant": name, "seed": seed, "steps": asked.steps}
+            with runs.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            found.append(row)
+    print_table(list(_summary([row for row in found if row["steps"] == asked.steps])))
+
+
+def _changed(job: TrainJob, name: str, seed: int, steps: int) -> TrainJob:
+    values = job.model_dump()
+    for section, changes in VARIANTS[name].items():
+        values[section] |= changes
+    values["training"] |= {"seed": seed, "steps": steps, "validate_every": steps, "patience": None}
+    values["optimiser"] |= {"warmup_steps": min(60, steps // 4), "ema_decay": 0.98}
+    return TrainJob.model_validate(values)
+
+
+def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> dict[str, Any]:
+    """One training and its test: figures by the names in FIGURES."""
+    config, settings = network_of(job), settings_of(job)
+    videos = [v for v in listed if v.part != "test" and not (name == NO_SCENES and _is_scene(v))]
+    source = _source(job, videos, out)
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Machine(num_threads=torch.get_num_threads(), checkpoint_every=settings.steps)
+        card = ModelCard("ablation", "1", "", "trained", name, training_data=job.training_data, licence="none")
+        best = Trainer(settings, machine, source, Path(folder), card).train().best
+        tensors = {key: torch.tensor(value) for key, value in load(best).tensors.items()}
+    network = build_network(config, tensors, torch.bfloat16 if job.training.precision == "bf16" else torch.float32)
+    tests = [video for video in listed if video.part == "test"]
+    scored = list(_scored(network, _source(job, tests, out), _labels_of(job, tests)))
+    rows = {(row["figure"], row["of"]): row["value"] for row in version_rows(scored, num_draws=100)}
+    return {f"{figure} {of}": value for (figure, of), value in rows.items()}
+
+
+def _is_scene(video: LabelledVideo) -> bool:
+    return video.source_id.startswith("synthetic:")
+
+
+def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> VersionFiles:
+    """The clips; resized ones are made of those at their own size, which are decoded already."""
+    config = network_of(job)
+    if all(config.fragments):
+        made = decoded_source(job, config, videos, out, lambda done, total: None)
+        assert isinstance(made, VersionFiles)
+        return made
+    native = TrainJob.model_validate(job.model_dump() | {"model": job.model.model_dump() | {"fragments": (7, 7)}})
+    whole = _source(native, videos, out)
+    files = [_resized(path, config.input_size, out / "resized") for path in whole.frames]
+    return dataclasses.replace(whole, frames=files, framing=dataclasses.replace(whole.framing, is_cut=False))
+
+
+def _resized(path: Path, size: tuple[int, int], folder: Path) -> Path:
+    made = folder / path.parent.name / path.name
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        frames = np.load(path, mmap_mode="r")
+        out = np.empty((len(frames), *size, 3), np.uint8)
+        for t, frame in enumerate(frames):
+            resize(np.ascontiguousarray(frame), size, out=out[t])
+        np.save(made, out)
+    return made
+
+
+def _labels_of(job: TrainJob, videos: list[LabelledVideo]) -> list[Mapping[str, Any]]:
+    """The rows of the list of labels of these videos."""
+    import pyarrow.csv
+
+    rows = {row["video_id"]: row for row in pyarrow.csv.read_csv(job.data.labels).to_pylist()}
+    return [rows[video.video_id] for video in videos]
+
+
+def _scored(network: Any, source: VersionFiles, labels: list[Mapping[str, Any]]) -> Iterator[ScoredVersion]:
+    for place, row in enumerate(labels):
+        clips = source.read([place], None).clips
+        with torch.inference_mode():
+            maps = network(normalise(torch.from_numpy(clips)))
+        yield ScoredVersion(
+            source_id=row["source_id"],
+            pixels=f"{row['source_id']}/{row['segment']}",
+            recipe=Recipe.from_json(row["recipe"]),
+            label=row["mos"],
+            cells=np.load(source.cells[place]).astype(np.float64).mean(0),
+            score=float(maps.scores()[0]),
+            texture=maps.texture[0].double().mean(0).numpy(),
+        )
+
+
+def _summary(found: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    for name in VARIANTS:
+        own = [row for row in found if row["variant"] == name]
+        if own:
+            cells = {}
+            for figure, of, title in FIGURES:
+                values = np.array([row[f"{figure} {of}"] for row in own])
+                cells[title] = f"{values.mean():.3f} ± {values.std(ddof=1) if len(values) > 1 else 0:.3f}"
+            yield {"variant": name, "seeds": str(len(own)), **cells}
+
+
+if __name__ == "__main__":
+    main()
