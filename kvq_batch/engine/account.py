@@ -137,7 +137,7 @@ class Account(ABC):
         # alone next. Workers that die on video after video then are one cause again.
         went_with_a_node = failure.error == WORKER_DIED and failure.attempt == 1
         if failure.error != NODE_TAKEN_BACK and not went_with_a_node:
-            self.breaker.failed(failure.stage, failure.error)
+            self.breaker.failed(failure.stage, failure.error, self._items["video_id"][pair[0]].as_py())
 
     def settle(self, attempt: int, is_spared: bool = False) -> int:
         """At the end of a round: what was held back is final, and what never came back lost its worker.

@@ -1,9 +1,9 @@
 """The breaker: many failures with one cause are one cause, and stop the run before it condemns a catalog.
 
-An expired credential must not quarantine a million videos. This module stops nothing itself; it answers whether to.
+An expired credential must not quarantine a million videos. A video counts once, however many of its models or versions
+fail: one bad video never ends a run. This module stops nothing itself; it answers whether to.
 """
 
-from collections import Counter
 from typing import Self
 
 from kvq_batch.spec.job import Run
@@ -21,10 +21,10 @@ class Breaker:
     def __init__(self, in_a_row: int, share: float) -> None:
         self._in_a_row = in_a_row
         self._share = share
-        self._streak = 0
+        self._streak: set[str] = set()
         self._streak_of: tuple[str, str] | None = None
         self._seen = 0
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._failed: dict[tuple[str, str], set[str]] = {}
         self.cause: str | None = None
 
     @classmethod
@@ -34,19 +34,22 @@ class Breaker:
     def scored(self) -> None:
         """A video was scored: whatever failed before is not all that there is."""
         self._seen += 1
-        self._streak = 0
+        self._streak.clear()
         self._streak_of = None
 
-    def failed(self, stage: str, error: str) -> None:
-        """A video failed at `stage` with `error`."""
+    def failed(self, stage: str, error: str, video_id: str) -> None:
+        """A video failed at `stage` with `error`, or one of the things that are wanted of it did."""
         self._seen += 1
         key = (stage, error)
-        self._streak = self._streak + 1 if key == self._streak_of else 1
+        if key != self._streak_of:
+            self._streak.clear()
         self._streak_of = key
+        self._streak.add(video_id)
+        failed = self._failed.setdefault(key, set())
         if self._seen <= FIRST_VIDEOS:
-            self._counts[key] += 1
+            failed.add(video_id)
         limit = max(SMALLEST_SHARE_COUNT, self._share * FIRST_VIDEOS)
-        if self._streak >= self._in_a_row:
-            self.cause = f"{self._streak} videos in a row failed at {stage} with {error}"
-        elif self._counts[key] >= limit:
-            self.cause = f"{self._counts[key]} of the first {self._seen} videos failed at {stage} with {error}"
+        if len(self._streak) >= self._in_a_row:
+            self.cause = f"{len(self._streak)} videos in a row failed at {stage} with {error}"
+        elif len(failed) >= limit:
+            self.cause = f"{len(failed)} of the first {self._seen} videos failed at {stage} with {error}"

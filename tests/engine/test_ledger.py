@@ -262,18 +262,27 @@ def test_after_a_failure_the_clips_that_still_arrive_count_for_nothing() -> None
 def test_the_breaker_trips_on_one_cause_in_a_row(same: bool, expected: bool) -> None:
     breaker = Breaker(in_a_row=5, share=1.0)
     for i in range(5):
-        breaker.failed("fetch", "forbidden" if same or i % 2 else "missing")
+        breaker.failed("fetch", "forbidden" if same or i % 2 else "missing", f"v{i}")
     assert (breaker.cause is not None) is expected
+
+
+def test_one_video_never_trips_the_breaker_however_much_is_wanted_of_it() -> None:
+    breaker = Breaker(in_a_row=5, share=0.2)
+    for i in range(400):
+        breaker.failed("label", "source_too_short", f"v{i % 4}")
+    assert breaker.cause is None
+    breaker.failed("label", "source_too_short", "v4")
+    assert breaker.cause == "5 videos in a row failed at label with source_too_short"
 
 
 def test_the_breaker_trips_on_a_share_of_the_first_videos_only() -> None:
     breaker = Breaker(in_a_row=1000, share=0.2)
     for i in range(400):
-        breaker.failed("fetch", "timeout") if i % 4 == 0 else breaker.scored()
+        breaker.failed("fetch", "timeout", f"v{i}") if i % 4 == 0 else breaker.scored()
     assert breaker.cause is not None
     late = Breaker(in_a_row=1000, share=0.2)
     for _ in range(500):
         late.scored()
     for i in range(900):
-        late.failed("fetch", "timeout") if i % 2 else late.scored()
+        late.failed("fetch", "timeout", f"v{i}") if i % 2 else late.scored()
     assert late.cause is None

@@ -1,0 +1,127 @@
+"""The third job end to end, as it is typed: labels, a training set, a model, what it is worth, scores, differences."""
+
+import json
+from pathlib import Path
+
+from kvq_batch.models.kvq.checkpoint import load
+from tests.cli.test_commands import call
+
+LABELS = """
+name = "versions"
+tables = "{folder}/labels"
+keep = "{folder}/versions"
+seed = 3
+[[sources]]
+source = "synthetic:glow"
+count = 2
+[[sources]]
+source = "synthetic:landscape"
+count = 2
+[segments]
+num_frames = 8
+height_px = 96
+width_px = 128
+[versions]
+ladders = {{ h264 = [22, 34, 46], blur = [3] }}
+combinations = []
+regions = 2
+mixes = 0
+[make.workers]
+max = 2
+num_cpus = 0.5
+"""
+
+TRAIN = """
+name = "circle"
+version = "{version}"
+out = "{folder}/training-{version}"
+training_data = "procedural scenes, VMAF"
+[data]
+videos = "{folder}/versions"
+labels = "{folder}/set/labels.csv"
+scale = [0, 100]
+cells_column = "cells"
+frames = "{folder}/frames"
+[views]
+slots = 2
+mix = 0.5
+[model]
+embed_dim = 8
+depths = [1, 1]
+num_heads = [1, 2]
+top_k = [0, 2]
+patch = [2, 4, 4]
+window = [1, 4, 4]
+head_hidden = 8
+num_frames = 4
+num_segments = 2
+input_size = [32, 32]
+num_bands = 1
+stem_width = 8
+fragments = [4, 4]
+slot_by_slot = 1
+initialisation = "fan-in"
+[loss]
+lpc = 0
+score = 1
+cells = 1
+[optimiser]
+learning_rate = 3e-3
+backbone_factor = 1.0
+ema_decay = 0.5
+[training]
+steps = {steps}
+batch_size = 4
+dropout = 0.1
+validate_every = {steps}
+[machine]
+num_threads = 1
+checkpoint_every = 4
+"""
+
+PART = "CASE WHEN source_id LIKE '%/1' THEN 'validation' ELSE 'train' END"
+
+DIFFERENCES = """
+SELECT a.video_id, b.mos - a.mos AS change, a.model_origin FROM scores_latest a JOIN scores_latest b USING (video_id)
+WHERE a.model_id = '{first}' AND b.model_id = '{second}'
+"""
+
+
+def trained(folder: Path, version: str, steps: int) -> Path:
+    job = folder / f"train-{version}.toml"
+    job.write_text(TRAIN.format(folder=folder, version=version, steps=steps))
+    facts = json.loads(call("train", job, "-o", "json").stdout)
+    assert facts["steps"] == steps
+    return Path(facts["checkpoint"])
+
+
+def test_labels_become_a_model_that_scores_a_catalog(tmp_path: Path) -> None:
+    job = tmp_path / "labels.toml"
+    job.write_text(LABELS.format(folder=tmp_path))
+    made = json.loads(call("labels", "make", job, "-o", "json").stdout)
+    # The clean one, three rates, one blur and two regions of each of four scenes.
+    assert (made["labelled"], made["failed"]) == (28, 0)
+
+    tables, folder = tmp_path / "labels", tmp_path / "set"
+    call("labels", "export", tables, "--out", folder, "--format", "csv", "--part", PART, "--where", "kind <> 'region'")
+    wrong = call("labels", "export", tables, "--out", tmp_path / "no", "--format", "csv", "--part", "name", exit_code=2)
+    assert "is put into the part" in wrong.stderr
+
+    weights = [trained(tmp_path, "1", 4), trained(tmp_path, "2", 12)]
+    cards = [load(path).card for path in weights]
+
+    command = ("evaluate-versions", tables, "--model", "kvq", "--weights", weights[1], "--draws", "100", "-o", "json")
+    figures = {(row["figure"], row["of"]): row for row in json.loads(call(*command, "--out", tmp_path / "f").stdout)}
+    assert figures["srcc", "(all)"]["clips"] == 20
+    assert figures["falling_steps", "h264"]["clips"] == 8
+    assert figures["auc", "(all), alone"]["clips"] > 0
+    assert -1 <= figures["srcc", "(all)"]["value"] <= 1
+    assert {path.name for path in (tmp_path / "f").iterdir()} > {"figures.csv", "versions.parquet"}
+
+    for path in weights:
+        call("score", tmp_path / "versions", "--tables", tmp_path / "scores", "--model", "kvq", "--weights", path)
+    sql = DIFFERENCES.format(first=cards[0].model_id, second=cards[1].model_id)
+    rows = json.loads(call("query", tmp_path / "scores", sql, "-o", "json").stdout)
+    assert len(rows) == 28
+    assert {row["model_origin"] for row in rows} == {"trained"}
+    assert any(abs(row["change"]) > 0.01 for row in rows)
