@@ -99,7 +99,7 @@ def draw_maps(
     shown = None if saliency is None else np.sqrt(saliency)
     bounds = (_bounds(shown), _bounds(texture))
     columns = [
-        _column(frame, None if shown is None else shown[slot], None if texture is None else texture[slot], bounds)
+        column(frame, None if shown is None else shown[slot], None if texture is None else texture[slot], bounds)
         for frame, slot in zip(frames, slots, strict=True)
     ]
     picture = _sheet(columns, row, _legend(saliency, texture))
@@ -138,13 +138,13 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _column(
+def column(
     frame: NDArray[np.uint8],
     saliency: NDArray[np.float32] | None,
     texture: NDArray[np.float32] | None,
     bounds: tuple[tuple[float, float], tuple[float, float]],
 ) -> Image.Image:
-    """Frame, saliency over frame, texture over frame, below each other."""
+    """Frame (uint8 [H, W, 3]), saliency over it, texture over it, below each other; `bounds` are of the colours."""
     height_px = max(1, round(frame.shape[0] * WIDTH_PX / frame.shape[1]))
     base = Image.fromarray(frame).resize((WIDTH_PX, height_px), Image.Resampling.LANCZOS)
     panels = [base]
@@ -191,20 +191,20 @@ def _legend(saliency: NDArray[np.float32] | None, texture: NDArray[np.float32] |
 
 def _sheet(columns: Sequence[Image.Image], row: dict[str, Any], legend: Sequence[str]) -> Image.Image:
     """The columns beside each other, what they show above them, the legend below."""
-    width_px = sum(column.width + MARGIN_PX for column in columns) + MARGIN_PX
+    width_px = sum(panels.width + MARGIN_PX for panels in columns) + MARGIN_PX
     # Line by line, so that none is cut however narrow the sheet: above all not that a score is none.
     words = [(str(row["video_id"]), "black"), (f"clip {row['clip_index']}, score {row['raw_score']:.4g}", "black")]
     words += [(str(row["model_id"]), "black")]
     words += [("UNTRAINED: random weights, no quality", "red")] * (row["model_origin"] == "untrained")
     title = [(line, colour) for text, colour in words for line in _folded(text, width_px - 2 * MARGIN_PX)]
     top_px = len(title) * TEXT_PX + MARGIN_PX
-    height_px = top_px + max(column.height for column in columns) + len(legend) * TEXT_PX + 2 * MARGIN_PX
+    height_px = top_px + max(panels.height for panels in columns) + len(legend) * TEXT_PX + 2 * MARGIN_PX
     sheet = Image.new("RGB", (width_px, height_px), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (line, colour) in enumerate(title):
         draw.text((MARGIN_PX, MARGIN_PX // 2 + i * TEXT_PX), line, fill=colour)
-    for i, column in enumerate(columns):
-        sheet.paste(column, (MARGIN_PX + i * (column.width + MARGIN_PX), top_px))
+    for i, panels in enumerate(columns):
+        sheet.paste(panels, (MARGIN_PX + i * (panels.width + MARGIN_PX), top_px))
     for i, line in enumerate(legend):
         draw.text((MARGIN_PX, height_px - (len(legend) - i) * TEXT_PX - MARGIN_PX // 2), line, fill="black")
     return sheet
