@@ -108,7 +108,7 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
         best = Trainer(settings, machine, source, Path(folder), card).train().best
         tensors = {key: torch.tensor(value) for key, value in load(best).tensors.items()}
     network = build_network(config, tensors, torch.bfloat16 if job.training.precision == "bf16" else torch.float32)
-    tests = [video for video in listed if video.part == "test"]
+    tests = [dataclasses.replace(video, part=None) for video in listed if video.part == "test"]
     labels = _labels_of(job, tests)
     # The first segment of each source: enough to tell variants apart, at a third of the time.
     first = [place for place, row in enumerate(labels) if json.loads(row["segment"])["number"] == 0]

@@ -117,6 +117,7 @@ def _framing(job: "TrainJob", config: "KvqConfig", sampling: "Sampling", cells: 
         frame_slots=tuple(frame // SLOT_FRAMES for frame in frames),
         mix=job.views.mix,
         flip=job.views.flip,
+        contrast=job.views.contrast,
     )
 
 

@@ -1,9 +1,9 @@
 """Versions of one source as training sees them: single slots, drawn patches, rectangles of two versions.
 
 Frames stand in `.npy` files at their own size. A drawn view is one slot of a clip; its patches are cut at drawn places
-(FAST-VQA, ECCV 2022, section 3.1), it is mirrored by chance, and by chance rectangles of it show another version of
-the same pixels, each cell keeping the label of its version: what teaches a texture map to find regions. Labels of
-drawn views are the means of their cells. Who decodes and who labels is no matter here.
+(FAST-VQA, ECCV 2022, section 3.1), it is mirrored and its contrast changed by chance, and by chance rectangles of it
+show another version of the same pixels, each cell keeping the label of its version: what teaches a texture map to find
+regions. Labels of drawn views are the means of their cells. Who decodes and who labels is no matter here.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,9 @@ class Framing:
     `input_size` (height, width) and `grid` (rows, columns of the maps) are the network's. With `is_cut` a view is
     spliced from a patch for each cell of the grid; else files are of the input's size, and views are whole frames.
     `slot_frames` is the number of frames of a slot. Cell labels have `num_slots` slots, and `frame_slots[i]` is the one
-    that frame i of a file lies in. `mix` is the share of drawn views that are mixed.
+    that frame i of a file lies in. `mix` is the share of drawn views that are mixed. `flip` mirrors half of them each
+    way and turns half where they are square. `contrast` is the most by which differences of pixels grow or shrink, so
+    that how much detail there is says less of which scene it is.
     """
 
     input_size: tuple[int, int]
@@ -41,6 +43,7 @@ class Framing:
     frame_slots: tuple[int, ...]
     mix: float = 0.0
     flip: bool = True
+    contrast: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,10 @@ class VersionFiles:
             others = loaded(self.frames[other])[slot][:, rows[:, None], columns[None, :]]
             clip[:, pixels] = others[:, pixels]
             cells = np.where(inside, self._cells(other, slot), cells)
-        if framing.flip and rng.random() < 0.5:
-            clip, cells = clip[:, :, ::-1], cells[..., ::-1]
+        if framing.flip:
+            clip, cells = _turned(clip, cells, rng)
+        if framing.contrast > 1:
+            clip = _with_contrast(clip, framing.contrast ** rng.uniform(-1, 1), rng.uniform(-0.1, 0.1))
         return np.ascontiguousarray(clip), np.ascontiguousarray(cells)
 
     def _patches(
@@ -161,3 +166,25 @@ class VersionFiles:
         if sizes.setdefault(pixels, frames.shape) != frames.shape:
             return f"{list(frames.shape)}, another version of the same frames is {list(sizes[pixels])}"
         return ""
+
+
+def _turned(
+    clip: NDArray[np.uint8], cells: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Both mirrored by chance, each way, and rows and columns exchanged by chance where there are as many."""
+    across, down, turned = rng.random(3) < 0.5
+    if across:
+        clip, cells = clip[:, :, ::-1], cells[..., ::-1]
+    if down:
+        clip, cells = clip[:, ::-1], cells[:, ::-1]
+    if turned and clip.shape[1] == clip.shape[2] and cells.shape[1] == cells.shape[2]:
+        clip, cells = clip.swapaxes(1, 2), cells.swapaxes(1, 2)
+    return clip, cells
+
+
+def _with_contrast(clip: NDArray[np.uint8], gain: float, shift: float) -> NDArray[np.uint8]:
+    """The clip with its distance from its mean times `gain`, and moved by `shift` of the whole range."""
+    mean = clip.mean(dtype=np.float32)
+    moved = (clip - mean) * np.float32(gain) + (mean + np.float32(255 * shift + 0.5))
+    changed: NDArray[np.uint8] = np.clip(moved, 0, 255).astype(np.uint8)
+    return changed
