@@ -76,16 +76,31 @@ def test_a_mixture_carries_the_label_of_what_stands_in_each_cell(files: VersionF
     assert len(kinds) > 3
 
 
-def test_mirrored_views_keep_pixels_and_cells_together(files: VersionFiles) -> None:
-    framing = dataclasses.replace(FRAMING, mix=1.0, flip=True)
-    mirrored = dataclasses.replace(files, framing=framing)
-    directions = set()
-    for draw in range(20):
-        views = mirrored.read([0], draw)
+def test_mirrored_and_turned_views_keep_pixels_and_cells_together(files: VersionFiles) -> None:
+    turned = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, mix=1.0, flip=True))
+    corners = set()
+    for draw in range(60):
+        views = turned.read([0], draw)
         assert views.cells is not None
         assert np.array_equal(views.clips[0, 0, ::4, ::4, 0] // 100, views.cells[0, 0] < 60)
-        directions.add(int(views.clips[0, 0, 0, 0, 2]) < int(views.clips[0, 0, 0, -1, 2]))
-    assert directions == {True, False}
+        # Green is the row and blue the column that a pixel had: which way they grow says what was done.
+        frame = views.clips[0, 0].astype(int)
+        corners.add((*np.sign(frame[-1, 0] - frame[0, 0])[1:], *np.sign(frame[0, -1] - frame[0, 0])[1:]))
+    assert len(corners) == 8
+
+
+def test_contrast_changes_pixels_and_no_label(files: VersionFiles) -> None:
+    for path in files.frames:
+        # In the middle of the range, so that nothing is clipped.
+        np.save(path, np.load(path) // 2 + 90)
+    changed = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, contrast=1.5))
+    gains = []
+    for draw in range(40):
+        plain, other = files.read([0], draw), changed.read([0], draw)
+        assert np.array_equal(plain.labels, other.labels)
+        gains.append(np.ptp(other.clips[..., 1].astype(int)) / np.ptp(plain.clips[..., 1].astype(int)))
+    assert 0.6 < min(gains) < 0.8
+    assert 1.25 < max(gains) < 1.6
 
 
 def test_a_view_follows_from_its_place_and_the_draw(files: VersionFiles) -> None:
