@@ -11,7 +11,7 @@ from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
 
-OURS = ["kvq", "kvq-tiny", "luma-sharpness"]
+OURS = ["kvq", "kvq-lite", "kvq-tiny", "luma-sharpness"]
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str = "") -> None:
@@ -44,7 +44,7 @@ def test_listing_and_describing_import_no_torch() -> None:
     code = (
         "import sys; from kvq_batch.models import registry; from kvq_batch.domain.scorer import ModelOptions;"
         "[registry.summary(name) for name in registry.names()];"
-        "registry.describe(ModelOptions('kvq-tiny')); registry.describe(ModelOptions('luma-sharpness'));"
+        "[registry.describe(ModelOptions(name)) for name in ('kvq-tiny', 'kvq-lite', 'luma-sharpness')];"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -64,7 +64,7 @@ def test_declarations() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(SpecError, match="unknown model 'kvk'; registered are kvq, kvq-tiny, luma-sharpness"):
+    with pytest.raises(SpecError, match="unknown model 'kvk'; registered are kvq, kvq-lite, kvq-tiny, luma-sharpness"):
         registry.describe(ModelOptions("kvk"))
 
 

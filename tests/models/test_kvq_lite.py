@@ -1,0 +1,72 @@
+"""The model in the box: its card, its size, and that its scores and maps mean something on what it never saw."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvq_batch.domain.recipe import Cells, Patch, Recipe, Step
+from kvq_batch.domain.scorer import ModelOptions, Scorer
+from kvq_batch.domain.segment import Segment
+from kvq_batch.media.distortions import make_version
+from kvq_batch.media.fragments import splice
+from kvq_batch.media.planes import Planes
+from kvq_batch.media.segments import segment_of_scene
+from kvq_batch.models import registry
+from kvq_batch.models.kvq.config import LITE
+from kvq_batch.models.kvq.family import kvq_lite
+
+OPTIONS = ModelOptions("kvq-lite", num_threads=2)
+UNSEEN_SEED = 1 << 21
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return registry.build(OPTIONS)
+
+
+@pytest.fixture(scope="module", params=["landscape", "leaves"])
+def source(request: pytest.FixtureRequest) -> Planes:
+    return segment_of_scene(request.param, UNSEEN_SEED, Segment(num_frames=10, height_px=352, width_px=480))
+
+
+def clip_of(planes: Planes) -> np.ndarray:
+    """The frames that the model asks for of a video of these planes."""
+    request = registry.describe(OPTIONS).frames
+    assert request.size is not None
+    assert request.fragments is not None
+    frames = planes.to_rgb()
+    indices = request.sampling.indices(len(frames))
+    clip = np.empty((len(indices), *request.size, 3), np.uint8)
+    for t, index in enumerate(indices):
+        splice(frames[index], request.fragments, clip[t])
+    return clip
+
+
+def test_it_comes_with_its_weights_and_a_card_that_says_what_they_are() -> None:
+    spec = registry.describe(OPTIONS)
+    assert spec.card.origin == "trained"
+    assert spec.card.name == "kvq-lite"
+    assert "VMAF" in spec.card.training_data
+    assert "no opinions" in spec.card.summary
+    assert "validation" in spec.card.calibrations
+    assert spec.frames.fragments == LITE.fragments
+    assert kvq_lite.default_weights is not None
+    assert Path(kvq_lite.default_weights).stat().st_size <= 12_000_000
+
+
+def test_its_score_falls_as_the_rate_does(scorer: Scorer, source: Planes) -> None:
+    ladder = [make_version(source, Recipe((Step("h264", crf),))) for crf in (22, 32, 40, 48)]
+    scores = [prediction.raw_score for prediction in scorer.score([clip_of(version) for version in ladder])]
+    assert scores == sorted(scores, reverse=True), scores
+    assert scores[0] - scores[-1] > 0.1
+
+
+def test_its_texture_is_low_where_a_region_was_distorted(scorer: Scorer, source: Planes) -> None:
+    patch = Patch(Cells(0, 0, 11, 8), (Step("blur", 3),))
+    clean, blurred = scorer.score([clip_of(source), clip_of(make_version(source, Recipe((), (patch,))))])
+    assert clean.texture is not None
+    assert blurred.texture is not None
+    change = (blurred.texture - clean.texture).mean(0)
+    # Eight of fifteen columns of cells are blurred: the left three of the map's seven wholly, the right three not.
+    assert change[:, :3].mean() < change[:, 4:].mean() - 0.02
