@@ -54,10 +54,10 @@ SELECT CASE WHEN cell_row < {top} THEN 'top' WHEN cell_row < {bottom} THEN 'midd
     round(avg(texture), 4) AS texture, round(avg(saliency), 4) AS saliency, round(avg(weighted), 4) AS weighted
 FROM regions GROUP BY ALL ORDER BY region"""
 
-# What a number of KVQ-Lite is, in the words that stand under the answers.
+# What a number of KVQ-Lite is, said before the first of them.
 MEANING = (
-    "mos: what VMAF (0 to 100) is foretold to be, from the distorted clip alone; a measure of fidelity, not an opinion "
-    "of people. `kvq-batch models kvq-lite` shows how well it does, on what"
+    "\nmos is what VMAF (0 to 100) would be, foretold from the distorted clip alone: a measure of fidelity, no opinion of\n"
+    "people. It tells versions of one video apart; across different videos it is rough (figures: docs/model.md)."
 )
 
 SCORES = """\
@@ -107,6 +107,8 @@ def demo(
     _step(output, f"kvq-batch run {job_file}")
     summary = execute(planned, None, None)
     finish(summary, planned, output, f"kvq-batch run {job_file}")
+    if not full:
+        output.note(MEANING)
     with open_session(str(tables)) as session:
         for title, question in (
             ("the scores", SCORES),
@@ -118,11 +120,11 @@ def demo(
             _step(output, f'kvq-batch query {tables} "\n{sql}"')
             answer = session.sql(sql)
             output.rows(answer.to_pylist(), answer.column_names, title=title)
-            _explain(output, model, full)
+            output.warn_untrained([model] if full else [])
         picture = out / "maps.png"
         _step(output, f"kvq-batch maps {tables} {video_id} --out {picture}")
         draw_maps(session, StorageOptions(), video_id, picture, model)
-        _explain(output, model, full)
+        output.warn_untrained([model] if full else [])
     output.note(
         f"\n{picture} shows saliency and texture over the frames of {video_id}.\n"
         "What to type next:\n"
@@ -138,13 +140,6 @@ def _words(model: str, full: bool) -> dict[str, str | int]:
     rows = 14 if full else 7
     score, digits = ("raw_score", 4) if full else ("mos", 1)
     return {"model": model, "score": score, "digits": digits, "top": rows // 3, "bottom": rows - rows // 3}
-
-
-def _explain(output: Output, model: str, full: bool) -> None:
-    if full:
-        output.warn_untrained([model])
-    else:
-        output.note(MEANING, style="dim")
 
 
 def _make_catalog(out: Path, full: bool, output: Output) -> str:
