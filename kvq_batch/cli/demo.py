@@ -56,8 +56,8 @@ FROM regions GROUP BY ALL ORDER BY region"""
 
 # What a number of KVQ-Lite is, said before the first of them.
 MEANING = (
-    "\nmos is what VMAF (0 to 100) would be, foretold from the distorted clip alone: a measure of fidelity, no opinion\n"
-    "of people. It tells versions of one video apart; across different videos it is rough (figures: docs/model.md)."
+    "\nmos is what VMAF (0 to 100) would be, foretold from the distorted clip alone: fidelity, and no opinion of\n"
+    "people. It tells versions of one video apart; across different videos it is rough (see docs/model.md)."
 )
 
 SCORES = """\
