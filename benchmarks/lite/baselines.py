@@ -1,0 +1,113 @@
+"""What stands beside KVQ-Lite: hand-made features with a kernel, and a plain CNN, on the same sources of the same set.
+
+    python -m benchmarks.lite.baselines JOB --set DIR --frames DIR --steps N --seed S --out FILE.json
+
+JOB is the file that trains the shipped weights: views, losses and optimiser are its own. DIR holds labels.csv, as
+`kvq-batch labels export --format csv` writes it, with the splits train, validation and test; frames that are decoded
+already are found in --frames, features go into the set's folder. Prints Markdown and writes every row as JSON.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from benchmarks.lite.clips import LabelledSet, job_for_set, read_set, scored
+from benchmarks.lite.cnn import cnn_scores, train_cnn
+from benchmarks.lite.handmade import handmade_scores
+from benchmarks.tables import print_table
+from kvq_batch.cli.train import settings_of
+from kvq_batch.evaluation.versions import ScoredVersion, version_rows
+from kvq_batch.spec.train import TrainJob
+from kvq_batch.training.validation import Validation
+
+_KINDS = ("handmade", "cnn")
+# Of the CNN's training, in which whole validation sets are scored.
+_NUM_VALIDATIONS = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--set", type=Path, required=True, dest="folder")
+    parser.add_argument("--frames", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1000, help="of the CNN")
+    parser.add_argument("--seed", type=int, default=0, help="of the CNN")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=1000, help="of whole sources, for the intervals")
+    parser.add_argument("--only", choices=_KINDS)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    job = _with_steps(job_for_set(asked.job, asked.folder, asked.frames), asked.steps, asked.seed)
+    with threadpool_limits(asked.threads):
+        rows = read_set(job)
+        kinds = _KINDS if asked.only is None else (asked.only,)
+        found = []
+        for name, facts, versions in _baselines(rows, job, asked.folder, kinds):
+            _tell(f"{name}: {json.dumps(facts)}")
+            figures = version_rows(versions, asked.draws)
+            found.append({"baseline": name, **facts, "rows": [row for row in figures if row["value"] is not None]})
+            # A baseline that is found is kept, whatever becomes of the next one.
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    print_table([_short(entry["baseline"], row) for entry in found for row in entry["rows"]])
+
+
+def _baselines(
+    rows: LabelledSet, job: TrainJob, folder: Path, kinds: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any], list[ScoredVersion]]]:
+    if "handmade" in kinds:
+        for name, scores, facts in handmade_scores(rows, folder):
+            yield f"hand-made features, {name}", facts, scored(rows, scores, None)
+    if "cnn" in kinds:
+        trained = train_cnn(rows.learnt, settings_of(job), _Progress())
+        yield "CNN", trained.facts, scored(rows, *cnn_scores(trained.network, rows.test))
+
+
+def _with_steps(job: TrainJob, steps: int, seed: int) -> TrainJob:
+    values = job.model_dump()
+    values["training"] |= {"steps": steps, "seed": seed, "validate_every": max(1, steps // _NUM_VALIDATIONS)}
+    # Averaged over the same share of the training, or a short one would end with its beginning in the average.
+    forgotten = (1 - job.optimiser.ema_decay) * max(1.0, job.training.steps / steps)
+    values["optimiser"] |= {
+        "warmup_steps": min(job.optimiser.warmup_steps, steps // 4),
+        "ema_decay": max(0.0, 1 - forgotten),
+    }
+    return TrainJob.model_validate(values)
+
+
+class _Progress:
+    """A line now and then."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, step: int, loss: float, found: Validation | None) -> None:
+        if found is not None:
+            _tell(f"CNN, step {step}, {self._passed()}: validation SRCC {found.srcc:.3f}, PLCC {found.plcc:.3f}")
+        elif step % 50 == 0:
+            _tell(f"CNN, step {step}, {self._passed()}: loss {loss:.4f}")
+
+    def _passed(self) -> str:
+        return f"{time.monotonic() - self._started:.0f} s"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _short(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    value = f"{row['value']:.3f}"
+    value += "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    figure = f"{row['figure']} {row['of']}"
+    return {"baseline": name, "figure": figure, "clips": row["clips"], "sources": row["sources"], "value": value}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The versions of an exported set of labels, split as its list says, decoded once, for whoever learns from them.
+
+They are those that the training of a job reads, in the same order and from the same files. Nothing is scored here.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_batch.cli.train import network_of
+from kvq_batch.cli.train_clips import decoded_source, mix_column
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.recipe import Recipe
+from kvq_batch.evaluation.versions import ScoredVersion
+from kvq_batch.io.storage import StorageOptions
+from kvq_batch.io.training_set import LabelledVideo, read_training_set
+from kvq_batch.spec.load import load_train_job
+from kvq_batch.spec.train import TrainJob
+from kvq_batch.training.version_files import VersionFiles
+
+LIST = "labels.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """`learnt` holds the versions to train on and to choose by (its samples say which), `test` those of other sources.
+
+    `recipes[i]` made the i-th version of `test`.
+    """
+
+    learnt: VersionFiles
+    test: VersionFiles
+    recipes: Sequence[Recipe]
+
+    def part(self, name: str) -> list[int]:
+        """Places of `learnt` of the part "train" or "validation"."""
+        return [place for place, sample in enumerate(self.learnt.samples) if sample.part == name]
+
+
+def job_for_set(path: Path, folder: Path, frames: Path) -> TrainJob:
+    """The training job of a file, with the list of the set in `folder` in place of its own, and frames in `frames`."""
+    job = load_train_job(path)
+    data = job.data.model_dump() | {"labels": str(folder / LIST), "frames": str(frames)}
+    return TrainJob.model_validate(job.model_dump() | {"data": data})
+
+
+def read_set(job: TrainJob) -> LabelledSet:
+    """The set of a job of `job_for_set`; what is not decoded yet is decoded.
+
+    Raises:
+        SpecError: a list, versions or labels that cannot be read, a part that is missing, or a job of whole clips.
+    """
+    listed, _ = read_training_set(job.data, StorageOptions.from_spec(job.storage), mix_column(job))
+    parts: dict[str | None, list[LabelledVideo]] = {}
+    for video in listed:
+        parts.setdefault(video.part, []).append(video)
+    if set(parts) != {"train", "validation", "test"}:
+        found = ", ".join(sorted(map(str, parts)))
+        raise SpecError(f"{job.data.labels}: its versions are of the splits {found}; export it with all three")
+    recipes = _recipes(Path(job.data.labels))
+    return LabelledSet(
+        learnt=_decoded(job, parts["train"] + parts["validation"]),
+        test=_decoded(job, parts["test"]),
+        recipes=[recipes[video.video_id] for video in parts["test"]],
+    )
+
+
+def scored(rows: LabelledSet, scores: NDArray[np.float64], textures: NDArray[np.float64] | None) -> list[ScoredVersion]:
+    """The versions of the test with their scores [n] and texture maps [n, row, column].
+
+    Without textures those with a distorted region are left out, and the others have one cell, their score.
+    """
+    found = []
+    for place, (sample, recipe) in enumerate(zip(rows.test.samples, rows.recipes, strict=True)):
+        if textures is None and recipe.patches:
+            continue
+        score = float(scores[place])
+        found.append(
+            ScoredVersion(
+                source_id=sample.source_id,
+                pixels=rows.test.pixels[place],
+                recipe=recipe,
+                label=sample.label,
+                cells=np.load(rows.test.cells[place]).astype(np.float64).mean(0),
+                score=score,
+                texture=np.full((1, 1), score) if textures is None else textures[place],
+            )
+        )
+    return found
+
+
+def _recipes(path: Path) -> dict[str, Recipe]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["video_id"]: Recipe.from_json(row["recipe"]) for row in csv.DictReader(file)}
+
+
+def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> VersionFiles:
+    # The samples of a training are never of a test.
+    named = [dataclasses.replace(video, part=None) if video.part == "test" else video for video in videos]
+    source = decoded_source(job, network_of(job), named, Path(job.out), lambda done, total: None)
+    if not isinstance(source, VersionFiles):
+        raise SpecError("the job trains on whole clips; the baselines need views.slots")
+    return source

@@ -1,0 +1,163 @@
+"""The second baseline: a plain convolutional network of no more parameters, trained as KVQ-Lite is trained.
+
+Same input (RGB and bands of detail), same drawn views, losses, optimiser, averaged weights and choice among them; what
+differs is the network: no windows, no saliency, and a score that is the mean of its texture map. It is kept in no file.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.models.kvq.config import KvqConfig
+from kvq_batch.models.kvq.embedding import normalise, with_energy_bands
+from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork
+from kvq_batch.training.group import Alone
+from kvq_batch.training.objective import TensorBatch, compute_losses
+from kvq_batch.training.optimisation import Optimisation
+from kvq_batch.training.samples import batch_places, seed_of, split_samples
+from kvq_batch.training.settings import TrainSettings
+from kvq_batch.training.validation import Validation, validate
+from kvq_batch.training.version_files import VersionFiles
+
+WIDTHS = (32, 64, 128, 256)
+# Together 32: a cell of the texture map is a fragment of the frame.
+_STRIDES = (4, 2, 2, 2)
+
+
+class Stage(nn.Module):
+    """A strided convolution, a norm over channels, and a residual convolution: [B, C, H, W] -> [B, C', H/s, W/s]."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.strided = nn.Conv2d(num_in, num_out, 2 * stride - 1, stride, stride - 1)
+        self.norm = nn.LayerNorm(num_out)
+        self.refined = nn.Conv2d(num_out, num_out, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.strided(x)
+        x = F.gelu(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return x + F.gelu(self.refined(x))
+
+
+class PlainCnn(nn.Module):
+    """Answers as a KVQ network does, with saliency 1 everywhere, so that its losses and validation fit.
+
+    The frames of a slot enter together, as channels.
+    """
+
+    def __init__(self, config: KvqConfig, dropout: float, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        widths = (config.patch[0] * config.input_channels, *WIDTHS)
+        self.stages = nn.Sequential(
+            *(Stage(n_in, n_out, step) for n_in, n_out, step in zip(widths, WIDTHS, _STRIDES, strict=False))
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(WIDTHS[-1], 1)
+
+    def forward(self, clips: Tensor) -> KvqMaps:
+        """Maps of normalised clips [B, 3, T, H, W]; texture [B, slots, H / 32, W / 32]."""
+        x = with_energy_bands(clips, self.config)
+        batch, channels, frames, height, width = x.shape
+        slot = self.config.patch[0]
+        slots = frames // slot
+        # [B, C, D * slot, H, W] -> [B * D, slot * C, H, W]
+        x = x.view(batch, channels, slots, slot, height, width).permute(0, 2, 3, 1, 4, 5)
+        x = x.reshape(batch * slots, slot * channels, height, width).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, self.compute_dtype is torch.bfloat16):
+            x = self.stages(x)
+        cells = self.head(self.dropout(x.float().permute(0, 2, 3, 1)))[..., 0]
+        texture = cells.view(batch, slots, *cells.shape[1:])
+        nothing = torch.zeros_like(texture)
+        return KvqMaps(texture, torch.ones_like(texture), nothing, nothing[:, None], nothing[..., None])
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The network with the best averaged weights, and how it came to them."""
+
+    network: PlainCnn
+    facts: dict[str, Any]
+
+
+def train_cnn(
+    clips: VersionFiles,
+    settings: TrainSettings,
+    tell: Callable[[int, float, Validation | None], None] = lambda step, loss, found: None,
+) -> Trained:
+    """Trains on the part "train" of `clips`; `tell` hears (steps done, loss, validation or None) after each step.
+
+    Raises:
+        SpecError: samples that cannot be trained on, or a term of the loss that this network does not have.
+        FatalError: the training diverged.
+    """
+    if settings.loss.lpc:
+        raise SpecError("loss.lpc compares cubes that the network sees alone; the baseline has it not: set it to 0")
+    started = time.monotonic()
+    split = split_samples(clips.samples, settings.scale, settings.validation_share, settings.seed)
+    torch.manual_seed(seed_of(settings.seed, "weights"))
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    network = PlainCnn(settings.config, settings.dropout, dtype)
+    scoring = PlainCnn(settings.config, 0.0, dtype).eval()
+    # They ask for no more of a network than a PlainCnn has: parameters, and maps of clips.
+    as_kvq, scoring_as_kvq = cast(KvqNetwork, network), cast(KvqNetwork, scoring)
+    optimisation = Optimisation(as_kvq, settings.optimiser, settings.steps)
+    group = Alone()
+    best: Validation | None = None
+    kept: dict[str, Tensor] = {}
+    for step in range(settings.steps):
+        torch.manual_seed(seed_of(settings.seed, "dropout", step))
+        losses = compute_losses(as_kvq, _batch(clips, split.train, settings, step), settings.loss, settings.cube, group)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        optimisation.update(step, group)
+        found = None
+        if step + 1 == settings.steps or (step + 1) % settings.validate_every == 0:
+            scoring.load_state_dict(optimisation.averaged)
+            found = validate(scoring_as_kvq, clips, split.validation, settings.batch_size, step + 1, group)
+            if best is None or found.agreement > best.agreement:
+                best, kept = found, {name: value.clone() for name, value in optimisation.averaged.items()}
+        tell(step + 1, losses.terms["loss"], found)
+    assert best is not None
+    scoring.load_state_dict(kept)
+    facts = {
+        "parameters": sum(parameter.numel() for parameter in scoring.parameters()),
+        "steps": settings.steps,
+        "best_step": best.step,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "validation_srcc": best.srcc,
+        "validation_plcc": best.plcc,
+        "train_s": round(time.monotonic() - started, 1),
+    }
+    return Trained(scoring, facts)
+
+
+def cnn_scores(network: PlainCnn, clips: VersionFiles) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores [n] of the fixed views of all clips, and their texture maps [n, row, column], means over slots."""
+    scores, textures = [], []
+    for place in range(len(clips.samples)):
+        with torch.inference_mode():
+            maps = network(normalise(torch.from_numpy(clips.read([place], None).clips)))
+        scores.append(float(maps.scores()[0]))
+        textures.append(maps.texture[0].double().mean(0).numpy())
+    return np.array(scores), np.stack(textures)
+
+
+def _batch(clips: VersionFiles, train: NDArray[np.int64], settings: TrainSettings, step: int) -> TensorBatch:
+    """The views that a training of KVQ-Lite with these settings takes at this step."""
+    places = batch_places(train, settings.batch_size, step, settings.seed).tolist()
+    views = clips.read(places, seed_of(settings.seed, "view", step))
+    low, high = settings.scale
+    labels = torch.from_numpy((views.labels - low) / (high - low))
+    cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low))
+    return TensorBatch(normalise(torch.from_numpy(views.clips)), labels, cells)
