@@ -5,11 +5,14 @@ This module schedules nothing.
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
 from ray._private import auto_init_hook, state
+from ray.exceptions import AuthenticationError
 
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine.pipeline import configure_ray_data
@@ -45,6 +48,7 @@ def connect(target: str | None, needed_cpus: float) -> None:
     Raises:
         SpecError: it cannot be reached.
     """
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if target is None:
             # A local Ray counts CPUs only to schedule: pools that are small together may share the cores.
@@ -59,10 +63,14 @@ def connect(target: str | None, needed_cpus: float) -> None:
             )
         else:
             ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
         place = target or "this machine"
         hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if target else ""
         raise SpecError(f"Ray cannot be reached at {place}: {error}{hint}") from error
+    finally:
+        # Ray puts a handler of its own there, which ends the process at once: who set one wants to commit first.
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def smallest(pools: Sequence[Workers]) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """What the pools of a job take together, and a Ray that can never have it."""
 
+import os
+import signal
+
 import pytest
 
 from kvq_batch.domain.errors import SpecError
@@ -18,3 +21,14 @@ def test_a_resource_that_the_cluster_never_has_is_refused_by_name() -> None:
     refused = r"take 1 decode together and the cluster has at most 0: .*resources\.decode"
     with pytest.raises(SpecError, match=refused), ray_cluster(pools):
         pytest.fail("it should not have started")
+
+
+def test_sigterm_stays_with_who_asked_for_it() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with ray_cluster([Workers(num_cpus=0.5)]):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
