@@ -116,7 +116,7 @@ def serve() -> Iterator[S3Server]:
         keys = [secrets.token_hex(10).upper() if i % 2 == 0 else secrets.token_urlsafe(30) for i in range(4)]
         _write_identities(folder / "s3.json", keys)
         (folder / "data").mkdir()
-        s3, master, volume, filer, *grpc = _free_ports(8)
+        s3, master, volume, filer, *grpc = free_ports(8)
         command = [
             str(weed_binary()),
             "server",
@@ -202,7 +202,7 @@ def _write_identities(path: Path, keys: list[str]) -> None:
     path.chmod(0o600)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different: every socket is held until the last one is bound."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvq_batch import __version__
-from kvq_batch.cli import demo, evaluation, failures, jobs, labels, models, tables, upkeep
+from kvq_batch.cli import demo, evaluation, failures, jobs, labels, models, submission, tables, upkeep
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
 from kvq_batch.cli.train import train
@@ -112,6 +112,10 @@ app.command()(jobs.catalog)
 app.command()(jobs.plan)
 app.command()(jobs.run)
 app.command()(jobs.score)
+app.command()(submission.submit)
+app.command("jobs")(submission.list_jobs)
+app.command()(submission.logs)
+app.command()(submission.stop)
 app.command()(tables.status)
 app.command()(tables.query)
 app.command()(failures.failures)

@@ -68,7 +68,7 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
     output.warn_untrained(_untrained(planned))
 
 
-def execute(planned: "JobPlan", address: str | None, log: JsonLog | None) -> "RunSummary":
+def execute(planned: "JobPlan", address: str | None, log: JsonLog | None, run_id: str | None = None) -> "RunSummary":
     """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
     from kvq_batch.engine.run import RunOptions, run_job
 
@@ -76,7 +76,7 @@ def execute(planned: "JobPlan", address: str | None, log: JsonLog | None) -> "Ru
     score_workers = sum(model.workers.max for model in job.models)
     observer = RunProgress({"decode": job.decode.workers.max, "score": score_workers}) if log is None else log
     with stopping_on_signals(observer.note) as stop, observer:
-        return run_job(planned, observer, RunOptions(address=address, stop=stop))
+        return run_job(planned, observer, RunOptions(address=address, stop=stop, run_id=run_id))
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from kvq_batch.cli.options import (
     ReasonOption,
     RegionOption,
     RetryOption,
+    RunIdOption,
     SampleOption,
     ShardOption,
     TimeZoneOption,
@@ -128,7 +129,7 @@ def plan(
     """
     from kvq_batch.spec.load import load_job
 
-    show_plan(_planned(_as_asked(load_job(job), context)), Output(output))
+    show_plan(_planned(as_asked(load_job(job), context)), Output(output))
 
 
 def run(
@@ -146,6 +147,7 @@ def run(
     deadline: DeadlineOption = None,
     time_zone: TimeZoneOption = None,
     address: AddressOption = None,
+    run_id: RunIdOption = None,
     dry_run: DryRunOption = False,
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
@@ -169,10 +171,10 @@ def run(
     from kvq_batch.spec.load import load_job
 
     told = use_log(context).told if log == "json" else None
-    planned = _planned(_as_asked(load_job(job), context))
+    planned = _planned(as_asked(load_job(job), context))
     if dry_run:
         return show_plan(planned, Output(output, told))
-    summary = execute(planned, address, log_of(context))
+    summary = execute(planned, address, log_of(context), run_id)
     finish(summary, planned, Output(output, told), command_line("run", job) + (f" --shard {shard}" if shard else ""))
     return None
 
@@ -220,7 +222,7 @@ def score(
       $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
     told = use_log(context).told if log == "json" else None
-    planned = _planned(_as_asked(score_job(source, tables, model, weights, device, endpoint_url, region), context))
+    planned = _planned(as_asked(score_job(source, tables, model, weights, device, endpoint_url, region), context))
     if dry_run:
         return show_plan(planned, Output(output, told))
     summary = execute(planned, address, log_of(context))
@@ -258,7 +260,7 @@ def gpu_share(device: str) -> dict[str, float]:
     return {"num_gpus": 1.0} if device == "cuda" else {}
 
 
-def _as_asked(job: "Job", context: typer.Context) -> "Job":
+def as_asked(job: "Job", context: typer.Context) -> "Job":
     """The job with what the command line says of its selection and its budget, by options that are named like keys."""
     from kvq_batch.spec.budget import Budget
     from kvq_batch.spec.load import with_values

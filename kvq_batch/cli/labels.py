@@ -16,6 +16,7 @@ from kvq_batch.cli.options import (
     LogOption,
     OutputOption,
     RegionOption,
+    RunIdOption,
     TablesArgument,
 )
 from kvq_batch.cli.output import Format, Output
@@ -36,6 +37,7 @@ def make(
     ],
     dry_run: DryRunOption = False,
     address: AddressOption = None,
+    run_id: RunIdOption = None,
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -67,7 +69,7 @@ def make(
     most = planned.job.make.workers.max
     observer = log_of(context) or RunProgress({"make": most}, "versions", "labelled")
     with stopping_on_signals(observer.note) as stop, observer:
-        summary = run_labels(planned, observer, LabelOptions(address, stop=stop))
+        summary = run_labels(planned, observer, LabelOptions(address, stop=stop, run_id=run_id))
     _finish(summary, planned, out, command_line("labels make", job))
 
 

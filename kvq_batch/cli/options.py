@@ -27,6 +27,8 @@ AddressOption = Annotated[
     str | None,
     typer.Option("--address", help="Ray cluster to run on. Default: a local Ray for this run.", show_default=False),
 ]
+# Whoever submits a run wants to know it by name before it has begun.
+RunIdOption = Annotated[str | None, typer.Option("--run-id", hidden=True)]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop: touches no video.")]
 LogOption = Annotated[
     LogFormat, typer.Option("--log", help="auto: a bar on a terminal. json: one JSON object a line on stderr.")

@@ -83,6 +83,16 @@ class Output:
         else:
             self._notes.print(escape(text), style=style or None)
 
+    def text(self, text: str) -> None:
+        """A piece of text as it is, to stdout: a log is data, too."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def aside(self, text: str) -> None:
+        """A piece of text as it is, to stderr: the log of a job whose outcome is the data."""
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
     def warn_untrained(self, names: Iterable[str]) -> None:
         """Say loudly that scores of these untrained models are no scores; nothing where there is none."""
         found = sorted(set(names))

@@ -3,6 +3,7 @@
     KvqBatchError
       SpecError        refused before anything starts                                   exit 2
         CheckpointError  weights that cannot be what the job says they are
+        UnknownJobError  a submitted job that the cluster does not know
       ItemError        this video only: a row in `failures`, the run goes on             exit 3 past `max_failure_share`
         FetchError       the bytes did not arrive
         ProbeError       the bytes are no video that we score
@@ -11,6 +12,7 @@
         LabelError       no version of it can be made or measured
       TransientError   retried with a cap, then becomes one of the others
         OutOfMemoryError   a batch does not fit: tried again by halves
+        HeadAwayError      the cluster's head gives no answer
       FatalError       stop; what is committed stays committed, the run can be resumed   exit 1
 
 Foreign exceptions are translated where their library is owned, with `from`. Errors cross processes, so every
@@ -34,12 +36,20 @@ class CheckpointError(SpecError):
     """Weights that cannot be loaded as the model that the job names."""
 
 
+class UnknownJobError(SpecError):
+    """The cluster knows no submitted job of that id: it is wrong, or the head was started again without its memory."""
+
+
 class TransientError(KvqBatchError):
     """A failure that may pass: a time-out, a reset connection, a slow-down answer."""
 
 
 class OutOfMemoryError(TransientError):
     """A batch of clips does not fit into the memory of its device; a smaller one may."""
+
+
+class HeadAwayError(TransientError):
+    """The head of a cluster gives no answer, or one that says that it is not at work."""
 
 
 class FatalError(KvqBatchError):

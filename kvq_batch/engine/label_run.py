@@ -83,11 +83,13 @@ class LabelSummary:
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """What the command line says of a run beside its job; `worker` may be a subclass."""
+    """What the command line says of a run beside its job; `worker` may be a subclass, `run_id` names the
+    run where somebody must know its name beforehand."""
 
     address: str | None = None
     worker: type[LabelWorker] = LabelWorker
     stop: threading.Event | None = None
+    run_id: str | None = None
 
 
 def run_labels(
@@ -100,7 +102,8 @@ def run_labels(
         SpecError: another run is at work on the tables, or the cluster cannot be used.
     """
     observer = observer or SilentObserver()
-    storage, holder = StorageOptions.from_spec(plan.job.storage), Holder.this_process(new_run_id(), plan.job.name)
+    storage = StorageOptions.from_spec(plan.job.storage)
+    holder = Holder.this_process(options.run_id or new_run_id(), plan.job.name)
     with hold(plan.job.tables, storage, holder, observer.told) as lease:
         writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id)
         for sentence in close_dead_runs(writer):

@@ -39,12 +39,13 @@ class RunOptions:
     """What the command line says of a run beside its job.
 
     `decode_worker` is the decoding stage's class (a subclass may name another task for its children); `stop` is set
-    to end the run early.
+    to end the run early; `run_id` names the run where somebody must know its name beforehand.
     """
 
     address: str | None = None
     decode_worker: type[DecodeWorker] = DecodeWorker
     stop: threading.Event | None = None
+    run_id: str | None = None
 
 
 def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions = RunOptions()) -> RunSummary:
@@ -55,7 +56,8 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
         SpecError: another run is at work on the tables, or the cluster cannot be used.
     """
     started, observer = datetime.now(UTC), observer or SilentObserver()
-    storage, holder = StorageOptions.from_spec(plan.job.storage), Holder.this_process(new_run_id(), plan.job.name)
+    storage = StorageOptions.from_spec(plan.job.storage)
+    holder = Holder.this_process(options.run_id or new_run_id(), plan.job.name)
     shard = plan.job.select.scope
     with hold(plan.job.tables, storage, holder, observer.told, shard) as lease:
         writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id, shard=shard)

@@ -41,13 +41,14 @@ _ELEMENT = re.compile(
 )
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{12,}\b")
 _SHORTEST_SECRET = 4
+_IN_ENVIRONMENT = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
 
 
 def redact(text: str) -> str:
     """`text` without anything that opens a store, and without terminal colours; what stays is what a person needs.
 
-    Masked are the values of this process' own AWS credentials, authorization headers, signature parameters, user
-    information in addresses, and what S3 repeats of a signature in its answers.
+    Masked are the values of this process' own AWS credentials and Ray token, authorization headers, signature
+    parameters, user information in addresses, and what S3 repeats of a signature in its answers.
     """
     text = _ANSI.sub("", text)
     for secret in _known_secrets():
@@ -61,6 +62,15 @@ def redact(text: str) -> str:
     return _KEY_ID.sub(MASK, text)
 
 
+def holds_secret(text: str) -> bool:
+    """Whether a text of a job, an address say, carries something that opens a store or a cluster.
+
+    Words that only announce a credential ("Basic ...") do not count here: a condition over titles may well hold them.
+    """
+    shapes = (_USER_INFO, _PARAMETER, _ASSIGNMENT, _KEY_ID)
+    return any(secret in text for secret in _known_secrets()) or any(shape.search(text) for shape in shapes)
+
+
 def summary(error: BaseException, limit: int = 500) -> str:
     """The redacted message of `error` on one line of at most `limit` characters; its class where it says nothing."""
     line = " ".join(redact(str(error)).split()) or type(error).__name__
@@ -69,7 +79,7 @@ def summary(error: BaseException, limit: int = 500) -> str:
 
 def _known_secrets() -> list[str]:
     """Keys and tokens that this machine holds, in each spelling that an address may give them, the longest first."""
-    values = {os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
+    values = {os.environ.get(name) for name in _IN_ENVIRONMENT}
     values.update(_profile_secrets())
     known = {value for value in values if value and len(value) >= _SHORTEST_SECRET}
     spellings = known | {spell(value, safe="") for value in known for spell in (quote, quote_plus)}

@@ -46,6 +46,20 @@ def load_train_job(path: Path) -> TrainJob:
     return checked(TrainJob, read_toml(path, "jobs/train.toml is one to start from"), origin=str(path))
 
 
+def load_any_job(path: Path) -> Job | LabelJob:
+    """The job of a TOML file that scores or makes labels: the second kind is known by its sources.
+
+    Raises:
+        SpecError: as `load_job`; and for a training, which is no job of a cluster.
+    """
+    values = read_toml(path, f"`kvq-batch init {path}` writes one")
+    if "training" in values and "models" not in values:
+        raise SpecError(f"{path}: is a training; start it where its devices are:  kvq-batch train {path}")
+    if "sources" in values and "models" not in values:
+        return checked(LabelJob, values, origin=str(path))
+    return make_job(values, origin=str(path))
+
+
 def read_toml(path: Path, hint: str) -> dict[str, Any]:
     """The values of a TOML file; `hint` says where to take one from.
 
