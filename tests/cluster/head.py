@@ -23,7 +23,7 @@ from tests.faults.processes import Process, below
 from tests.s3 import free_ports
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 _STARTS = 4
 _NOT_THEIRS = ("RAY_", "AWS_", "PYTHONPATH")
 
@@ -166,7 +166,10 @@ class Submitter:
     def call(self, *arguments: str, exit_code: int = 0) -> tuple[str, str]:
         """stdout and stderr of a command that ends with `exit_code`."""
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
         assert process.returncode == exit_code, stdout + stderr
         return stdout, stderr
 
