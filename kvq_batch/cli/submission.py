@@ -21,6 +21,7 @@ from kvq_batch.cli.options import (
     ReasonOption,
     RetryOption,
     SampleOption,
+    ShardOption,
     TimeZoneOption,
     WhereOption,
 )
@@ -84,6 +85,7 @@ def submit(
     ] = None,
     where: WhereOption = None,
     sample: SampleOption = None,
+    shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
     retry: RetryOption = None,
