@@ -94,46 +94,34 @@ def work_off(
         FatalError: the breaker tripped, the lease was lost, the store or the pipeline failed.
     """
     with _finished_is_committed(account, books, observer):
-        _rounds(account, books, pipeline, lease, observer, stop, taken_back)
-
-
-def _rounds(
-    account: Account,
-    books: Books,
-    pipeline: Pipeline,
-    lease: Lease,
-    observer: Observer,
-    stop: StopSign,
-    taken_back: Callable[[], bool],
-) -> None:
-    attempt = 0
-    while attempt < account.max_attempts:
-        attempt += 1
-        items = account.open_items(attempt)
-        if not items.num_rows or stop.is_set():
-            return
-        is_alone = attempt > 1
-        if is_alone:
-            observer.told(f"trying {items.num_rows} video(s) again, each alone (attempt {attempt})")
-        cancel = Cancel()
-        for table in _stream(pipeline(items, is_alone, cancel), cancel, stop):
-            if table is not None:
-                account.add(table)
-                books.note_result()
-                observer.progressed(account)
-            if account.breaker.cause:
-                raise FatalError(f"stopped: {account.breaker.cause}. Mend the cause and start the job again")
-            lease.check()
-            books.commit_when_due(observer)
-        if stop.is_set():
-            account.give_up()
-        else:
-            is_spared = taken_back()
-            lost = account.settle(attempt, is_spared)
-            if lost:
-                why = "machines were taken back" if is_spared else "their worker died"
-                observer.told(f"{lost} result(s) never came back: {why}")
-        books.commit(observer)
+        attempt = 0
+        while attempt < account.max_attempts:
+            attempt += 1
+            items = account.open_items(attempt)
+            if not items.num_rows or stop.is_set():
+                return
+            is_alone = attempt > 1
+            if is_alone:
+                observer.told(f"trying {items.num_rows} video(s) again, each alone (attempt {attempt})")
+            cancel = Cancel()
+            for table in _stream(pipeline(items, is_alone, cancel), cancel, stop):
+                if table is not None:
+                    account.add(table)
+                    books.note_result()
+                    observer.progressed(account)
+                if account.breaker.cause:
+                    raise FatalError(f"stopped: {account.breaker.cause}. Mend the cause and start the job again")
+                lease.check()
+                books.commit_when_due(observer)
+            if stop.is_set():
+                account.give_up()
+            else:
+                is_spared = taken_back()
+                lost = account.settle(attempt, is_spared)
+                if lost:
+                    why = "machines were taken back" if is_spared else "their worker died"
+                    observer.told(f"{lost} result(s) never came back: {why}")
+            books.commit(observer)
 
 
 def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: StopSign) -> Iterator[pa.Table | None]:

@@ -33,9 +33,8 @@ class Distortion:
 
 DISTORTIONS = (
     Distortion("none", 0),
-    Distortion("compression", 1, crf=27),
-    Distortion("compression", 2, crf=35),
-    Distortion("compression", 3, crf=43),
+    Distortion("compression", 1, crf=32),
+    Distortion("compression", 2, crf=42),
     Distortion("blur", 1, "gblur=sigma=2.5", 20),
     Distortion("noise", 1, "noise=alls=24:allf=t:all_seed=7", 26),
     Distortion("downscale", 1, "scale=iw/4:ih/4:flags=area,scale=4*iw:4*ih:flags=bilinear", 20),
