@@ -10,7 +10,8 @@ otherwise before, it also carries the ids of all those shards. So whoever is exc
 id taken by a newer epoch. This module commits nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
+from itertools import chain
 
 from deltalake import DeltaTable, Transaction
 
@@ -39,17 +40,23 @@ def commit_seq_of(application: str, version: int) -> int | None:
 def claim_of(delta: DeltaTable, shard: Shard, epoch: int) -> list[Transaction]:
     """What a claim of `epoch` for `shard` carries, by the loaded version of the table."""
     first = epoch << COUNTER_BITS
-    ids = dict.fromkeys((APPLICATION_ID, application_id(shard), *_excluded_ids(delta, shard)))
+    count = shard_count(delta)
+    excluded = _ids_of(count) if count != shard.count else ()
+    ids = dict.fromkeys((APPLICATION_ID, application_id(shard), *excluded))
     transactions = [Transaction(name, first) for name in ids]
     # Tables that were never divided have no such entry, and need none.
-    if shard.count != shard_count(delta):
+    if shard.count != count:
         transactions.append(Transaction(SHARDS_ID, first | shard.count))
     return transactions
 
 
-def progress_of(delta: DeltaTable, shard: Shard) -> Mapping[str, int]:
-    """{application id: its newest `commit_seq`} of all who could have written results of `shard`'s videos."""
-    ids = dict.fromkeys((APPLICATION_ID, application_id(shard), *_excluded_ids(delta, shard)))
+def progress_of(delta: DeltaTable, shard: Shard, counts: Collection[int]) -> Mapping[str, int]:
+    """{application id: its newest `commit_seq`} in this table of all who could have written of `shard`'s videos.
+
+    `counts` are those of all tables: not every table carries claims, and so tells of its own how it is divided.
+    """
+    excluded = chain.from_iterable(_ids_of(count) for count in counts if count != shard.count)
+    ids = dict.fromkeys((APPLICATION_ID, application_id(shard), *excluded))
     found = {name: delta.transaction_version(name) for name in ids}
     return {name: version for name, version in found.items() if version is not None}
 
@@ -59,8 +66,5 @@ def shard_count(delta: DeltaTable) -> int:
     return (delta.transaction_version(SHARDS_ID) or 1) & _COUNT_MASK
 
 
-def _excluded_ids(delta: DeltaTable, shard: Shard) -> Iterator[str]:
-    """Those of the shards that the table was divided into, where that was otherwise than by `shard`."""
-    count = shard_count(delta)
-    if count != shard.count:
-        yield from (application_id(Shard(number, count)) for number in range(1, count + 1))
+def _ids_of(count: int) -> list[str]:
+    return [application_id(Shard(number, count)) for number in range(1, count + 1)]

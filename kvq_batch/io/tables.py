@@ -22,7 +22,7 @@ from deltalake.fs import DeltaStorageHandler
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.io.columns import TableSchema
-from kvq_batch.io.fences import progress_of
+from kvq_batch.io.fences import progress_of, shard_count
 from kvq_batch.io.schemas import ADDED_TABLES, TABLES, find_schema
 from kvq_batch.io.storage import (
     StorageOptions,
@@ -43,6 +43,9 @@ CHECKPOINT_EVERY = 20
 costs twice as much on average (51-86 ms against 30-46, 600 commits on a local disk)."""
 
 _ADD_ATTEMPTS = 10
+
+_MADE_LAST = [schema.name for schema in TABLES if schema.name not in ADDED_TABLES][-1]
+"""Where this one stands, so do those before it: several drivers may start on a place without tables."""
 
 _UNREADABLE_FEATURES = {"columnMapping", "deletionVectors"}
 
@@ -92,8 +95,11 @@ class Tables:
 
     @classmethod
     def open_if_any(cls, uri: str, options: StorageOptions | None = None) -> Self | None:
-        """The tables, or None where none was ever made. Raises: SpecError where only some are there."""
-        if _load(absolute(uri), TABLES[0].name, options or StorageOptions()) is None:
+        """The tables, or None where they were never made, or somebody else is just making them.
+
+        Raises: SpecError where one is missing of those that are made before others.
+        """
+        if _load(absolute(uri), _MADE_LAST, options or StorageOptions()) is None:
             return None
         return cls.open(uri, options)
 
@@ -145,8 +151,9 @@ class Tables:
         writers of disjoint shards commit at the same time, and the one of the older epoch may be the last.
         """
         newest: dict[str, int] = {}
+        counts = {shard_count(delta) for delta in self._deltas.values()}
         for delta in self._deltas.values():
-            for name, commit_seq in progress_of(delta, shard).items():
+            for name, commit_seq in progress_of(delta, shard, counts).items():
                 newest[name] = max(newest.get(name, 0), commit_seq)
         return newest
 

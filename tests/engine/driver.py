@@ -50,10 +50,12 @@ def start_driver(job: Job, folder: Path) -> "subprocess.Popen[str]":
 def wait_for(process: "subprocess.Popen[str]", start: str) -> str:
     """The next line of the driver that starts so. Raises: AssertionError where it ends without one."""
     assert process.stdout is not None
+    last = ""
     for line in process.stdout:
         if line.startswith(start):
             return line.rstrip()
-    raise AssertionError(f"the driver ended without {start!r}")
+        last = line.rstrip()
+    raise AssertionError(f"the driver ended without {start!r}; the last that it said is {last!r}")
 
 
 def main(options: RunOptions | None = None) -> int:

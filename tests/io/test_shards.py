@@ -1,5 +1,6 @@
 """Several drivers on disjoint shards of one set of tables: side by side, and fenced from whoever follows them."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from kvq_batch.io.check import check_tables
 from kvq_batch.io.history import read_history
 from kvq_batch.io.lease import Holder, hold, read_holder
 from kvq_batch.io.planner import make_plan
+from kvq_batch.io.schemas import TABLES
 from kvq_batch.io.selection import in_shard
 from kvq_batch.io.session import open_session
 from kvq_batch.io.storage import StorageOptions
 from kvq_batch.io.tables import Tables
 from kvq_batch.io.writer import Writer
 from kvq_batch.spec.selection import Select
-from tests.io.results import KVQ, make_batch, make_catalog
+from tests.io.results import KVQ, make_batch, make_catalog, make_run
 from tests.stores import Store
 
 FOUR = [Shard(number, 4) for number in range(1, 5)]
@@ -90,6 +92,9 @@ def test_writers_of_disjoint_shards_commit_in_turns_and_their_commits_never_repe
     assert len(set(seqs)) == len(seqs) == len(scored(tmp_path))
     tables = Tables.open(str(tmp_path))
     assert tables.last_commit_seq() == max(seqs)
+    # No claim stands in the log of `runs`, so that it does not tell by itself who may have written there.
+    last = writers[3].write_run(make_run())
+    assert Tables.open(str(tmp_path)).last_commit_seq() == last > max(seqs)
     commits = read_history(tables, "scores", 100)
     assert [c.operation for c in commits] == ["append"] * 12 + ["claim"] * 4 + ["create table"]
     assert [c.epoch for c in commits[:4]] == [4, 3, 2, 1]
@@ -138,6 +143,18 @@ def test_a_commit_of_an_older_epoch_is_seen_by_a_plan_that_knew_a_younger_one(tm
     assert writer_of(tmp_path / "other", FOUR[0]).found == {}
     older.commit(make_batch(["v"]))
     assert Tables.open(str(tmp_path)).progress(FOUR[0]) != known
+
+
+def test_tables_that_another_driver_is_just_making_are_none_yet(tmp_path: Path) -> None:
+    Tables.create(str(tmp_path / "made"))
+    for schema in TABLES[:-3]:
+        shutil.copytree(tmp_path / "made" / schema.name, tmp_path / "making" / schema.name)
+        assert Tables.open_if_any(str(tmp_path / "making")) is None
+    tables = Tables.create(str(tmp_path / "making"))
+    assert tables.schemas == TABLES
+    shutil.rmtree(tmp_path / "made" / "scores")
+    with pytest.raises(SpecError, match="'scores' is missing"):
+        Tables.open_if_any(str(tmp_path / "made"))
 
 
 def test_a_new_column_of_the_catalog_stops_nobody(tmp_path: Path) -> None:
