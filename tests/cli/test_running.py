@@ -154,7 +154,7 @@ def test_score_of_a_folder_with_a_broken_file_ends_with_3_and_shows_nothing_but_
 ) -> None:
     write_demo_clips(tmp_path / "videos", 1, SHAPE, DISTORTIONS[:2])
     (tmp_path / "videos" / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
-    running = command.start("score", "videos", "--tables", "tables")
+    running = command.start("score", "videos", "--tables", "tables", "--model", "kvq-tiny")
     stdout, stderr = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 3, stderr
     told = dict(line.split(None, 1) for line in stdout.splitlines())
