@@ -1,0 +1,209 @@
+"""Ways to score a folder of videos with one model: ours, and what one would write without it.
+
+Each is a function that tells results as they come, a batch at a time. All but ours decode as the published test code
+does (decord with its defaults, frame by frame, the whole clip resized by torch) and are written in the plain manner of
+their framework, on as many processes as there are cores. None of them but ours stores anything.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+import kvq_batch
+from benchmarks.crafted import open_as_decoder
+from kvq_batch.domain.frames import FrameRequest
+from kvq_batch.domain.scorer import ModelOptions, Scorer
+from kvq_batch.engine.decode_worker import DecodeWorker
+from kvq_batch.engine.observer import SilentObserver
+from kvq_batch.engine.planning import plan_job
+from kvq_batch.engine.rows import Row
+from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.models import registry
+from kvq_batch.spec.load import make_job
+
+Result = dict[str, Any]
+"""Of one video: `video` (the file's name), and `score`, `frames` (their numbers), or `failure` (why there is none)."""
+
+Tell = Callable[[Sequence[Result]], None]
+Way = Callable[[Path, str, int, Tell], None]
+"""(folder of videos, name of the model, cores, where results go)."""
+
+
+def ours(folder: Path, model: str, cores: int, tell: Tell) -> None:
+    """The product: a decoding process a core, one scoring process, tables."""
+    tables = folder.parent / f"{folder.name}-tables"
+    job = make_job(
+        {
+            "name": "side-by-side",
+            "tables": str(tables),
+            "catalog": {"source": str(folder)},
+            "models": [{"name": model, "weights": _weights(model), "num_threads": cores, "workers": {"num_cpus": 0.5}}],
+            "decode": {"workers": {"min": cores, "max": cores, "num_cpus": 0.5}},
+            "run": {"commit_every_s": 1.0},
+        },
+        "benchmark",
+    )
+    run_job(plan_job(job), _Teller(tell), RunOptions(decode_worker=_CraftedDecodeWorker))
+    with kvq_batch.open(str(tables)) as quality:
+        clips = quality.sql("SELECT video_id, frame_indices FROM clips").to_pylist()
+    tell([{"video": clip["video_id"], "frames": clip["frame_indices"]} for clip in clips])
+
+
+class _CraftedDecodeWorker(DecodeWorker):
+    """The decoding stage, whose children die of files that kill."""
+
+    task_function: ClassVar[str] = "benchmarks.crafted:decode_crafted"
+
+
+class _Teller(SilentObserver):
+    """Tells what is committed."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
+        failed = [{"video": row["video_id"], "failure": row["error"]} for row in failures if row["final"]]
+        self._tell([{"video": row["video_id"], "score": row["raw_score"]} for row in scores] + failed)
+
+
+def loop(folder: Path, model: str, cores: int, tell: Tell) -> None:
+    """One process, one video after the other; torch has all cores."""
+    scorer = _scorer(model, cores)
+    for path in _videos(folder):
+        tell([_result(path, *plain_clip(path), scorer)])
+
+
+class _Videos(Dataset[tuple[str, NDArray[np.uint8], list[int]]]):
+    """A clip an item."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[str, NDArray[np.uint8], list[int]]:
+        path = self._paths[index]
+        return str(path), *plain_clip(path)
+
+
+def dataloader(folder: Path, model: str, cores: int, tell: Tell) -> None:
+    """A decoding worker a core; the main process scores, with all cores."""
+    scorer = _scorer(model, cores)
+    loader = DataLoader(_Videos(_videos(folder)), batch_size=1, num_workers=cores, collate_fn=_only_one)
+    for path, clip, frames in loader:
+        tell([_result(Path(path), clip, frames, scorer)])
+
+
+def _only_one(items: list[Any]) -> Any:
+    return items[0]
+
+
+class _PlainActor:
+    """Decodes and scores in its own process."""
+
+    def __init__(self, model: str) -> None:
+        self._scorer = _scorer(model, 1)
+
+    def __call__(self, row: Result) -> Result:
+        path = Path(row["path"])
+        return _result(path, *plain_clip(path), self._scorer)
+
+
+def ray_data(folder: Path, model: str, cores: int, tell: Tell) -> None:
+    """`map` over an actor a core that decodes and scores in its own process; Ray's defaults."""
+    import ray
+
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    dataset = ray.data.from_items([{"path": str(path)} for path in _videos(folder)]).map(
+        _PlainActor,
+        fn_constructor_args=(model,),
+        compute=ray.data.ActorPoolStrategy(size=cores),
+        num_cpus=1,
+    )
+    for row in dataset.iter_rows():
+        tell([row])
+
+
+def daft(folder: Path, model: str, cores: int, tell: Tell) -> None:
+    """A class of as many instances as cores over a column of paths; Daft's native runner and defaults."""
+    library = import_module("daft")
+    real, whole = library.DataType.float64(), library.DataType.int64()
+    returned = library.DataType.struct(
+        {"video": library.DataType.string(), "score": real, "frames": library.DataType.list(whole)}
+    )
+
+    class PlainScorer:
+        def __init__(self, name: str) -> None:
+            self._scorer = _scorer(name, 1)
+
+        @library.method(return_dtype=returned)  # type: ignore[untyped-decorator]
+        def score(self, path: str) -> Result:
+            return _result(Path(path), *plain_clip(Path(path)), self._scorer)
+
+    scorer = library.cls(PlainScorer, max_concurrency=cores)(model)
+    frame = library.from_pydict({"path": [str(path) for path in _videos(folder)]}).into_batches(1)
+    for row in frame.select(scorer.score(library.col("path")).alias("result")).iter_rows():
+        tell([row["result"]])
+
+
+WAYS: Mapping[str, Way] = {
+    "ours": ours,
+    "plain loop": loop,
+    "torch DataLoader": dataloader,
+    "plain Ray Data": ray_data,
+    "Daft": daft,
+}
+
+
+def available() -> Iterator[str]:
+    """The names of the ways that can go here."""
+    for name in WAYS:
+        if name != "Daft" or find_spec("daft") is not None:
+            yield name
+        else:
+            print("Daft is not installed here and is left out.", file=sys.stderr)
+
+
+def plain_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """The clip of a video, uint8 RGB [32, 448, 448, 3], and its frames' numbers, as the published test code makes it.
+
+    The frames are those of our sampler: the published one draws.
+    """
+    import decord
+
+    open_as_decoder(path)
+    request = FrameRequest()
+    video = decord.VideoReader(str(path))
+    numbers = request.sampling.indices(len(video)).tolist()
+    decoded = {number: video[number].asnumpy() for number in sorted(set(numbers))}
+    clip = torch.from_numpy(np.stack([decoded[number] for number in numbers])).permute(0, 3, 1, 2).float()
+    small = torch.nn.functional.interpolate(clip, request.size, mode="bicubic", antialias=False)
+    pixels: NDArray[np.uint8] = small.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels, numbers
+
+
+def _result(path: Path, clip: NDArray[np.uint8], frames: list[int], scorer: Scorer) -> Result:
+    return {"video": path.name, "score": scorer.score([clip])[0].raw_score, "frames": frames}
+
+
+def _scorer(model: str, num_threads: int) -> Scorer:
+    torch.set_num_threads(num_threads)
+    return registry.build(ModelOptions(model, _weights(model), num_threads=num_threads))
+
+
+def _weights(model: str) -> str | None:
+    return "untrained" if model.startswith("kvq") else None
+
+
+def _videos(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())

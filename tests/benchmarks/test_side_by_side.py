@@ -1,0 +1,107 @@
+"""The comparison compares like with like, sees all that a way starts, and says what broken videos did."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.crafted import killer
+from benchmarks.process_tree import ProcessTree
+from benchmarks.side_by_side import Trial, check_agreement, try_way, verdict
+from kvq_batch.domain.errors import FatalError
+from kvq_batch.media.synthesis import ClipShape, write_demo_clips
+
+NAMES = ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def trial(scores: dict[str, float], exit_code: int | None = 0, failures: dict[str, str] | None = None) -> Trial:
+    return Trial(scores=scores, frames={name: [0, 2] for name in scores}, exit_code=exit_code, failures=failures or {})
+
+
+def test_ways_that_do_not_do_the_same_are_no_comparison() -> None:
+    whole = trial({"a.mp4": 40.0, "b.mp4": -0.5})
+    check_agreement({"ours": whole, "loop": trial({"a.mp4": 40.003, "b.mp4": -0.50005})}, NAMES[:2])
+    with pytest.raises(FatalError, match=r"b\.mp4: ours scores it -0\.500000, loop -0\.499500"):
+        check_agreement({"ours": whole, "loop": trial({"a.mp4": 40.0, "b.mp4": -0.4995})}, NAMES[:2])
+    other = trial({"a.mp4": 40.0, "b.mp4": -0.5})
+    other.frames["a.mp4"] = [0, 3]
+    with pytest.raises(FatalError, match=r"a\.mp4: loop saw other frames than ours"):
+        check_agreement({"ours": whole, "loop": other}, NAMES[:2])
+    with pytest.raises(FatalError, match="loop: 1 of 2 scored, exit 1"):
+        check_agreement({"ours": whole, "loop": trial({"a.mp4": 40.0}, 1)}, NAMES[:2])
+
+
+def test_a_verdict_counts_the_others_and_says_what_became_of_the_broken_one() -> None:
+    good = {"a.mp4": 1.0, "b.mp4": 1.0}
+    assert verdict(trial(good, failures={"c.mp4": "truncated"}), NAMES[:2], "c.mp4") == (
+        "ends well; scores all 2 others; names it (truncated)"
+    )
+    assert verdict(trial({"a.mp4": 1.0}, -9), NAMES[:2], "c.mp4") == (
+        "ends by SIGKILL; loses 1 of 2 others; does not name it"
+    )
+    assert verdict(trial({}, None), NAMES[:2], "c.mp4") == (
+        "still at work after 0 s; loses 2 of 2 others; does not name it"
+    )
+    assert verdict(trial({**good, "c.mp4": 1.0}), NAMES[:2], "c.mp4") == (
+        "ends well; scores all 2 others; gives it a score as if it were whole"
+    )
+    told = trial({"a.mp4": 1.0}, 1)
+    told.said = "RuntimeError: cannot open /videos/c.mp4"
+    assert verdict(told, NAMES[:2], "c.mp4") == ("ends with an error; loses 1 of 2 others; names it in a traceback")
+
+
+def test_the_tree_counts_and_ends_what_its_process_started() -> None:
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint('burnt', flush=True)\ntime.sleep(3600)"
+    start = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
+    with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as process:
+        tree = ProcessTree(process.pid)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "burnt\n"
+        tree.look()
+        assert tree.core_seconds >= 0.5
+        assert tree.peak_bytes > 2**20
+        tree.kill()
+        # The pipe ends with its last holder, the process's own child.
+        assert process.stdout.read() == ""
+        spent = tree.core_seconds
+    tree.look()
+    assert tree.core_seconds == spent
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("side-by-side")
+    (folder / "videos").mkdir()
+    made = write_demo_clips(folder / "made", 1, ClipShape(width_px=320, height_px=180))
+    for name, clip in zip(NAMES, made, strict=False):
+        clip.path.rename(folder / "videos" / name)
+    return folder / "videos"
+
+
+@pytest.mark.slow
+def test_ours_and_a_plain_loop_give_the_same_scores(videos: Path) -> None:
+    trials = {way: try_way(way, "luma-sharpness", videos, 1, 300) for way in ("ours", "plain loop")}
+    check_agreement(trials, NAMES)
+
+
+@pytest.mark.slow
+def test_a_killed_decoder_takes_the_plain_loop_along(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.mp4").hardlink_to(videos / "c.mp4")
+    (tmp_path / "a.mp4").hardlink_to(videos / "a.mp4")
+    broken = killer(videos / "b.mp4", tmp_path).name
+    told = try_way("plain loop", "luma-sharpness", tmp_path, 1, 300)
+    assert verdict(told, ["a.mp4", "c.mp4"], broken) == "ends by SIGKILL; loses 1 of 2 others; does not name it"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("way", ["torch DataLoader", "plain Ray Data"])
+def test_other_ways_give_the_scores_of_the_plain_loop(way: str, videos: Path) -> None:
+    trials = {name: try_way(name, "luma-sharpness", videos, 2, 300) for name in ("plain loop", way)}
+    check_agreement(trials, NAMES)
+
+
+def test_a_way_whose_time_is_up_is_ended(videos: Path) -> None:
+    told = try_way("plain loop", "luma-sharpness", videos, 1, 0.01)
+    assert told.exit_code is None
+    assert not told.scores
