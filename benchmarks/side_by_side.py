@@ -256,6 +256,8 @@ def main() -> None:
         return
     from benchmarks.ways import available
 
+    # Ended by a signal, it still ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     ways = arguments.ways or list(available())
     width, height = map(int, arguments.size.split("x"))
     with tempfile.TemporaryDirectory(prefix="kvq-bench-") as name:

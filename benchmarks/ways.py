@@ -2,10 +2,12 @@
 
 Each is a function that tells results as they come, a batch at a time. All but ours decode as the published test code
 does (decord with its defaults, frame by frame, the whole clip resized by torch) and are written in the plain manner of
-their framework, on as many processes as there are cores. None of them but ours stores anything.
+their framework, on as many processes as there are cores. None of them but ours stores anything (tables, in the system's
+temporary folder; removing them is the caller's).
 """
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -39,11 +41,11 @@ Way = Callable[[Path, str, int, Tell], None]
 
 def ours(folder: Path, model: str, cores: int, tell: Tell) -> None:
     """The product: a decoding process a core, one scoring process, tables."""
-    tables = folder.parent / f"{folder.name}-tables"
+    tables = tempfile.mkdtemp(prefix="tables-")
     job = make_job(
         {
             "name": "side-by-side",
-            "tables": str(tables),
+            "tables": tables,
             "catalog": {"source": str(folder)},
             "models": [{"name": model, "weights": _weights(model), "num_threads": cores, "workers": {"num_cpus": 0.5}}],
             "decode": {"workers": {"min": cores, "max": cores, "num_cpus": 0.5}},
@@ -52,7 +54,7 @@ def ours(folder: Path, model: str, cores: int, tell: Tell) -> None:
         "benchmark",
     )
     run_job(plan_job(job), _Teller(tell), RunOptions(decode_worker=_CraftedDecodeWorker))
-    with kvq_batch.open(str(tables)) as quality:
+    with kvq_batch.open(tables) as quality:
         clips = quality.sql("SELECT video_id, frame_indices FROM clips").to_pylist()
     tell([{"video": clip["video_id"], "frames": clip["frame_indices"]} for clip in clips])
 
@@ -124,8 +126,9 @@ def ray_data(folder: Path, model: str, cores: int, tell: Tell) -> None:
 
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    actor: Any = _PlainActor  # Ray's types know callable classes no better than as functions
     dataset = ray.data.from_items([{"path": str(path)} for path in _videos(folder)]).map(
-        _PlainActor,
+        actor,
         fn_constructor_args=(model,),
         compute=ray.data.ActorPoolStrategy(size=cores),
         num_cpus=1,
