@@ -196,8 +196,10 @@ def verdict(trial: Trial, good: Sequence[str], broken: str) -> str:
 def compare(ways: Sequence[str], model: str, folder: Path, cores: int, limit_s: float) -> list[dict[str, Any]]:
     """A row for each way, over the same good videos."""
     videos = sorted(path.name for path in folder.iterdir())
-    trials = {way: try_way(way, model, folder, cores, limit_s) for way in ways}
-    check_agreement(trials, videos)
+    trials: dict[str, Trial] = {}
+    for way in ways:
+        trials[way] = try_way(way, model, folder, cores, limit_s)
+        check_agreement(trials, videos)
     for way, trial in trials.items():
         if not trial.num_between:
             raise FatalError(f"{way}: all results of {len(videos)} videos came at once; give it more (--videos)")
