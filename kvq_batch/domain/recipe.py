@@ -145,9 +145,9 @@ class Recipe:
         """Canonical JSON: equal recipes give equal text."""
         return canonical_json(
             {
-                "steps": _steps_json(self.steps),
+                "steps": steps_json(self.steps),
                 "patches": [
-                    {"cells": [p.cells.top, p.cells.left, p.cells.rows, p.cells.columns], "steps": _steps_json(p.steps)}
+                    {"cells": [p.cells.top, p.cells.left, p.cells.rows, p.cells.columns], "steps": steps_json(p.steps)}
                     for p in self.patches
                 ],
                 "seed": self.seed,
@@ -163,15 +163,17 @@ class Recipe:
         """
         try:
             value: dict[str, Any] = json.loads(text)
-            patches = tuple(Patch(Cells(*p["cells"]), _steps(p["steps"])) for p in value["patches"])
-            return cls(_steps(value["steps"]), patches, int(value["seed"]))
+            patches = tuple(Patch(Cells(*p["cells"]), chain_of(p["steps"])) for p in value["patches"])
+            return cls(chain_of(value["steps"]), patches, int(value["seed"]))
         except (ValueError, KeyError, TypeError) as error:
             raise SpecError(f"this is no recipe of a distortion: {text[:200]}") from error
 
 
-def _steps_json(steps: Chain) -> list[list[str | float]]:
+def steps_json(steps: Chain) -> list[list[str | float]]:
+    """What JSON holds of a chain: [name, amount] of each step."""
     return [[step.name, step.amount] for step in steps]
 
 
-def _steps(values: Sequence[Sequence[Any]]) -> Chain:
+def chain_of(values: Sequence[Sequence[Any]]) -> Chain:
+    """The chain that `steps_json` gave. Raises: SpecError for steps that there are not."""
     return tuple(Step(name, amount) for name, amount in values)

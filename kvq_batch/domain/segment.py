@@ -3,14 +3,15 @@
 Reproducible from its fields alone. This module computes places; it opens no source.
 """
 
+import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import canonical_json
-from kvq_batch.domain.recipe import CELL_PX
+from kvq_batch.domain.recipe import CELL_PX, Chain, chain_of, steps_json
 
 Framing = Literal["native", "cover", "whole"]
 
@@ -21,7 +22,10 @@ class Segment:
 
     `framing`: "native" cuts height x width pixels out at a place that `seed` draws, "cover" first scales the frame down
     until it just covers them, "whole" scales it to them, as KVQ's own input (aspect ratio not kept). No framing scales
-    up: what is soft already is no source. A still has one stretch; its camera moves as `seed` draws.
+    up. A still has one stretch; its camera moves as `seed` draws.
+
+    `worn` is what the source has gone through before it counts as the source: uploads of users are soft, noisy or coded
+    already, and a model that has seen only sharp sources takes them for damaged.
 
     Raises:
         SpecError: a size that is not made of whole cells, or no such stretch.
@@ -34,6 +38,7 @@ class Segment:
     width_px: int = 448
     framing: Framing = "native"
     seed: int = 0
+    worn: Chain = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.of:
@@ -48,8 +53,15 @@ class Segment:
 
     @property
     def segment_id(self) -> str:
-        """Canonical JSON of all fields."""
-        return canonical_json(asdict(self))
+        """Canonical JSON of all fields; without `worn` where it is empty, so that labels of before keep their ids."""
+        fields: dict[str, Any] = asdict(self) | {"worn": steps_json(self.worn)}
+        return canonical_json({name: value for name, value in fields.items() if name != "worn" or value})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Segment":
+        """The segment whose `segment_id` is `text`."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**fields | {"worn": chain_of(fields.get("worn", ()))})
 
     def first_frame(self, num_frames: int) -> int | None:
         """Where the segment starts in a source of `num_frames` frames; None where its stretch is too short."""

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.segment import Segment
-from kvq_batch.engine.label_recipes import draw_recipes, segment_seed
+from kvq_batch.engine.label_recipes import draw_recipes, draw_worn, segment_seed
 from kvq_batch.engine.label_stream import ALGORITHM, VERSIONS, label_id
 from kvq_batch.io.label_sources import SOURCES, is_still, read_sources
 from kvq_batch.io.made_labels import standing_labels
@@ -146,7 +146,8 @@ def _segments(job: LabelJob, source: dict[str, Any]) -> Iterator[Segment]:
                 spec.height_px,
                 spec.width_px,
                 framing,
-                segment_seed(job.seed, source["video_id"], framing),
+                seed := segment_seed(job.seed, source["video_id"], framing),
+                draw_worn(spec.worn, seed, number),
             )
 
 

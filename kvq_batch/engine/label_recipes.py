@@ -4,13 +4,14 @@ The same job, source and segment give the same recipes, wherever and whenever th
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from kvq_batch.domain.recipe import Chain, Patch, Recipe, draw_cells
 from kvq_batch.domain.segment import Segment
 from kvq_batch.media.planes import cell_grid
-from kvq_batch.spec.labels import Versions
+from kvq_batch.spec.labels import Versions, parse_chain
 
 _REGION_ON_A_VERSION = 0.3
 """Share of the distorted regions that lie on a frame which is distorted itself."""
@@ -40,6 +41,14 @@ def segment_seed(job_seed: int, video_id: str, framing: str) -> int:
     """What draws everything about the segments of one source: unrelated to that of any other."""
     digest = hashlib.sha256(f"{job_seed}:{framing}:{video_id}".encode()).digest()
     return int.from_bytes(digest[:6], "little")
+
+
+def draw_worn(worn: Sequence[Sequence[str]], seed: int, number: int) -> Chain:
+    """What the `number`-th segment has gone through before: the chains in turn, in an order that `seed` draws."""
+    if not worn:
+        return ()
+    order = np.random.default_rng([seed, len(worn)]).permutation(len(worn))
+    return parse_chain(worn[order[number % len(worn)]])
 
 
 def _region(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:

@@ -4,7 +4,6 @@ Pixels stay in the worker. This module knows no Ray and touches no pixel.
 """
 
 import hashlib
-import json
 from typing import Any
 
 import pyarrow as pa
@@ -79,11 +78,6 @@ def label_id(video_id: str, content_id: str, segment: Segment, recipe: Recipe) -
     """24 hex digits that name a label by everything that it depends on, ffmpeg's version apart (that is provenance)."""
     told = [ALGORITHM, VMAF_MODEL, video_id, content_id, segment.segment_id, recipe.to_json()]
     return hashlib.sha256(canonical_json(told).encode()).hexdigest()[:24]
-
-
-def segment_from_json(text: str) -> Segment:
-    """The segment whose `segment_id` is `text`."""
-    return Segment(**json.loads(text))
 
 
 def failed(item: int, attempt: int, error: ItemError, make_s: float) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.recipe import Recipe
 from kvq_batch.domain.segment import Segment
 from kvq_batch.domain.video import Window
-from kvq_batch.engine.label_stream import LABELLED, failed, segment_from_json
+from kvq_batch.engine.label_stream import LABELLED, failed
 from kvq_batch.io.fetch import Fetcher, LocalVideo, sweep_dead
 from kvq_batch.io.kept import store_version
 from kvq_batch.io.label_sources import is_still
@@ -116,7 +116,7 @@ class LabelWorker:
         return _row(row, made) | {"version_uri": version_uri, "ffmpeg": self._ffmpeg}
 
     def _source(self, row: dict[str, Any]) -> Planes:
-        segment = segment_from_json(row["segment"])
+        segment = Segment.from_json(row["segment"])
         if row["uri"].startswith(SYNTHETIC):
             name, _, seed = row["uri"].removeprefix(SYNTHETIC).partition("/")
             return segment_of_scene(name, int(seed), segment)

@@ -16,6 +16,7 @@ from PIL import Image
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
 from kvq_batch.domain.segment import Segment
 from kvq_batch.media.camera import moving_view
+from kvq_batch.media.distortions import apply
 from kvq_batch.media.ffmpeg import run_ffmpeg
 from kvq_batch.media.planes import Planes, from_raw
 from kvq_batch.media.scenes import ALL_SCENES, make_scene
@@ -30,7 +31,7 @@ _FLAGS = "accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 
 
 def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Segment) -> Planes:
-    """The planes of `frames`, uint8 RGB [T, H, W, 3] of any size, framed as `segment` says.
+    """The planes of `frames`, uint8 RGB [T, H, W, 3] of any size, framed and worn as `segment` says.
 
     Raises:
         LabelError: the frames are smaller than the segment (source_too_small), or ffmpeg fails.
@@ -63,7 +64,8 @@ def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Seg
     made = from_raw(raw, height, width, rate)
     if made.num_frames != len(frames):
         raise LabelError("frames_lost", f"framing it gave {made.num_frames} frames for {len(frames)}")
-    return made
+    # Not the seed of the recipes: noise that is in the source is not the noise of a version.
+    return apply(made, segment.worn, segment.seed + 1)
 
 
 def segment_of_still(data: bytes, segment: Segment) -> Planes:

@@ -4,11 +4,12 @@ One frozen, fully checked description, read from one TOML file like a scoring jo
 """
 
 import re
+from collections.abc import Sequence
 
 from pydantic import Field, field_validator, model_validator
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.domain.recipe import CELL_PX, Step
+from kvq_batch.domain.recipe import CELL_PX, Chain, Step
 from kvq_batch.domain.segment import Framing, Segment
 from kvq_batch.spec.job import NAME_PATTERN, Catalog, Decode, Limits, Run, Storage, Uri, Workers
 from kvq_batch.spec.section import Section
@@ -41,6 +42,17 @@ def parse_step(text: str) -> Step:
     if found is None:
         raise ValueError(f"{text!r} is no distortion; write NAME-AMOUNT, as h264-35")
     return _step(found[1], float(found[2]))
+
+
+def parse_chain(texts: Sequence[str]) -> Chain:
+    """The steps that `texts` write, one after the other. Raises: ValueError as `parse_step`."""
+    return tuple(map(parse_step, texts))
+
+
+def _checked(chains: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    for chain in chains:
+        parse_chain(chain)
+    return chains
 
 
 def _step(name: str, amount: float) -> Step:
@@ -83,6 +95,17 @@ class Segments(Section):
         description='Each of these gives segments of its own: "native" cuts the size out of the frame, "cover" first '
         'scales the frame down to cover it, "whole" scales the frame to it.',
     )
+    worn: tuple[tuple[str, ...], ...] = Field(
+        (),
+        description="What sources have gone through before they count as pristine, as uploads that are soft, noisy or "
+        "coded already: chains as in versions.combinations, [] for none. Each segment draws one. Default: none.",
+        examples=[((), ("downscale-2",), ("blur-1.2", "h264-24"))],
+    )
+
+    @field_validator("worn")
+    @classmethod
+    def _worn_is_of_steps(cls, worn: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        return _checked(worn)
 
     @model_validator(mode="after")
     def _is_a_segment(self) -> "Segments":
@@ -121,10 +144,7 @@ class Versions(Section):
     @field_validator("combinations")
     @classmethod
     def _combinations_are_steps(cls, combinations: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-        for chain in combinations:
-            for text in chain:
-                parse_step(text)
-        return combinations
+        return _checked(combinations)
 
     @model_validator(mode="after")
     def _something_is_made(self) -> "Versions":
@@ -133,10 +153,10 @@ class Versions(Section):
         return self
 
     @property
-    def chains(self) -> tuple[tuple[Step, ...], ...]:
+    def chains(self) -> tuple[Chain, ...]:
         """Every chain that ladders and combinations name, in their order."""
         singles = [(Step(name, amount),) for name, amounts in self.ladders.items() for amount in amounts]
-        return (*singles, *(tuple(map(parse_step, chain)) for chain in self.combinations))
+        return (*singles, *map(parse_chain, self.combinations))
 
 
 class Making(Decode):

@@ -1,5 +1,7 @@
 """A recipe is the same text for the same distortion, comes back from it, and refuses what makes no sense."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvq_batch.domain.errors import SpecError
@@ -60,3 +62,13 @@ def test_a_segment_lies_in_the_middle_of_its_stretch() -> None:
 def test_a_segment_that_cannot_be_is_refused(fields: dict[str, int], word: str) -> None:
     with pytest.raises(SpecError, match=word):
         Segment(**fields)  # type: ignore[arg-type]
+
+
+def test_a_worn_segment_says_so_and_comes_back_from_its_text() -> None:
+    plain = Segment(num_frames=10)
+    worn = replace(plain, worn=(Step("downscale", 2.0), Step("h264", 24.0)))
+    assert '"worn":[["downscale",2.0],["h264",24.0]]' in worn.segment_id
+    assert "worn" not in plain.segment_id
+    assert [Segment.from_json(segment.segment_id) for segment in (plain, worn)] == [plain, worn]
+    with pytest.raises(SpecError, match="no distortion"):
+        Segment.from_json(plain.segment_id[:-1] + ',"worn":[["rust",1]]}')

@@ -9,7 +9,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.recipe import Recipe
 from kvq_batch.domain.segment import Segment
 from kvq_batch.engine.label_planning import label_blocks, plan_labels
-from kvq_batch.engine.label_recipes import draw_recipes, segment_seed
+from kvq_batch.engine.label_recipes import draw_recipes, draw_worn, segment_seed
 from kvq_batch.spec.labels import LabelJob, Versions
 from kvq_batch.spec.load import checked
 
@@ -95,3 +95,12 @@ def test_sources_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ).num_sources
         == 2
     )
+
+
+def test_each_segment_draws_one_of_the_wears_and_all_are_drawn() -> None:
+    worn = ((), ("downscale-2",), ("blur-1.2", "h264-24"))
+    drawn = [draw_worn(worn, 5, number) for number in range(6)]
+    assert drawn[:3] == drawn[3:]
+    assert {tuple(map(str, chain)) for chain in drawn} == set(worn)
+    assert [draw_worn(worn, 5, number) for number in range(6)] == drawn
+    assert draw_worn((), 5, 0) == ()

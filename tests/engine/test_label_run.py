@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from kvq_batch.domain.recipe import Recipe
+from kvq_batch.domain.segment import Segment
 from kvq_batch.engine.account import Account
 from kvq_batch.engine.label_planning import plan_labels
 from kvq_batch.engine.label_run import LabelOptions, LabelSummary, run_labels
-from kvq_batch.engine.label_stream import segment_from_json
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.io.check import check_tables
 from kvq_batch.io.storage import StorageOptions
@@ -86,7 +86,7 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
 
 def _check_against_the_library(row: dict[str, Any]) -> None:
     """A row says what the library says, and the kept version is the version."""
-    made = Labeller(segment_of_scene("glow", 0, segment_from_json(row["segment"]))).label(
+    made = Labeller(segment_of_scene("glow", 0, Segment.from_json(row["segment"]))).label(
         Recipe.from_json(row["recipe"])
     )
     assert row["vmaf"] == made.fidelity.vmaf.mean()

@@ -1,6 +1,7 @@
 """Sources become segments: the same for the same seed, of the size that was asked for, never scaled up."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
+from kvq_batch.domain.recipe import Step
 from kvq_batch.domain.segment import Framing, Segment
 from kvq_batch.media.camera import moving_view
+from kvq_batch.media.distortions import apply
 from kvq_batch.media.scenes import ALL_SCENES, make_scene
 from kvq_batch.media.segments import segment_of_frames, segment_of_scene, segment_of_still
 from kvq_batch.media.synthesis import ClipShape
@@ -99,4 +102,12 @@ def test_an_unknown_scene_is_refused() -> None:
 
 def test_segments_of_a_scene_differ() -> None:
     one, two = (segment_of_scene("glow", 1, Segment(k, 2, 4, 64, 96)) for k in range(2))
+    assert not np.array_equal(one.data, two.data)
+
+
+def test_a_worn_source_has_lost_detail_before_it_counts_as_the_source() -> None:
+    sharp = Segment(num_frames=4, height_px=64, width_px=96, seed=1)
+    soft = replace(sharp, worn=(Step("blur", 2.0), Step("noise", 3.0)))
+    one, two = (segment_of_scene("leaves", 1, segment) for segment in (sharp, soft))
+    assert np.array_equal(two.data, apply(one, soft.worn, 2).data)
     assert not np.array_equal(one.data, two.data)
