@@ -75,7 +75,11 @@ class TrainViews(Section):
     mix_column: str = Field("segment", description="Column that names the frames that versions share.")
     flip: bool = Field(True, description="Mirror half of the views each way; turn half of them where they are square.")
     contrast: float = Field(
-        1.0, ge=1, le=4, description="Change contrast by chance, by at most this factor either way.", examples=[1.6]
+        1.0,
+        ge=1,
+        le=4,
+        description="Change contrast by chance, by at most this factor either way, and where it is not 1 colours too.",
+        examples=[1.6],
     )
 
     @model_validator(mode="after")

@@ -32,7 +32,7 @@ class Framing:
     `slot_frames` is the number of frames of a slot. Cell labels have `num_slots` slots, and `frame_slots[i]` is the one
     that frame i of a file lies in. `mix` is the share of drawn views that are mixed. `flip` mirrors half of them each
     way and turns half where they are square. `contrast` is the most by which differences of pixels grow or shrink, so
-    that how much detail there is says less of which scene it is.
+    that how much detail there is says less of which scene it is; where it is not 1, colours are moved too.
     """
 
     input_size: tuple[int, int]
@@ -121,7 +121,8 @@ class VersionFiles:
         if framing.flip:
             clip, cells = _turned(clip, cells, rng)
         if framing.contrast > 1:
-            clip = _with_contrast(clip, framing.contrast ** rng.uniform(-1, 1), rng.uniform(-0.1, 0.1))
+            gain, shift = framing.contrast ** rng.uniform(-1, 1), rng.uniform(-0.1, 0.1, 3)
+            clip = _with_contrast(clip, gain, shift.astype(np.float32))
         return np.ascontiguousarray(clip), np.ascontiguousarray(cells)
 
     def _patches(
@@ -182,8 +183,8 @@ def _turned(
     return clip, cells
 
 
-def _with_contrast(clip: NDArray[np.uint8], gain: float, shift: float) -> NDArray[np.uint8]:
-    """The clip with its distance from its mean times `gain`, and moved by `shift` of the whole range."""
+def _with_contrast(clip: NDArray[np.uint8], gain: float, shift: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The clip, its distance from its mean times `gain`, each colour moved by its `shift` of the whole range."""
     mean = clip.mean(dtype=np.float32)
     moved = (clip - mean) * np.float32(gain) + (mean + np.float32(255 * shift + 0.5))
     changed: NDArray[np.uint8] = np.clip(moved, 0, 255).astype(np.uint8)
