@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "no fusion attention across windows": {"model": {"top_k": (0, 0, 1, 1)}},
     "saliency of the last stage only": {"model": {"top_k": (0, 0, 0, 1)}},
     "no procedural scenes": {},
+    "no worn sources": {},
 }
-NO_SCENES = "no procedural scenes"
+
+# Whose training leaves out which rows of the list of labels.
+LEFT_OUT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "no procedural scenes": lambda row: row["source_content_id"].startswith("scene:"),
+    "no worn sources": lambda row: '"worn"' in row["segment"],
+}
 
 FIGURES = (
     ("srcc", "(all)", "SRCC"),
@@ -100,7 +106,10 @@ def _changed(job: TrainJob, name: str, seed: int, steps: int) -> TrainJob:
 def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> dict[str, Any]:
     """One training and its test: figures by the names in FIGURES."""
     config, settings = network_of(job), settings_of(job)
-    videos = [v for v in listed if v.part != "test" and not (name == NO_SCENES and _is_scene(v))]
+    videos = [video for video in listed if video.part != "test"]
+    if name in LEFT_OUT:
+        rows = zip(videos, _labels_of(job, videos), strict=True)
+        videos = [video for video, row in rows if video.part == "validation" or not LEFT_OUT[name](row)]
     source = _source(job, videos, out)
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(num_threads=torch.get_num_threads(), checkpoint_every=settings.steps)
@@ -114,12 +123,7 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
     first = [place for place, row in enumerate(labels) if json.loads(row["segment"])["number"] == 0]
     source = _source(job, [tests[place] for place in first], out)
     scored = list(_scored(network, source, [labels[place] for place in first]))
-    rows = {(row["figure"], row["of"]): row["value"] for row in version_rows(scored, num_draws=100)}
-    return {f"{figure} {of}": value for (figure, of), value in rows.items()}
-
-
-def _is_scene(video: LabelledVideo) -> bool:
-    return video.source_id.startswith("synthetic:")
+    return {f"{row['figure']} {row['of']}": row["value"] for row in version_rows(scored, num_draws=100)}
 
 
 def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> VersionFiles:

@@ -1,6 +1,7 @@
 """What a model makes of versions whose making is known: order, falling codec steps, and regions that were distorted.
 
-    srcc, plcc ...       scores of whole frames against their labels (`metrics.agreement`), and within a source
+    srcc, plcc ...       scores of whole frames against their labels (`metrics.agreement`), and within a source: of
+                         all, and of each group of distortions by itself
     falling_steps        share of neighbouring steps of a codec's ladder, on one segment, at which the score falls
     auc                  share of pairs of cells, one distorted and one not, that the texture map orders rightly: of
                          each clip alone, and of its change against the clean version of the same frames
@@ -56,19 +57,30 @@ def version_rows(versions: Sequence[ScoredVersion], num_draws: int = 1000, seed:
     """Rows of COLUMNS: a figure each, with its interval (95%, drawing whole sources)."""
     rows = []
     whole = [version for version in versions if not version.recipe.patches]
-    sources = [version.source_id for version in whole]
-    agreement = agree(np.array([v.score for v in whole]), np.array([v.label for v in whole]), sources, num_draws, seed)
-    for name in ("srcc", "krcc", "plcc", "rmse", "srcc_within"):
-        rows.append(_row(name, ALL, len(whole), len(set(sources)), agreement.figures[name]))
+    rows += _agreement_rows(whole, ALL, ("srcc", "krcc", "plcc", "rmse", "srcc_within"), num_draws, seed)
+    for group, names in GROUPS.items():
+        # The clean version is where each of these ladders begins.
+        own = [version for version in whole if all(step.name in names for step in version.recipe.steps)]
+        if any(version.recipe.steps for version in own):
+            rows += _agreement_rows(own, group, ("srcc", "srcc_within"), num_draws, seed)
     steps = list(_steps(whole))
     for codec in (ALL, *sorted({codec for codec, _, _ in steps})):
-        own = [(source, falls) for name, source, falls in steps if codec in (ALL, name)]
-        rows.append(_mean_row("falling_steps", codec, own, num_draws, seed))
+        falling = [(source, falls) for name, source, falls in steps if codec in (ALL, name)]
+        rows.append(_mean_row("falling_steps", codec, falling, num_draws, seed))
     for group, names in {ALL: tuple(STEPS), **GROUPS}.items():
         for reference in ("alone", "against the clean version"):
-            own = list(_areas(versions, names, reference != "alone"))
-            rows.append(_mean_row("auc", f"{group}, {reference}", own, num_draws, seed))
+            areas = list(_areas(versions, names, reference != "alone"))
+            rows.append(_mean_row("auc", f"{group}, {reference}", areas, num_draws, seed))
     return rows
+
+
+def _agreement_rows(
+    versions: Sequence[ScoredVersion], of: str, figures: Sequence[str], num_draws: int, seed: int
+) -> list[dict[str, Any]]:
+    sources = [version.source_id for version in versions]
+    scores, labels = np.array([v.score for v in versions]), np.array([v.label for v in versions])
+    agreement = agree(scores, labels, sources, num_draws, seed)
+    return [_row(name, of, len(versions), len(set(sources)), agreement.figures[name]) for name in figures]
 
 
 def write_versions(versions: Sequence[ScoredVersion], rows: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
