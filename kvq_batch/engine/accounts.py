@@ -13,7 +13,7 @@ from kvq_batch.engine.ledger import Ledger, first_items
 from kvq_batch.engine.models import JobModel, JobModels
 from kvq_batch.io.planner import Plan
 from kvq_batch.io.tables import Tables
-from kvq_batch.io.throughput import RunFacts, past_runs
+from kvq_batch.io.throughput import RunFacts, decode_by_size, past_runs
 from kvq_batch.spec.job import Job, Workers
 
 
@@ -25,15 +25,30 @@ def pools_of(job: Job, models: JobModels) -> tuple[Stage, ...]:
 
 def expected(job: Job, models: JobModels, plan: Plan, tables: Tables | None) -> Estimate:
     """What a run of `plan` is expected to take, within `budget.max_videos`. Raises: SpecError for unreadable tables."""
-    return estimate(pools_of(job, models), _videos_by_stage(job, models, plan), measured(tables, models), job.prices)
+    videos = _videos_by_stage(job, models, plan)
+    return estimate(pools_of(job, models), videos, measured(tables, models), job.prices, block_size(job))
 
 
-def measured(tables: Tables | None, models: JobModels) -> Throughput:
-    """What earlier runs in these tables say of these models. Raises: SpecError for unreadable tables."""
+def measured(tables: Tables | None, models: JobModels, megapixels: float | None = None) -> Throughput:
+    """What earlier runs in these tables say of these models, for videos of the mean size `megapixels` where given.
+
+    Raises:
+        SpecError: unreadable tables, or sizes of which they know nothing.
+    """
     if tables is None:
         return Throughput()
     wanted = [(model.ref.name, model.ref.fingerprint, model.section.device) for model in models.models]
-    return throughput([_past(run) for run in past_runs(tables, wanted)])
+    runs = past_runs(tables, wanted)
+    found = throughput([_past(run) for run in runs])
+    if megapixels is None or not found.num_runs:
+        return found
+    mean, slope_s = decode_by_size(tables, runs) or (None, None)
+    return replace(found, megapixels=mean, decode_megapixel_s=slope_s).at_megapixels(megapixels)
+
+
+def block_size(job: Job) -> int:
+    """Videos that go from stage to stage together: what fills the largest batch."""
+    return max(model.batch_size for model in job.models)
 
 
 def done(pools: tuple[Stage, ...], ledger: Ledger) -> tuple[Stage, ...]:
@@ -62,7 +77,8 @@ def _past(run: RunFacts) -> PastRun:
     stages = [_stored(DECODE, run.job_spec["decode"]["workers"], run.decode_work_s)]
     stages += [_stored(model["name"], model["workers"], run.score_work_s[model["name"]]) for model in sections]
     alike = {name: num for name, num in run.num_scored.items() if name in run.alike}
-    return PastRun(run.seconds, run.startup_s, tuple(stages), alike, max(run.num_scored.values()))
+    largest = max(model["batch_size"] for model in sections)
+    return PastRun(run.seconds, run.startup_s, tuple(stages), alike, max(run.num_scored.values()), largest)
 
 
 def _stored(name: str, workers: Mapping[str, Any], work_s: float) -> Stage:

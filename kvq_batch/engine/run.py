@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from kvq_batch.domain.identity import new_run_id
+from kvq_batch.engine.accounts import block_size
 from kvq_batch.engine.books import RunBooks
 from kvq_batch.engine.breaker import Breaker
 from kvq_batch.engine.budget import StopSign
@@ -122,9 +123,9 @@ def _stages(plan: JobPlan, options: RunOptions) -> Stages:
 
 
 def _pipeline(plan: JobPlan, stages: Stages) -> Pipeline:
-    block_size = max(model.section.batch_size for model in plan.models.models)
+    size = block_size(plan.job)
 
     def run(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
-        return results(blocks_of(items, 1 if is_alone else block_size), stages, is_alone, cancel)
+        return results(blocks_of(items, 1 if is_alone else size), stages, is_alone, cancel)
 
     return run

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from kvq_batch.domain.errors import SpecError
 from kvq_batch.engine.estimate import (
     DECODE,
     PastRun,
@@ -99,3 +100,29 @@ def test_what_was_measured_foretells_the_same_run_again() -> None:
     assert again.seconds is not None
     assert math.isclose(again.seconds, past.seconds)
     assert again.use == use_of_all(stages, past.seconds)
+
+
+def test_the_first_block_goes_through_the_other_stages_while_nothing_overlaps() -> None:
+    # Ten of a hundred videos are 16 s of 160 in decoding and 4 s of 40 in the model: 12 of the 32 s were the start.
+    past = PastRun(200.0, 32.0, (decode(1, 160.0), kvq(work_s=40.0)), {"kvq": 100}, 100, block_size=10)
+    found = throughput([past])
+    assert found.startup_s == pytest.approx(12.0)
+    assert found.slowdown == pytest.approx((200 - 32 + 16) / 160)
+
+    def seconds(num_videos: int, block_size: int) -> float | None:
+        return estimate(past.stages, {DECODE: num_videos, "kvq": num_videos}, found, PRICES, block_size).seconds
+
+    assert seconds(100, 10) == pytest.approx(200.0)
+    assert seconds(100, 20) == pytest.approx(204.0)
+    assert seconds(5, 20) == pytest.approx(12 + 5 * 0.4 + 5 * 1.6 * found.slowdown)
+
+
+def test_larger_videos_take_longer_to_decode_as_earlier_runs_had_it() -> None:
+    measured = Throughput({DECODE: 1.0, "kvq": 0.1}, megapixels=100.0, decode_megapixel_s=0.008)
+    assert measured.at_megapixels(200.0).video_s == pytest.approx({DECODE: 1.8, "kvq": 0.1})
+    assert measured.at_megapixels(50.0).video_s[DECODE] == pytest.approx(0.6)
+    # A slope that leads below nothing is not followed.
+    steep = Throughput({DECODE: 1.0}, megapixels=100.0, decode_megapixel_s=0.02)
+    assert steep.at_megapixels(10.0).video_s[DECODE] == pytest.approx(0.1)
+    with pytest.raises(SpecError, match="no earlier run has seen videos of two sizes"):
+        Throughput({DECODE: 1.0}).at_megapixels(200.0)
