@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from kvq_batch import __version__
 from kvq_batch.cli import demo, evaluation, failures, jobs, labels, models, submission, tables, upkeep
+from kvq_batch.cli.forecast import forecast
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
 from kvq_batch.cli.train import train
@@ -110,6 +111,7 @@ app.command()(demo.demo)
 app.command()(jobs.init)
 app.command()(jobs.catalog)
 app.command()(jobs.plan)
+app.command()(forecast)
 app.command()(jobs.run)
 app.command()(jobs.score)
 app.command()(submission.submit)

@@ -35,6 +35,7 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
         output.record(
             {
                 "job": planned.job.name,
+                "shard": planned.job.select.shard,
                 "videos": planned.catalog.num_rows,
                 "selected": plan.num_selected,
                 "to_score": plan.pairs.num_rows,

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.engine.accounts import expected
+from kvq_batch.engine.accounts import block_size, expected, measured, pools_of
 from kvq_batch.engine.estimate import Estimate
+from kvq_batch.engine.forecast import Cluster, forecast
 from kvq_batch.engine.models import JobModels, describe_models
 from kvq_batch.io.catalog import catalog_root, read_catalog, resolve_content_ids
 from kvq_batch.io.planner import Plan, check_roots, make_plan
@@ -70,3 +71,18 @@ def plan_again(old: JobPlan, tell: Tell) -> JobPlan:
     """The plan of the same job now that its tables have changed. Raises: SpecError as `plan_job` does."""
     tell("the tables have changed since the plan was made: planning again")
     return plan_job(old.job, tell)
+
+
+def foretell(job: Job, num_videos: int, cluster: Cluster, megapixels: float | None = None) -> Estimate:
+    """What scoring `num_videos` with all models of `job` is expected to take on `cluster`; its catalog is not read.
+
+    The videos are like those of earlier runs, or of the mean size `megapixels` (frames times their area).
+
+    Raises:
+        SpecError: the models or the tables cannot be used, or no run in them tells what is asked.
+    """
+    storage = StorageOptions.from_spec(job.storage)
+    check_reachable(job.tables, storage)
+    models = describe_models(job)
+    told = measured(Tables.open_if_any(job.tables, storage), models, megapixels)
+    return forecast(pools_of(job, models), num_videos, told, cluster, job.prices, block_size(job))

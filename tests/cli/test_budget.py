@@ -15,7 +15,7 @@ JOB = """
 name = "j"
 tables = "{folder}/tables"
 catalog = {{ source = "{folder}/videos" }}
-models = [{{ name = "luma-sharpness", workers = {{ num_cpus = 0.5 }} }}]
+models = [{{ name = "luma-sharpness", num_threads = 1, workers = {{ num_cpus = 0.5 }} }}]
 decode = {{ workers = {{ num_cpus = 0.5 }} }}
 prices = {{ core_hour = 7.2, currency = "CHF" }}
 """
@@ -26,6 +26,8 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     job = tmp_path / "job.toml"
     job.write_text(JOB.format(folder=tmp_path))
 
+    shard = json.loads(call("plan", job, "--shard", "2/4", "-o", "json").stdout)
+    assert (shard["shard"], json.loads(call("plan", job, "-o", "json").stdout)["shard"]) == ("2/4", None)
     shown = call("plan", job, "--max-videos", "2").stderr
     assert "budget.max_videos: the first 2 of 3 videos" in shown
     assert "expected time and cost of luma-sharpness: not known: no run of this model yet" in shown
@@ -60,6 +62,33 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     nothing = json.loads(call("run", job, "--output", "json").stdout)
     assert (nothing["state"], nothing["core_hours"], nothing["cost"]) == ("finished", 0.0, 0.0)
     assert "expected" not in call("plan", job).stderr
+
+    asked = ("forecast", job, "--videos", "1e6", "--cores")
+    told = json.loads(call(*asked, "64", "-o", "json").stdout)
+    assert (told["job"], told["videos"], told["megapixels"]) == ("j", 1_000_000, None)
+    assert told["cluster"] == {"cores": 64, "gpus": 0, "idle_cores": 0, "idle_gpus": 0}
+    expected = told["expected"]
+    assert sum(stage["workers"] for stage in expected["stages"]) == 64
+    assert (expected["bound_by"], expected["measured_scores"]) == ("decode", {"luma-sharpness": 3})
+    assert expected["core_hours"] == pytest.approx(64 * expected["seconds"] / 3600)
+    assert expected["cost"] == pytest.approx(expected["core_hours"] * 7.2)
+    more = json.loads(call(*asked, "640", "-o", "json").stdout)["expected"]
+    assert more["seconds"] < expected["seconds"] / 9
+    table = call(*asked, "64", "--gpus", "2")
+    assert "j: 1,000,000 videos" in table.stdout
+    assert [line.split()[0] for line in table.stdout.splitlines()[-3:]] == ["decode", "luma-sharpness", "driver"]
+    assert "bound by decode" in table.stderr
+    assert "2 of the GPUs have nothing to do" in table.stderr
+    assert len(call(*asked, "64", "-o", "csv").stdout.splitlines()) == 4
+    assert "the cluster has fewer" in call(*asked, "2", exit_code=2).stderr
+    assert "videos of two sizes" in call(*asked, "64", "--megapixels", "221", exit_code=2).stderr
+
+
+def test_a_forecast_before_any_run_says_what_to_do(tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.format(folder=tmp_path))
+    refused = call("forecast", job, "--videos", "1e8", "--cores", "4096", exit_code=2).stderr
+    assert "no run in these tables tells what decode and luma-sharpness take" in refused
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ COMMANDS = [
     "catalog",
     "plan",
     "run",
+    "forecast",
     "score",
     "submit",
     "jobs",
