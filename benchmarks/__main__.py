@@ -14,6 +14,7 @@ BENCHMARKS = (
     ("Decoding and resizing", "decode", ()),
     ("KVQ on a CPU", "kvq_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
+    ("Forecasts against runs", "scaling", ()),
     ("How maps are stored", "maps_encoding", ()),
     ("What a label costs", "labels", ()),
 )

@@ -88,13 +88,16 @@ class Watch(SilentObserver):
         self.first: float | None = None
         self.last = 0.0
         self.before = 0
+        self.core_s = [0.0, 0.0]
 
     def progressed(self, account: Account) -> None:
         if self.first is None:
             self.first, self.before = time.perf_counter(), account.num_videos_done
+            self.core_s[0] = time.process_time()
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
         self.last = time.perf_counter()
+        self.core_s[1] = time.process_time()
 
 
 def measure(worker: type, num_videos: int, batch_size: int, folder: Path) -> dict[str, Any]:
@@ -133,6 +136,7 @@ def measure(worker: type, num_videos: int, batch_size: int, folder: Path) -> dic
         "videos": num_videos,
         "videos a batch": batch_size,
         "videos/s": round((num_videos - watch.before) / (watch.last - watch.first)),
+        "driver core-ms a video": round(1000 * (watch.core_s[1] - watch.core_s[0]) / (num_videos - watch.before), 2),
         "driver MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seconds with Ray's start": round(summary.seconds, 1),
     }
