@@ -1,13 +1,15 @@
 """What a process and everything that it started have cost: core-seconds and memory, read from /proc.
 
 A process belongs to the tree from the first look that finds its parent in it, and stays there when the parent ends. Of
-a process that ends, what it spent since the last look is missed. It needs no cgroup and no rights, and starts nothing.
+a process that ends and is waited for, what it spent since the last look is missed. It needs no cgroup and no rights,
+and starts nothing.
 """
 
 import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -19,13 +21,20 @@ Key = tuple[int, int]
 """Process id and time of start, as an id may be given out again."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Process:
+    parent: int
+    spent_s: float
+    is_zombie: bool
+
+
 class ProcessTree:
     """A process and its descendants; what is asked for is as of the last `look`."""
 
     def __init__(self, pid: int) -> None:
         self._root = pid
         self._spent: dict[Key, float] = {}
-        self._alive: dict[Key, int] = {}
+        self._alive: list[Key] = []
         self._memory_due = 0.0
         self.peak_bytes = 0
 
@@ -36,10 +45,10 @@ class ProcessTree:
         size = 0
         while size != len(known):
             size = len(known)
-            known |= {pid for (pid, _), (parent, _) in listed.items() if parent in known}
-        self._alive = {key: listed[key][0] for key in listed if key[0] in known}
-        for key in self._alive:
-            self._spent[key] = listed[key][1]
+            known |= {pid for (pid, _), process in listed.items() if process.parent in known}
+        of_tree = {key: process for key, process in listed.items() if key[0] in known}
+        self._spent |= {key: process.spent_s for key, process in of_tree.items()}
+        self._alive = [key for key, process in of_tree.items() if not process.is_zombie]
         if time.monotonic() >= self._memory_due:
             started = time.monotonic()
             self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(pid) for pid, _ in self._alive))
@@ -62,8 +71,8 @@ class ProcessTree:
             time.sleep(0.05)
 
 
-def _listed() -> dict[Key, tuple[int, float]]:
-    """Parent and core-seconds of every process of this machine that is no zombie."""
+def _listed() -> dict[Key, _Process]:
+    """Every process of this machine."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
@@ -71,9 +80,8 @@ def _listed() -> dict[Key, tuple[int, float]]:
         with suppress(FileNotFoundError, ProcessLookupError):
             # The name stands in brackets and may hold anything; state, parent and the numbers come after it.
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            if fields[0] != "Z":
-                spent_s = (int(fields[11]) + int(fields[12])) * _TICK_S
-                found[int(folder.name), int(fields[19])] = int(fields[1]), spent_s
+            spent_s = (int(fields[11]) + int(fields[12])) * _TICK_S
+            found[int(folder.name), int(fields[19])] = _Process(int(fields[1]), spent_s, fields[0] == "Z")
     return found
 
 

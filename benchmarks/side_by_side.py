@@ -1,11 +1,13 @@
 """Ours beside what one would write without it: same videos, same model, one run; then one broken video among good ones.
 
-    python -m benchmarks.side_by_side [--videos 36] [--models luma-sharpness kvq-tiny] [--ways ours "plain loop"]
+    python -m benchmarks.side_by_side [--models luma-sharpness] [--ways ours "plain loop"] [--broken truncated]
 
-Each way (`benchmarks.ways`) runs in a process of its own, one after the other. Core-seconds are user and system time
-of that process and all that it starts (for Ray: its servers and workers), memory the sum of their proportional sets.
-Rates and costs a video are taken from the first results told to the last, so that no start is in them; the start has
-a column. Ways that do not see the same frames, or whose scores differ by more than 1e-4, end the comparison.
+Each way (`benchmarks.ways`) runs in a process of its own, one after the other, from nothing to its end, over 12 videos
+and over the same 12 five times. What a video costs is the difference of these two runs over the 48 that one has more
+(rates between first and last result would leave out what is in flight at the end); what is left is the start. Core-
+seconds are user and system time of that process and all that it starts (for Ray: its servers and workers), memory the
+sum of their proportional sets. Every way has one BLAS thread a process, and torch as many as it asks for. Ways that do
+not see the same frames, or whose scores differ by more than 1e-4, end the comparison.
 """
 
 import argparse
@@ -25,25 +27,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crafted import killer, truncated
+from benchmarks.crafted import BROKEN
 from benchmarks.process_tree import ProcessTree
 from benchmarks.tables import print_table
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.media.synthesis import ClipShape, write_demo_clips
+from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
 
 TOLERANCE = 1e-4
 """Largest difference of two ways' scores: absolute below 1, relative above."""
 
-_LOOK_EVERY_S = 0.1
+MODELS = ("luma-sharpness", "kvq-tiny")
 
+_LOOK_EVERY_S = 0.2
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """When some results had been told: seconds, core-seconds and videos since the start."""
+# Idle BLAS threads wait at full speed: where one way has them and another not, they are most of the difference.
+_ONE_BLAS_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-    seconds: float
-    core_seconds: float
-    num_scored: int
+_VERSIONS = tuple(d for d in DISTORTIONS if (d.name, d.level) not in {("compression", 1), ("downscale", 1)})
+_NUM_SCENES = 3
 
 
 @dataclass(slots=True)
@@ -53,48 +54,52 @@ class Trial:
     scores: dict[str, float] = field(default_factory=dict)
     frames: dict[str, list[int]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    moments: list[Moment] = field(default_factory=list)
     exit_code: int | None = None
     seconds: float = 0.0
+    core_seconds: float = 0.0
     peak_bytes: int = 0
     said: str = ""
 
-    def take(self, results: Sequence[Mapping[str, Any]], seconds: float, core_seconds: float) -> None:
-        """Notes results that were told at this moment."""
-        before = len(self.scores)
+    def take(self, results: Sequence[Mapping[str, Any]]) -> None:
+        """Notes results that were told."""
         for result in results:
             video = result["video"]
             for name, held in (("score", self.scores), ("frames", self.frames), ("failure", self.failures)):
                 if name in result:
                     held[video] = result[name]
-        if len(self.scores) > before:
-            self.moments.append(Moment(seconds, core_seconds, len(self.scores)))
 
-    @property
-    def num_between(self) -> int:
-        """Videos between the first results and the last."""
-        return self.moments[-1].num_scored - self.moments[0].num_scored if self.moments else 0
 
-    @property
-    def videos_per_s(self) -> float:
-        return self.num_between / (self.moments[-1].seconds - self.moments[0].seconds)
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a way takes for a video, and to start and end; seconds of the clock, and core-seconds."""
 
-    @property
-    def core_s_per_video(self) -> float:
-        return (self.moments[-1].core_seconds - self.moments[0].core_seconds) / self.num_between
+    video_s: float
+    video_core_s: float
+    start_s: float
+    start_core_s: float
+    peak_bytes: int
 
-    @property
-    def start_core_s(self) -> float:
-        """Core-seconds up to the first results, less what these cost."""
-        first = self.moments[0]
-        return max(0.0, first.core_seconds - first.num_scored * self.core_s_per_video)
+    @classmethod
+    def of(cls, few: Trial, many: Trial) -> "Cost":
+        """The line through two whole runs."""
+        more = len(many.scores) - len(few.scores)
+        video_s = (many.seconds - few.seconds) / more
+        video_core_s = (many.core_seconds - few.core_seconds) / more
+        return cls(
+            video_s=video_s,
+            video_core_s=video_core_s,
+            start_s=few.seconds - len(few.scores) * video_s,
+            start_core_s=few.core_seconds - len(few.scores) * video_core_s,
+            peak_bytes=max(few.peak_bytes, many.peak_bytes),
+        )
 
 
 def try_way(way: str, model: str, folder: Path, cores: int, limit_s: float) -> Trial:
     """One way over the videos of a folder, in a process of its own, with everything that it started ended after it."""
     trial = Trial()
     temporary = Path(tempfile.mkdtemp(prefix="kvq-"))  # short: Ray's sockets stand below it
-    environment = {**os.environ, "RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary), "DO_NOT_TRACK": "true"}
+    environment = {**os.environ, **_ONE_BLAS_THREAD, "DO_NOT_TRACK": "true"}
+    environment |= {"RAY_TMPDIR": str(temporary), "TMPDIR": str(temporary)}
     # Not stdout: ours sends what is printed there while Ray is up into Ray's log.
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "benchmarks.side_by_side", "--one", way, model, str(folder), str(cores)]
@@ -114,25 +119,21 @@ def try_way(way: str, model: str, folder: Path, cores: int, limit_s: float) -> T
     reader = threading.Thread(target=_read, args=(reading, lines), daemon=True)
     reader.start()
 
-    def take(line: str) -> None:
-        trial.take(json.loads(line), time.monotonic() - started, tree.core_seconds)
-
     try:
         while (left_s := started + limit_s - time.monotonic()) > 0 and trial.exit_code is None:
             tree.look()
             trial.exit_code = process.poll()
             with suppress(queue.Empty):
-                line = lines.get(timeout=min(_LOOK_EVERY_S, left_s))
-                tree.look()
-                take(line)
+                trial.take(json.loads(lines.get(timeout=min(_LOOK_EVERY_S, left_s))))
     finally:
-        trial.seconds, trial.peak_bytes = time.monotonic() - started, tree.peak_bytes
+        trial.seconds = time.monotonic() - started
         tree.kill()
+        trial.core_seconds, trial.peak_bytes = tree.core_seconds, tree.peak_bytes
         process.wait()
     # The pipe ends with the last process that holds it; what was told before that counts.
     reader.join()
     while not lines.empty():
-        take(lines.get())
+        trial.take(json.loads(lines.get()))
     trial.said = log.read_text(errors="replace")
     shutil.rmtree(temporary, ignore_errors=True)
     return trial
@@ -193,62 +194,84 @@ def verdict(trial: Trial, good: Sequence[str], broken: str) -> str:
     return f"{end}; {others}; {name}"
 
 
-def compare(ways: Sequence[str], model: str, folder: Path, cores: int, limit_s: float) -> list[dict[str, Any]]:
-    """A row for each way, over the same good videos."""
-    videos = sorted(path.name for path in folder.iterdir())
-    trials: dict[str, Trial] = {}
+def compare(ways: Sequence[str], model: str, few: Path, many: Path, cores: int, limit_s: float) -> list[dict[str, Any]]:
+    """A row for each way, over the same good videos, few and many."""
+    trials: dict[Path, dict[str, Trial]] = {few: {}, many: {}}
+    costs: dict[str, Cost] = {}
     for way in ways:
-        trials[way] = try_way(way, model, folder, cores, limit_s)
-        check_agreement(trials, videos)
-    for way, trial in trials.items():
-        if not trial.num_between:
-            raise FatalError(f"{way}: all results of {len(videos)} videos came at once; give it more (--videos)")
-    base = trials[ways[0]]
+        for folder, others in trials.items():
+            others[way] = try_way(way, model, folder, cores, limit_s)
+            _report(f"{model}, {len(list(folder.iterdir()))} videos, {way}", others[way])
+            check_agreement(others, sorted(path.name for path in folder.iterdir()))
+        costs[way] = Cost.of(trials[few][way], trials[many][way])
+    base = costs[ways[0]]
     return [
         {
             "model": model,
             "way": way,
-            "videos/s": f"{trial.videos_per_s:.3f}",
-            f"of {ways[0]}": f"{trial.videos_per_s / base.videos_per_s:.2f}",
-            "core-s a video": f"{trial.core_s_per_video:.2f}",
-            f"of {ways[0]}'": f"{trial.core_s_per_video / base.core_s_per_video:.2f}",
-            "core-s to start": f"{trial.start_core_s:.1f}",
-            "peak memory, MiB": trial.peak_bytes >> 20,
+            "core-s a video": f"{cost.video_core_s:.2f}",
+            f"of {ways[0]}": f"{cost.video_core_s / base.video_core_s:.2f}",
+            "s a video": f"{cost.video_s:.2f}",
+            f"videos/s of {ways[0]}": f"{base.video_s / cost.video_s:.2f}",
+            "core-s to start": f"{cost.start_core_s:.1f}",
+            "s to start": f"{cost.start_s:.1f}",
+            "peak memory, MiB": cost.peak_bytes >> 20,
         }
-        for way, trial in trials.items()
+        for way, cost in costs.items()
     ]
 
 
 def poison(
-    ways: Sequence[str], videos: Sequence[Path], folder: Path, cores: int, limit_s: float
+    ways: Sequence[str], kinds: Sequence[str], videos: Sequence[Path], folder: Path, cores: int, limit_s: float
 ) -> list[dict[str, Any]]:
-    """A row for each way: what it does with one truncated video, and with one that kills its decoder."""
-    kinds = {"a truncated video": truncated, "a video that kills its decoder": killer}
+    """A row for each way: what it does with one broken video of each kind among good ones."""
     rows: list[dict[str, Any]] = [{"way": way} for way in ways]
-    for kind, make in kinds.items():
+    for kind in kinds:
         for row in rows:
             place = Path(tempfile.mkdtemp(dir=folder)) / "videos"
             place.mkdir()
             bad = len(videos) // 2
-            broken = make(videos[bad], place).name
+            broken = BROKEN[kind](videos[bad], place).name
             good = [video for number, video in enumerate(videos) if number != bad]
             for video in good:
                 (place / video.name).hardlink_to(video)
             trial = try_way(row["way"], "luma-sharpness", place, cores, limit_s)
             row[kind] = verdict(trial, [video.name for video in good], broken)
+            _report(f"{kind}, {row['way']}: {row[kind]}", trial)
     return rows
+
+
+def _report(what: str, trial: Trial) -> None:
+    """Tells what was just measured, beside the tables."""
+    print(
+        f"{what}: {len(trial.scores)} scores, {trial.seconds:.1f} s, {trial.core_seconds:.1f} core-s, "
+        f"{trial.peak_bytes >> 20} MiB",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _make_videos(folder: Path, shape: ClipShape, times: int) -> tuple[Path, Path]:
+    """Two folders: some videos, and the same so many times under other names."""
+    made = [clip.path for clip in write_demo_clips(folder / "made", _NUM_SCENES, shape, _VERSIONS)]
+    few, many = folder / "few", folder / "many"
+    for place, copies in ((few, 1), (many, times)):
+        place.mkdir()
+        for number, clip in enumerate(made * copies):
+            (place / f"video-{number:03}.mp4").hardlink_to(clip)
+    return few, many
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=36, help="how many, made anew; at least 4")
+    parser.add_argument("--times", type=int, default=5, help="how often the longer run has the 12 videos")
     parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT in pixels")
-    parser.add_argument("--models", nargs="*", default=["luma-sharpness", "kvq-tiny"])
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="none: only the broken videos")
     parser.add_argument("--ways", nargs="+", help="default: all that can go here; ratios are to the first")
+    parser.add_argument("--broken", nargs="*", choices=list(BROKEN), default=list(BROKEN), metavar="KIND")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--broken-among", type=int, default=12, help="videos beside the broken one; 0 leaves this out")
-    parser.add_argument("--limit-s", type=float, default=1200.0, help="seconds that a way may take over good videos")
-    parser.add_argument("--poison-limit-s", type=float, default=180.0, help="the same, with a broken one among them")
+    parser.add_argument("--limit-s", type=float, default=600.0, help="seconds that a way may take over good videos")
+    parser.add_argument("--broken-limit-s", type=float, default=60.0, help="the same, with a broken one among them")
     parser.add_argument("--output", choices=["markdown", "json"], default="markdown")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -263,17 +286,14 @@ def main() -> None:
     ways = arguments.ways or list(available())
     width, height = map(int, arguments.size.split("x"))
     with tempfile.TemporaryDirectory(prefix="kvq-bench-") as name:
-        folder = Path(name)
-        made = write_demo_clips(folder / "made", -(-arguments.videos // 6), ClipShape(width_px=width, height_px=height))
-        (folder / "videos").mkdir()
-        for number, clip in enumerate(made[: arguments.videos]):
-            clip.path.rename(folder / "videos" / f"video-{number:03}.mp4")
+        few, many = _make_videos(Path(name), ClipShape(width_px=width, height_px=height), arguments.times)
         for model in arguments.models:
-            print_table(compare(ways, model, folder / "videos", arguments.cores, arguments.limit_s), arguments.output)
+            print_table(compare(ways, model, few, many, arguments.cores, arguments.limit_s), arguments.output)
             print(flush=True)
-        if arguments.broken_among:
-            few = sorted((folder / "videos").iterdir())[: arguments.broken_among + 1]
-            print_table(poison(ways, few, folder, arguments.cores, arguments.poison_limit_s), arguments.output)
+        if arguments.broken:
+            videos = sorted(few.iterdir())
+            rows = poison(ways, arguments.broken, videos, Path(name), arguments.cores, arguments.broken_limit_s)
+            print_table(rows, arguments.output)
 
 
 if __name__ == "__main__":

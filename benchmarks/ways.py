@@ -1,9 +1,10 @@
 """Ways to score a folder of videos with one model: ours, and what one would write without it.
 
-Each is a function that tells results as they come, a batch at a time. All but ours decode as the published test code
-does (decord with its defaults, frame by frame) and are written in the plain manner of their framework, on as many
-processes as there are cores. None of them but ours stores anything (tables, in the system's temporary folder; removing
-them is the caller's).
+Each is a function that tells results as they come, a batch at a time. All but ours are written in the plain manner of
+their framework, on as many processes as there are cores, and decode as the published test code does (decord with its
+defaults, frame by frame); one has our reader instead, which tells what isolation and bookkeeping cost from what the
+reader saves. None of them but ours stores anything (tables, in the system's temporary folder; removing them is the
+caller's); ours reads its tables back, too.
 """
 
 import sys
@@ -21,19 +22,26 @@ from torch.utils.data import DataLoader, Dataset
 
 import kvq_batch
 from benchmarks.crafted import open_as_decoder
-from kvq_batch.domain.frames import Sampling
+from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
+from kvq_batch.domain.video import ClipPolicy
 from kvq_batch.engine.decode_worker import DecodeWorker
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.media.decode import Decoding, decode_clips
+from kvq_batch.media.decoders import choose_decoder, open_reader
+from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.media.resize import resize
 from kvq_batch.models import registry
 from kvq_batch.spec.load import make_job
 
 Result = dict[str, Any]
 """Of one video: `video` (the file's name), and `score`, `frames` (their numbers), or `failure` (why there is none)."""
+
+Read = Callable[[Path], tuple[NDArray[np.uint8], list[int]]]
+"""The clip of a video, uint8 RGB [32, 448, 448, 3], and its frames' numbers."""
 
 Tell = Callable[[Sequence[Result]], None]
 Way = Callable[[Path, str, int, Tell], None]
@@ -50,7 +58,7 @@ def ours(folder: Path, model: str, cores: int, tell: Tell) -> None:
             "catalog": {"source": str(folder)},
             "models": [{"name": model, "weights": _weights(model), "num_threads": cores, "workers": {"num_cpus": 0.5}}],
             "decode": {"workers": {"min": cores, "max": cores, "num_cpus": 0.5}},
-            "run": {"commit_every_s": 1.0},
+            "limits": {"timeout_s": 10.0},
         },
         "benchmark",
     )
@@ -87,21 +95,31 @@ def loop(folder: Path, model: str, cores: int, tell: Tell) -> None:
 class _Videos(Dataset[tuple[str, NDArray[np.uint8], list[int]]]):
     """A clip an item."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], read: Read) -> None:
         self._paths = paths
+        self._read = read
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[str, NDArray[np.uint8], list[int]]:
         path = self._paths[index]
-        return str(path), *plain_clip(path)
+        return str(path), *self._read(path)
 
 
 def dataloader(folder: Path, model: str, cores: int, tell: Tell) -> None:
     """A decoding worker a core; the main process scores, with all cores."""
+    _load(folder, model, cores, tell, plain_clip)
+
+
+def dataloader_with_our_reader(folder: Path, model: str, cores: int, tell: Tell) -> None:
+    """The same, with the library's own probe, reader and sampler in those workers."""
+    _load(folder, model, cores, tell, our_clip)
+
+
+def _load(folder: Path, model: str, cores: int, tell: Tell, read: Read) -> None:
     scorer = _scorer(model, cores)
-    loader = DataLoader(_Videos(_videos(folder)), batch_size=1, num_workers=cores, collate_fn=_only_one)
+    loader = DataLoader(_Videos(_videos(folder), read), batch_size=1, num_workers=cores, collate_fn=_only_one)
     for path, clip, frames in loader:
         tell([_result(Path(path), clip, frames, scorer)])
 
@@ -164,6 +182,7 @@ WAYS: Mapping[str, Way] = {
     "ours": ours,
     "plain loop": loop,
     "torch DataLoader": dataloader,
+    "DataLoader, our reader": dataloader_with_our_reader,
     "plain Ray Data": ray_data,
     "Daft": daft,
 }
@@ -179,7 +198,7 @@ def available() -> Iterator[str]:
 
 
 def plain_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """The clip of a video, uint8 RGB [32, 448, 448, 3], and its frames' numbers, decoded as published.
+    """`Read` as published.
 
     The frames are those of our sampler, as the published one draws; the resize is ours: torch's rounds ties otherwise,
     in one value of 1,000 of a blurred clip, which moves its sharpness by 1.6e-4 of itself.
@@ -191,6 +210,16 @@ def plain_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
     numbers = Sampling().indices(len(video)).tolist()
     decoded = {number: video[number].asnumpy() for number in sorted(set(numbers))}
     return resize(np.stack([decoded[number] for number in numbers]), (448, 448)), numbers
+
+
+def our_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
+    """`Read` as this library does it, in the calling process."""
+    open_as_decoder(path)
+    probed = probe(path, VideoLimits())
+    reader, _ = open_reader(choose_decoder(probed))
+    windows = ClipPolicy().windows(probed.facts.duration_s)
+    (clip,) = decode_clips(path, probed, windows, [FrameRequest()], path.name, range(1), Decoding(reader))
+    return clip.frames[0].pixels, clip.frames[0].indices.tolist()
 
 
 def _result(path: Path, clip: NDArray[np.uint8], frames: list[int], scorer: Scorer) -> Result:

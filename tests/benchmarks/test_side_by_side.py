@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.crafted import killer
+from benchmarks.crafted import hanger, killer
 from benchmarks.process_tree import ProcessTree
-from benchmarks.side_by_side import Trial, check_agreement, try_way, verdict
+from benchmarks.side_by_side import Cost, Trial, check_agreement, try_way, verdict
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 
@@ -30,6 +30,12 @@ def test_ways_that_do_not_do_the_same_are_no_comparison() -> None:
         check_agreement({"ours": whole, "loop": other}, NAMES[:2])
     with pytest.raises(FatalError, match="loop: 1 of 2 scored, exit 1"):
         check_agreement({"ours": whole, "loop": trial({"a.mp4": 40.0}, 1)}, NAMES[:2])
+
+
+def test_a_video_costs_what_a_longer_run_has_more() -> None:
+    few = Trial(scores={f"{n}": 1.0 for n in range(12)}, seconds=16.0, core_seconds=23.0, peak_bytes=7)
+    many = Trial(scores={f"{n}": 1.0 for n in range(60)}, seconds=40.0, core_seconds=47.0, peak_bytes=5)
+    assert Cost.of(few, many) == Cost(video_s=0.5, video_core_s=0.5, start_s=10.0, start_core_s=17.0, peak_bytes=7)
 
 
 def test_a_verdict_counts_the_others_and_says_what_became_of_the_broken_one() -> None:
@@ -65,6 +71,7 @@ def test_the_tree_counts_and_ends_what_its_process_started() -> None:
         # The pipe ends with its last holder, the process's own child.
         assert process.stdout.read() == ""
         spent = tree.core_seconds
+        assert spent >= 0.5
     tree.look()
     assert tree.core_seconds == spent
 
@@ -79,7 +86,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "videos"
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_ours_and_a_plain_loop_give_the_same_scores(videos: Path) -> None:
     trials = {way: try_way(way, "luma-sharpness", videos, 1, 300) for way in ("ours", "plain loop")}
     check_agreement(trials, NAMES)
@@ -95,10 +102,20 @@ def test_a_killed_decoder_takes_the_plain_loop_along(videos: Path, tmp_path: Pat
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("way", ["torch DataLoader", "plain Ray Data"])
+@pytest.mark.parametrize("way", ["torch DataLoader", "DataLoader, our reader", "plain Ray Data"])
 def test_other_ways_give_the_scores_of_the_plain_loop(way: str, videos: Path) -> None:
     trials = {name: try_way(name, "luma-sharpness", videos, 2, 300) for name in ("plain loop", way)}
     check_agreement(trials, NAMES)
+
+
+@pytest.mark.faults
+def test_a_killed_and_a_hanging_decoder_cost_ours_one_video(videos: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "c.mp4"):
+        (tmp_path / name).hardlink_to(videos / name)
+    killed, hung = killer(videos / "b.mp4", tmp_path).name, hanger(videos / "b.mp4", tmp_path).name
+    told = try_way("ours", "luma-sharpness", tmp_path, 2, 300)
+    assert told.failures == {killed: "decoder_crashed", hung: "decode_timeout"}
+    assert set(told.scores) == {"a.mp4", "c.mp4"}
 
 
 def test_a_way_whose_time_is_up_is_ended(videos: Path) -> None:
