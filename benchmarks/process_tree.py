@@ -71,6 +71,13 @@ class ProcessTree:
             time.sleep(0.05)
 
 
+def machine_core_seconds() -> float:
+    """What all processes of this machine have spent since it is up."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system = file.readline().split()[1:4]
+    return (int(user) + int(nice) + int(system)) * _TICK_S
+
+
 def _listed() -> dict[Key, _Process]:
     """Every process of this machine."""
     found = {}

@@ -3,11 +3,13 @@
     python -m benchmarks.side_by_side [--models luma-sharpness] [--ways ours "plain loop"] [--broken truncated]
 
 Each way (`benchmarks.ways`) runs in a process of its own, one after the other, from nothing to its end, over 12 videos
-and over the same 12 five times. What a video costs is the difference of these two runs over the 48 that one has more
-(rates between first and last result would leave out what is in flight at the end); what is left is the start. Core-
+and over the same 12 several times. What a video costs is the difference of these two runs over what one has more (rates
+between first and last result would leave out what is in flight at the end); what is left is start and end. Core-
 seconds are user and system time of that process and all that it starts (for Ray: its servers and workers), memory the
 sum of their proportional sets. Every way has one BLAS thread a process, and torch as many as it asks for. Ways that do
-not see the same frames, or whose scores differ by more than 1e-4, end the comparison.
+not see the same frames, or whose scores differ by more than 1e-4, end the comparison. What other processes took of the
+machine meanwhile is told beside each run: where that is much, seconds mean nothing, above all for Ray, whose workers
+are nice by 15.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.crafted import BROKEN
-from benchmarks.process_tree import ProcessTree
+from benchmarks.process_tree import ProcessTree, machine_core_seconds
 from benchmarks.tables import print_table
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
@@ -57,6 +59,7 @@ class Trial:
     exit_code: int | None = None
     seconds: float = 0.0
     core_seconds: float = 0.0
+    others_core_seconds: float = 0.0
     peak_bytes: int = 0
     said: str = ""
 
@@ -104,7 +107,7 @@ def try_way(way: str, model: str, folder: Path, cores: int, limit_s: float) -> T
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "benchmarks.side_by_side", "--one", way, model, str(folder), str(cores)]
     log = temporary / "log"
-    started = time.monotonic()
+    started, busy_before = time.monotonic(), machine_core_seconds()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, str(writing)],
@@ -129,6 +132,7 @@ def try_way(way: str, model: str, folder: Path, cores: int, limit_s: float) -> T
         trial.seconds = time.monotonic() - started
         tree.kill()
         trial.core_seconds, trial.peak_bytes = tree.core_seconds, tree.peak_bytes
+        trial.others_core_seconds = machine_core_seconds() - busy_before - trial.core_seconds
         process.wait()
     # The pipe ends with the last process that holds it; what was told before that counts.
     reader.join()
@@ -213,8 +217,8 @@ def compare(ways: Sequence[str], model: str, few: Path, many: Path, cores: int, 
             f"of {ways[0]}": f"{cost.video_core_s / base.video_core_s:.2f}",
             "s a video": f"{cost.video_s:.2f}",
             f"videos/s of {ways[0]}": f"{base.video_s / cost.video_s:.2f}",
-            "core-s to start": f"{cost.start_core_s:.1f}",
-            "s to start": f"{cost.start_s:.1f}",
+            "core-s to start and end": f"{cost.start_core_s:.1f}",
+            "s to start and end": f"{cost.start_s:.1f}",
             "peak memory, MiB": cost.peak_bytes >> 20,
         }
         for way, cost in costs.items()
@@ -245,7 +249,7 @@ def _report(what: str, trial: Trial) -> None:
     """Tells what was just measured, beside the tables."""
     print(
         f"{what}: {len(trial.scores)} scores, {trial.seconds:.1f} s, {trial.core_seconds:.1f} core-s, "
-        f"{trial.peak_bytes >> 20} MiB",
+        f"{trial.peak_bytes >> 20} MiB; all other processes meanwhile {trial.others_core_seconds:.1f} core-s",
         file=sys.stderr,
         flush=True,
     )
@@ -264,7 +268,7 @@ def _make_videos(folder: Path, shape: ClipShape, times: int) -> tuple[Path, Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=5, help="how often the longer run has the 12 videos")
+    parser.add_argument("--times", type=int, default=3, help="how often the longer run has the 12 videos")
     parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="none: only the broken videos")
     parser.add_argument("--ways", nargs="+", help="default: all that can go here; ratios are to the first")
