@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--models", nargs="*", default=list(MODELS), help="none: only the broken videos")
     parser.add_argument("--ways", nargs="+", help="default: all that can go here; ratios are to the first")
-    parser.add_argument("--broken", nargs="*", choices=list(BROKEN), default=list(BROKEN), metavar="KIND")
+    parser.add_argument("--broken", nargs="*", choices=list(BROKEN), default=["truncated", "killer"], help="kinds")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit-s", type=float, default=600.0, help="seconds that a way may take over good videos")
     parser.add_argument("--broken-limit-s", type=float, default=60.0, help="the same, with a broken one among them")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.crafted import hanger, killer
+from benchmarks.crafted import killer
 from benchmarks.process_tree import ProcessTree
 from benchmarks.side_by_side import Cost, Trial, check_agreement, try_way, verdict
 from kvq_batch.domain.errors import FatalError
@@ -106,16 +106,6 @@ def test_a_killed_decoder_takes_the_plain_loop_along(videos: Path, tmp_path: Pat
 def test_other_ways_give_the_scores_of_the_plain_loop(way: str, videos: Path) -> None:
     trials = {name: try_way(name, "luma-sharpness", videos, 2, 300) for name in ("plain loop", way)}
     check_agreement(trials, NAMES)
-
-
-@pytest.mark.faults
-def test_a_killed_and_a_hanging_decoder_cost_ours_one_video(videos: Path, tmp_path: Path) -> None:
-    for name in ("a.mp4", "c.mp4"):
-        (tmp_path / name).hardlink_to(videos / name)
-    killed, hung = killer(videos / "b.mp4", tmp_path).name, hanger(videos / "b.mp4", tmp_path).name
-    told = try_way("ours", "luma-sharpness", tmp_path, 2, 300)
-    assert told.failures == {killed: "decoder_crashed", hung: "decode_timeout"}
-    assert set(told.scores) == {"a.mp4", "c.mp4"}
 
 
 def test_a_way_whose_time_is_up_is_ended(videos: Path) -> None:
