@@ -69,7 +69,10 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     assert told["cluster"] == {"cores": 64, "gpus": 0, "idle_cores": 0, "idle_gpus": 0}
     expected = told["expected"]
     assert sum(stage["workers"] for stage in expected["stages"]) == 64
-    assert (expected["bound_by"], expected["measured_scores"]) == ("decode", {"luma-sharpness": 3})
+    # Which stage is slower with videos this small is the machine's affair.
+    slower = expected["bound_by"]
+    assert slower in ("decode", "luma-sharpness")
+    assert expected["measured_scores"] == {"luma-sharpness": 3}
     assert expected["core_hours"] == pytest.approx(64 * expected["seconds"] / 3600)
     assert expected["cost"] == pytest.approx(expected["core_hours"] * 7.2)
     more = json.loads(call(*asked, "640", "-o", "json").stdout)["expected"]
@@ -77,7 +80,7 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     table = call(*asked, "64", "--gpus", "2")
     assert "j: 1,000,000 videos" in table.stdout
     assert [line.split()[0] for line in table.stdout.splitlines()[-3:]] == ["decode", "luma-sharpness", "driver"]
-    assert "bound by decode" in table.stderr
+    assert f"bound by {slower}" in table.stderr
     assert "2 of the GPUs have nothing to do" in table.stderr
     assert len(call(*asked, "64", "-o", "csv").stdout.splitlines()) == 4
     assert "the cluster has fewer" in call(*asked, "2", exit_code=2).stderr
