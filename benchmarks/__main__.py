@@ -12,6 +12,7 @@ BENCHMARKS = (
     ("A whole run against its slower stage", "end_to_end", ()),
     ("The small member of the family", "end_to_end", ("--model", "kvq-tiny", "--videos", "24")),
     ("Side by side", "side_by_side", ()),
+    ("The model in the box", "end_to_end", ("--model", "kvq-lite", "--videos", "24")),
     ("Decoding and resizing", "decode", ()),
     ("KVQ on a CPU", "kvq_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
