@@ -29,7 +29,6 @@ from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
 from kvq_batch.spec.load import make_job
 
-
 IN_THE_BOX = ("kvq-lite",)
 
 
