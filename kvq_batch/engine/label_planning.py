@@ -138,6 +138,7 @@ def _segments(job: LabelJob, source: dict[str, Any]) -> Iterator[Segment]:
     # Framings are of frames that are given; a camera over a still, or a drawing, has its size as it is asked for.
     is_given = not (source["uri"].startswith(SYNTHETIC) or is_still(source["uri"]))
     for framing in spec.framings if is_given else ("native",):
+        seed = segment_seed(job.seed, source["video_id"], framing)
         for number in range(spec.per_source):
             yield Segment(
                 number,
@@ -146,7 +147,7 @@ def _segments(job: LabelJob, source: dict[str, Any]) -> Iterator[Segment]:
                 spec.height_px,
                 spec.width_px,
                 framing,
-                seed := segment_seed(job.seed, source["video_id"], framing),
+                seed,
                 draw_worn(spec.worn, seed, number),
             )
 
