@@ -15,7 +15,7 @@ from tests.engine.faults import MisbehavingDecodeWorker
 from tests.engine.test_run import ask, check_books, job_of, run
 
 
-@pytest.mark.parametrize("limit", ["deadline", "max_cost"])
+@pytest.mark.parametrize("limit", [pytest.param("deadline", marks=pytest.mark.faults), "max_cost"])
 def test_a_budget_ends_the_run_and_the_next_one_does_the_rest(videos: Path, tmp_path: Path, limit: str) -> None:
     # One video hangs its decoder for as long as the limits allow: no run ends before its budget.
     shutil.copy2(videos / "none-0.mp4", videos / "hang.mp4")

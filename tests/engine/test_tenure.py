@@ -25,6 +25,7 @@ def slow_job(videos: Path, tmp_path: Path) -> Job:
     return job_of(videos, tmp_path / "tables", KVQ | {"batch_size": 1}, run={"commit_every_s": 0.1})
 
 
+@pytest.mark.faults
 def test_a_killed_run_is_written_off_and_the_next_one_does_the_rest(slow_job: Job, tmp_path: Path) -> None:
     with start_driver(slow_job, tmp_path) as driver:
         committed = int(wait_for(driver, "committed").split()[1])

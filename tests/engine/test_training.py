@@ -41,6 +41,7 @@ class Dying(Stripes):
         return super().read(places, draw)
 
 
+@pytest.mark.faults
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     # Dropout draws in each process for itself; without it, only sums are added in another order.
     settings = toy_settings(dropout=0.0)
