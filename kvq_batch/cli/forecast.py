@@ -11,12 +11,17 @@ from kvq_batch.cli.foretelling import expected_record, expected_sentences, stage
 from kvq_batch.cli.options import JobArgument, OutputOption
 from kvq_batch.cli.output import Format, Output
 
+# Workers are laid out one by one.
+MOST = 1_000_000
+
 
 def forecast(
     job: JobArgument,
     videos: Annotated[float, typer.Option("--videos", min=1, help="Videos to score; 1e8 is fine.", show_default=False)],
-    cores: Annotated[int, typer.Option("--cores", min=1, help="CPU cores of the cluster.", show_default=False)],
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of the cluster.")] = 0,
+    cores: Annotated[
+        int, typer.Option("--cores", min=1, max=MOST, help="CPU cores of the cluster.", show_default=False)
+    ],
+    gpus: Annotated[int, typer.Option("--gpus", min=0, max=MOST, help="GPUs of the cluster.")] = 0,
     megapixels: Annotated[
         float | None,
         typer.Option(
