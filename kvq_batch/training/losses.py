@@ -2,13 +2,17 @@
 
 `plcc` and `rank` are functions of a whole batch, so they must see every prediction of it, wherever each was computed.
 They leave offset and scale of predictions free (`rank` the offset alone); `score_error` and `cell_error` do not: with
-them the network speaks in units of the labels. No weight of a term and no network stands here.
+them the network speaks in units of the labels. What a whole batch is off by in common counts a twentieth in both: at
+full weight it has the same gradient for everything, and a small network answers by growing constants until what
+differs is lost in them (docs/model.md). No weight of a term and no network stands here.
 """
 
 import torch
 from torch import Tensor
 
 _EPSILON = 1e-8
+_COMMON = 0.05
+"""The weight of what all predictions of a batch are off by."""
 
 
 def plcc_loss(predictions: Tensor, labels: Tensor) -> Tensor:
@@ -43,19 +47,25 @@ def lpc_losses(texture: Tensor, of_cubes: Tensor) -> Tensor:
 
 
 def score_error(predictions: Tensor, labels: Tensor) -> Tensor:
-    """Mean absolute error of predictions [n] in units of the labels."""
-    return (predictions - labels).abs().mean()
+    """Mean absolute error of predictions [n] about their mean error, and 0.05 of that; in units of the labels."""
+    return _about_their_mean(predictions - labels)
 
 
-def cell_errors(texture: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of absolute errors over labelled cells, and how many there are; both [n, slots, rows, columns].
+def cell_error(texture: Tensor, cells: Tensor) -> Tensor:
+    """`score_error` of labelled cells; both [n, slots, rows, columns], NaN in `cells` where there is no label.
 
-    A cell without a label is NaN in `cells`. The mean is left to the caller, who knows the cells of the whole batch.
+    0 where no cell of the batch has one.
     """
     labelled = ~torch.isnan(cells)
-    # The texture itself where there is no label: even times 0, a NaN would reach the gradient.
-    wanted = torch.where(labelled, cells, texture.detach())
-    return (texture - wanted).abs().sum(), labelled.sum()
+    if not labelled.any():
+        return texture.sum() * 0
+    return _about_their_mean(texture[labelled] - cells[labelled])
+
+
+def _about_their_mean(errors: Tensor) -> Tensor:
+    # Gradients flow through the mean: as a constant it would leave a pull of sign(errors) in common, with no end.
+    common = errors.mean()
+    return (errors - common).abs().mean() + _COMMON * common.abs()
 
 
 def _standardised(values: Tensor) -> Tensor:

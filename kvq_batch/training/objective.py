@@ -14,7 +14,7 @@ from kvq_batch.models.kvq.config import Grid
 from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.training.cubes import cut_cubes, texture_of_cubes
 from kvq_batch.training.group import Group
-from kvq_batch.training.losses import cell_errors, lpc_losses, plcc_loss, rank_loss, score_error
+from kvq_batch.training.losses import cell_error, lpc_losses, plcc_loss, rank_loss, score_error
 from kvq_batch.training.settings import LossWeights
 
 
@@ -43,8 +43,7 @@ class Losses:
 def compute_losses(network: KvqNetwork, batch: TensorBatch, weights: LossWeights, cube: Grid, group: Group) -> Losses:
     """The loss of a batch under `weights`; `terms` holds each term that counts, and "loss", their weighted sum."""
     maps = network(batch.clips)
-    own = maps.scores()
-    predictions, labels = group.gather(own), group.gather(batch.labels)
+    predictions, labels = group.gather(maps.scores()), group.gather(batch.labels)
     # Of the whole batch, the same on every process; and this process's part of a sum over processes.
     whole: dict[str, Tensor] = {}
     parts: dict[str, Tensor] = {}
@@ -54,14 +53,13 @@ def compute_losses(network: KvqNetwork, batch: TensorBatch, weights: LossWeights
         whole["rank"] = rank_loss(predictions, labels)
     if weights.score:
         whole["score"] = score_error(predictions, labels)
+    if weights.cells:
+        cells = torch.full_like(maps.texture, torch.nan) if batch.cells is None else batch.cells
+        whole["cells"] = cell_error(group.gather(maps.texture), group.gather(cells))
     if weights.lpc:
         features, _ = network.fragments_backbone(cut_cubes(batch.clips, network.config, cube))
         of_cubes = texture_of_cubes(network.vqa_head(features), maps.texture)
         parts["lpc"] = lpc_losses(maps.texture, of_cubes).sum() / len(predictions)
-    if weights.cells:
-        errors, count = _cell_errors(maps.texture, batch.cells)
-        group.add_up([count])
-        parts["cells"] = errors / count.clamp(min=1)
     total = torch.stack([getattr(weights, name) * term.double() for name, term in (whole | parts).items()]).sum()
     told = {name: term.detach().double().reshape(1) for name, term in (whole | parts).items()}
     if parts:
@@ -69,10 +67,3 @@ def compute_losses(network: KvqNetwork, batch: TensorBatch, weights: LossWeights
     terms = {name: float(value) for name, value in told.items()}
     terms["loss"] = sum(getattr(weights, name) * value for name, value in terms.items())
     return Losses(total, terms, predictions.detach())
-
-
-def _cell_errors(texture: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
-    if cells is None:
-        return texture.sum() * 0, texture.new_zeros(())
-    errors, count = cell_errors(texture, cells)
-    return errors, count.to(texture.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
 from kvq_batch.training.cubes import check_cube, cut_cubes, texture_of_cubes
-from kvq_batch.training.losses import cell_errors, lpc_losses, plcc_loss, rank_loss, score_error
+from kvq_batch.training.losses import cell_error, lpc_losses, plcc_loss, rank_loss, score_error
 from tests.models.kvq_cases import GOLDENS
 
 
@@ -55,14 +55,36 @@ def test_terms_are_differentiable_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(lpc_losses, (maps, cubes))
 
 
+def test_what_a_whole_batch_is_off_by_counts_little() -> None:
+    labels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    assert score_error(labels + 0.4, labels).item() == pytest.approx(0.05 * 0.4)
+    # Errors of -0.3, 0 and 0.6: 0.1 on the whole, and about that 0.4, 0.1 and 0.5.
+    predictions = (labels + torch.tensor([-0.3, 0.0, 0.6])).requires_grad_()
+    loss = score_error(predictions, labels)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx((0.4 + 0.1 + 0.5) / 3 + 0.05 * 0.1)
+    assert predictions.grad is not None
+    assert predictions.grad.sum().item() == pytest.approx(0.05)
+
+
 def test_cells_without_a_label_count_nothing_and_spoil_no_gradient() -> None:
     texture = torch.tensor([[[[0.5, 0.25], [2.0, 1.0]]]], requires_grad=True)
-    cells = torch.tensor([[[[1.0, float("nan")], [float("nan"), 0.5]]]])
-    errors, count = cell_errors(texture, cells)
-    errors.backward()  # type: ignore[no-untyped-call]
-    assert (errors.item(), count.item()) == (1.0, 2)
+    cells = torch.tensor([[[[1.0, float("nan")], [float("nan"), 0.6]]]])
+    loss = cell_error(texture, cells)
+    loss.backward()  # type: ignore[no-untyped-call]
+    # Errors of -0.5 and 0.4, -0.05 on the whole.
+    assert loss.item() == pytest.approx(0.45 + 0.05 * 0.05)
     assert texture.grad is not None
-    assert texture.grad.flatten().tolist() == [-1.0, 0.0, 0.0, 1.0]
+    assert texture.grad.flatten().tolist() == pytest.approx([-0.525, 0.0, 0.0, 0.475])
+
+
+def test_no_labelled_cell_is_no_error() -> None:
+    texture = torch.rand(1, 2, 2, 2, requires_grad=True)
+    loss = cell_error(texture, torch.full_like(texture, torch.nan))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert texture.grad is not None
+    assert not texture.grad.any()
 
 
 def numbered_clips() -> tuple[NDArray[np.int64], Tensor]:
