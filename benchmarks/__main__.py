@@ -17,6 +17,7 @@ BENCHMARKS = (
     ("KVQ on a CPU", "kvq_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
     ("Forecasts against runs", "scaling", ()),
+    ("What a run holds in memory", "memory", ()),
     ("How maps are stored", "maps_encoding", ()),
     ("What a label costs", "labels", ()),
 )

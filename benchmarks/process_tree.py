@@ -55,6 +55,11 @@ class ProcessTree:
             self._memory_due = time.monotonic() + _REST_AFTER_MEMORY * (time.monotonic() - started)
 
     @property
+    def pids(self) -> list[int]:
+        """Those of the tree that are alive."""
+        return [pid for pid, _ in self._alive]
+
+    @property
     def core_seconds(self) -> float:
         """User and system time of all processes of the tree, those that have ended included."""
         return sum(self._spent.values())
