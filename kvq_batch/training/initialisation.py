@@ -19,14 +19,20 @@ from kvq_batch.training.settings import Initialisation
 
 _SWIN_STD = 0.02
 _TABLE = "relative_position_bias_table"
+# A network that starts far from its labels first grows constants in every block, and what lies in them hides what
+# differs: with 1, 0 and 1 here features ended with a mean of 0.90 and a deviation of 0.06 over all views.
+_TEXTURE_OUT = "vqa_head.fc_last"
+_TEXTURE_SCALE, _TEXTURE_START = 0.1, 0.5
+_BRANCH_SCALE = 0.3
 
 
 def initial_tensors(config: KvqConfig, scheme: Initialisation, seed: int) -> dict[str, Tensor]:
     """Every tensor of a network, float32.
 
     "published" (KVQ_SPEC section 4.1): linear layers and bias tables of standard deviation 0.02, convolutions as torch
-    draws them. "fan-in": every matrix of standard deviation 1 / sqrt(fan_in), as small members learn better from.
-    Either way norms start as identity, biases of linear layers as 0, and `weight_conv` as 0.
+    draws them. "fan-in": every matrix of standard deviation 1 / sqrt(fan_in), as small members learn better from, less
+    where a residual branch ends; the texture starts about the middle of the scale. Either way norms start as identity,
+    `weight_conv` as 0, and other biases of linear layers too.
     """
     shapes = tensor_shapes(config)
     return {name: _drawn(name, shapes, scheme, seed) for name in shapes}
@@ -71,7 +77,12 @@ def _drawn(name: str, shapes: Mapping[str, Shape], scheme: Initialisation, seed:
     if is_convolution and scheme == "published":
         return tensor.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
     if leaf == "bias":
-        return tensor
+        return tensor.fill_(_TEXTURE_START if path == _TEXTURE_OUT and scheme == "fan-in" else 0.0)
     if scheme == "published":
         return nn.init.trunc_normal_(tensor, std=_SWIN_STD, generator=generator)
-    return nn.init.trunc_normal_(tensor, std=fan_in**-0.5, a=-2 * fan_in**-0.5, b=2 * fan_in**-0.5, generator=generator)
+    std = fan_in**-0.5
+    if path == _TEXTURE_OUT:
+        std *= _TEXTURE_SCALE
+    elif ".blocks." in path and layer in ("proj", "fc2"):
+        std *= _BRANCH_SCALE
+    return nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)

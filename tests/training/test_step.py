@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
+from kvq_batch.models.kvq.network import build_network
 from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.training.assembly import trainable_network
 from kvq_batch.training.group import Alone
@@ -186,6 +187,11 @@ def test_initial_weights_are_as_published_or_by_fan_in() -> None:
     name = "fragments_backbone.layers.1.blocks.0.mlp.fc1.weight"
     # A normal distribution cut at two deviations has 0.88 of the deviation.
     assert small[name].std().item() == pytest.approx(0.88 * 24**-0.5, rel=0.05)
+    # A branch starts small, and the texture about the middle of the scale: nothing has to grow a constant first.
+    ends = small[name.replace("fc1", "fc2")]
+    assert ends.std().item() == pytest.approx(0.3 * 0.88 * ends.shape[1] ** -0.5, rel=0.05)
+    maps = build_network(SMALL, small)(torch.randn(2, 3, SMALL.num_frames, *SMALL.input_size))
+    assert (maps.texture - 0.5).abs().max() < 0.5
     assert torch.equal(small[name], again[name])
     assert not torch.equal(small[name], other[name])
 
