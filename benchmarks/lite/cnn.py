@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.kvq.config import KvqConfig
-from kvq_batch.models.kvq.embedding import normalise, with_energy_bands
+from kvq_batch.models.kvq.embedding import with_energy_bands
 from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork
+from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.group import Alone
 from kvq_batch.training.objective import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation

@@ -109,6 +109,9 @@ class TrainModel(Section):
     num_segments: int | None = Field(None, description="Segments of a video that they come from.", examples=[8])
     input_size: tuple[int, int] | None = Field(None, description="Height and width in pixels.", examples=[[448, 448]])
     num_bands: int | None = Field(None, description="Bands of detail beside RGB at the input.", examples=[2])
+    statistics: int | None = Field(
+        None, ge=0, le=1, description="1: tokens are made of statistics of their patches.", examples=[1]
+    )
     stem_width: int | None = Field(
         None, description="Channels of a convolutional stem in place of the patch embedding.", examples=[24]
     )

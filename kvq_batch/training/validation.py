@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.metrics.ranks import Ranking, pearson, spearman
-from kvq_batch.models.kvq.embedding import normalise
 from kvq_batch.models.kvq.network import KvqNetwork
+from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.group import Group
 from kvq_batch.training.samples import ClipSource
 

@@ -14,8 +14,9 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelCard, ModelOptions
 from kvq_batch.models.kvq.checkpoint import Checkpoint, load, save
 from kvq_batch.models.kvq.config import PUBLISHED, KvqConfig
-from kvq_batch.models.kvq.embedding import normalise, with_energy_bands
+from kvq_batch.models.kvq.embedding import with_energy_bands
 from kvq_batch.models.kvq.network import build_network
+from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.untrained import untrained_tensors
 from kvq_batch.models.registry import describe
 from tests.models.kvq_cases import as_torch

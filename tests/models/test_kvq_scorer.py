@@ -14,8 +14,8 @@ from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.checkpoint import save
 from kvq_batch.models.kvq.config import KvqConfig
-from kvq_batch.models.kvq.embedding import normalise
 from kvq_batch.models.kvq.family import untrained_checkpoint
+from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.scorer import KvqScorer
 from tests.goldens import golden_recipe
 from tests.models.kvq_cases import SMALL

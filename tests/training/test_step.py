@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
-from kvq_batch.models.kvq.network import build_network
-from kvq_batch.models.kvq.network import KvqNetwork
+from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.training.assembly import trainable_network
 from kvq_batch.training.group import Alone
 from kvq_batch.training.initialisation import initial_tensors, started_from_kinetics

@@ -14,7 +14,12 @@ Grid = tuple[int, int, int]
 Shape = tuple[int, ...]
 
 # What the published network has not: written down only where it is used, so that its identity stays what it was.
-_LATER = ("num_segments", "num_bands", "stem_width", "fragments", "slot_by_slot")
+_LATER = ("num_segments", "num_bands", "statistics", "stem_width", "fragments", "slot_by_slot")
+
+# How much `statistics` measures of a patch: in a frame with one band, in each further band, in the change of a band.
+_OF_A_FRAME, _OF_A_BAND, _OF_A_CHANGE = 26, 6, 3
+CHANGING_BANDS = 2
+"""Of so many bands, the finest, statistics tell what changes from frame to frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +31,11 @@ class KvqConfig:
     width) are what the model asks of a video; the network itself takes whatever `maps_shape` accepts. `num_segments`
     is how many segments of a clip its frames come from (KVQ_SPEC section 2).
 
-    Beyond the published network, for small members: `num_bands` adds bands of the luma's detail to the input,
-    `stem_width` makes the first tokens by two convolutions with so many channels between them, and `fragments` (rows,
-    columns) splices the input from native patches instead of resizing frames, `slot_by_slot` 1 runs every slot of a
-    clip by itself, so that a network trained on single slots scores clips of any length; 0 is without.
+    Beyond the published network, for small members: `num_bands` adds bands of the luma's detail to the input;
+    `stem_width` makes the first tokens by two convolutions with so many channels between them, `statistics` 1 out of
+    what is measured in the bands of each patch; `fragments` (rows, columns) splices the input from native patches
+    instead of resizing frames; `slot_by_slot` 1 runs every slot of a clip by itself, so that a network trained on
+    single slots scores clips of any length; 0 is without.
 
     Raises:
         SpecError: sizes that make no network.
@@ -47,6 +53,7 @@ class KvqConfig:
     input_size: tuple[int, int] = (448, 448)
     num_segments: int = 8
     num_bands: int = 0
+    statistics: int = 0
     stem_width: int = 0
     fragments: tuple[int, int] = (0, 0)
     slot_by_slot: int = 0
@@ -65,8 +72,9 @@ class KvqConfig:
                 raise SpecError(
                     f"KVQ sizes: {self.width(stage)} channels of stage {stage} do not split into {heads} heads"
                 )
-        if self.slot_by_slot not in (0, 1):
-            raise SpecError(f"KVQ sizes: slot_by_slot is 0 or 1, got {self.slot_by_slot}")
+        for name in ("slot_by_slot", "statistics"):
+            if getattr(self, name) not in (0, 1):
+                raise SpecError(f"KVQ sizes: {name} is 0 or 1, got {getattr(self, name)}")
         if self.num_frames % self.num_segments:
             raise SpecError(f"KVQ sizes: num_frames {self.num_frames} is no multiple of {self.num_segments} segments")
         if self.stem_width and self.patch[1:] != (4, 4):
@@ -75,7 +83,19 @@ class KvqConfig:
             not number or extent % number for extent, number in zip(self.input_size, self.fragments, strict=True)
         ):
             raise SpecError(f"KVQ sizes: frames of {self.input_size} do not splice from {self.fragments} fragments")
+        if self.statistics:
+            self._check_statistics()
         self.maps_shape(self.num_frames, *self.input_size)
+
+    def _check_statistics(self) -> None:
+        side, tile = self.patch[1], self.tile(*self.input_size)
+        if not self.num_bands or self.stem_width:
+            raise SpecError("KVQ sizes: statistics are of bands, in place of a stem: num_bands > 0 and stem_width = 0")
+        if side % 8 or self.patch[2] != side or any(extent % side for extent in tile):
+            raise SpecError(
+                f"KVQ sizes: statistics are of square patches, their sides a multiple of 8 pixels, whole in every "
+                f"fragment; not of {side}x{self.patch[2]} pixels in {tile[0]}x{tile[1]}"
+            )
 
     @property
     def num_stages(self) -> int:
@@ -94,6 +114,13 @@ class KvqConfig:
     def input_channels(self) -> int:
         """RGB, and two planes for each band."""
         return 3 + 2 * self.num_bands
+
+    @property
+    def num_statistics(self) -> int:
+        """What is measured of each patch of a slot: of its frames, and of the changes from one to the next."""
+        of_frame = _OF_A_FRAME + (self.num_bands - 1) * _OF_A_BAND
+        of_change = min(self.num_bands, CHANGING_BANDS) * _OF_A_CHANGE
+        return self.patch[0] * of_frame + (self.patch[0] - 1) * of_change
 
     def tile(self, height: int, width: int) -> tuple[int, int]:
         """The part of a frame whose pixels were neighbours in the video: a fragment, else all of it."""
@@ -168,17 +195,18 @@ PUBLISHED = KvqConfig()
 # fusion block on 28x28 cells took longer than all the rest (1.7 s a clip on one core, 0.7 s without).
 TINY = KvqConfig(embed_dim=32, depths=(1, 1, 2), num_heads=(1, 2, 4), top_k=(0, 0, 4), patch=(2, 8, 8), head_hidden=32)
 
-# KVQ-Lite: native fragments of 32 pixels, two frames a slot, every slot by itself; jobs/lite trains it.
+# KVQ-Lite: statistics of native fragments of 32 pixels, two frames a slot, every slot by itself; jobs/lite trains it.
 LITE = KvqConfig(
-    embed_dim=32,
-    depths=(1, 1, 2, 1),
-    num_heads=(1, 2, 4, 8),
-    top_k=(0, 0, 4, 1),
+    embed_dim=96,
+    depths=(2, 2),
+    num_heads=(3, 6),
+    top_k=(4, 1),
+    patch=(2, 16, 16),
     window=(1, 7, 7),
     num_frames=16,
     input_size=(224, 224),
     num_bands=4,
-    stem_width=24,
+    statistics=1,
     fragments=(7, 7),
     slot_by_slot=1,
 )
@@ -199,6 +227,8 @@ def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
         affine(f"{root}.patch_embed.conv1", config.stem_width, config.input_channels, 3, 3)
         affine(f"{root}.patch_embed.conv2", config.embed_dim, config.stem_width, 3, 3)
         affine(f"{root}.patch_embed.proj", config.embed_dim, config.patch[0] * config.embed_dim)
+    elif config.statistics:
+        affine(f"{root}.patch_embed.proj", config.embed_dim, config.num_statistics)
     else:
         affine(f"{root}.patch_embed.proj", config.embed_dim, config.input_channels, *config.patch)
     affine(f"{root}.patch_embed.norm", config.embed_dim)

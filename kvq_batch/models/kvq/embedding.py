@@ -1,13 +1,10 @@
 """From pixels to tokens: what a network sees of a frame, and how it becomes the first grid.
 
-The published network takes RGB by one patch embedding. A small member learns from few sources only where the energy of
-detail stands readable at its input, and where strided convolutions make the first tokens: both are sizes of
-`KvqConfig`, and off by default. Nothing here is trained on or knows of fragments but by the size of a tile.
+The published network takes RGB by one patch embedding. Small members may see bands of detail beside it, and make their
+first tokens by strided convolutions: both are sizes of `KvqConfig`, and off by default. The third way is `statistics`.
 
-Axes: B clips, T frames, D slots, H rows, W columns, C channels, n tiles.
+Axes: B clips, T frames, D slots, H rows, W columns, C channels.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +12,7 @@ from torch import Tensor, nn
 
 from kvq_batch.models.kvq.blocks import NORM_EPS, linear, normalise_tokens
 from kvq_batch.models.kvq.config import KvqConfig
-
-# Of 8-bit RGB (KVQ_SPEC section 2).
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-
-_LUMA = (0.299, 0.587, 0.114)
-# Widths of the Gaussians between which bands lie, in pixels: the finest holds noise and blocks, the next one blur.
-_FIRST_SIGMA = 0.8
-_SIGMA_STEP = 2.5
-# Grey levels below which a band's magnitude says nothing.
-_FLOOR = 0.5
-
-
-def normalise(clips: Tensor) -> Tensor:
-    """uint8 RGB [B, T, H, W, 3] -> float32 [B, 3, T, H, W], (x - mean) / std per channel (KVQ_SPEC section 2)."""
-    mean, std = (torch.tensor(values, device=clips.device) for values in (MEAN, STD))
-    return ((clips.float() - mean) / std).permute(0, 4, 1, 2, 3)
+from kvq_batch.models.kvq.pixels import FLOOR, bands_of_tiles, in_tiles, luma, padded_to
 
 
 def with_energy_bands(clips: Tensor, config: KvqConfig) -> Tensor:
@@ -44,41 +25,18 @@ def with_energy_bands(clips: Tensor, config: KvqConfig) -> Tensor:
     if not config.num_bands:
         return clips
     batch, _, frames, height, width = clips.shape
-    std, mean, luma = (torch.tensor(values, device=clips.device).view(3, 1, 1, 1) for values in (STD, MEAN, _LUMA))
-    grey = ((clips * std + mean) * luma).sum(1)
+    # Each plane is written where it belongs: joining them took as long as all that is computed here.
+    planes = clips.new_empty(batch, config.input_channels, frames, height, width)
+    planes[:, :3] = clips
     tile = config.tile(height, width)
-    rows, columns = height // tile[0], width // tile[1]
-    tiles = grey.view(-1, rows, tile[0], columns, tile[1]).transpose(2, 3).reshape(-1, 1, *tile)
-    planes = []
-    finer = tiles
-    for band in range(config.num_bands):
-        coarser = _blurred(tiles, _FIRST_SIGMA * _SIGMA_STEP**band)
-        detail = finer - coarser
-        planes += [detail.sign() * torch.log1p(detail.abs()), torch.log(detail.abs() + _FLOOR)]
-        finer = coarser
-    bands = torch.cat(planes, dim=1).view(batch, frames, rows, columns, -1, *tile)
-    # [B, T, rows, columns, C, h, w] -> [B, C, T, H, W]
-    bands = bands.permute(0, 4, 1, 2, 5, 3, 6).reshape(batch, -1, frames, height, width)
-    return torch.cat([clips, bands], dim=1)
-
-
-def _blurred(tiles: Tensor, sigma: float) -> Tensor:
-    """Tiles [n, 1, h, w] under a Gaussian, edges repeated.
-
-    As two products with band matrices: convolutions of one channel took a third of a small member's training.
-    """
-    radius = min(math.ceil(3 * sigma), *(extent - 1 for extent in tiles.shape[2:]))
-    rows, columns = (_gaussian(extent, sigma, radius, tiles.device) for extent in tiles.shape[2:])
-    return rows @ tiles @ columns.t()
-
-
-def _gaussian(extent: int, sigma: float, radius: int, device: torch.device) -> Tensor:
-    """Weights [extent, extent] of the pixels that each pixel becomes."""
-    taps = torch.arange(-radius, radius + 1, device=device)
-    kernel = torch.exp(-(taps.float() ** 2) / (2 * sigma**2))
-    sources = (torch.arange(extent, device=device)[:, None] + taps).clamp(0, extent - 1)
-    weights = (kernel / kernel.sum()).expand(extent, -1)
-    return torch.zeros(extent, extent, device=device).scatter_add_(1, sources, weights)
+    split = (batch, -1, frames, height // tile[0], tile[0], width // tile[1], tile[1])
+    tiled = planes.view(split).transpose(4, 5)
+    for band, detail in enumerate(bands_of_tiles(in_tiles(luma(clips), tile), config.num_bands)):
+        of_clips = detail.view(batch, *tiled.shape[2:])
+        size = of_clips.abs()
+        tiled[:, 3 + 2 * band] = torch.log1p(size).copysign_(of_clips)
+        tiled[:, 4 + 2 * band] = size.add_(FLOOR).log_()
+    return planes
 
 
 class PatchEmbedding(nn.Module):
@@ -128,9 +86,3 @@ class ConvolutionalStem(nn.Module):
         # [B * T, C, H, W] -> [B, D, H, W, frames of a slot * C]
         x = x.view(batch, frames // slot, slot, -1, height // 4, width // 4).permute(0, 1, 4, 5, 2, 3).flatten(4)
         return normalise_tokens(linear(x, self.proj).float(), self.norm)
-
-
-def padded_to(clips: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Clips whose frames, rows and columns are multiples of a patch's, zeros at the end."""
-    short = [-extent % step for extent, step in zip(clips.shape[2:], patch, strict=True)]
-    return F.pad(clips, (0, short[2], 0, short[1], 0, short[0])) if any(short) else clips

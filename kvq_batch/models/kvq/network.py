@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from kvq_batch.models.kvq.blocks import NORM_EPS, Block, linear, normalise_tokens
 from kvq_batch.models.kvq.config import Grid, KvqConfig
-from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding, padded_to
+from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding
+from kvq_batch.models.kvq.pixels import padded_to
+from kvq_batch.models.kvq.statistics import StatisticsEmbedding
 from kvq_batch.models.kvq.windows import bias_index, window_layout
 
 # Of the heads, before each of their layers (section 3.4).
@@ -98,8 +100,7 @@ class Backbone(nn.Module):
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        embedding = ConvolutionalStem if config.stem_width else PatchEmbedding
-        self.patch_embed = embedding(config, compute_dtype)
+        self.patch_embed = _embedding(config)(config, compute_dtype)
         self.layers = nn.ModuleList(Stage(config, stage, compute_dtype) for stage in range(config.num_stages))
         self.norm = nn.LayerNorm(config.width(config.num_stages - 1), eps=NORM_EPS)
 
@@ -184,6 +185,12 @@ def build_network(
         network = KvqNetwork(config, compute_dtype)
     network.load_state_dict(dict(tensors), strict=True, assign=True)
     return network.eval()
+
+
+def _embedding(config: KvqConfig) -> type[PatchEmbedding | ConvolutionalStem | StatisticsEmbedding]:
+    if config.statistics:
+        return StatisticsEmbedding
+    return ConvolutionalStem if config.stem_width else PatchEmbedding
 
 
 def _fields(maps: KvqMaps) -> tuple[Tensor, ...]:

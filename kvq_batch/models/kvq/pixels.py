@@ -1,0 +1,78 @@
+"""What a frame is before it becomes tokens: normalised colours, its luma, and the bands of detail in that.
+
+Patches of spliced frames were no neighbours in the video, so whatever looks at neighbouring pixels looks at tiles.
+
+Axes: B clips, T frames, H rows, W columns, n tiles, h and w pixels of a tile.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Of 8-bit RGB (KVQ_SPEC section 2).
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+# Grey levels below which there is only rounding.
+FLOOR = 0.5
+
+_LUMA = (0.299, 0.587, 0.114)
+# Widths of the Gaussians between which bands lie, in pixels: the finest holds noise and blocks, the next one blur.
+_FIRST_SIGMA = 0.8
+_SIGMA_STEP = 2.5
+
+
+def normalise(clips: Tensor) -> Tensor:
+    """uint8 RGB [B, T, H, W, 3] -> float32 [B, 3, T, H, W], (x - mean) / std per channel (KVQ_SPEC section 2)."""
+    mean, std = (torch.tensor(values, device=clips.device) for values in (MEAN, STD))
+    return ((clips.float() - mean) / std).permute(0, 4, 1, 2, 3)
+
+
+def luma(clips: Tensor) -> Tensor:
+    """Luma in grey levels [B, T, H, W] of normalised clips [B, 3, T, H, W]."""
+    std, mean, weights = (torch.tensor(values, device=clips.device) for values in (STD, MEAN, _LUMA))
+    found: Tensor = torch.tensordot(std * weights, clips, dims=([0], [1])) + (mean * weights).sum()
+    return found
+
+
+def in_tiles(planes: Tensor, tile: tuple[int, int]) -> Tensor:
+    """[B, T, H, W] -> [n, h, w], rows of tiles in rows, frame after frame."""
+    rows, columns = planes.shape[2] // tile[0], planes.shape[3] // tile[1]
+    return planes.reshape(-1, rows, tile[0], columns, tile[1]).transpose(2, 3).reshape(-1, *tile)
+
+
+def bands_of_tiles(tiles: Tensor, count: int) -> Iterator[Tensor]:
+    """The finest `count` bands of luma [n, h, w], the finest first: what lies between Gaussians of growing width."""
+    finer = tiles
+    for band in range(count):
+        coarser = _blurred(tiles, _FIRST_SIGMA * _SIGMA_STEP**band)
+        yield finer - coarser
+        finer = coarser
+
+
+def _blurred(tiles: Tensor, sigma: float) -> Tensor:
+    """Tiles [n, h, w] under a Gaussian, edges repeated.
+
+    As two products with band matrices: convolutions of one channel took a third of a small member's training.
+    """
+    radius = min(math.ceil(3 * sigma), *(extent - 1 for extent in tiles.shape[1:]))
+    rows, columns = (_gaussian(extent, sigma, radius, tiles.device) for extent in tiles.shape[1:])
+    return rows @ tiles @ columns.t()
+
+
+def _gaussian(extent: int, sigma: float, radius: int, device: torch.device) -> Tensor:
+    """Weights [extent, extent] of the pixels that each pixel becomes."""
+    taps = torch.arange(-radius, radius + 1, device=device)
+    kernel = torch.exp(-(taps.float() ** 2) / (2 * sigma**2))
+    sources = (torch.arange(extent, device=device)[:, None] + taps).clamp(0, extent - 1)
+    weights = (kernel / kernel.sum()).expand(extent, -1)
+    return torch.zeros(extent, extent, device=device).scatter_add_(1, sources, weights)
+
+
+def padded_to(clips: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Clips whose frames, rows and columns are multiples of a patch's, zeros at the end."""
+    short = [-extent % step for extent, step in zip(clips.shape[2:], patch, strict=True)]
+    return F.pad(clips, (0, short[2], 0, short[1], 0, short[0])) if any(short) else clips
