@@ -18,6 +18,7 @@ BENCHMARKS = (
     ("Plans against millions of scores", "planning", ()),
     ("Forecasts against runs", "scaling", ()),
     ("What a run holds in memory", "memory", ()),
+    ("Freed memory, kept", "kept_memory", ()),
     ("How maps are stored", "maps_encoding", ()),
     ("What a label costs", "labels", ()),
 )

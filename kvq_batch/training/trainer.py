@@ -22,9 +22,10 @@ from torch import Tensor
 
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.scorer import ModelCard
+from kvq_batch.models.host_memory import keep_freed_memory
 from kvq_batch.models.kvq import checkpoint
 from kvq_batch.models.kvq.card import digest
-from kvq_batch.models.kvq.embedding import normalise
+from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.assembly import scoring_network, trainable_network
 from kvq_batch.training.cubes import check_cube
 from kvq_batch.training.curve import Curve
@@ -111,6 +112,7 @@ class Trainer:
             raise SpecError("the training is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
         if machine.num_threads is not None:
             torch.set_num_threads(machine.num_threads)
+        keep_freed_memory()
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
         drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
+from kvq_batch.models.host_memory import keep_freed_memory
 from kvq_batch.models.kvq.checkpoint import Checkpoint
-from kvq_batch.models.kvq.embedding import normalise
 from kvq_batch.models.kvq.network import build_network
+from kvq_batch.models.kvq.pixels import normalise
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,6 +33,8 @@ class KvqScorer:
             raise SpecError(f"model {options.name!r} is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
         if options.num_threads is not None:
             torch.set_num_threads(options.num_threads)
+        if options.device == "cpu":
+            keep_freed_memory()
         self._spec = spec
         self._device = torch.device(options.device)
         # Copied: the arrays may be views of a file's pages, or read-only.

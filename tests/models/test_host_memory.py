@@ -1,0 +1,38 @@
+"""Large blocks that are freed and taken again cost no new pages once they are kept."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import numpy as np
+from kvq_batch.models.host_memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+np.ones(8_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    np.ones(8_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_blocks_that_are_kept_are_not_taken_from_the_system_again() -> None:
+    taken = {}
+    for way in ("plain", "keep"):
+        # Transparent huge pages would hide what is counted here: numpy asks for them, unless told not to.
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, way],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"PATH": "", "NUMPY_MADVISE_HUGEPAGE": "0", "PYTHONPATH": ":".join(sys.path)},
+        )
+        taken[way] = int(done.stdout)
+    assert taken["plain"] > 20 * 15_000
+    assert taken["keep"] < 200
