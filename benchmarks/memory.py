@@ -1,10 +1,10 @@
-"""What a run holds in memory at most, by batch size: the object store, the driver, its workers.
+"""What a run holds in memory at most, by batch size: shared memory, the driver, its workers.
 
     python -m benchmarks.memory [--models luma-sharpness] [--batch-sizes 1 64] [--videos 48]
 
 The videos are small, their clips are not: 32 frames of 448 x 448, 18.4 MiB each, whatever the file. A run is a process
-of its own, looked at five times a second. Of the object store it is the shared memory that Ray's raylet has touched,
-which is its peak; of driver and workers, the memory that is theirs alone (frames that they only map are the store's).
+of its own, looked at five times a second. Shared memory is what the machine's has grown by: Ray's object store, and
+frames on their way from a decoder; of driver and workers it is the memory that is theirs alone.
 The clips of a call are told from `score_s`, of which those of one call have equal shares.
 """
 
@@ -31,7 +31,8 @@ from kvq_batch.spec.load import make_job
 _LOOK_EVERY_S = 0.2
 
 # What the command line of a process holds, by what it is.
-_PARTS = {"raylet/raylet": "object store", "(DecodeWorker)": "decode worker", "(ScoreWorker)": "scoring worker"}
+_PARTS = {"(DecodeWorker)": "decode worker", "(ScoreWorker)": "scoring worker"}
+_SHARED = "/dev/shm"
 
 
 def run_one(folder: Path, model: str, batch_size: int, told: Path) -> None:
@@ -61,15 +62,17 @@ def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[s
         environment = {**os.environ, "RAY_TMPDIR": temporary, "TMPDIR": temporary}
         command = [sys.executable, "-m", "benchmarks.memory", "--one", str(folder), model, str(batch_size), str(told)]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        tree, peaks = ProcessTree(process.pid), dict.fromkeys(("driver", *_PARTS.values()), 0)
+        tree, peaks = ProcessTree(process.pid), dict.fromkeys(("shared", "driver", *_PARTS.values()), 0)
+        before = _shared_bytes()
         until = time.monotonic() + limit_s
         try:
             while process.poll() is None and time.monotonic() < until:
                 tree.look()
+                peaks["shared"] = max(peaks["shared"], _shared_bytes() - before)
                 for pid in tree.pids:
                     part = "driver" if pid == process.pid else _part(pid)
                     if part is not None:
-                        peaks[part] = max(peaks[part], _held_bytes(pid, shared=part == "object store"))
+                        peaks[part] = max(peaks[part], _held_bytes(pid))
                 time.sleep(_LOOK_EVERY_S)
         finally:
             tree.kill()
@@ -86,13 +89,18 @@ def _part(pid: int) -> str | None:
     return None
 
 
-def _held_bytes(pid: int, shared: bool) -> int:
-    name = "RssShmem:" if shared else "RssAnon:"
+def _held_bytes(pid: int) -> int:
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-            if line.startswith(name):
+            if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def _shared_bytes() -> int:
+    """Of the whole machine."""
+    state = os.statvfs(_SHARED)
+    return (state.f_blocks - state.f_bfree) * state.f_frsize
 
 
 def main() -> None:
