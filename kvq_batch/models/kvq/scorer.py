@@ -61,8 +61,10 @@ class KvqScorer:
         return [found[place] for place in range(len(clips))]
 
     def _score_shape(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
+        # On a CPU the network takes them one by one: all of them beside each other as float32 would only be memory.
+        batches = [clips] if self._device.type == "cuda" else [[clip] for clip in clips]
         try:
-            return self._score_batch(clips)
+            return [prediction for batch in batches for prediction in self._score_batch(batch)]
         except torch.OutOfMemoryError as error:
             # The frames of the traceback still hold what the network had made so far.
             traceback.clear_frames(error.__traceback__)
