@@ -17,7 +17,7 @@ from kvq_batch.metrics.ranks import Real
 MIN_SCORES = 5
 """Different scores that a fit of four parameters needs to say anything."""
 
-_MAX_EVALUATIONS = 500
+_MAX_EVALUATIONS = 2000
 _TOLERANCE = 1e-8
 # A curve that gives all but 5% of the scores its lowest or its highest label, to 1% of its range, is a step. What bends
 # once (one end far outside of the scores) is none.

@@ -52,6 +52,16 @@ def test_a_straight_relation_is_fitted_as_well_as_a_line_does(slope: float) -> N
     assert ((curve(x) - y) ** 2).sum() <= 1.001 * ((line - y) ** 2).sum()
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_relation_that_hardly_bends_has_its_curve(seed: int) -> None:
+    """The way to its minimum is long and flat: 500 evaluations ended before it."""
+    generator = np.random.default_rng(seed)
+    x = generator.uniform(0, 1, 400)
+    y = 100 * np.expm1(-0.6 * x) / np.expm1(-0.6) + generator.normal(0, 15, 400)
+    line = np.polyval(np.polyfit(x, y, 1), x)
+    assert ((fitted(x, y)(x) - y) ** 2).sum() <= 1.001 * ((line - y) ** 2).sum()
+
+
 def test_labels_of_two_values_do_not_overflow() -> None:
     x = np.concatenate([np.linspace(-500, -400, 10), np.linspace(400, 500, 10)])
     y = np.repeat([1.0, 5.0], 10)
