@@ -155,6 +155,7 @@ def test_a_gpu_without_room_says_so_and_holds_nothing_of_the_attempt(small: Scor
     assert isinstance(small, KvqScorer)
     alone = small.score([clip(1)])[0].raw_score
     made: list[weakref.ref[torch.Tensor]] = []
+    small._is_batched = True
     small._network = Narrow(small._network, made)  # type: ignore[assignment]
     with pytest.raises(OutOfMemoryError, match=r"2 clip\(s\) of 8x96x96x3 do not fit: CUDA out of memory") as caught:
         small.score([clip(1), clip(2)])

@@ -37,6 +37,8 @@ class KvqScorer:
             keep_freed_memory()
         self._spec = spec
         self._device = torch.device(options.device)
+        # On a CPU the network takes clips one by one: all of them beside each other as float32 would only be memory.
+        self._is_batched = options.device == "cuda"
         # Copied: the arrays may be views of a file's pages, or read-only.
         tensors = {name: torch.tensor(array, device=self._device) for name, array in checkpoint.tensors.items()}
         self._network = build_network(checkpoint.config, tensors, _DTYPES[options.precision])
@@ -61,8 +63,7 @@ class KvqScorer:
         return [found[place] for place in range(len(clips))]
 
     def _score_shape(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
-        # On a CPU the network takes them one by one: all of them beside each other as float32 would only be memory.
-        batches = [clips] if self._device.type == "cuda" else [[clip] for clip in clips]
+        batches = [clips] if self._is_batched else [[clip] for clip in clips]
         try:
             return [prediction for batch in batches for prediction in self._score_batch(batch)]
         except torch.OutOfMemoryError as error:
