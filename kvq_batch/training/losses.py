@@ -2,9 +2,9 @@
 
 `plcc` and `rank` are functions of a whole batch, so they must see every prediction of it, wherever each was computed.
 They leave offset and scale of predictions free (`rank` the offset alone); `score_error` and `cell_error` do not: with
-them the network speaks in units of the labels. What a whole batch is off by in common counts a twentieth in both: at
-full weight it has the same gradient for everything, and a small network answers by growing constants until what
-differs is lost in them (docs/model.md). No weight of a term and no network stands here.
+them the network speaks in units of the labels. What a whole batch is off by in common counts a twentieth in both: what
+a few clips are worth on the whole is chance, and at full weight it pushes all predictions up and down together.
+No weight of a term and no network stands here.
 """
 
 import torch

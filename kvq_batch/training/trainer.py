@@ -112,7 +112,8 @@ class Trainer:
             raise SpecError("the training is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
         if machine.num_threads is not None:
             torch.set_num_threads(machine.num_threads)
-        keep_freed_memory()
+        if machine.device == "cpu":
+            keep_freed_memory()
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
         drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)
