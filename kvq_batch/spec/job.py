@@ -115,7 +115,10 @@ class Model(Section):
         4, ge=1, description="Clips that one call of the model takes: more keep a GPU busier, and cost memory."
     )
     num_threads: int | None = Field(
-        None, ge=1, description="CPU threads of one worker. Default: its share of the cores.", examples=[8]
+        None,
+        ge=1,
+        description="CPU threads of one worker; fewer where decoding has the same cores. Default: its share of them.",
+        examples=[8],
     )
     workers: Workers = Field(Workers(), description="Scoring processes of this model.")
 
