@@ -78,7 +78,7 @@ def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[s
             tree.kill()
             process.wait()
         if not told.exists():
-            raise SystemExit(f"{model}, batches of {batch_size}: no end within {limit_s:g} s, or it failed; try --limit-s")
+            raise SystemExit(f"{model}, batches of {batch_size}: it failed, or had no end in {limit_s:g} s (--limit-s)")
         answer = json.loads(told.read_text())
     row = {"model": model, "batch_size": batch_size, "videos": answer["num_scored"], "clips a call": answer["clips"]}
     return row | {f"{part}, MiB": size >> 20 for part, size in peaks.items()} | {"all, MiB": tree.peak_bytes >> 20}

@@ -2,7 +2,7 @@
 
 glibc takes every large block from the system and gives it back when it is freed. A network frees and takes the same
 blocks in every layer, and the system clears each page of them anew: a fifth of `kvq-tiny`'s time, and nothing of
-`kvq-lite`'s, whose blocks are small (`benchmarks.kept_memory`).
+`kvq-lite`'s (`benchmarks.kept_memory`).
 """
 
 import ctypes
