@@ -5,8 +5,10 @@ share it and keep apart by prefix. It is never left running: it ends with the bl
 ends it where that process is killed.
 """
 
+import errno
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -28,6 +30,7 @@ from kvq_batch.io.trouble import FOREIGN_ERRORS
 
 BUCKET = "videos"
 START_TIMEOUT_S = 90.0
+_PORTS = range(20_000, 32_768)
 
 # Asks the kernel for SIGKILL when the parent dies, then becomes the server: the request survives exec.
 _LAUNCHER = """
@@ -203,12 +206,25 @@ def _write_identities(path: Path, keys: list[str]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different: every socket is held until the last one is bound."""
+    """Ports that are free, all different: every socket is held until the last one is bound.
+
+    Below those that the kernel hands out by itself, and above those that Ray gives its workers: what was free when it
+    was asked for is then still free when a server binds it, some seconds later.
+    """
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
+        found: list[int] = []
+        for port in random.sample(_PORTS, len(_PORTS)):
+            held = stack.enter_context(socket.socket())
+            try:
+                held.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise RuntimeError(f"fewer than {count} of the ports {_PORTS.start} to {_PORTS.stop - 1} are free")
 
 
 def _wait_until_ready(server: S3Server, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -25,6 +25,7 @@ from tests.s3 import free_ports
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 900.0
 _STARTS = 4
+_TOLD = 4000
 _NOT_THEIRS = ("RAY_", "AWS_", "PYTHONPATH")
 
 
@@ -49,7 +50,9 @@ class Machine:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """All of it at once, without a word to anybody."""
+        """All of it at once, without a word to anybody; one that went before tells why, for whom a test failed."""
+        if self._process.poll() is not None:
+            print(self.log.read_text()[-_TOLD:])
         doomed = below(self.pid)
         self._process.kill()
         for process in doomed:
@@ -66,7 +69,7 @@ class LocalCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="kvq-ray-"))
         self.token = f"planted-token-{secrets.token_hex(24)}"
         self._num_cpus = num_cpus
-        self.port, self.dashboard_port, *self._ports = free_ports(6)
+        self.port, self.dashboard_port, self._client_port = free_ports(3)
         self.address = f"http://127.0.0.1:{self.dashboard_port}"
         self.machines: list[Machine] = []
         (self.folder / "token").write_text(self.token)
@@ -86,23 +89,19 @@ class LocalCluster:
 
     def start_head(self) -> None:
         """The head, at the same address each time; ready when its Job API answers."""
-        client, agent, agent_grpc, metrics = self._ports
         self._start(
             "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1",
-            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-            f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}",
-            f"--temp-dir={self.folder / 'r'}", f"--num-cpus={self._num_cpus}",
+            f"--ray-client-server-port={self._client_port}", f"--temp-dir={self.folder / 'r'}",
+            f"--num-cpus={self._num_cpus}",
         )  # fmt: skip
         wait_until(self._is_ready, "the head's Job API does not answer")
 
     def join(self, num_cpus: int, resources: Mapping[str, float]) -> Machine:
         """One more machine."""
-        agent, agent_grpc, metrics = free_ports(3)
+        resources_of_it = json.dumps(dict(resources))
         return self._start(
-            f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", f"--resources={json.dumps(dict(resources))}",
-            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
-            f"--metrics-export-port={metrics}",
-        )  # fmt: skip
+            f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", f"--resources={resources_of_it}"
+        )
 
     def get(self, path: str) -> str:
         """What the dashboard answers to who has the token."""
@@ -128,7 +127,9 @@ class LocalCluster:
 
     def _command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         ray = Path(sys.executable).with_name("ray")
-        common = ("--block", "--disable-usage-stats", f"--object-store-memory={150 * 2**20}")
+        # Agents of several machines are on this one: each takes the port that it gets.
+        common = ("--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0")
+        common += (f"--object-store-memory={150 * 2**20}",)
         return [str(ray), "start", *arguments, *common], self._environment()
 
     def _environment(self) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from urllib.request import urlopen
+
+from tests.s3 import free_ports
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 DASHBOARD = CLUSTER / "grafana" / "kvq-batch.json"
@@ -27,13 +28,6 @@ NOT_HERE = (
 def find(program: str) -> str | None:
     folder = os.environ.get("KVQ_BATCH_PROMETHEUS")
     return shutil.which(program, path=folder) if folder else shutil.which(program)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 class Prometheus:
@@ -81,7 +75,7 @@ def prometheus(folder: Path, discovery: Path) -> Iterator[Prometheus]:
         config = config.replace(ours, faster)
     (folder / CONFIG.name).write_text(config)
     shutil.copy2(ALERTS, folder / ALERTS.name)
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     program = find("prometheus")
     assert program is not None
     arguments = [

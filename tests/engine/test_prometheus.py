@@ -13,8 +13,9 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.run import run_job
 from tests.engine.dashboard import queries
-from tests.engine.prometheus import ALERTS, CONFIG, NOT_HERE, find, free_port, prometheus
+from tests.engine.prometheus import ALERTS, CONFIG, NOT_HERE, find, prometheus
 from tests.engine.test_run import FAST, KVQ, job_of
+from tests.s3 import free_ports
 
 UNIT_TESTS = Path(__file__).parent / "alerts_test.yml"
 
@@ -30,11 +31,12 @@ def ray_head() -> Iterator[tuple[str, Path]]:
     # Short: Ray puts sockets below it, whose paths may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="kvq-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         # What processes tell is passed on every 10 s unless it is said otherwise, and a test does not want to wait.
+        dashboard, metrics = free_ports(2)
         head = {
             "num_cpus": 2,
             "include_dashboard": True,
-            "dashboard_port": free_port(),
-            "metrics_export_port": free_port(),
+            "dashboard_port": dashboard,
+            "metrics_export_port": metrics,
             "temp_dir": folder,
             "_system_config": {"metrics_report_interval_ms": 3000},
         }
