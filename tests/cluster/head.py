@@ -52,7 +52,7 @@ class Machine:
     def kill(self) -> None:
         """All of it at once, without a word to anybody; one that went before tells why, for whom a test failed."""
         if self._process.poll() is not None:
-            print(self.log.read_text()[-_TOLD:])
+            sys.stderr.write(self.log.read_text()[-_TOLD:])
         doomed = below(self.pid)
         self._process.kill()
         for process in doomed:
