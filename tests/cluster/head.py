@@ -128,8 +128,8 @@ class LocalCluster:
     def _command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         ray = Path(sys.executable).with_name("ray")
         # Agents of several machines are on this one: each takes the port that it gets.
-        common = ("--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0")
-        common += (f"--object-store-memory={150 * 2**20}",)
+        common = ["--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0"]
+        common.append(f"--object-store-memory={150 * 2**20}")
         return [str(ray), "start", *arguments, *common], self._environment()
 
     def _environment(self) -> dict[str, str]:
