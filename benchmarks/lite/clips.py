@@ -83,7 +83,7 @@ def scored(rows: LabelledSet, scores: NDArray[np.float64], textures: NDArray[np.
         found.append(
             ScoredVersion(
                 source_id=sample.source_id,
-                pixels=rows.test.pixels[place],
+                pixels=sample.frames_id or sample.sample_id,
                 recipe=recipe,
                 label=sample.label,
                 cells=np.load(rows.test.cells[place]).astype(np.float64).mean(0),

@@ -23,8 +23,8 @@ Progress = Callable[[int, int], None]
 
 
 def mix_column(job: "TrainJob") -> str | None:
-    """The column that tells what may be mixed, where anything is."""
-    return job.views.mix_column if job.views.mix else None
+    """The column that tells which videos are versions of the same frames, where that is of use."""
+    return job.views.mix_column if job.views.mix or job.training.versions > 1 else None
 
 
 def samples_of(videos: "Sequence[LabelledVideo]") -> "list[Sample]":
@@ -32,7 +32,16 @@ def samples_of(videos: "Sequence[LabelledVideo]") -> "list[Sample]":
     from kvq_batch.training.samples import Sample
 
     parts: dict[str | None, Any] = {"train": "train", "validation": "validation", None: None}
-    return [Sample(video.video_id, video.source_id, video.label, parts[video.part]) for video in videos]
+    return [
+        Sample(
+            video.video_id,
+            video.source_id,
+            video.label,
+            parts[video.part],
+            None if video.pixels is None else f"{video.source_id}/{video.pixels}",
+        )
+        for video in videos
+    ]
 
 
 def decoded_source(
@@ -61,9 +70,7 @@ def decoded_source(
     framing = _framing(job, config, sampling, labels[0])
     size = None if framing.is_cut else config.input_size
     files = _decoded(job, videos, [_request(sampling, size)], folder, progress)
-    # Without mixing nothing is shared, so that every video is a group of its own.
-    pixels = [f"{video.source_id}/{video.pixels}" if job.views.mix else video.video_id for video in videos]
-    versions = VersionFiles(samples_of(videos), [paths[0] for paths in files], labels, pixels, framing)
+    versions = VersionFiles(samples_of(videos), [paths[0] for paths in files], labels, framing)
     versions.check()
     return versions
 

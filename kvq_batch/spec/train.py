@@ -149,6 +149,9 @@ class TrainLoss(Section):
     lpc: float = Field(0.02, ge=0, description="Agreement of the texture map with cubes seen alone; 0.05 in the paper.")
     score: float = Field(0.0, ge=0, description="Absolute error of scores, with the labels' scale as 0 to 1.")
     cells: float = Field(0.0, ge=0, description="Absolute error of labelled cells of the texture map, likewise.")
+    pairs: float = Field(
+        0.0, ge=0, description="Absolute error of differences between versions of the same frames; needs versions."
+    )
     cube: tuple[int, int, int] = Field(
         (2, 32, 32),
         description="Cubes of lpc: frames, rows, columns; [2, 32, 32] in the code, [2, 28, 28] in the paper.",
@@ -176,6 +179,13 @@ class Training(Section):
 
     steps: int = Field(ge=1, description="Steps of the training.", examples=[20000])
     batch_size: int = Field(8, ge=2, description="Clips of a step, of all processes together.")
+    versions: int = Field(
+        1,
+        ge=1,
+        description="So many of a step's clips in a row are versions of the same frames (by views.mix_column), "
+        "seen at the same places: what differs between them is then the distortion alone.",
+        examples=[4],
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout in the heads.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description='"fp32", or "bf16": products in half precision.')
     seed: int = Field(0, ge=0, description="Everything that is drawn follows from it.")

@@ -48,7 +48,9 @@ class FrameFiles:
 
     def _view(self, place: int, draw: int | None) -> Path:
         paths = self.views[place]
-        return paths[0 if draw is None else seed_of(draw, "place", place) % len(paths)]
+        if draw is None:
+            return paths[0]
+        return paths[seed_of(draw, "place", self.samples[place].frames_id or place) % len(paths)]
 
     def _cells(self, places: Sequence[int]) -> NDArray[np.float32] | None:
         paths = [self.cells[place] for place in places] if self.cells is not None else []

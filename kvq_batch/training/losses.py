@@ -1,4 +1,4 @@
-"""The terms of KVQ's training loss (KVQ_SPEC section 5), and two of ours, as plain functions of tensors.
+"""The terms of KVQ's training loss (KVQ_SPEC section 5), and three of ours, as plain functions of tensors.
 
 `plcc` and `rank` are functions of a whole batch, so they must see every prediction of it, wherever each was computed.
 They leave offset and scale of predictions free (`rank` the offset alone); `score_error` and `cell_error` do not: with
@@ -60,6 +60,17 @@ def cell_error(texture: Tensor, cells: Tensor) -> Tensor:
     if not labelled.any():
         return texture.sum() * 0
     return _about_their_mean(texture[labelled] - cells[labelled])
+
+
+def pair_error(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Mean absolute error of differences between versions of the same frames; both [sets, versions].
+
+    What all versions of a scene are off by is not in it: it teaches the order within a source and nothing else.
+    """
+    found, wanted = (values[:, :, None] - values[:, None] for values in (predictions, labels))
+    count = predictions.shape[1]
+    # Of a version with itself the difference is 0, and does not count.
+    return (found - wanted).abs().sum() / (len(predictions) * count * (count - 1))
 
 
 def _about_their_mean(errors: Tensor) -> Tensor:

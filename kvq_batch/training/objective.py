@@ -14,7 +14,7 @@ from kvq_batch.models.kvq.config import Grid
 from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.training.cubes import cut_cubes, texture_of_cubes
 from kvq_batch.training.group import Group
-from kvq_batch.training.losses import cell_error, lpc_losses, plcc_loss, rank_loss, score_error
+from kvq_batch.training.losses import cell_error, lpc_losses, pair_error, plcc_loss, rank_loss, score_error
 from kvq_batch.training.settings import LossWeights
 
 
@@ -23,12 +23,13 @@ class TensorBatch:
     """One process's share of a batch: normalised clips [n, 3, T, H, W], labels float64 [n], cells or None.
 
     Labels and cells are mapped to 0..1 of their scale; `cells` is float32 [n, slots, rows, columns], NaN where a cell
-    has no label. Every process has as many clips as the others.
+    has no label. Every process has as many clips as the others. Every `versions` clips in a row are of the same frames.
     """
 
     clips: Tensor
     labels: Tensor
     cells: Tensor | None
+    versions: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,9 @@ def compute_losses(network: KvqNetwork, batch: TensorBatch, weights: LossWeights
         whole["rank"] = rank_loss(predictions, labels)
     if weights.score:
         whole["score"] = score_error(predictions, labels)
+    if weights.pairs:
+        sets = (-1, batch.versions)
+        whole["pairs"] = pair_error(predictions.view(sets), labels.view(sets))
     if weights.cells:
         cells = torch.full_like(maps.texture, torch.nan) if batch.cells is None else batch.cells
         whole["cells"] = cell_error(group.gather(maps.texture), group.gather(cells))

@@ -23,12 +23,16 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled clip; `source_id` names the scene that it shares with others, `part` its split, if it has one."""
+    """One labelled clip; `source_id` names the scene that it shares with others, `part` its split, if it has one.
+
+    Samples of equal `frames_id` are versions of the same frames; of None nothing is known.
+    """
 
     sample_id: str
     source_id: str
     label: float
     part: Part | None = None
+    frames_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class ClipSource(Protocol):
         """The samples at `places`, in order; `draw` seeds what is random about a view, None is the fixed view.
 
         A view follows from its place and the draw, not from what else is read. Clips of one call have one shape.
+        Versions of the same frames are seen at the same places of them.
         Labels are those of the samples, unless the view changed them (a mixture).
         """
         ...
@@ -144,18 +149,67 @@ def named(names: Iterable[str]) -> str:
     return ", ".join(every[:_NAMED]) + more
 
 
-def batch_places(train: NDArray[np.int64], batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """The samples of step `step` (from 0): epochs are permutations laid end to end and cut into batches.
+@dataclass(frozen=True)
+class VersionSets:
+    """Samples in sets of `size` versions of the same frames; `groups` are the places of all versions of each frames."""
 
-    A function of its arguments alone, so that a sampler has no state to save; no batch is ever short.
+    size: int
+    groups: Sequence[NDArray[np.int64]]
+
+    @property
+    def count(self) -> int:
+        return sum(-(-len(group) // self.size) for group in self.groups)
+
+    def drawn(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Every sample in one set, int64 [count, size]; sets that would be short have some of their group twice."""
+        sets = [
+            np.resize(generator.permutation(group), (-(-len(group) // self.size), self.size)) for group in self.groups
+        ]
+        return np.concatenate(sets)
+
+
+def version_sets(samples: Sequence[Sample], train: NDArray[np.int64], size: int) -> VersionSets | None:
+    """The sets of `size` versions that batches are made of; None where samples come one by one, size 1.
+
+    Raises:
+        SpecError: samples of which nobody knows what they are versions of.
     """
-    numbers = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, within = np.divmod(numbers, len(train))
-    orders = {epoch: _generator(seed, "order", epoch).permutation(train) for epoch in np.unique(epochs).tolist()}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), within, strict=True)], np.int64)
+    if size == 1:
+        return None
+    groups: dict[str, list[int]] = {}
+    for place in train.tolist():
+        sample = samples[place]
+        if sample.frames_id is None:
+            raise SpecError(
+                f"training.versions = {size} puts versions of the same frames side by side, and nothing tells of which "
+                f"frames {sample.sample_id!r} is one; give it its frames_id, or set training.versions = 1"
+            )
+        groups.setdefault(sample.frames_id, []).append(place)
+    return VersionSets(size, [np.array(group, np.int64) for group in groups.values()])
 
 
-def seed_of(seed: int, purpose: str, *numbers: int) -> int:
+def batch_places(
+    train: NDArray[np.int64], batch_size: int, step: int, seed: int, versions: VersionSets | None = None
+) -> NDArray[np.int64]:
+    """The samples of step `step` (from 0): epochs are orders laid end to end and cut into batches.
+
+    An epoch has every sample once, in a permutation. With `versions` it is a permutation of sets of them, so that
+    those of a set stand side by side; `batch_size` is a multiple of their size. A function of its arguments alone, so
+    that a sampler has no state to save; no batch is ever short.
+    """
+    size, units = (1, len(train)) if versions is None else (versions.size, versions.count)
+    numbers = np.arange(step * batch_size // size, (step + 1) * batch_size // size)
+    epochs, within = np.divmod(numbers, units)
+    orders = {}
+    for epoch in np.unique(epochs).tolist():
+        generator = _generator(seed, "order", epoch)
+        drawn = train[:, None] if versions is None else versions.drawn(generator)
+        orders[epoch] = generator.permutation(drawn)
+    rows = [orders[epoch][place] for epoch, place in zip(epochs.tolist(), within, strict=True)]
+    return np.concatenate(rows).astype(np.int64)
+
+
+def seed_of(seed: int, purpose: str, *numbers: int | str) -> int:
     """A seed below 2^63 for one purpose at one place of the training, unrelated to all others."""
     text = ":".join(map(str, (seed, purpose, *numbers)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -23,7 +23,8 @@ class LossWeights:
     """What each term of the loss counts; the defaults are the published code's (the paper has lpc 0.05).
 
     `score` and `cells` weigh absolute errors of scores and of labelled cells of the texture map, in units of the
-    labels' scale mapped to 0..1. A term of weight 0 is not computed.
+    labels' scale mapped to 0..1; `pairs` those of differences between versions of the same frames. A term of weight 0
+    is not computed.
     """
 
     plcc: float = 1.0
@@ -31,6 +32,7 @@ class LossWeights:
     lpc: float = 0.02
     score: float = 0.0
     cells: float = 0.0
+    pairs: float = 0.0
 
     def __post_init__(self) -> None:
         values = asdict(self)
@@ -58,7 +60,7 @@ class Optimiser:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """One training: `steps` steps of `batch_size` clips.
+    """One training: `steps` steps of `batch_size` clips, of which every `versions` in a row are of the same frames.
 
     `cube` is (frames, rows, columns) of the lpc cubes. `scale` is the lowest and highest label that is possible.
     `validation_share` of the sources is held out, validated on every `validate_every` steps, and decides which weights
@@ -73,6 +75,7 @@ class TrainSettings:
     optimiser: Optimiser = field(default_factory=Optimiser)
     initialisation: Initialisation = "published"
     cube: Grid = (2, 32, 32)
+    versions: int = 1
     dropout: float = 0.5
     precision: TrainPrecision = "fp32"
     seed: int = 0
@@ -86,6 +89,10 @@ class TrainSettings:
             raise SpecError(f"scale {self.scale}: the lowest label must be below the highest")
         if self.batch_size < 2:
             raise SpecError("batch_size must be at least 2: plcc and rank compare the clips of a batch")
+        if self.versions < 1 or self.batch_size % self.versions:
+            raise SpecError(f"batch_size {self.batch_size} is not made of whole sets of {self.versions} versions")
+        if self.loss.pairs and self.versions == 1:
+            raise SpecError("loss.pairs compares versions of the same frames; set training.versions to 2 or more")
         if min(self.steps, self.validate_every) < 1 or (self.patience is not None and self.patience < 1):
             raise SpecError("steps, validate_every and patience must be at least 1")
         if not 0 <= self.validation_share < 1:

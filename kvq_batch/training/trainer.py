@@ -33,7 +33,7 @@ from kvq_batch.training.group import Alone, Group
 from kvq_batch.training.initialisation import initial_tensors
 from kvq_batch.training.objective import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation, rate_factor
-from kvq_batch.training.samples import ClipSource, batch_places, data_digest, seed_of, split_samples
+from kvq_batch.training.samples import ClipSource, batch_places, data_digest, seed_of, split_samples, version_sets
 from kvq_batch.training.settings import Machine, TrainSettings
 from kvq_batch.training.state import Identity, Progress, read_state, replace_file, to_device, write_state
 from kvq_batch.training.validation import Validation, prediction_rows, validate
@@ -44,7 +44,7 @@ CURVE = "curve.csv"
 VALIDATION = "validation.csv"
 PREDICTIONS = "predictions.csv"
 
-_CURVE_COLUMNS = ("loss", "plcc", "rank", "lpc", "score", "cells", "gradient_norm", "learning_rate", "seconds")
+_CURVE_COLUMNS = ("loss", "plcc", "rank", "lpc", "score", "cells", "pairs", "gradient_norm", "learning_rate", "seconds")
 _VALIDATION_COLUMNS = ("srcc", "plcc", "is_best")
 
 
@@ -106,8 +106,11 @@ class Trainer:
         self._observer: TrainObserver = observer or SilentTraining()
         if settings.loss.lpc:
             check_cube(settings.config, settings.cube)
-        if settings.batch_size % self._group.size:
-            raise SpecError(f"batch_size {settings.batch_size} does not split into {self._group.size} equal shares")
+        if settings.batch_size % (self._group.size * settings.versions):
+            raise SpecError(
+                f"batch_size {settings.batch_size} does not split into {self._group.size} equal shares, each of whole "
+                f"sets of {settings.versions} versions"
+            )
         if machine.device == "cuda" and not torch.cuda.is_available():
             raise SpecError("the training is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
         if machine.num_threads is not None:
@@ -116,6 +119,7 @@ class Trainer:
             keep_freed_memory()
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
+        self._versions = version_sets(source.samples, self._split.train, settings.versions)
         drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)
         self._identity = Identity(
             settings.digest(),
@@ -203,7 +207,7 @@ class Trainer:
     def _batch(self, step: int) -> TensorBatch:
         """This process's share of the batch of a step, normalised, on the device."""
         settings, group = self._settings, self._group
-        places = batch_places(self._split.train, settings.batch_size, step, settings.seed)
+        places = batch_places(self._split.train, settings.batch_size, step, settings.seed, self._versions)
         share = settings.batch_size // group.size
         own = places[group.rank * share : (group.rank + 1) * share].tolist()
         views = self._source.read(own, seed_of(settings.seed, "view", step))
@@ -211,7 +215,7 @@ class Trainer:
         labels = self._checked((views.labels - low) / (high - low), own)
         cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low)).to(self._device)
         clips = normalise(torch.from_numpy(views.clips).to(self._device))
-        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells)
+        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.versions)
 
     def _checked(self, labels: NDArray[np.float64], own: Sequence[int]) -> NDArray[np.float64]:
         # A mixture's label is the source's own arithmetic.

@@ -51,13 +51,12 @@ class VersionFiles:
     """A `ClipSource` over files of versions.
 
     `frames[i]` is uint8 RGB [T, H, W, 3], `cells[i]` float32 [slots, rows, columns], labels of the cells of the whole
-    frame. Samples of equal `pixels` are versions of the same frames; only they are mixed.
+    frame. Only versions of the same frames are mixed.
     """
 
     samples: Sequence[Sample]
     frames: Sequence[Path]
     cells: Sequence[Path]
-    pixels: Sequence[str]
     framing: Framing
 
     def check(self) -> None:
@@ -68,8 +67,8 @@ class VersionFiles:
         """
         sizes: dict[str, tuple[int, ...]] = {}
         wrong = []
-        for path, cells, pixels in zip(self.frames, self.cells, self.pixels, strict=True):
-            reason = self._why_not(path, cells, sizes, pixels)
+        for place, (path, cells) in enumerate(zip(self.frames, self.cells, strict=True)):
+            reason = self._why_not(path, cells, sizes, self._frames_id(place))
             if reason:
                 wrong.append(f"{path} ({reason})")
         if wrong:
@@ -80,7 +79,7 @@ class VersionFiles:
         if draw is None:
             clips = np.stack([self._fixed(place) for place in places])
             return Views(clips, np.array([self.samples[place].label for place in places], np.float64))
-        drawn = [self._drawn(p, np.random.Generator(np.random.Philox(seed_of(draw, "view", p)))) for p in places]
+        drawn = [self._drawn(place, draw) for place in places]
         clips, cells = (np.stack(part) for part in zip(*drawn, strict=True))
         return Views(clips, cells.mean((1, 2, 3), dtype=np.float64), cells)
 
@@ -88,30 +87,40 @@ class VersionFiles:
     def _versions(self) -> dict[str, list[int]]:
         """The places of each group."""
         groups: dict[str, list[int]] = {}
-        for place, pixels in enumerate(self.pixels):
-            groups.setdefault(pixels, []).append(place)
+        for place in range(len(self.samples)):
+            groups.setdefault(self._frames_id(place), []).append(place)
         return groups
+
+    def _frames_id(self, place: int) -> str:
+        """Of which frames a sample is a version; one that does not tell is alone."""
+        sample = self.samples[place]
+        return sample.frames_id or f"alone:{sample.sample_id}"
 
     def _fixed(self, place: int) -> NDArray[np.uint8]:
         frames = loaded(self.frames[place])
         rows, columns = self._patches(frames.shape, None)
         return np.asarray(frames[:, rows[:, None], columns[None, :]], np.uint8)
 
-    def _drawn(self, place: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """A view [slot_frames, height, width, 3] and its cells [1, rows, columns]."""
+    def _drawn(self, place: int, draw: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """A view [slot_frames, height, width, 3] and its cells [1, rows, columns].
+
+        Where it is, and how it is turned, is drawn for the frames, so that their versions are seen alike; what is
+        mixed into it is drawn for itself.
+        """
         framing = self.framing
+        rng, own = _generator(draw, "frames", self._frames_id(place)), _generator(draw, "mix", place)
         frames = loaded(self.frames[place])
         number = rng.integers(len(framing.frame_slots) // framing.slot_frames) * framing.slot_frames
         slot = slice(number, number + framing.slot_frames)
         rows, columns = self._patches(frames.shape, rng)
         clip = np.array(frames[slot][:, rows[:, None], columns[None, :]], np.uint8)
         cells = self._cells(place, slot)
-        if rng.random() < framing.mix:
-            versions = self._versions[self.pixels[place]]
-            other = versions[rng.integers(len(versions))]
+        if own.random() < framing.mix:
+            versions = self._versions[self._frames_id(place)]
+            other = versions[own.integers(len(versions))]
             inside = np.zeros(framing.grid, bool)
-            for _ in range(rng.integers(1, _MOST_RECTANGLES + 1)):
-                where = draw_cells(framing.grid, rng)
+            for _ in range(own.integers(1, _MOST_RECTANGLES + 1)):
+                where = draw_cells(framing.grid, own)
                 inside[where.top : where.top + where.rows, where.left : where.left + where.columns] = True
             pixels = inside.repeat(framing.input_size[0] // framing.grid[0], 0)
             pixels = pixels.repeat(framing.input_size[1] // framing.grid[1], 1)
@@ -167,6 +176,10 @@ class VersionFiles:
         if sizes.setdefault(pixels, frames.shape) != frames.shape:
             return f"{list(frames.shape)}, another version of the same frames is {list(sizes[pixels])}"
         return ""
+
+
+def _generator(draw: int, purpose: str, of: str | int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed_of(draw, purpose, of)))
 
 
 def _turned(

@@ -31,7 +31,7 @@ CONFIG = KvqConfig(
     statistics=1,
     fragments=(2, 3),
 )
-OF_FRAME = 32
+OF_FRAME = 51
 # Places among those of a frame; of a band: mean of logarithm, its deviation, power, tails, agreement right and below.
 RED, LARGEST, SMALLEST, SPREAD, DARK = 0, 3, 4, 5, 6
 STEPS_ALONG_ROWS, GRID_ALONG_ROWS, GRID_ALONG_COLUMNS = 8, 11, 15

@@ -29,8 +29,8 @@ def files(tmp_path: Path) -> VersionFiles:
         np.save(frames[-1], pixels)
         cells.append(tmp_path / f"{version}-cells.npy")
         np.save(cells[-1], np.full((4, 5, 7), label, np.float32) + np.arange(4, dtype=np.float32)[:, None, None])
-    samples = [Sample(f"v{n}", "scene", label) for n, label in enumerate(LABELS)]
-    return VersionFiles(samples, frames, cells, ["same", "same"], FRAMING)
+    samples = [Sample(f"v{n}", "scene", label, frames_id="same") for n, label in enumerate(LABELS)]
+    return VersionFiles(samples, frames, cells, FRAMING)
 
 
 def test_the_fixed_view_is_every_frame_cut_in_the_middle_as_for_scoring(files: VersionFiles) -> None:

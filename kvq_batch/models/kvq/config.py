@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 _LATER = ("num_segments", "num_bands", "statistics", "stem_width", "fragments", "slot_by_slot")
 
 # How much `statistics` measures of a patch: in a frame with one band, in each further band, in the change of a band.
-_OF_A_FRAME, _OF_A_BAND, _OF_A_CHANGE = 26, 6, 3
+_OF_A_FRAME, _OF_A_BAND, _OF_A_CHANGE = 45, 6, 3
 CHANGING_BANDS = 2
 """Of so many bands, the finest, statistics tell what changes from frame to frame."""
 

@@ -48,12 +48,12 @@ def bands_of_tiles(tiles: Tensor, count: int) -> Iterator[Tensor]:
     """The finest `count` bands of luma [n, h, w], the finest first: what lies between Gaussians of growing width."""
     finer = tiles
     for band in range(count):
-        coarser = _blurred(tiles, _FIRST_SIGMA * _SIGMA_STEP**band)
+        coarser = blurred(tiles, _FIRST_SIGMA * _SIGMA_STEP**band)
         yield finer - coarser
         finer = coarser
 
 
-def _blurred(tiles: Tensor, sigma: float) -> Tensor:
+def blurred(tiles: Tensor, sigma: float) -> Tensor:
     """Tiles [n, h, w] under a Gaussian, edges repeated.
 
     As two products with band matrices: convolutions of one channel took a third of a small member's training.
@@ -61,6 +61,29 @@ def _blurred(tiles: Tensor, sigma: float) -> Tensor:
     radius = min(math.ceil(3 * sigma), *(extent - 1 for extent in tiles.shape[1:]))
     rows, columns = (_gaussian(extent, sigma, radius, tiles.device) for extent in tiles.shape[1:])
     return rows @ tiles @ columns.t()
+
+
+def pooled(values: Tensor, side: int) -> Tensor:
+    """Means over squares of [n, h, w]; what is left over of a row or column is left out, here and below."""
+    return F.avg_pool2d(values[:, None], side)[:, 0]
+
+
+def highest(values: Tensor, side: int) -> Tensor:
+    """The largest of each square of [n, h, w]."""
+    return F.max_pool2d(values[:, None], side)[:, 0]
+
+
+def lowest(values: Tensor, side: int) -> Tensor:
+    """The smallest of each square of [n, h, w]."""
+    return -highest(-values, side)
+
+
+def products(values: Tensor, down: int, right: int) -> Tensor:
+    """[n, h, w] times what stands so many rows and columns on, 0 where that is outside."""
+    height, width = values.shape[1:]
+    near = values[:, : height - down, max(0, -right) : width - max(0, right)]
+    far = values[:, down:, max(0, right) : width - max(0, -right)]
+    return F.pad(near * far, (0, abs(right), 0, down))
 
 
 def _gaussian(extent: int, sigma: float, radius: int, device: torch.device) -> Tensor:

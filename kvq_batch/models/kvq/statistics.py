@@ -1,9 +1,9 @@
 """Tokens out of statistics: what has been known of quality without a reference, measured in every patch of a frame.
 
 How much detail there is in each band and how it is spread, what neighbouring pixels have in common, what changes from
-frame to frame, grids of codecs, light that is clipped. A small network that is told this learns from one pass over its
-labels what convolutions do not find in ten. Nothing here has weights but the layer that makes tokens of it, and no
-gradient flows back to pixels.
+frame to frame, grids of codecs, light that is clipped, and how natural it all is (`natural`). A small network that is
+told this learns from one pass over its labels what convolutions do not find in ten. Nothing here has weights but the
+layer that makes tokens of it, and no gradient flows back to pixels.
 
 Axes: B clips, T frames, D slots, H rows, W columns, n tiles, h and w pixels of a tile, S statistics.
 """
@@ -16,7 +16,20 @@ from torch import Tensor, nn
 
 from kvq_batch.models.kvq.blocks import NORM_EPS, linear, normalise_tokens
 from kvq_batch.models.kvq.config import CHANGING_BANDS, KvqConfig
-from kvq_batch.models.kvq.pixels import FLOOR, bands_of_tiles, in_tiles, luma, padded_to
+from kvq_batch.models.kvq.natural import natural_statistics
+from kvq_batch.models.kvq.pixels import (
+    FLOOR,
+    MEAN,
+    STD,
+    bands_of_tiles,
+    highest,
+    in_tiles,
+    lowest,
+    luma,
+    padded_to,
+    pooled,
+    products,
+)
 
 # Squared grey levels beside a variance that something is divided by.
 _LITTLE = 0.1
@@ -59,12 +72,14 @@ def patch_statistics(clips: Tensor, config: KvqConfig) -> Tensor:
 
     grey = in_tiles(luma(clips), tile)
     bands = list(bands_of_tiles(grey, config.num_bands))
-    of_frames = [_pooled(in_tiles(clips[:, colour], tile), side) for colour in range(3)]
+    of_frames = [pooled(in_tiles(clips[:, colour], tile), side) for colour in range(3)]
     of_frames += [*_light(grey, side), *_steps(grey, side)]
     for number, band in enumerate(bands):
         of_frames += _detail(band, side)
         if number == 0:
             of_frames += _further_neighbours(band, side)
+    red, blue = (in_tiles(clips[:, colour] * STD[colour] + MEAN[colour], tile) for colour in (0, 2))
+    of_frames += natural_statistics(grey, bands[0], red, blue, side)
     of_changes: list[Tensor] = []
     for band in bands[:CHANGING_BANDS]:
         of_slots = band.view(-1, config.patch[0], rows * columns, *tile)
@@ -76,34 +91,29 @@ def patch_statistics(clips: Tensor, config: KvqConfig) -> Tensor:
     return torch.cat([part.permute(0, 1, 3, 4, 2, 5).flatten(4) for part in parts], dim=-1).clamp_(-_MOST, _MOST)
 
 
-def _pooled(values: Tensor, side: int) -> Tensor:
-    """Means over patches of [n, h, w]; what is left over of a row or column is left out."""
-    return F.avg_pool2d(values[:, None], side)[:, 0]
-
-
 def _light(grey: Tensor, side: int) -> Iterator[Tensor]:
     """Range and spread of luma, and the shares of it at either end."""
-    mean = _pooled(grey, side)
-    yield F.max_pool2d(grey[:, None], side)[:, 0] / 64 - 2
-    yield -F.max_pool2d(-grey[:, None], side)[:, 0] / 64 - 2
-    yield torch.log((_pooled(grey * grey, side) - mean * mean).clamp_(min=0) + _LITTLE) / 4 - 1
-    yield 2 * _pooled((grey < 3).float(), side)
-    yield 2 * _pooled((grey > 252).float(), side)
+    mean = pooled(grey, side)
+    yield highest(grey, side) / 64 - 2
+    yield lowest(grey, side) / 64 - 2
+    yield torch.log((pooled(grey * grey, side) - mean * mean).clamp_(min=0) + _LITTLE) / 4 - 1
+    yield 2 * pooled((grey < 3).float(), side)
+    yield 2 * pooled((grey > 252).float(), side)
 
 
 def _steps(grey: Tensor, side: int) -> Iterator[Tensor]:
     """Steps to the next pixel, along rows and columns: mean size, the largest, share of none, a grid of 8 in them."""
     for along in (grey, grey.transpose(1, 2)):
         size = F.pad((along[:, :, 1:] - along[:, :, :-1]).abs(), (0, 1))
-        mean = _pooled(size, side)
-        largest = F.max_pool2d(size[:, None], side)[:, 0]
+        mean = pooled(size, side)
+        largest = highest(size, side)
         # Of each of the 8 places in a grid, the mean over rows of the patch and periods of the grid.
         of_columns = F.avg_pool2d(size[:, None], (side, 1))[:, 0]
         places = of_columns.view(*of_columns.shape[:2], -1, side // _GRID, _GRID).mean(3)
         found = (
             torch.log(mean + _LITTLE) / 2,
             torch.log((largest + FLOOR) / (mean + _LITTLE)) - 1,
-            2 * _pooled((size < FLOOR).float(), side),
+            2 * pooled((size < FLOOR).float(), side),
             2 * torch.log((places.amax(-1) + _LITTLE) / (mean + _LITTLE)),
         )
         yield from (values if along is grey else values.transpose(1, 2) for values in found)
@@ -112,35 +122,31 @@ def _steps(grey: Tensor, side: int) -> Iterator[Tensor]:
 def _detail(band: Tensor, side: int) -> Iterator[Tensor]:
     """How much there is in a band, how unevenly, and whether neighbours agree."""
     logarithm = torch.log(band.abs() + FLOOR)
-    mean = _pooled(logarithm, side)
+    mean = pooled(logarithm, side)
     square = band * band
-    power = _pooled(square, side)
+    power = pooled(square, side)
     yield mean
-    yield 2 * (_pooled(logarithm.square_(), side) - mean * mean).clamp_(min=0).sqrt_() - 1
+    yield 2 * (pooled(logarithm.square_(), side) - mean * mean).clamp_(min=0).sqrt_() - 1
     yield torch.log(power + _LITTLE) / 2 - 1
-    yield torch.log((_pooled(square * square, side) + _LITTLE**2) / (power + _LITTLE).square()) - 1
+    yield torch.log((pooled(square * square, side) + _LITTLE**2) / (power + _LITTLE).square()) - 1
     yield _agreement(band, power, side, 0, 1)
     yield _agreement(band, power, side, 1, 0)
 
 
 def _further_neighbours(band: Tensor, side: int) -> Iterator[Tensor]:
-    power = _pooled(band * band, side)
+    power = pooled(band * band, side)
     for down, right in ((1, 1), (1, -1), (0, 2), (2, 0)):
         yield _agreement(band, power, side, down, right)
 
 
 def _change(change: Tensor, side: int) -> Iterator[Tensor]:
     """How much of a band is new in a frame, and whether neighbours of it agree: noise is, and they do not."""
-    power = _pooled(change * change, side)
-    yield _pooled(torch.log(change.abs() + FLOOR), side)
+    power = pooled(change * change, side)
+    yield pooled(torch.log(change.abs() + FLOOR), side)
     yield torch.log(power + _LITTLE) / 2 - 1
     yield _agreement(change, power, side, 0, 1)
 
 
 def _agreement(band: Tensor, power: Tensor, side: int, down: int, right: int) -> Tensor:
     """Correlation of pixels with those so many rows and columns on, about -1 to 1, times 2."""
-    height, width = band.shape[1:]
-    near = band[:, : height - down, max(0, -right) : width - max(0, right)]
-    far = band[:, down:, max(0, right) : width - max(0, -right)]
-    products = F.pad(near * far, (0, abs(right), 0, down))
-    return 2 * _pooled(products, side) / (power + _LITTLE)
+    return 2 * pooled(products(band, down, right), side) / (power + _LITTLE)
