@@ -35,7 +35,8 @@ class Stripes:
     def __init__(self, num_sources: int = 8) -> None:
         self._levels = [(source, level) for source in range(num_sources) for level in range(4)]
         self.samples: Sequence[Sample] = [
-            Sample(f"{source}-{level}", f"scene-{source}", 100.0 - 30 * level) for source, level in self._levels
+            Sample(f"{source}-{level}", f"scene-{source}", 100.0 - 30 * level, frames_id=f"scene-{source}")
+            for source, level in self._levels
         ]
 
     def read(self, places: Sequence[int], draw: int | None) -> Views:
@@ -62,6 +63,7 @@ def toy_settings(
     patience: int | None = None,
     seed: int = 0,
     validation_share: float = 0.25,
+    versions: int = 1,
 ) -> TrainSettings:
     return TrainSettings(
         config=TOY,
@@ -72,6 +74,7 @@ def toy_settings(
         optimiser=Optimiser(learning_rate=3e-3, backbone_factor=1.0, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
         initialisation="fan-in",
         cube=(2, 8, 8),
+        versions=versions,
         dropout=dropout,
         seed=seed,
         validation_share=validation_share,

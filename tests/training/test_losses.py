@@ -9,7 +9,7 @@ from torch import Tensor
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
 from kvq_batch.training.cubes import check_cube, cut_cubes, texture_of_cubes
-from kvq_batch.training.losses import cell_error, lpc_losses, plcc_loss, rank_loss, score_error
+from kvq_batch.training.losses import cell_error, lpc_losses, pair_error, plcc_loss, rank_loss, score_error
 from tests.models.kvq_cases import GOLDENS
 
 
@@ -65,6 +65,15 @@ def test_what_a_whole_batch_is_off_by_counts_little() -> None:
     assert loss.item() == pytest.approx((0.4 + 0.1 + 0.5) / 3 + 0.05 * 0.1)
     assert predictions.grad is not None
     assert predictions.grad.sum().item() == pytest.approx(0.05)
+
+
+def test_pairs_know_versions_of_a_scene_alone() -> None:
+    labels = torch.tensor([[0.9, 0.5, 0.4], [0.8, 0.2, 0.1]])
+    # Another offset for each scene costs nothing; 0.3 too much for one of three versions counts in two of three pairs.
+    predictions = labels + torch.tensor([[0.1], [-0.4]])
+    assert pair_error(predictions, labels).item() == pytest.approx(0, abs=1e-6)
+    predictions[0, 1] += 0.3
+    assert pair_error(predictions, labels).item() == pytest.approx(0.3 * 2 / 3 / 2)
 
 
 def test_cells_without_a_label_count_nothing_and_spoil_no_gradient() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.training.samples import Part, Sample, batch_places, data_digest, split_samples
+from kvq_batch.training.samples import Part, Sample, batch_places, data_digest, split_samples, version_sets
 
 SCALE = (0.0, 100.0)
 
@@ -92,6 +92,31 @@ def test_batches_pass_every_sample_once_an_epoch() -> None:
     assert drawn[:10].tolist() != drawn[10:20].tolist()
     assert batch_places(train, 4, 3, seed=1).tolist() == drawn[12:16].tolist()
     assert batch_places(train, 4, 3, seed=2).tolist() != drawn[12:16].tolist()
+
+
+def test_versions_of_the_same_frames_stand_side_by_side() -> None:
+    # Of three frames there are 5, 4 and 1 versions: two sets of four, one, and one.
+    rows = [Sample(f"v{n}", frames, 1.0, frames_id=frames) for n, frames in enumerate("aaaaabbbbc")]
+    train = np.arange(2, 12)
+    held_out = [Sample("x", "x", 0.0, frames_id="a")] * 2
+    sets = version_sets([*held_out, *rows], train, 4)
+    assert sets is not None
+    assert sets.count == 4
+    drawn = np.concatenate([batch_places(train, 8, step, 0, sets) for step in range(6)])
+    frames = np.array([rows[place - 2].frames_id for place in drawn]).reshape(-1, 4)
+    assert all(len(set(row)) == 1 for row in frames)
+    for epoch in range(3):
+        assert set(drawn[16 * epoch : 16 * epoch + 16].tolist()) == set(train.tolist())
+    assert len({tuple(drawn[16 * epoch : 16 * epoch + 16]) for epoch in range(3)}) == 3
+    assert batch_places(train, 8, 5, 0, sets).tolist() == drawn[40:48].tolist()
+    whole = drawn.reshape(-1, 4)[frames[:, 0] == "b"]
+    assert all(sorted(row) == [7, 8, 9, 10] for row in whole)
+
+
+def test_versions_of_unknown_frames_are_refused_by_name() -> None:
+    assert version_sets(samples(), np.arange(3), 1) is None
+    with pytest.raises(SpecError, match=r"'s0-v1'.* frames_id, or set training.versions = 1"):
+        version_sets(samples(), np.arange(1, 3), 2)
 
 
 def test_other_labels_are_other_data() -> None:

@@ -1,6 +1,7 @@
 """A tiny member learns, and a training that was stopped, or killed, ends with the bits of one that was not."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import shutil
@@ -195,6 +196,14 @@ def test_bf16_learns_too(tmp_path: Path) -> None:
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
+class Nameless(Stripes):
+    """Nobody knows of which frames its samples are versions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = [dataclasses.replace(sample, frames_id=None) for sample in self.samples]
+
+
 class Mislabelled(Stripes):
     """Its views change labels to what no scale allows."""
 
@@ -214,6 +223,22 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(SpecError, match="does not split into 5"):
         toy_trainer(tmp_path, toy_settings(), group=Five())  # type: ignore[arg-type]
+
+
+def test_versions_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="batch_size 6 is not made of whole sets of 4 versions"):
+        toy_settings(versions=4)
+    with pytest.raises(SpecError, match=r"loss.pairs compares .* set training.versions to 2 or more"):
+        toy_settings(loss=LossWeights(pairs=1.0))
+    with pytest.raises(SpecError, match="nothing tells of which frames '0-0' is one"):
+        Trainer(toy_settings(versions=2), Machine(), Nameless(), tmp_path, CARD)
+
+
+def test_pairs_are_learnt_from_versions_side_by_side(tmp_path: Path) -> None:
+    settings = toy_settings(steps=60, loss=LossWeights(plcc=0, rank=0, lpc=0, pairs=1), dropout=0.0, versions=2)
+    toy_trainer(tmp_path, settings).train()
+    pairs = [row["pairs"] for row in read_curve(tmp_path / "curve.csv")]
+    assert np.mean(pairs[-10:]) < 0.6 * np.mean(pairs[:10])
 
 
 def test_correlations_are_those_of_their_formulae() -> None:

@@ -113,6 +113,21 @@ def test_a_view_follows_from_its_place_and_the_draw(files: VersionFiles) -> None
     assert not np.array_equal(mixing.read([1], 8).clips, alone.clips)
 
 
+def test_versions_are_seen_at_the_same_places_and_mixed_each_for_itself(files: VersionFiles) -> None:
+    framing = dataclasses.replace(FRAMING, flip=True)
+    seen = dataclasses.replace(files, framing=framing)
+    places = set()
+    for draw in range(10):
+        views = seen.read([0, 1], draw)
+        # Red tells the version; green and blue, at which row and column a pixel was.
+        assert np.array_equal(views.clips[0, 0, ..., 1:], views.clips[1, 0, ..., 1:])
+        places.add(views.clips[0].tobytes())
+    assert len(places) == 10
+    mixing = dataclasses.replace(files, framing=dataclasses.replace(framing, mix=1.0))
+    cells = [mixing.read([0, 1], draw).cells for draw in range(10)]
+    assert any(found is not None and not np.array_equal(found[0] < 60, found[1] >= 60) for found in cells)
+
+
 def test_whole_frames_are_views_where_nothing_is_cut(files: VersionFiles, tmp_path: Path) -> None:
     for path in files.frames:
         np.save(path, np.load(path)[:, :16, :16])
