@@ -54,6 +54,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "one band": {"model": {"num_bands": 1}},
     "no mixing": {"views": {"mix": 0.0}},
+    "versions one by one, no pairs": {"training": {"versions": 1}, "loss": {"pairs": 0.0}},
     "with the lpc loss (0.02)": {"loss": {"lpc": 0.02}},
     "no fusion attention across windows": {"model": {"top_k": (1, 1)}},
     "saliency of the last stage only": {"model": {"top_k": (0, 1)}},
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=list(VARIANTS))
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     job = load_train_job(asked.job)
@@ -93,7 +94,7 @@ def main() -> None:
     known = {(row["variant"], row["seed"], row["steps"]) for row in found}
     listed, _ = read_training_set(job.data, StorageOptions(), mix_column(job))
     for seed in SEEDS:
-        for name in VARIANTS if asked.only is None else [asked.only]:
+        for name in asked.only:
             if (name, seed, asked.steps) in known:
                 continue
             row = _run(_changed(job, name, seed, asked.steps), name, listed, asked.out)
