@@ -77,7 +77,7 @@ def highest(values: Tensor, side: int) -> Tensor:
 def _squares(values: Tensor, side: int, axis: int) -> Tensor:
     """An axis as whole stretches of `side`, and those."""
     whole = values.shape[axis] // side
-    return values.narrow(axis, 0, whole * side).unflatten(axis, (whole, side))
+    return torch.unflatten(values.narrow(axis, 0, whole * side), axis, (whole, side))
 
 
 def lowest(values: Tensor, side: int) -> Tensor:
