@@ -73,10 +73,11 @@ class Split:
 
 
 def data_digest(samples: Sequence[Sample]) -> str:
-    """sha256 hex over ids, sources, labels and parts, in order."""
+    """sha256 hex over all that is known of samples, in order."""
     hasher = hashlib.sha256()
     for sample in samples:
-        hasher.update(repr((sample.sample_id, sample.source_id, sample.label, sample.part)).encode())
+        facts = (sample.sample_id, sample.source_id, sample.label, sample.part, sample.frames_id)
+        hasher.update(repr(facts).encode())
     return hasher.hexdigest()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvq_batch.domain.errors import FatalError
+from kvq_batch.models.kvq import attention
 from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.training.assembly import trainable_network
@@ -74,6 +75,18 @@ def test_computing_blocks_again_changes_no_gradient() -> None:
         found.append(gradients(network))
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-7), name
+
+
+def test_small_attentions_have_the_gradients_of_fused_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for largest in (attention._CPU_STEP_BYTES, 0):
+        monkeypatch.setattr(attention, "_CPU_STEP_BYTES", largest)
+        network = trainable(as_torch(lively_tensors(SMALL)))
+        losses = compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), Alone())
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        found.append(gradients(network))
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-3, atol=1e-7), name
 
 
 def test_a_batch_in_training_mode_is_its_clips_one_by_one() -> None:
