@@ -23,7 +23,7 @@ from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.group import Alone
 from kvq_batch.training.objective import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation
-from kvq_batch.training.samples import batch_places, seed_of, split_samples
+from kvq_batch.training.samples import batch_places, seed_of, split_samples, version_sets
 from kvq_batch.training.settings import TrainSettings
 from kvq_batch.training.validation import Validation, validate
 from kvq_batch.training.version_files import VersionFiles
@@ -105,6 +105,7 @@ def train_cnn(
         raise SpecError("loss.lpc compares cubes that the network sees alone; the baseline has it not: set it to 0")
     started = time.monotonic()
     split = split_samples(clips.samples, settings.scale, settings.validation_share, settings.seed)
+    versions = version_sets(clips.samples, split.train, settings.versions)
     torch.manual_seed(seed_of(settings.seed, "weights"))
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     network = PlainCnn(settings.config, settings.dropout, dtype)
@@ -117,7 +118,8 @@ def train_cnn(
     kept: dict[str, Tensor] = {}
     for step in range(settings.steps):
         torch.manual_seed(seed_of(settings.seed, "dropout", step))
-        losses = compute_losses(as_kvq, _batch(clips, split.train, settings, step), settings.loss, settings.cube, group)
+        places = batch_places(split.train, settings.batch_size, step, settings.seed, versions).tolist()
+        losses = compute_losses(as_kvq, _batch(clips, places, settings, step), settings.loss, settings.cube, group)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimisation.update(step, group)
         found = None
@@ -154,11 +156,10 @@ def cnn_scores(network: PlainCnn, clips: VersionFiles) -> tuple[NDArray[np.float
     return np.array(scores), np.stack(textures)
 
 
-def _batch(clips: VersionFiles, train: NDArray[np.int64], settings: TrainSettings, step: int) -> TensorBatch:
-    """The views that a training of KVQ-Lite with these settings takes at this step."""
-    places = batch_places(train, settings.batch_size, step, settings.seed).tolist()
+def _batch(clips: VersionFiles, places: list[int], settings: TrainSettings, step: int) -> TensorBatch:
+    """The views of these samples that a training of KVQ-Lite with these settings takes at this step."""
     views = clips.read(places, seed_of(settings.seed, "view", step))
     low, high = settings.scale
     labels = torch.from_numpy((views.labels - low) / (high - low))
     cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low))
-    return TensorBatch(normalise(torch.from_numpy(views.clips)), labels, cells)
+    return TensorBatch(normalise(torch.from_numpy(views.clips)), labels, cells, settings.versions)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from kvq_batch.engine.planning import JobPlan
     from kvq_batch.engine.summary import RunSummary
 
+# How soon somebody who has asked for an end is told so.
+_LOOK_S = 0.1
+
 
 def show_plan(planned: "JobPlan", output: Output) -> None:
     """Pairs by reason and model, and what the catalog lost. JSON holds every number, a table those that count."""
@@ -83,20 +86,34 @@ def execute(planned: "JobPlan", address: str | None, log: JsonLog | None, run_id
 @contextmanager
 def stopping_on_signals(tell: Tell) -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets; a second signal interrupts at once."""
-    stop = threading.Event()
+    stop, is_over = threading.Event(), threading.Event()
+    is_asked = False
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        nonlocal is_asked
+        if is_asked:
             raise KeyboardInterrupt
+        is_asked = True
         stop.set()
-        tell("stopping: committing what is finished (again to stop at once)")
 
+    # A signal comes in the middle of whatever the main thread does, of a write to the same stream, too; a stream that
+    # is written to from within a write of its own raises.
+    def tell_when_asked() -> None:
+        while not stop.is_set() and not is_over.wait(_LOOK_S):
+            pass
+        if stop.is_set():
+            tell("stopping: committing what is finished (again to stop at once)")
+
+    teller = threading.Thread(target=tell_when_asked, name="stop-teller", daemon=True)
+    teller.start()
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        is_over.set()
+        teller.join()
 
 
 def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:

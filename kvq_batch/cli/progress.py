@@ -6,6 +6,7 @@ This module reads the account and never writes to it.
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -97,6 +98,8 @@ class JsonLog:
 
     def __init__(self) -> None:
         self._run_id: str | None = None
+        # Whoever stops a run is answered by a thread of its own.
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -129,8 +132,9 @@ class JsonLog:
     def _write(self, event: str, **fields: Any) -> None:
         moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": moment, "run_id": self._run_id, "event": event, **fields}
-        sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
-        sys.stderr.flush()
+        with self._lock:
+            sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
+            sys.stderr.flush()
 
 
 def use_log(context: Any) -> JsonLog:

@@ -60,11 +60,13 @@ slot_by_slot = 1
 lpc = 0.0
 score = 1.0
 cells = 1.0
+pairs = 1.0
 [optimiser]
 ema_decay = 0.5
 [training]
 steps = 1000
 batch_size = 4
+versions = 2
 """
 
 

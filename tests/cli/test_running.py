@@ -102,7 +102,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(comman
             break
     stdout, stderr = running.communicate(timeout=PATIENCE_S)
     log += [json.loads(line) for line in stderr.splitlines()]
-    assert running.returncode == 130
+    assert running.returncode == 130, (stdout, stderr, log[-5:])
     first = json.loads(stdout)
     assert first["state"] == "stopped"
     assert 0 < first["scored"] < 8
