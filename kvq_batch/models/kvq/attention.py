@@ -80,7 +80,8 @@ def cross_window_attention(qkv: Tensor, num_heads: int, windows: Tensor, weights
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(s q k^T) v of [n, N, d], fused; but where a CPU has to find gradients of what fits a cache.
 
-    There the fused gradient is slow: a training step of KVQ-Lite took 0.35 core-seconds with it, and 0.25 without.
+    There the fused gradient is slow: a training step of KVQ-Lite, its statistics not counted, took 0.35 core-seconds
+    with it, and 0.25 without.
     """
     held = len(query) * query.shape[-2] * key.shape[-2] * query.element_size()
     if query.device.type == "cpu" and torch.is_grad_enabled() and held <= _CPU_STEP_BYTES:
