@@ -4,7 +4,8 @@
 
 JOB is the file that trains the shipped weights: views, losses and optimiser are its own. DIR holds labels.csv, as
 `kvq-batch labels export --format csv` writes it, with the splits train, validation and test; frames that are decoded
-already are found in --frames, features go into the set's folder. Prints Markdown and writes every row as JSON.
+already are found in --frames, features go into the set's folder. Tested are the versions of docs/model.md: the first
+segment of each test source, and distorted regions. Prints Markdown and writes every row as JSON.
 """
 
 import argparse

@@ -5,6 +5,7 @@ They are those that the training of a job reads, in the same order and from the 
 
 import csv
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ LIST = "labels.csv"
 class LabelledSet:
     """`learnt` holds the versions to train on and to choose by (its samples say which), `test` those of other sources.
 
+    Of a test source those count that docs/model.md compares: its first segment, whole, and every distorted region.
     `recipes[i]` made the i-th version of `test`.
     """
 
@@ -62,11 +64,12 @@ def read_set(job: TrainJob) -> LabelledSet:
     if set(parts) != {"train", "validation", "test"}:
         found = ", ".join(sorted(map(str, parts)))
         raise SpecError(f"{job.data.labels}: its versions are of the splits {found}; export it with all three")
-    recipes = _recipes(Path(job.data.labels))
+    made = _made(Path(job.data.labels))
+    compared = [video for video in parts["test"] if made[video.video_id].is_compared]
     return LabelledSet(
         learnt=_decoded(job, parts["train"] + parts["validation"]),
-        test=_decoded(job, parts["test"]),
-        recipes=[recipes[video.video_id] for video in parts["test"]],
+        test=_decoded(job, compared),
+        recipes=[made[video.video_id].recipe for video in compared],
     )
 
 
@@ -94,9 +97,24 @@ def scored(rows: LabelledSet, scores: NDArray[np.float64], textures: NDArray[np.
     return found
 
 
-def _recipes(path: Path) -> dict[str, Recipe]:
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a version was made of: which segment of its source, and by which recipe."""
+
+    segment: int
+    recipe: Recipe
+
+    @property
+    def is_compared(self) -> bool:
+        return self.segment == 0 or bool(self.recipe.patches)
+
+
+def _made(path: Path) -> dict[str, _Made]:
     with path.open(newline="", encoding="utf-8") as file:
-        return {row["video_id"]: Recipe.from_json(row["recipe"]) for row in csv.DictReader(file)}
+        return {
+            row["video_id"]: _Made(json.loads(row["segment"])["number"], Recipe.from_json(row["recipe"]))
+            for row in csv.DictReader(file)
+        }
 
 
 def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> VersionFiles:

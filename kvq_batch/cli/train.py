@@ -75,7 +75,7 @@ def train(
     with TrainProgress() as progress:
         plan = _planned(wanted, settings, videos, progress)
         finished, seconds = _trained(plan, wanted, resume, address, progress)
-    _conclude(plan, finished, seconds, shown, command_line("train", job))
+    _conclude(plan, finished, seconds, wanted.data.scale, shown, command_line("train", job))
     return None
 
 
@@ -189,7 +189,9 @@ def _trained(
     return read_progress(plan.folder / STATE).is_finished, time.monotonic() - started
 
 
-def _conclude(plan: "TrainingPlan", finished: bool, seconds: float, shown: Output, again: str) -> None:
+def _conclude(
+    plan: "TrainingPlan", finished: bool, seconds: float, scale: tuple[float, float], shown: Output, again: str
+) -> None:
     """The picture, the calibration and the last words."""
     from kvq_batch.models.kvq.checkpoint import load
     from kvq_batch.report.curves import draw_curves
@@ -207,7 +209,7 @@ def _conclude(plan: "TrainingPlan", finished: bool, seconds: float, shown: Outpu
         shown.note(f"stopped after step {progress.step}; to go on:  {again} --resume")
         raise typer.Exit(130)
     best = folder / BEST
-    is_calibrated = len(validations) > 0 and calibrate(best, folder, shown)
+    is_calibrated = len(validations) > 0 and calibrate(best, folder, scale, shown)
     found = next((row for row in validations if row["step"] == progress.best_step), None)
     shown.record(
         {
@@ -226,8 +228,11 @@ def _conclude(plan: "TrainingPlan", finished: bool, seconds: float, shown: Outpu
     )
 
 
-def calibrate(best: Path, folder: Path, shown: Output) -> bool:
-    """Whether the checkpoint's card got the curve from its raw scores to labels, fitted on the held-out clips."""
+def calibrate(best: Path, folder: Path, scale: tuple[float, float], shown: Output) -> bool:
+    """Whether the checkpoint's card got the curve from its raw scores to labels, fitted on the held-out clips.
+
+    The curve stays on `scale`, the lowest and the highest label.
+    """
     import csv
 
     import numpy as np
@@ -240,7 +245,7 @@ def calibrate(best: Path, folder: Path, shown: Output) -> bool:
     with (folder / PREDICTIONS).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     scores, labels = (np.array([float(row[name]) for row in rows]) for name in ("raw_score", "label"))
-    curve = fit_logistic(scores, labels)
+    curve = fit_logistic(scores, labels, scale=scale)
     if not isinstance(curve, Logistic):
         shown.note(f"no calibration: {curve}")
         return False

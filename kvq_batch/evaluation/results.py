@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
@@ -22,6 +23,7 @@ from kvq_batch.evaluation.scatter import Scatter, draw_scatter
 from kvq_batch.evaluation.tables import write_table
 from kvq_batch.io.labels import Scale
 from kvq_batch.metrics.agreement import FIGURES, Agreement, agree
+from kvq_batch.metrics.logistic import Logistic, fit_logistic
 
 ALL = "(all)"
 CALIBRATION = ".calibration.json"
@@ -87,21 +89,30 @@ def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale:
 
 
 def calibration(labelled: Labelled, result: Result, scale: Scale | None) -> dict[str, Any]:
-    """The fitted curve with what it is for and what it is worth; a name of a card's `calibrations` and its numbers."""
-    figures, curve = result.agreement.figures, result.agreement.curve
+    """A curve with what it is for and what it is worth; a name of a card's `calibrations` and its numbers.
+
+    It is the fitted one; with `scale`, the one of least error of those that stay on it.
+    """
+    curve, model = result.agreement.curve, result.model
+    if curve is not None and scale is not None:
+        bounded = fit_logistic(model.scores, model.labels, scale=(scale.low, scale.high))
+        curve = bounded if isinstance(bounded, Logistic) else None
     if curve is None:
-        raise ValueError(f"{result.model.model_id} has no fitted curve")
+        raise ValueError(f"{model.model_id} has no fitted curve")
+    fitted = curve(model.scores)
     return {
         "calibration": labelled.labels.dataset,
-        "model_id": result.model.model_id,
-        "model_name": result.model.model_name,
+        "model_id": model.model_id,
+        "model_name": model.model_name,
         "formula": "mos = b2 + (b1 - b2) / (1 + exp(-(raw_score - b3) / |b4|))",
         **dict(zip(("b1", "b2", "b3", "b4"), curve.parameters, strict=True)),
         "scale": None if scale is None else [scale.low, scale.high],
-        "fitted_on_scores": [float(result.model.scores.min()), float(result.model.scores.max())],
+        "fitted_on_scores": [float(model.scores.min()), float(model.scores.max())],
         "num_videos": result.agreement.num_videos,
         "num_sources": result.agreement.num_sources,
-        **{name: figures[name].value for name in ("srcc", "plcc", "rmse")},
+        "srcc": result.agreement.figures["srcc"].value,
+        "plcc": float(np.corrcoef(fitted, model.labels)[0, 1]),
+        "rmse": float(np.sqrt(np.mean((fitted - model.labels) ** 2))),
     }
 
 

@@ -9,7 +9,7 @@ anything is for `agreement`.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import leastsq
+from scipy.optimize import least_squares
 from scipy.special import expit
 
 from kvq_batch.metrics.ranks import Real
@@ -22,8 +22,6 @@ _TOLERANCE = 1e-8
 # A curve that gives all but 5% of the scores its lowest or its highest label, to 1% of its range, is a step. What bends
 # once (one end far outside of the scores) is none.
 _FLAT, _MIN_ON_SLOPE = 0.01, 0.05
-# MINPACK's codes for a minimum that was found.
-_CONVERGED = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +56,14 @@ def fit_logistic(
     weights: Real | None = None,
     start: Logistic | None = None,
     tolerance: float = _TOLERANCE,
+    scale: tuple[float, float] | None = None,
 ) -> Logistic | str:
     """The curve of least squared error, or a sentence why there is none.
 
     Begins where studies after VQEG do, at b1 = max, b2 = min of the labels, b3 = mean and |b4| = std / 4 of the
     scores, and at wider curves beside it, because a nearly straight relation has its minimum far from there; the best
-    end counts. With `start`, from there alone.
+    end counts. With `start`, from there alone. With `scale`, which holds the labels, both ends of the curve stay on it:
+    what studies report is the free curve, what a column `mos` shows should be none below the lowest of opinions.
     """
     if len(np.unique(scores)) < MIN_SCORES:
         return f"fewer than {MIN_SCORES} different scores: a curve of 4 parameters says nothing"
@@ -78,27 +78,36 @@ def fit_logistic(
         ends = (high, low) if is_rising else (low, high)
         starts = [(*ends, 0.0, width) for width in (0.25, 1.0, 4.0)]
     # A curve may pass far beyond the labels where they show no bend; in units of their range nothing overflows.
-    scale = high - low
+    unit = high - low
+    ends = (-np.inf, np.inf) if scale is None else ((scale[0] - low) / unit, (scale[1] - low) / unit)
     ended = [
         end
         for begin in starts
-        if (end := _descend(x, (labels - low) / scale, root, _inner(begin, low, scale), tolerance))
+        if (end := _descend(x, (labels - low) / unit, root, _inner(begin, low, unit), tolerance, ends))
     ]
     if not ended:
         return f"the logistic did not converge within {_MAX_EVALUATIONS} evaluations from any of {len(starts)} starts"
     b1, b2, b3, b4 = min(ended, key=lambda end: end[0])[1]
-    return Logistic(low + scale * b1, low + scale * b2, centre + spread * b3, spread * abs(b4))
+    return Logistic(low + unit * b1, low + unit * b2, centre + spread * b3, spread * abs(b4))
 
 
-def _inner(begin: tuple[float, float, float, float], low: float, scale: float) -> tuple[float, float, float, float]:
+def _inner(begin: tuple[float, float, float, float], low: float, unit: float) -> tuple[float, float, float, float]:
     b1, b2, b3, b4 = begin
-    return (b1 - low) / scale, (b2 - low) / scale, b3, b4
+    return (b1 - low) / unit, (b2 - low) / unit, b3, b4
 
 
 def _descend(
-    x: Real, y: Real, root: Real, begin: tuple[float, float, float, float], tolerance: float
+    x: Real,
+    y: Real,
+    root: Real,
+    begin: tuple[float, float, float, float],
+    tolerance: float,
+    ends: tuple[float, float],
 ) -> tuple[float, tuple[float, float, float, float]] | None:
-    """Squared error and parameters where Levenberg and Marquardt's way ends; None where it does not."""
+    """Squared error and parameters where the way down ends (Levenberg and Marquardt's; with bounds, by a trust region).
+
+    None where it does not end.
+    """
 
     def rest(b: Real) -> Real:
         curve: Real = root * (b[1] + (b[0] - b[1]) * expit((x - b[2]) / abs(b[3])) - y)
@@ -109,15 +118,16 @@ def _descend(
         z = (x - b[2]) / width
         share = expit(z)
         steep = root * (b[0] - b[1]) * share * (1 - share) / width
-        return np.stack([root * share, root * (1 - share), -steep, -steep * z * np.sign(b[3])])
+        return np.stack([root * share, root * (1 - share), -steep, -steep * z * np.sign(b[3])], axis=1)
 
+    free = [-np.inf, np.inf]
+    low, high = zip(ends, ends, free, free, strict=True)
     # Steps that leave the numbers (a width of 0) are answered by a larger error, and taken back.
     with np.errstate(all="ignore"):
-        end, _, _, _, code = leastsq(
-            rest, begin, Dfun=slope, col_deriv=True, full_output=True,
-            ftol=tolerance, xtol=tolerance, maxfev=_MAX_EVALUATIONS,
+        end = least_squares(
+            rest, begin, slope, (low, high), method="trf" if np.isfinite(ends).all() else "lm",
+            ftol=tolerance, xtol=tolerance, gtol=tolerance, max_nfev=_MAX_EVALUATIONS,
         )  # fmt: skip
-        error = float((rest(end) ** 2).sum())
-    if code not in _CONVERGED or not np.isfinite([*end, error]).all() or end[3] == 0:
+    if not end.success or not np.isfinite([*end.x, end.cost]).all() or end.x[3] == 0:
         return None
-    return error, (float(end[0]), float(end[1]), float(end[2]), float(end[3]))
+    return 2 * end.cost, (float(end.x[0]), float(end.x[1]), float(end.x[2]), float(end.x[3]))

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -144,7 +145,10 @@ def test_the_cnn_has_no_more_parameters_than_the_small_model() -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with versions of six scenes, four each, and the list of their labels in set/labels.csv."""
+    """A folder with versions of six scenes, four each, and the list of their labels in set/labels.csv.
+
+    Of scenes of the test there is a version of a second segment, too.
+    """
     folder = tmp_path_factory.mktemp("exported")
     (folder / "versions").mkdir()
     (folder / "set").mkdir()
@@ -161,7 +165,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "versions" / f"{name}.mkv").write_bytes(encode_lossless(apply(source, steps, 1)))
             np.save(folder / "set" / f"{name}.npy", np.full((2, 3, 3), label, np.float32))
             recipe = Recipe(steps, (), 1).to_json()
-            rows.append((f"{name}.mkv", label, f"scene{number}", "segment", recipe, part, f"{name}.npy"))
+            rows.append((f"{name}.mkv", label, f"scene{number}", '{"number": 0}', recipe, part, f"{name}.npy"))
+        if part == "test":
+            shutil.copy(folder / "versions" / f"{name}.mkv", folder / "versions" / f"scene{number}-later.mkv")
+            rows.append((f"scene{number}-later.mkv", label, f"scene{number}", '{"number": 1}', *rows[-1][4:]))
     with (folder / "set" / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("video_id", "mos", "source_id", "segment", "recipe", "split", "cells"))

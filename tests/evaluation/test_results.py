@@ -75,6 +75,17 @@ def test_the_calibration_is_the_curve_that_gives_labels(study: Study, labelled: 
     assert stats.pearsonr(mos, study.values).statistic == pytest.approx(told["plcc"])
 
 
+def test_a_calibration_stays_on_the_scale_of_its_labels(study: Study, labelled: Labelled) -> None:
+    result = evaluate(labelled, num_draws=100)[0]
+    free = calibration(labelled, result, None)
+    narrow = Scale(float(study.values.min()), float(study.values.max()))
+    kept = calibration(labelled, result, narrow)
+    assert not narrow.low <= min(free["b1"], free["b2"]) <= max(free["b1"], free["b2"]) <= narrow.high
+    assert narrow.low <= min(kept["b1"], kept["b2"]) < max(kept["b1"], kept["b2"]) <= narrow.high
+    assert free["rmse"] <= kept["rmse"] < 1.2 * free["rmse"]
+    assert kept["srcc"] == free["srcc"]
+
+
 def test_a_model_without_a_curve_has_no_calibration(study: Study, tmp_path: Path) -> None:
     few = tmp_path / "few.csv"
     few.write_text("file,mos\nv000.mp4,1\nv001.mp4,2\nv002.mp4,3\nv003.mp4,4\n")

@@ -72,3 +72,28 @@ def test_labels_of_two_values_do_not_overflow() -> None:
 def test_few_different_scores_make_no_curve_and_say_so() -> None:
     reason = fit_logistic(np.array([1.0, 2, 3, 4, 4, 4]), np.arange(6.0))
     assert reason == "fewer than 5 different scores: a curve of 4 parameters says nothing"
+
+
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_a_curve_for_a_scale_stays_on_it_and_is_the_best_that_does(slope: float) -> None:
+    generator = np.random.default_rng(3)
+    x = generator.uniform(0, 1, 300)
+    y = np.clip(50 + slope * (85 * np.sqrt(x) - 45) + generator.normal(0, 6, 300), 0, 100)
+    free = fitted(x, y)
+    assert min(free.b1, free.b2) < 0
+    bounded = fit_logistic(x, y, scale=(0, 100))
+    assert isinstance(bounded, Logistic)
+    assert min(bounded.b1, bounded.b2) >= 0
+    assert max(bounded.b1, bounded.b2) <= 100
+    expected, _ = curve_fit(
+        formula, x, y, p0=(*bounded.parameters[:2], 0.5, 0.2), bounds=([0, 0, -9, 0.01], [100, 100, 9, 9])
+    )
+    np.testing.assert_allclose(bounded(x), formula(x, *expected), atol=0.1)
+
+
+def test_a_scale_that_holds_the_free_curve_changes_nothing() -> None:
+    x = np.linspace(-3, 3, 60)
+    y = formula(x, 80, 20, 0.1, 0.7) + np.sin(40 * x)
+    bounded = fit_logistic(x, y, scale=(0, 100))
+    assert isinstance(bounded, Logistic)
+    np.testing.assert_allclose(bounded(x), fitted(x, y)(x), atol=1e-3)
