@@ -1,6 +1,6 @@
 """What each part of KVQ-Lite is worth: the same short training without it, three seeds, on sources never trained on.
 
-    python -m benchmarks.lite.ablations jobs/lite/train.toml --steps 200 --out ablations
+    python -m benchmarks.lite.ablations jobs/lite/train.toml --out ablations
 
 The job is the one that trains the shipped weights, with fewer steps; its list of labels must have a part "test".
 Rows are appended to OUT/runs.jsonl as they are found, and what stands there is not trained again, so that the command
@@ -9,6 +9,7 @@ can be stopped and typed again. Prints Markdown: mean and spread over seeds of t
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -60,13 +61,24 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "saliency of the last stage only": {"model": {"top_k": (0, 1)}},
     "no procedural scenes": {},
     "no worn sources": {},
+    "half of the sources": {},
+    "a quarter of the sources": {},
     "frames resized to 224, no fragments": {"model": {"fragments": (0, 0)}},
 }
 
-# Whose training leaves out which rows of the list of labels.
-LEFT_OUT: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "no procedural scenes": lambda row: row["source_content_id"].startswith("scene:"),
-    "no worn sources": lambda row: '"worn"' in row["segment"],
+
+def _place(row: Mapping[str, Any], seed: int) -> float:
+    """Where a source stands among all, 0 to 1, by chance."""
+    digest = hashlib.sha256(f"{seed}:{row['source_id']}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+# Whose training leaves out which rows of the list of labels, by row and seed.
+LEFT_OUT: dict[str, Callable[[Mapping[str, Any], int], bool]] = {
+    "no procedural scenes": lambda row, seed: row["source_content_id"].startswith("scene:"),
+    "no worn sources": lambda row, seed: '"worn"' in row["segment"],
+    "half of the sources": lambda row, seed: _place(row, seed) >= 1 / 2,
+    "a quarter of the sources": lambda row, seed: _place(row, seed) >= 1 / 4,
 }
 
 FIGURES = (
@@ -81,7 +93,7 @@ FIGURES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
@@ -122,7 +134,8 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
     videos = [video for video in listed if video.part == "train"] + validation
     if name in LEFT_OUT:
         rows = zip(videos, _labels_of(job, videos), strict=True)
-        videos = [video for video, row in rows if video.part == "validation" or not LEFT_OUT[name](row)]
+        is_left_out, seed = LEFT_OUT[name], job.training.seed
+        videos = [video for video, row in rows if video.part == "validation" or not is_left_out(row, seed)]
     source = _source(job, videos, out)
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(num_threads=torch.get_num_threads(), checkpoint_every=settings.steps)
