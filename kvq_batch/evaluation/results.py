@@ -79,7 +79,7 @@ def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale:
         if result.agreement.num_videos:
             written.append(out / f"{result.model.model_id}.png")
             draw_scatter(_scatter(labelled, result, scale), written[-1])
-        if result.agreement.curve is not None and not result.agreement.is_step:
+        if _curve_for_mos(result, scale) is not None and not result.agreement.is_step:
             written.append(out / f"{result.model.model_id}{CALIBRATION}")
             try:
                 written[-1].write_text(json.dumps(calibration(labelled, result, scale), indent=1) + "\n")
@@ -89,14 +89,8 @@ def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale:
 
 
 def calibration(labelled: Labelled, result: Result, scale: Scale | None) -> dict[str, Any]:
-    """A curve with what it is for and what it is worth; a name of a card's `calibrations` and its numbers.
-
-    It is the fitted one; with `scale`, the one of least error of those that stay on it.
-    """
-    curve, model = result.agreement.curve, result.model
-    if curve is not None and scale is not None:
-        bounded = fit_logistic(model.scores, model.labels, scale=(scale.low, scale.high))
-        curve = bounded if isinstance(bounded, Logistic) else None
+    """The curve for `mos`, what it is for and what it is worth; a name of a card's `calibrations` and its numbers."""
+    curve, model = _curve_for_mos(result, scale), result.model
     if curve is None:
         raise ValueError(f"{model.model_id} has no fitted curve")
     fitted = curve(model.scores)
@@ -114,6 +108,14 @@ def calibration(labelled: Labelled, result: Result, scale: Scale | None) -> dict
         "plcc": float(np.corrcoef(fitted, model.labels)[0, 1]),
         "rmse": float(np.sqrt(np.mean((fitted - model.labels) ** 2))),
     }
+
+
+def _curve_for_mos(result: Result, scale: Scale | None) -> Logistic | None:
+    """The fitted curve; with `scale`, the one of least error of those that stay on it. None where there is none."""
+    if result.agreement.curve is None or scale is None:
+        return result.agreement.curve
+    bounded = fit_logistic(result.model.scores, result.model.labels, scale=(scale.low, scale.high))
+    return bounded if isinstance(bounded, Logistic) else None
 
 
 def _videos(result: Result) -> pa.Table:
