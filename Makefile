@@ -27,7 +27,7 @@ test-faults: $(STAMP) ## every fault of docs/reliability.md and every whole run,
 	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks -m ''
 
 test-metrics: $(STAMP) ## a real Prometheus over real runs: every query of the dashboard, every alarm
-	$(BIN)/python -m pytest tests/engine/test_telemetry.py tests/engine/test_prometheus.py -m ''
+	$(BIN)/python -m pytest tests/engine/test_metrics.py tests/engine/test_prometheus.py -m ''
 
 lint: $(STAMP) ## ruff and mypy strict
 	$(BIN)/ruff check .

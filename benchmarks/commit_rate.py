@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvq_batch.domain.maps import quantise
-from kvq_batch.io.schemas import make_rows
-from kvq_batch.io.storage import StorageOptions
-from kvq_batch.io.tables import Tables
-from kvq_batch.io.writer import Batch, Writer
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import make_rows
+from kvq_batch.tables.writer import Batch, Writer
 
 SHAPE = (16, 14, 14)
 BATCH_SIZES = (64, 256, 1024, 2048)

@@ -26,14 +26,14 @@ from benchmarks.commit_rate import SHAPE
 from benchmarks.tables import print_table
 from kvq_batch.domain.identity import ModelRef
 from kvq_batch.domain.maps import quantise
-from kvq_batch.io.check import check_tables
-from kvq_batch.io.compaction import TARGET_BYTES, compact
-from kvq_batch.io.planner import make_plan
-from kvq_batch.io.schemas import make_rows
-from kvq_batch.io.session import Session
-from kvq_batch.io.tables import Tables
-from kvq_batch.io.writer import Batch, Writer
-from tests.io.results import make_catalog, make_model, make_run
+from kvq_batch.planning.plan import make_plan
+from kvq_batch.tables.check import check_tables
+from kvq_batch.tables.compaction import TARGET_BYTES, compact
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import make_rows
+from kvq_batch.tables.session import Session
+from kvq_batch.tables.writer import Batch, Writer
+from tests.support.results import make_catalog, make_model, make_run
 
 MODEL = ModelRef("kvq", "kvq@1-0123456789ab", "f" * 64)
 TRIALS = 5

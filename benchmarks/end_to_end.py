@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.tables import print_table
+from kvq_batch.config.load import make_job
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer
-from kvq_batch.engine.account import Account
 from kvq_batch.engine.observer import SilentObserver
-from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import run_job
+from kvq_batch.engine.work_tracker import Account
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
-from kvq_batch.spec.load import make_job
+from kvq_batch.planning.job_plan import plan_job
 
 IN_THE_BOX = ("kvq-lite",)
 

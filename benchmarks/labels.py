@@ -12,14 +12,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from benchmarks.tables import print_table
-from kvq_batch.domain.recipe import Recipe, Step
-from kvq_batch.domain.segment import Segment
-from kvq_batch.media.distortions import apply
-from kvq_batch.media.fidelity import measure
-from kvq_batch.media.labelling import Labeller
+from kvq_batch.config.labels import DEFAULT_LADDERS, Versions
+from kvq_batch.config.recipe import Recipe, Step
+from kvq_batch.config.segment import Segment
+from kvq_batch.labeling.distortions import apply
+from kvq_batch.labeling.fidelity import measure
+from kvq_batch.labeling.labeler import Labeller
+from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.lossless import encode_lossless
-from kvq_batch.media.segments import segment_of_scene
-from kvq_batch.spec.labels import DEFAULT_LADDERS, Versions
 
 T = TypeVar("T")
 

@@ -18,22 +18,22 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.tables import print_table
+from kvq_batch.config.load import make_job
 from kvq_batch.domain.video import ClipFrames, VideoFacts, Window
-from kvq_batch.engine.account import Account
-from kvq_batch.engine.accounts import expected
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
-from kvq_batch.engine.models import describe_models
 from kvq_batch.engine.observer import SilentObserver
-from kvq_batch.engine.planning import JobPlan
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions, run_job
 from kvq_batch.engine.stream import ClipRow, StreamRows
-from kvq_batch.io.planner import make_plan
+from kvq_batch.engine.work_tracker import Account
 from kvq_batch.media.decode import Timings
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.scratch import ScratchWriter
 from kvq_batch.media.tasks import ClipLayout, DecodeTask, FrameLayout, VideoLayout
-from kvq_batch.spec.load import make_job
+from kvq_batch.planning.job_models import describe_models
+from kvq_batch.planning.job_plan import JobPlan
+from kvq_batch.planning.plan import make_plan
+from kvq_batch.planning.workload import expected
 
 SHAPE = (2, 224, 224, 3)
 FACTS = VideoFacts(

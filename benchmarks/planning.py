@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.tables import print_table
+from kvq_batch.catalog.row_versions import catalog_changes
+from kvq_batch.config.job import Job
+from kvq_batch.config.load import make_job
 from kvq_batch.domain.identity import ModelRef
-from kvq_batch.engine.models import describe_models
-from kvq_batch.engine.planning import plan_job
-from kvq_batch.io.catalog_versions import catalog_changes
-from kvq_batch.io.schemas import SCORES, make_rows
-from kvq_batch.io.tables import Tables
-from kvq_batch.io.writer import Batch, Writer
-from kvq_batch.spec.job import Job
-from kvq_batch.spec.load import make_job
+from kvq_batch.planning.job_models import describe_models
+from kvq_batch.planning.job_plan import plan_job
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import SCORES, make_rows
+from kvq_batch.tables.writer import Batch, Writer
 
 ROWS_A_COMMIT = 250_000
 OLDER = "kvq-tiny@older-000000000000"

@@ -25,17 +25,17 @@ import pyarrow.parquet as pq
 
 from benchmarks.process_tree import ProcessTree
 from benchmarks.tables import print_table
-from kvq_batch.engine.accounts import block_size, measured, pools_of
-from kvq_batch.engine.estimate import Estimate, estimate
-from kvq_batch.engine.forecast import DRIVER, Cluster
-from kvq_batch.engine.models import describe_models
-from kvq_batch.engine.planning import foretell, plan_job
+from kvq_batch.config.job import Job
+from kvq_batch.config.load import make_job
 from kvq_batch.engine.run import run_job
-from kvq_batch.io.storage import StorageOptions
-from kvq_batch.io.tables import Tables
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
-from kvq_batch.spec.job import Job
-from kvq_batch.spec.load import make_job
+from kvq_batch.planning.estimate import Estimate, estimate
+from kvq_batch.planning.forecast import DRIVER, Cluster
+from kvq_batch.planning.job_models import describe_models
+from kvq_batch.planning.job_plan import foretell, plan_job
+from kvq_batch.planning.workload import block_size, measured, pools_of
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
 
 LOOK_EVERY_S = 0.2
 

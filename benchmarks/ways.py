@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 import kvq_batch
 from benchmarks.crafted import open_as_decoder
+from kvq_batch.config.load import make_job
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.domain.video import ClipPolicy
 from kvq_batch.engine.decode_worker import DecodeWorker
 from kvq_batch.engine.observer import SilentObserver
-from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions, run_job
 from kvq_batch.media.decode import Decoding, decode_clips
@@ -35,7 +35,7 @@ from kvq_batch.media.decoders import choose_decoder, open_reader
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.media.resize import resize
 from kvq_batch.models import registry
-from kvq_batch.spec.load import make_job
+from kvq_batch.planning.job_plan import plan_job
 
 Result = dict[str, Any]
 """Of one video: `video` (the file's name), and `score`, `frames` (their numbers), or `failure` (why there is none)."""

@@ -12,7 +12,7 @@ deliberately imports nothing until something is asked for: workers and `--help` 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvq_batch.io.session import Session
+    from kvq_batch.tables.session import Session
 
 __all__ = ["__version__", "open"]
 
@@ -29,7 +29,7 @@ def open(uri: str, endpoint_url: str | None = None, region: str | None = None) -
     Raises:
         SpecError: there are no tables below `uri`, or they are out of reach.
     """
-    from kvq_batch.io.session import open_session
-    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
 
     return open_session(uri, StorageOptions(endpoint_url, region))

@@ -1,3 +1,3 @@
 """What every test may ask for by name; the fixtures live beside what they start."""
 
-pytest_plugins = ["tests.s3", "tests.proxy", "tests.stores", "tests.material"]
+pytest_plugins = ["tests.support.s3", "tests.support.proxy", "tests.support.stores", "tests.support.material"]

@@ -21,21 +21,21 @@ import torch
 
 from benchmarks.tables import print_table
 from kvq_batch.cli.train import network_of, settings_of
-from kvq_batch.cli.train_clips import decoded_source, mix_column
-from kvq_batch.domain.recipe import Recipe
+from kvq_batch.config.load import load_train_job
+from kvq_batch.config.recipe import Recipe
+from kvq_batch.config.train import TrainJob
 from kvq_batch.domain.scorer import ModelCard
-from kvq_batch.evaluation.versions import ScoredVersion, version_rows
-from kvq_batch.io.storage import StorageOptions
-from kvq_batch.io.training_set import LabelledVideo, read_training_set
+from kvq_batch.evaluation.renditions import ScoredVersion, version_rows
+from kvq_batch.labels.training_set import LabelledVideo, read_training_set
 from kvq_batch.media.resize import resize
 from kvq_batch.models.kvq.checkpoint import load
 from kvq_batch.models.kvq.network import build_network
 from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.spec.load import load_train_job
-from kvq_batch.spec.train import TrainJob
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.training.dataset import decoded_source, mix_column
+from kvq_batch.training.rendition_files import VersionFiles
 from kvq_batch.training.settings import Machine
 from kvq_batch.training.trainer import Trainer
-from kvq_batch.training.version_files import VersionFiles
 
 SEEDS = (0, 1, 2)
 

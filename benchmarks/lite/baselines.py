@@ -24,8 +24,8 @@ from benchmarks.lite.cnn import cnn_scores, train_cnn
 from benchmarks.lite.handmade import handmade_scores
 from benchmarks.tables import print_table
 from kvq_batch.cli.train import settings_of
-from kvq_batch.evaluation.versions import ScoredVersion, version_rows
-from kvq_batch.spec.train import TrainJob
+from kvq_batch.config.train import TrainJob
+from kvq_batch.evaluation.renditions import ScoredVersion, version_rows
 from kvq_batch.training.validation import Validation
 
 _KINDS = ("handmade", "cnn")

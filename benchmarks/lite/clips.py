@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.cli.train import network_of
-from kvq_batch.cli.train_clips import decoded_source, mix_column
+from kvq_batch.config.load import load_train_job
+from kvq_batch.config.recipe import Recipe
+from kvq_batch.config.train import TrainJob
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.domain.recipe import Recipe
-from kvq_batch.evaluation.versions import ScoredVersion
-from kvq_batch.io.storage import StorageOptions
-from kvq_batch.io.training_set import LabelledVideo, read_training_set
-from kvq_batch.spec.load import load_train_job
-from kvq_batch.spec.train import TrainJob
-from kvq_batch.training.version_files import VersionFiles
+from kvq_batch.evaluation.renditions import ScoredVersion
+from kvq_batch.labels.training_set import LabelledVideo, read_training_set
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.training.dataset import decoded_source, mix_column
+from kvq_batch.training.rendition_files import VersionFiles
 
 LIST = "labels.csv"
 

@@ -20,13 +20,13 @@ from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.embedding import with_energy_bands
 from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork
 from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.training.group import Alone
 from kvq_batch.training.objective import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation
+from kvq_batch.training.process_group import Alone
+from kvq_batch.training.rendition_files import VersionFiles
 from kvq_batch.training.samples import batch_places, seed_of, split_samples, version_sets
 from kvq_batch.training.settings import TrainSettings
 from kvq_batch.training.validation import Validation, validate
-from kvq_batch.training.version_files import VersionFiles
 
 WIDTHS = (32, 64, 128, 256)
 # Together 32: a cell of the texture map is a fragment of the frame.

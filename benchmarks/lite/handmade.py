@@ -20,8 +20,8 @@ from sklearn.svm import SVR
 from benchmarks.lite import features
 from benchmarks.lite.clips import LabelledSet
 from kvq_batch.training.frame_files import loaded
+from kvq_batch.training.rendition_files import VersionFiles
 from kvq_batch.training.validation import correlations
-from kvq_batch.training.version_files import VersionFiles
 
 Real = NDArray[np.float64]
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from kvq_batch.config.recipe import CELL_PX, Cells, Patch, Recipe, Step
+from kvq_batch.config.segment import Segment
 from kvq_batch.domain.frames import FrameRequest
-from kvq_batch.domain.recipe import CELL_PX, Cells, Patch, Recipe, Step
 from kvq_batch.domain.scorer import ModelOptions, Scorer
-from kvq_batch.domain.segment import Segment
-from kvq_batch.media.distortions import make_version
+from kvq_batch.labeling.distortions import make_version
+from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.fragments import splice
 from kvq_batch.media.planes import Planes
-from kvq_batch.media.segments import segment_of_scene
 from kvq_batch.models.registry import build
 from kvq_batch.report.picture import MARGIN_PX, TEXT_PX, WIDTH_PX, column
 

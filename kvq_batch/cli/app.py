@@ -16,12 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from kvq_batch import __version__
-from kvq_batch.cli import demo, evaluation, failures, jobs, labels, models, submission, tables, upkeep
+from kvq_batch.cli import demo, evaluation, failures, jobs, labels, maintenance, models, submission, tables
+from kvq_batch.cli.evaluate_renditions import evaluate_versions
 from kvq_batch.cli.forecast import forecast
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
 from kvq_batch.cli.train import train
-from kvq_batch.cli.versions import evaluate_versions
 from kvq_batch.domain.errors import KvqBatchError, SpecError
 
 
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
             if is_usage_error(error):
                 raise
             # A bug of ours: the traceback helps, but may carry what nobody should see.
-            from kvq_batch.io.redact import redact
+            from kvq_batch.storage.redact import redact
 
             _say(ctx, redact("".join(traceback.format_exception(error))), style="dim")
             _say(ctx, f"error: {type(error).__name__}: {redact(str(error))}; this is a bug, please report it")
@@ -128,5 +128,5 @@ app.command("evaluate-regions")(evaluation.evaluate_regions)
 app.command("evaluate-versions")(evaluate_versions)
 app.command()(train)
 app.command()(models.models)
-app.add_typer(upkeep.app, name="tables")
+app.add_typer(maintenance.app, name="tables")
 app.add_typer(labels.app, name="labels")

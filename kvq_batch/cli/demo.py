@@ -81,11 +81,11 @@ def demo(
 
       $ kvq-batch demo --out demo-output
     """
-    from kvq_batch.engine.planning import plan_job
-    from kvq_batch.io.session import open_session
-    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.config.load import load_job
+    from kvq_batch.planning.job_plan import plan_job
     from kvq_batch.report.picture import draw_maps
-    from kvq_batch.spec.load import load_job
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
 
     output = Output()
     model = "kvq" if full else "kvq-lite"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvq_batch.evaluation.labelled import Labelled
     from kvq_batch.evaluation.region_labels import RegionSet
     from kvq_batch.evaluation.regions import RatedFile
-    from kvq_batch.io.labels import Scale
+    from kvq_batch.labels.files import Scale
 
 OutOption = Annotated[
     Path | None,
@@ -86,9 +86,9 @@ def evaluate(
     from kvq_batch.evaluation.labelled import Asked, join_labels
     from kvq_batch.evaluation.results import CALIBRATION, COLUMNS, rows_of, write_files
     from kvq_batch.evaluation.results import evaluate as agreement_of
-    from kvq_batch.io.labels import Scale, read_labels
-    from kvq_batch.io.session import open_session
-    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.labels.files import Scale, read_labels
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
 
     storage = StorageOptions(endpoint_url, region)
     limits = None if scale is None else Scale.from_text(scale)
@@ -136,8 +136,8 @@ def calibrate(
 
       $ kvq-batch calibrate quality/ out/kvq@1-0123.calibration.json
     """
-    from kvq_batch.io.calibrations import add_calibration, read_calibration
-    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.calibrations import add_calibration, read_calibration
 
     storage = StorageOptions(endpoint_url, region)
     curve = read_calibration(calibration, storage)

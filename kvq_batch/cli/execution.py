@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kvq_batch.cli.foretelling import budget_sentences, expected_record, expected_sentences, stage_rows_for_people
+from kvq_batch.cli.estimate_report import budget_sentences, expected_record, expected_sentences, stage_rows_for_people
 from kvq_batch.cli.output import Format, Output, Tell
 from kvq_batch.cli.progress import JsonLog, RunProgress
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.models import JobModel
-    from kvq_batch.engine.planning import JobPlan
     from kvq_batch.engine.summary import RunSummary
+    from kvq_batch.planning.job_models import JobModel
+    from kvq_batch.planning.job_plan import JobPlan
 
 # How soon somebody who has asked for an end is told so.
 _LOOK_S = 0.1
@@ -118,7 +118,7 @@ def stopping_on_signals(tell: Tell) -> Iterator[threading.Event]:
 
 def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:
     """Print the summary and leave with the exit code that it deserves."""
-    from kvq_batch.engine.budget import INTERRUPTED
+    from kvq_batch.engine.stopping import INTERRUPTED
 
     models = [_model(model) for model in planned.models.models]
     output.record(

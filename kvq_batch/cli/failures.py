@@ -72,9 +72,9 @@ def failures(
       $ kvq-batch failures quality/ --stage decode --export failures.csv
       $ kvq-batch failures quality/ --retry --error out_of_memory
     """
-    from kvq_batch.io.retry_requests import narrowed, request_retries
-    from kvq_batch.io.storage import StorageOptions
-    from kvq_batch.io.table_files import check_extension, write_table
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.retry_requests import narrowed, request_retries
+    from kvq_batch.tables.table_files import check_extension, write_table
 
     if summary + retry + (export is not None) > 1:
         raise SpecError("say one of --summary, --retry and --export")

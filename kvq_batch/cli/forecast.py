@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvq_batch.cli.foretelling import expected_record, expected_sentences, stage_rows, stage_rows_for_people
+from kvq_batch.cli.estimate_report import expected_record, expected_sentences, stage_rows, stage_rows_for_people
 from kvq_batch.cli.options import JobArgument, OutputOption
 from kvq_batch.cli.output import Format, Output
 
@@ -45,9 +45,9 @@ def forecast(
       $ kvq-batch forecast nightly.toml --videos 1e8 --cores 4096
       $ kvq-batch forecast nightly.toml --videos 1e6 --cores 64 --gpus 2
     """
-    from kvq_batch.engine.forecast import Cluster
-    from kvq_batch.engine.planning import foretell
-    from kvq_batch.spec.load import load_job
+    from kvq_batch.config.load import load_job
+    from kvq_batch.planning.forecast import Cluster
+    from kvq_batch.planning.job_plan import foretell
 
     asked, num_videos = load_job(job), round(videos)
     found = foretell(asked, num_videos, Cluster(cores, gpus), megapixels)

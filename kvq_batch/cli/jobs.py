@@ -37,8 +37,8 @@ from kvq_batch.cli.progress import log_of, use_log
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.planning import JobPlan
-    from kvq_batch.spec.job import Job
+    from kvq_batch.config.job import Job
+    from kvq_batch.planning.job_plan import JobPlan
 
 
 def init(
@@ -54,8 +54,8 @@ def init(
 
       $ kvq-batch init nightly.toml
     """
-    from kvq_batch.spec.job import slug
-    from kvq_batch.spec.template import job_template
+    from kvq_batch.config.job import slug
+    from kvq_batch.config.template import job_template
 
     if file.is_dir():
         raise SpecError(f"{file} is a folder; name the job file in it")
@@ -89,9 +89,9 @@ def catalog(
       $ kvq-batch catalog videos/ --out catalog.csv
       $ kvq-batch catalog "s3://bucket/2026/**/*.mp4" --out catalog.parquet
     """
-    from kvq_batch.io.catalog import read_catalog, write_catalog
-    from kvq_batch.io.storage import StorageOptions
-    from kvq_batch.spec.job import Catalog
+    from kvq_batch.catalog.reader import read_catalog, write_catalog
+    from kvq_batch.config.job import Catalog
+    from kvq_batch.storage.options import StorageOptions
 
     storage = StorageOptions(endpoint_url, region)
     listed = read_catalog(Catalog(source=source), storage)
@@ -127,7 +127,7 @@ def plan(
       $ kvq-batch plan nightly.toml --reason model-changed --sample 1%
       $ kvq-batch plan nightly.toml --output json
     """
-    from kvq_batch.spec.load import load_job
+    from kvq_batch.config.load import load_job
 
     show_plan(_planned(as_asked(load_job(job), context)), Output(output))
 
@@ -168,7 +168,7 @@ def run(
     1 fatal; 2 refused before anything started; 3 more failures;
     4 the budget ended before the plan; 130 Ctrl-C.
     """
-    from kvq_batch.spec.load import load_job
+    from kvq_batch.config.load import load_job
 
     told = use_log(context).told if log == "json" else None
     planned = _planned(as_asked(load_job(job), context))
@@ -240,8 +240,8 @@ def score_job(
     region: str | None,
 ) -> "Job":
     """The job that `score` runs: any failure counts, nothing is left to a file."""
-    from kvq_batch.spec.job import slug
-    from kvq_batch.spec.load import make_job
+    from kvq_batch.config.job import slug
+    from kvq_batch.config.load import make_job
 
     values: dict[str, Any] = {
         "name": slug(f"score-{Path(source.rstrip('/')).name}"),
@@ -262,9 +262,9 @@ def gpu_share(device: str) -> dict[str, float]:
 
 def as_asked(job: "Job", context: typer.Context) -> "Job":
     """The job with what the command line says of its selection and its budget, by options that are named like keys."""
-    from kvq_batch.spec.budget import Budget
-    from kvq_batch.spec.load import with_values
-    from kvq_batch.spec.selection import Select
+    from kvq_batch.config.budget import Budget
+    from kvq_batch.config.load import with_values
+    from kvq_batch.config.selection import Select
 
     asked = {
         section: {key: context.params.get(key) or None for key in model.model_fields}
@@ -276,7 +276,7 @@ def as_asked(job: "Job", context: typer.Context) -> "Job":
 def _planned(job: "Job") -> "JobPlan":
     from rich.console import Console
 
-    from kvq_batch.engine.planning import plan_job
+    from kvq_batch.planning.job_plan import plan_job
 
     with Console(stderr=True).status("planning") as status:
         return plan_job(job, status.update)

@@ -23,8 +23,8 @@ from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress, log_of, use_log
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.label_planning import LabelPlan
-    from kvq_batch.engine.label_run import LabelSummary
+    from kvq_batch.labeling.planning import LabelPlan
+    from kvq_batch.labeling.run import LabelSummary
 
 app = typer.Typer(no_args_is_help=True, help="Make labels for training: degraded versions, each with what it is worth.")
 
@@ -55,9 +55,9 @@ def make(
     """
     from rich.console import Console
 
-    from kvq_batch.engine.label_planning import plan_labels
-    from kvq_batch.engine.label_run import LabelOptions, run_labels
-    from kvq_batch.spec.load import load_label_job
+    from kvq_batch.config.load import load_label_job
+    from kvq_batch.labeling.planning import plan_labels
+    from kvq_batch.labeling.run import LabelOptions, run_labels
 
     told = use_log(context).told if log == "json" else None
     out = Output(output, told)
@@ -122,11 +122,11 @@ def export(
       $ kvq-batch labels export tables --out set --where "kind <> 'mix'"
       $ kvq-batch labels export tables --out shards --format webdataset
     """
-    from kvq_batch.domain.splits import parse_shares
-    from kvq_batch.engine.training_sets import SetRequest, export_set
-    from kvq_batch.io.session import open_session
-    from kvq_batch.io.shards import SetFolder
-    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.labels.export import SetRequest, export_set
+    from kvq_batch.labels.splits import parse_shares
+    from kvq_batch.labels.tar_shards import SetFolder
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
 
     storage, shown = StorageOptions(endpoint_url, region), Output(output)
     request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips, part)
@@ -175,9 +175,9 @@ def import_(
 
       $ kvq-batch labels import mos.csv --scale 1..5 --tables quality
     """
-    from kvq_batch.io.labels import Scale
-    from kvq_batch.io.opinions import OpinionList, import_opinions
-    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.labels.files import Scale
+    from kvq_batch.labels.opinions import OpinionList, import_opinions
+    from kvq_batch.storage.options import StorageOptions
 
     shown = Output(output)
     wanted = OpinionList(source, Scale.from_text(scale), better, dataset, id_column, mos_column)
@@ -201,7 +201,7 @@ def distortions(output: OutputOption = Format.TABLE) -> None:
 
       $ kvq-batch labels distortions
     """
-    from kvq_batch.domain.recipe import STEPS
+    from kvq_batch.config.recipe import STEPS
 
     rows = [
         {"name": name, "amount": kind.unit, "from": kind.low, "to": kind.high, "codec": kind.is_codec}
@@ -225,7 +225,7 @@ def _show_plan(planned: "LabelPlan", output: Output) -> None:
 
 def _finish(summary: "LabelSummary", planned: "LabelPlan", output: Output, again: str) -> None:
     """Prints the summary and leaves with the exit code that it deserves."""
-    from kvq_batch.engine.budget import INTERRUPTED
+    from kvq_batch.engine.stopping import INTERRUPTED
 
     output.record(
         {

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.account import Account
     from kvq_batch.engine.rows import Row
+    from kvq_batch.engine.work_tracker import Account
 
 _LOG = "kvq_batch.log"
 

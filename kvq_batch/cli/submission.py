@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvq_batch.cli.job_submission import Sending, job_as_asked, parse_resources, told_of
 from kvq_batch.cli.options import (
     DeadlineOption,
     JobArgument,
@@ -26,11 +27,10 @@ from kvq_batch.cli.options import (
     WhereOption,
 )
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.cli.sending import Sending, job_as_asked, parse_resources, told_of
 from kvq_batch.domain.errors import HeadAwayError, SpecError
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.job_api import JobApi, Submission, SubmittedJob
+    from kvq_batch.engine.job_client import JobApi, Submission, SubmittedJob
 
 HeadOption = Annotated[
     str | None,
@@ -113,7 +113,7 @@ def submit(
     Exit codes: 0 submitted, 2 refused; with --wait those of `kvq-batch run`,
     1 where the driver is lost once too often, 130 where it is stopped.
     """
-    from kvq_batch.io.parcel import pack
+    from kvq_batch.engine.job_package import pack
 
     if restarts is not None and not wait:
         raise SpecError("--restarts needs --wait: Ray starts no driver again by itself, this command does")
@@ -172,7 +172,7 @@ def logs(
       $ kvq-batch logs JOB_ID --address http://HEAD:8265
       $ kvq-batch logs JOB_ID --follow
     """
-    from kvq_batch.engine.supervision import follow as follow_job
+    from kvq_batch.engine.job_submission import follow as follow_job
 
     api, out = _api(address), Output(output)
     is_text = output is Format.TABLE
@@ -199,7 +199,7 @@ def stop(
 
       $ kvq-batch stop JOB_ID --address http://HEAD:8265
     """
-    from kvq_batch.engine.supervision import wait_for_end
+    from kvq_batch.engine.job_submission import wait_for_end
 
     api, out = _api(address), Output(output)
     was_running = api.stop(job_id)
@@ -219,7 +219,7 @@ class _Watcher:
 
 
 def _see_through(sending: Sending, api: "JobApi", restarts: int, out: Output) -> None:
-    from kvq_batch.engine.supervision import Patience, see_through
+    from kvq_batch.engine.job_submission import Patience, see_through
 
     started, sent = datetime.now(UTC), []
 
@@ -247,7 +247,7 @@ def _see_through(sending: Sending, api: "JobApi", restarts: int, out: Output) ->
 
 
 def _show(sending: Sending, out: Output) -> None:
-    from kvq_batch.io.parcel import JOB_FILE
+    from kvq_batch.engine.job_package import JOB_FILE
 
     parcel, told = sending.parcel, told_of(sending.parcel)
     record = {"job": sending.job.name, "entrypoint": sending.entrypoint("RUN_ID"), **told}
@@ -281,8 +281,8 @@ def _row(job: "SubmittedJob") -> dict[str, Any]:
 
 def _api(address: str | None) -> "JobApi":
     """The Job API at `address`. Raises: SpecError where that is none, or nobody answers there."""
-    from kvq_batch.engine.job_api import JobApi
-    from kvq_batch.io.redact import holds_secret
+    from kvq_batch.engine.job_client import JobApi
+    from kvq_batch.storage.redact import holds_secret
 
     if address is None:
         raise SpecError("--address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS) says where the cluster is")

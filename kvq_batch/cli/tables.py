@@ -15,7 +15,7 @@ from kvq_batch.cli.output import Format, Output
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
-    from kvq_batch.io.session import Session
+    from kvq_batch.tables.session import Session
 
 _TOTALS = """
 SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS num_runs,
@@ -149,8 +149,8 @@ def maps(
 
       $ kvq-batch maps quality/ holiday.mp4 --out holiday.png
     """
-    from kvq_batch.io.storage import StorageOptions
     from kvq_batch.report.picture import draw_maps
+    from kvq_batch.storage.options import StorageOptions
 
     with open_tables(tables, endpoint_url, region) as session:
         drawn = draw_maps(session, StorageOptions(endpoint_url, region), video_id, out, model, clip, slots)
@@ -160,8 +160,8 @@ def maps(
 
 
 def open_tables(tables: str, endpoint_url: str | None, region: str | None) -> "Session":
-    from kvq_batch.io.session import open_session
-    from kvq_batch.io.storage import StorageOptions
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
 
     return open_session(tables, StorageOptions(endpoint_url, region))
 
@@ -178,7 +178,7 @@ def _asked(session: "Session", sql: str) -> Any:
 
 def _described(session: "Session") -> list[dict[str, str]]:
     """Every column of every view as these tables have it, columns of the catalog's owner too."""
-    from kvq_batch.io.views import describe_views
+    from kvq_batch.tables.views import describe_views
 
     known = describe_views()
     meaning = {(view.name, column.name): column.comment for view in known.values() for column in view.columns}

@@ -12,14 +12,14 @@ import typer
 from kvq_batch.cli.execution import command_line, stopping_on_signals
 from kvq_batch.cli.options import AddressOption, OutputOption
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.cli.train_clips import decoded_source, mix_column, samples_of
 from kvq_batch.cli.train_progress import TrainProgress
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.training.dataset import decoded_source, mix_column, samples_of
 
 if TYPE_CHECKING:
-    from kvq_batch.io.training_set import LabelledVideo
+    from kvq_batch.config.train import TrainJob
+    from kvq_batch.labels.training_set import LabelledVideo
     from kvq_batch.models.kvq.config import KvqConfig
-    from kvq_batch.spec.train import TrainJob
     from kvq_batch.training.plan import TrainingPlan
     from kvq_batch.training.settings import TrainSettings
 
@@ -51,9 +51,9 @@ def train(
     Ctrl-C stores the training (exit code 130); --resume goes on to the same
     weights.
     """
-    from kvq_batch.io.storage import StorageOptions
-    from kvq_batch.io.training_set import read_training_set
-    from kvq_batch.spec.load import load_train_job
+    from kvq_batch.config.load import load_train_job
+    from kvq_batch.labels.training_set import read_training_set
+    from kvq_batch.storage.options import StorageOptions
     from kvq_batch.training.samples import split_samples
     from kvq_batch.training.trainer import STATE
 
@@ -169,7 +169,7 @@ def _trained(
         with stopping_on_signals(progress.note) as stop:
             outcome = plan.trainer(observer=progress).train(resume, stop.is_set)
         return outcome.progress.is_finished, outcome.seconds
-    from kvq_batch.engine.training import train_together
+    from kvq_batch.engine.ray_train import train_together
     from kvq_batch.training.plan import train_as_member
     from kvq_batch.training.trainer import STATE
 

@@ -19,19 +19,19 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from kvq_batch.config.job import Job
 from kvq_batch.domain.errors import DecodeError, ItemError, TransientError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipPolicy, Window
 from kvq_batch.engine.stream import ClipRow, StreamRows
-from kvq_batch.io.fetch import Fetcher, LocalVideo, sweep_dead
-from kvq_batch.io.redact import redact
-from kvq_batch.io.storage import StorageOptions
 from kvq_batch.media.decoders import DecoderChoice
 from kvq_batch.media.isolation import DECODE_TASK, IsolatedDecoder
 from kvq_batch.media.probe import Probed, VideoLimits
 from kvq_batch.media.scratch import sweep
 from kvq_batch.media.tasks import DecodedVideo, DecodeTask
-from kvq_batch.spec.job import Job
+from kvq_batch.storage.fetch import Fetcher, LocalVideo, sweep_dead
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.storage.redact import redact
 
 CLIPS_PER_TASK = 4
 """Clips that the child decodes in one go: 77 MB of standard frames, enough to make the hand-over cheap."""

@@ -6,8 +6,8 @@ Called from the driver's thread only, so that watching needs no lock. An observe
 from collections.abc import Sequence
 from typing import Protocol
 
-from kvq_batch.engine.account import Account
 from kvq_batch.engine.rows import Row
+from kvq_batch.engine.work_tracker import Account
 
 
 class Observer(Protocol):

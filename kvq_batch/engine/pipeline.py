@@ -22,10 +22,10 @@ from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
+from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.metered import metered
-from kvq_batch.io.redact import redact
-from kvq_batch.spec.job import Workers
+from kvq_batch.engine.metrics import Queues, metered
+from kvq_batch.storage.redact import redact
 
 MAX_TASK_RETRIES = 1
 """Times that Ray runs a block again after its worker died; after that its videos are suspects, to be run alone."""
@@ -57,17 +57,6 @@ class Cancel:
 
     def is_set(self) -> bool:
         return self._event.is_set()
-
-
-@dataclass(slots=True)
-class Queues:
-    """Blocks that wait for each (stage, model), as Ray Data last saw them in this process; empty in any other."""
-
-    stages: tuple[tuple[str, str], ...] = ()
-    lengths: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def __reduce__(self) -> tuple[type["Queues"], tuple[()]]:
-        return (Queues, ())
 
 
 class CancelledError(RuntimeError):

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from statistics import fmean, pstdev
 from typing import Any
 
-from kvq_batch.engine.models import JobModel
 from kvq_batch.engine.stream import maps_from_stream
-from kvq_batch.io.storage import display_uri
+from kvq_batch.planning.job_models import JobModel
+from kvq_batch.storage.options import display_uri
 
 Row = dict[str, Any]
 

@@ -12,27 +12,25 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from kvq_batch.domain.identity import new_run_id
-from kvq_batch.engine.accounts import block_size
-from kvq_batch.engine.books import RunBooks
-from kvq_batch.engine.breaker import Breaker
-from kvq_batch.engine.budget import StopSign
-from kvq_batch.engine.cluster import ray_cluster
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
-from kvq_batch.engine.departures import Departures
-from kvq_batch.engine.ledger import Ledger, first_items
+from kvq_batch.engine.metrics_observer import RunWatch, Watched
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, Stages, blocks_of, results
-from kvq_batch.engine.planning import JobPlan, plan_again
-from kvq_batch.engine.remains import no_remains
-from kvq_batch.engine.rounds import Pipeline, told_in_the_books, work_off
+from kvq_batch.engine.ray_cluster import Departures, no_remains, ray_cluster
+from kvq_batch.engine.recovery import close_dead_runs
+from kvq_batch.engine.retry_loop import Pipeline, told_in_the_books, work_off
+from kvq_batch.engine.run_recorder import RunBooks
+from kvq_batch.engine.score_tracker import Ledger
 from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
-from kvq_batch.engine.succession import close_dead_runs
+from kvq_batch.engine.stopping import Breaker, StopSign
 from kvq_batch.engine.summary import RunSummary, State
-from kvq_batch.engine.watch import RunWatch, Watched
-from kvq_batch.io.lease import Holder, Lease, hold
-from kvq_batch.io.storage import StorageOptions
-from kvq_batch.io.tables import Tables
-from kvq_batch.io.writer import Writer
+from kvq_batch.planning.items import first_items
+from kvq_batch.planning.job_plan import JobPlan, plan_again
+from kvq_batch.planning.workload import block_size
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.lease import Holder, Lease, hold
+from kvq_batch.tables.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from kvq_batch.domain.errors import FatalError, OutOfMemoryError
 from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelOptions, Prediction, Scorer
 from kvq_batch.engine.stream import RESULT, clip_pixels, maps_to_stream
-from kvq_batch.io.redact import redact
 from kvq_batch.models.registry import build
+from kvq_batch.storage.redact import redact
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,20 +20,6 @@ from kvq_batch.domain.errors import ItemError
 from kvq_batch.domain.maps import StoredMaps
 from kvq_batch.domain.video import ClipFrames
 
-ITEMS = pa.schema(
-    [
-        ("item", pa.int64()),
-        ("attempt", pa.int32()),
-        ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("content_id", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("wanted", pa.int64()),
-    ]
-)
-
 _CLIP = [
     ("item", pa.int64()),
     ("attempt", pa.int32()),

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.io.label_matching import Matching, Video, match_labels
-from kvq_batch.io.labels import Labels
-from kvq_batch.io.session import Session
+from kvq_batch.labels.files import Labels
+from kvq_batch.labels.matching import Matching, Video, match_labels
+from kvq_batch.tables.session import Session
 
 MAX_SEGMENTS = 100
 SHOWN = 5

@@ -21,7 +21,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.evaluation.labelled import Labelled, LabelledModel
 from kvq_batch.evaluation.scatter import Scatter, draw_scatter
 from kvq_batch.evaluation.tables import write_table
-from kvq_batch.io.labels import Scale
+from kvq_batch.labels.files import Scale
 from kvq_batch.metrics.agreement import FIGURES, Agreement, agree
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import imageio_ffmpeg
 
 from kvq_batch.domain.errors import FatalError, LabelError
-from kvq_batch.media import leash
+from kvq_batch.media import exec_with_pdeathsig
 
 TIMEOUT_S = 300.0
 """A segment of 32 frames takes seconds; only something that hangs, or a much larger frame, gets here."""
@@ -31,7 +31,7 @@ def run_ffmpeg(arguments: list[str], data: bytes = b"", timeout_s: float = TIMEO
     program = [executable(), "-hide_banner", "-loglevel", "error", "-y", *ONE_THREAD, *arguments]
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *program],
+            [sys.executable, "-I", "-S", exec_with_pdeathsig.__file__, str(os.getpid()), *program],
             input=data,
             capture_output=True,
             check=False,

@@ -15,8 +15,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from kvq_batch.config.recipe import CELL_PX, Cells
 from kvq_batch.domain.errors import LabelError
-from kvq_batch.domain.recipe import CELL_PX, Cells
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.metrics.draws import Figure, drawn_figures, mean_figure
+from kvq_batch.metrics.bootstrap import Figure, drawn_figures, mean_figure
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
 from kvq_batch.metrics.ranks import Pairs, Ranking, Real, pearson, spearman
 

@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.maps import StoredMaps, dequantise
-from kvq_batch.io.fetch import Fetcher
-from kvq_batch.io.session import Session
-from kvq_batch.io.storage import StorageOptions
 from kvq_batch.media.stills import read_stills
+from kvq_batch.storage.fetch import Fetcher
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.session import Session
 
 WIDTH_PX = 320
 MARGIN_PX = 6

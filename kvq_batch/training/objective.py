@@ -13,8 +13,8 @@ from torch import Tensor
 from kvq_batch.models.kvq.config import Grid
 from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.training.cubes import cut_cubes, texture_of_cubes
-from kvq_batch.training.group import Group
 from kvq_batch.training.losses import cell_error, lpc_losses, pair_error, plcc_loss, rank_loss, score_error
+from kvq_batch.training.process_group import Group
 from kvq_batch.training.settings import LossWeights
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.models.kvq.network import KvqNetwork
-from kvq_batch.training.group import Group
+from kvq_batch.training.process_group import Group
 from kvq_batch.training.settings import Optimiser
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kvq_batch.domain.scorer import ModelCard
-from kvq_batch.training.group import Group, TorchGroup
 from kvq_batch.training.initialisation import initial_tensors, started_from, started_from_kinetics
+from kvq_batch.training.process_group import Group, TorchGroup
 from kvq_batch.training.samples import ClipSource
 from kvq_batch.training.settings import Machine, TrainSettings
 from kvq_batch.training.trainer import STATE, Trainer, TrainObserver

@@ -29,10 +29,10 @@ from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.assembly import scoring_network, trainable_network
 from kvq_batch.training.cubes import check_cube
 from kvq_batch.training.curve import Curve
-from kvq_batch.training.group import Alone, Group
 from kvq_batch.training.initialisation import initial_tensors
 from kvq_batch.training.objective import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation, rate_factor
+from kvq_batch.training.process_group import Alone, Group
 from kvq_batch.training.samples import ClipSource, batch_places, data_digest, seed_of, split_samples, version_sets
 from kvq_batch.training.settings import Machine, TrainSettings
 from kvq_batch.training.state import Identity, Progress, read_state, replace_file, to_device, write_state

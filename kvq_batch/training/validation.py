@@ -14,7 +14,7 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.metrics.ranks import Ranking, pearson, spearman
 from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.training.group import Group
+from kvq_batch.training.process_group import Group
 from kvq_batch.training.samples import ClipSource
 
 

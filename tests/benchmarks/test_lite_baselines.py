@@ -20,9 +20,9 @@ from benchmarks.lite.clips import job_for_set, read_set
 from benchmarks.lite.cnn import PlainCnn, train_cnn
 from benchmarks.lite.features import features_of
 from kvq_batch.cli.train import settings_of
+from kvq_batch.config.recipe import Recipe, Step
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.domain.recipe import Recipe, Step
-from kvq_batch.media.distortions import apply
+from kvq_batch.labeling.distortions import apply
 from kvq_batch.media.lossless import encode_lossless
 from kvq_batch.media.planes import from_raw
 from kvq_batch.models.kvq.config import LITE, tensor_shapes

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kvq_batch.cli.app import app
-from kvq_batch.io.check import check_tables
-from kvq_batch.io.lease import Holder, hold
-from kvq_batch.io.planner import make_plan
-from kvq_batch.io.storage import StorageOptions
-from kvq_batch.io.tables import Tables
-from kvq_batch.io.writer import Writer
-from tests.io.results import KVQ, LUMA, make_catalog, make_failures
-from tests.report.scored import BROKEN, PLAIN, VIDEO, Scored, make_scored, without_maps
+from kvq_batch.planning.plan import make_plan
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.check import check_tables
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.lease import Holder, hold
+from kvq_batch.tables.writer import Writer
+from tests.support.results import KVQ, LUMA, make_catalog, make_failures
+from tests.support.scored import BROKEN, PLAIN, VIDEO, Scored, make_scored, without_maps
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from scipy import stats
 from typer.testing import CliRunner, Result
 
 from kvq_batch.cli.app import app
-from tests.evaluation.region_set import make_region_set
-from tests.evaluation.tables import NUM, Study, make_study
-from tests.io.results import KVQ, LUMA
+from tests.support.evaluation_tables import NUM, Study, make_study
+from tests.support.region_set import make_region_set
+from tests.support.results import KVQ, LUMA
 
 
 @pytest.fixture(scope="module")

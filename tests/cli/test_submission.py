@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kvq_batch.cli.app import app
-from kvq_batch.spec.load import load_job
+from kvq_batch.config.load import load_job
 
 JOB = """# a comment
 name = "night"

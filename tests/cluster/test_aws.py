@@ -12,9 +12,9 @@ from ray.scripts.scripts import drain_node
 from ray.scripts.scripts import start as ray_start
 
 from kvq_batch import __version__
-from kvq_batch.engine.cluster import smallest
-from kvq_batch.spec.load import load_job
-from tests.cluster.files import CLUSTER, KUBERAY, documents
+from kvq_batch.config.load import load_job
+from kvq_batch.engine.ray_cluster import smallest
+from tests.support.cluster_files import CLUSTER, KUBERAY, documents
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import dockerfile
 import pytest
 
-from tests.cluster.files import CLUSTER, ROOT
+from tests.support.cluster_files import CLUSTER, ROOT
 
 FILE = CLUSTER / "Dockerfile"
 

@@ -12,10 +12,10 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.scripts.scripts import drain_node
 
 from kvq_batch import __version__
-from kvq_batch.engine.cluster import smallest
-from kvq_batch.spec.job import Job, Workers
-from kvq_batch.spec.load import load_job
-from tests.cluster.files import (
+from kvq_batch.config.job import Job, Workers
+from kvq_batch.config.load import load_job
+from kvq_batch.engine.ray_cluster import smallest
+from tests.support.cluster_files import (
     KUBERAY,
     ROOT,
     complaints,

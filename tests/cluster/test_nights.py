@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from kvq_batch.spec.load import load_job, with_values
-from tests.cluster.files import KUBERAY, complaints, nightly
+from kvq_batch.config.load import load_job, with_values
+from tests.support.cluster_files import KUBERAY, complaints, nightly
 
 RAYJOBS = "/apis/ray.io/v1/namespaces/kvq/rayjobs"
 LISTED = f"{RAYJOBS}?labelSelector=app.kubernetes.io/name=kvq-night"

@@ -9,10 +9,10 @@ import pytest
 import typer
 
 from kvq_batch.cli.app import app
-from kvq_batch.io.session import open_session
-from kvq_batch.io.storage import StorageOptions
-from kvq_batch.io.tables import Tables
-from tests.cluster.files import CLUSTER, ROOT, documents
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.session import open_session
+from tests.support.cluster_files import CLUSTER, ROOT, documents
 
 TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 

@@ -10,7 +10,7 @@ import pytest
 
 import kvq_batch
 from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
-from tests.cluster.head import LocalCluster, Submitter
+from tests.support.ray_head import LocalCluster, Submitter
 
 SECRET = "planted/Secret+0123456789"
 

@@ -11,7 +11,7 @@ import pytest
 
 import kvq_batch
 from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
-from tests.cluster.head import PATIENCE_S, LocalCluster, Submitter, driver_on, kill
+from tests.support.ray_head import PATIENCE_S, LocalCluster, Submitter, driver_on, kill
 
 pytestmark = pytest.mark.faults
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kvq_batch.domain.maps import LEVELS, StoredMaps, dequantise, quantise
-from tests.io.results import make_maps
+from tests.support.results import make_maps
 
 
 def recomputed(stored: StoredMaps) -> float:

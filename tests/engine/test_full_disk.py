@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.s3 import S3Location
+from tests.support.s3 import S3Location
 
 pytestmark = pytest.mark.faults
 
@@ -28,7 +28,7 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def played(namespace: list[str], *arguments: object) -> dict[str, Any]:
-    command = [*namespace, sys.executable, "-m", "tests.engine.full_disk", *map(str, arguments)]
+    command = [*namespace, sys.executable, "-m", "tests.support.full_disk", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=Path(__file__).parents[2], check=False
     )

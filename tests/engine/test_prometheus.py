@@ -10,12 +10,12 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.run import run_job
-from tests.engine.dashboard import queries
-from tests.engine.prometheus import ALERTS, CONFIG, NOT_HERE, find, prometheus
+from kvq_batch.planning.job_plan import plan_job
 from tests.engine.test_run import FAST, KVQ, job_of
-from tests.s3 import free_ports
+from tests.support.dashboard import queries
+from tests.support.prometheus import ALERTS, CONFIG, NOT_HERE, find, prometheus
+from tests.support.s3 import free_ports
 
 UNIT_TESTS = Path(__file__).parent / "alerts_test.yml"
 

@@ -12,25 +12,25 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from kvq_batch.config.job import Job
+from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
-from kvq_batch.engine.account import Account
-from kvq_batch.engine.budget import INTERRUPTED
 from kvq_batch.engine.observer import SilentObserver
-from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.stopping import INTERRUPTED
 from kvq_batch.engine.summary import RunSummary
-from kvq_batch.io.session import open_session
-from kvq_batch.io.storage import StorageOptions
+from kvq_batch.engine.work_tracker import Account
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
-from kvq_batch.spec.job import Job
-from kvq_batch.spec.load import make_job
-from tests.engine.faults import MisbehavingDecodeWorker
-from tests.s3 import S3Location
+from kvq_batch.planning.job_plan import plan_job
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.session import open_session
+from tests.support.faults import MisbehavingDecodeWorker
+from tests.support.s3 import S3Location
 
 FAST = {"name": "luma-sharpness", "workers": {"num_cpus": 0.5}}
 KVQ = {"name": "kvq-tiny", "weights": "untrained", "workers": {"num_cpus": 0.5}, "batch_size": 2}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kvq_batch.config.job import Job
+from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import FatalError, OutOfMemoryError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
-from kvq_batch.engine.models import describe_models
 from kvq_batch.engine.score_worker import Batches, ScoreSettings, ScoreWorker, score_clips
-from kvq_batch.spec.job import Job
-from kvq_batch.spec.load import make_job
+from kvq_batch.planning.job_models import describe_models
 
 SPEC = ScorerSpec(ModelCard("fake", "1", "0" * 64, "weightless", "for tests"), FrameRequest())
 

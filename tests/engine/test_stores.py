@@ -9,19 +9,19 @@ from typing import Any, ClassVar
 
 import pytest
 
+from kvq_batch.config.job import Job
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.decode_worker import DecodeWorker
-from kvq_batch.engine.planning import plan_job
 from kvq_batch.engine.run import RunOptions, run_job
-from kvq_batch.io.tables import Tables
 from kvq_batch.models.kvq.checkpoint import Checkpoint, save
 from kvq_batch.models.kvq.config import TINY
 from kvq_batch.models.kvq.family import untrained_checkpoint
 from kvq_batch.models.kvq.untrained import untrained_tensors
-from kvq_batch.spec.job import Job
+from kvq_batch.planning.job_plan import plan_job
+from kvq_batch.tables.delta import Tables
 from tests.engine.test_run import FAST, ask, check_books, job_of, run
-from tests.proxy import DENIED, EXPIRED, FULL, SLOW_DOWN, FaultProxy, Reset, Short
-from tests.s3 import S3Location
+from tests.support.proxy import DENIED, EXPIRED, FULL, SLOW_DOWN, FaultProxy, Reset, Short
+from tests.support.s3 import S3Location
 
 pytestmark = pytest.mark.faults
 
@@ -70,7 +70,7 @@ def test_credentials_that_expire_stop_the_run_and_condemn_no_video(
 class HoardingDecodeWorker(DecodeWorker):
     """Children whose decoder asks for a terabyte where the video's id says so."""
 
-    task_function: ClassVar[str] = "tests.media.faults:by_name"
+    task_function: ClassVar[str] = "tests.support.media_faults:by_name"
 
 
 def test_a_store_that_stumbles_costs_attempts_and_one_that_refuses_costs_what_it_refuses(

@@ -8,10 +8,10 @@ import pytest
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import ModelRef
 from kvq_batch.evaluation.labelled import Asked, Labelled, LabelledModel, join_labels
-from kvq_batch.io.labels import read_labels
-from kvq_batch.io.session import open_session
-from tests.evaluation.tables import NUM, Study, make_study, scored
-from tests.io.results import KVQ, LUMA, make_run
+from kvq_batch.labels.files import read_labels
+from kvq_batch.tables.session import open_session
+from tests.support.evaluation_tables import NUM, Study, make_study, scored
+from tests.support.results import KVQ, LUMA, make_run
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
 from kvq_batch.evaluation.region_labels import RegionLabels, RegionSet, read_region_set
 from kvq_batch.evaluation.regions import groups_of, pooled, rate_regions, region_rows, write_regions
 from kvq_batch.metrics.ranks import Real
-from tests.evaluation.region_set import GRID, NUM, SIZE_PX, make_region_set
-from tests.material import Material
+from tests.support.material import Material
+from tests.support.region_set import GRID, NUM, SIZE_PX, make_region_set
 
 CELLS = 14
 

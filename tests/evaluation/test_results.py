@@ -14,11 +14,11 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.evaluation.labelled import Asked, Labelled, join_labels
 from kvq_batch.evaluation.results import ALL, COLUMNS, calibration, evaluate, rows_of, write_files
 from kvq_batch.evaluation.scatter import HEIGHT_PX, MAX_GROUPS, WIDTH_PX, Scatter, draw_scatter, ticks
-from kvq_batch.io.labels import Scale, read_labels
-from kvq_batch.io.session import open_session
+from kvq_batch.labels.files import Scale, read_labels
 from kvq_batch.metrics.logistic import Logistic
-from tests.evaluation.tables import NUM, Study, make_study
-from tests.io.results import KVQ, LUMA
+from kvq_batch.tables.session import open_session
+from tests.support.evaluation_tables import NUM, Study, make_study
+from tests.support.results import KVQ, LUMA
 
 
 @pytest.fixture(scope="module")

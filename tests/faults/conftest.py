@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
-from tests.faults.trial import Trial, memory_folder
-from tests.material import ffmpeg
+from tests.support.material import ffmpeg
+from tests.support.trial import Trial, memory_folder
 
 REPORT = pytest.StashKey[list[str]]()
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from kvq_batch.io import compaction
-from kvq_batch.io.compaction import compact
-from kvq_batch.io.tables import LoggedPart, Tables
-from tests.faults.crashes import die, upload_half
-from tests.faults.trial import Trial, check, check_tables_whole, names_of
+from kvq_batch.tables import compaction
+from kvq_batch.tables.compaction import compact
+from kvq_batch.tables.delta import LoggedPart, Tables
+from tests.support.crashes import die, upload_half
+from tests.support.trial import Trial, check, check_tables_whole, names_of
 
 STEPS = ("inside the upload", "before the commit", "after the commit")
 

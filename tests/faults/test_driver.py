@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.engine.driver import wait_for
-from tests.faults.crashes import BEFORE_WORK, POINTS
-from tests.faults.processes import Process
-from tests.faults.trial import Trial, check, names_of, promised, wait_for_death
-from tests.s3 import S3Location
+from tests.support.crashes import BEFORE_WORK, POINTS
+from tests.support.driver import wait_for
+from tests.support.processes import Process
+from tests.support.s3 import S3Location
+from tests.support.trial import Trial, check, names_of, promised, wait_for_death
 
 MakeTrial = Callable[..., Trial]
 Report = Callable[[str], None]

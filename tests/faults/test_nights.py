@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.nights import STOPPED_BY_BUDGET, WEEK, live
+from tests.support.nights import STOPPED_BY_BUDGET, WEEK, live
 
 
 @pytest.mark.faults

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.engine.driver import wait_for
 from tests.faults.test_workers import most_in_vain
-from tests.faults.trial import PATIENCE_S, Trial, check, names_of
+from tests.support.driver import wait_for
+from tests.support.trial import PATIENCE_S, Trial, check, names_of
 
 MakeTrial = Callable[..., Trial]
 Report = Callable[[str], None]

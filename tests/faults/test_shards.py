@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.engine.driver import wait_for
-from tests.faults.trial import Trial, check, names_of, promised
+from tests.support.driver import wait_for
+from tests.support.trial import Trial, check, names_of, promised
 
 NUM_SHARDS = 4
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.engine.driver import wait_for
-from tests.faults.trial import Trial, check, names_of
-from tests.s3 import S3Server, serve, with_environment
+from tests.support.driver import wait_for
+from tests.support.s3 import S3Server, serve, with_environment
+from tests.support.trial import Trial, check, names_of
 
 MakeTrial = Callable[..., Trial]
 Report = Callable[[str], None]

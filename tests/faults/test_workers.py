@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from kvq_batch.config.budget import Budget
 from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
-from kvq_batch.spec.budget import Budget
-from tests.engine.driver import wait_for
-from tests.faults.processes import Process, named
-from tests.faults.trial import Trial, check, names_of, wait_for_death
+from tests.support.driver import wait_for
+from tests.support.processes import Process, named
+from tests.support.trial import Trial, check, names_of, wait_for_death
 
 MakeTrial = Callable[..., Trial]
 Report = Callable[[str], None]

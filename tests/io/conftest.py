@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvq_batch.io.storage import StorageOptions
+from kvq_batch.storage.options import StorageOptions
 
 
 @pytest.fixture(params=["local", "s3"])

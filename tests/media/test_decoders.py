@@ -18,7 +18,7 @@ from kvq_batch.media.decoders import DecoderName, choose_decoder, open_reader
 from kvq_batch.media.packets import best_stream
 from kvq_batch.media.probe import Probed, VideoLimits, probe
 from kvq_batch.media.resize import resize
-from tests.material import Material, ffmpeg
+from tests.support.material import Material, ffmpeg
 
 BOTH = [
     "h264.mp4", "h264-fragmented.mp4", "h264.mkv", "h264.flv", "h264-422.mp4", "h264-444.mkv", "h264-long-gop.mp4",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvq_batch.domain.errors import FatalError, LabelError
-from kvq_batch.media import leash
+from kvq_batch.media import exec_with_pdeathsig
 from kvq_batch.media.ffmpeg import executable, ffmpeg_version, require_filter, run_ffmpeg
 
 # Reads its own endless noise at its native rate.
@@ -40,7 +40,7 @@ def test_a_hang_is_killed() -> None:
 def test_it_dies_with_its_parent() -> None:
     program = (
         "import os, subprocess, sys\n"
-        f"child = subprocess.Popen([sys.executable, '-I', '-S', {leash.__file__!r}, str(os.getpid()),"
+        f"child = subprocess.Popen([sys.executable, '-I', '-S', {exec_with_pdeathsig.__file__!r}, str(os.getpid()),"
         f" {executable()!r}, '-loglevel', 'error', *{ENDLESS!r}], stdin=subprocess.PIPE)\n"
         "print(child.pid, flush=True)\n"
         "child.wait()\n"

@@ -11,7 +11,7 @@ from kvq_batch.media.decoders import open_reader
 from kvq_batch.media.fragments import patch_places, splice
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.media.resize import resize
-from tests.material import Material
+from tests.support.material import Material
 
 
 def coded(height: int, width: int) -> NDArray[np.uint8]:

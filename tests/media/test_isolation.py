@@ -18,9 +18,9 @@ from kvq_batch.domain.video import ClipPolicy
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.scratch import ScratchDirectory, sweep
 from kvq_batch.media.tasks import DecodeTask
-from tests.material import Material
+from tests.support.material import Material
 
-FAULTS = "tests.media.faults:by_name"
+FAULTS = "tests.support.media_faults:by_name"
 REQUEST = FrameRequest(Sampling(2, 2, 1), (32, 48))
 
 

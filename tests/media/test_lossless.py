@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kvq_batch.domain.recipe import Step
-from kvq_batch.media.distortions import apply
+from kvq_batch.config.recipe import Step
+from kvq_batch.labeling.distortions import apply
 from kvq_batch.media.lossless import EXTENSION, decode_lossless, encode_lossless
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.media.stills import read_stills
-from tests.media.pristine import pristine
+from tests.support.pristine import pristine
 
 
 def test_frames_come_back_and_score_as_they_are(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from kvq_batch.domain.errors import DecodeError, ItemError, ProbeError
 from kvq_batch.media.containers import missing_bytes
 from kvq_batch.media.probe import VideoLimits, probe
-from tests.material import Material
+from tests.support.material import Material
 
 LIMITS = VideoLimits()
 

@@ -20,7 +20,7 @@ from kvq_batch.models.kvq.checkpoint import Checkpoint, load, save
 from kvq_batch.models.kvq.config import PUBLISHED, KvqConfig, index_shapes, tensor_shapes
 from kvq_batch.models.kvq.family import untrained_checkpoint
 from kvq_batch.models.kvq.published import load_kinetics, load_published
-from tests.models.kvq_cases import SMALL
+from tests.support.kvq_cases import SMALL
 
 TENSOR = "fragments_backbone.layers.1.blocks.0.attn.cross_windowattn.qkv.weight"
 

@@ -19,7 +19,7 @@ from kvq_batch.models.kvq.network import build_network
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.untrained import untrained_tensors
 from kvq_batch.models.registry import describe
-from tests.models.kvq_cases import as_torch
+from tests.support.kvq_cases import as_torch
 
 LITE = KvqConfig(
     embed_dim=16,

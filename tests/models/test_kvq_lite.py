@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvq_batch.domain.recipe import Cells, Patch, Recipe, Step
+from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
+from kvq_batch.config.segment import Segment
 from kvq_batch.domain.scorer import ModelOptions, Scorer
-from kvq_batch.domain.segment import Segment
-from kvq_batch.media.distortions import make_version
+from kvq_batch.labeling.distortions import make_version
+from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.fragments import splice
 from kvq_batch.media.planes import Planes
-from kvq_batch.media.segments import segment_of_scene
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.config import LITE
 from kvq_batch.models.kvq.family import kvq_lite

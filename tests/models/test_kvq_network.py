@@ -17,7 +17,15 @@ from kvq_batch.models.kvq.blocks import WindowRouter
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig, index_shapes, tensor_shapes
 from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork, build_network
 from tests.goldens import golden_recipe
-from tests.models.kvq_cases import GOLDENS, SMALL, as_torch, golden_network, golden_tensors, lively_tensors, noise_clips
+from tests.support.kvq_cases import (
+    GOLDENS,
+    SMALL,
+    as_torch,
+    golden_network,
+    golden_tensors,
+    lively_tensors,
+    noise_clips,
+)
 
 # About ten times the spread between float32 and float64 of the reference (KVQ_SPEC section 4.2).
 TOLERANCES = {"score": 1e-4, "texture": 2e-4, "saliency": 3e-3, "maps8": 2e-3, "logits": 2e-4}

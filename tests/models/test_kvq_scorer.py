@@ -18,7 +18,7 @@ from kvq_batch.models.kvq.family import untrained_checkpoint
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.scorer import KvqScorer
 from tests.goldens import golden_recipe
-from tests.models.kvq_cases import SMALL
+from tests.support.kvq_cases import SMALL
 
 
 def clip(seed: int, num_frames: int = 8, height: int = 96, width: int = 96) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from kvq_batch.models.kvq.network import build_network
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.statistics import patch_statistics
 from kvq_batch.models.kvq.untrained import untrained_tensors
-from tests.models.kvq_cases import as_torch
+from tests.support.kvq_cases import as_torch
 
 CONFIG = KvqConfig(
     embed_dim=16,

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from kvq_batch.domain.errors import FetchError, SpecError
-from kvq_batch.io.session import open_session
-from kvq_batch.io.storage import StorageOptions
 from kvq_batch.report.picture import MARGIN_PX, OPACITY, TEXT_PX, WIDTH_PX, Drawn, draw_maps
-from tests.io.results import KVQ
-from tests.report.scored import BROKEN, PLAIN, VIDEO, Scored, make_scored
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.session import open_session
+from tests.support.results import KVQ
+from tests.support.scored import BROKEN, PLAIN, VIDEO, Scored, make_scored
 
 
 @pytest.fixture(scope="module")

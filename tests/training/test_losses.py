@@ -10,7 +10,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
 from kvq_batch.training.cubes import check_cube, cut_cubes, texture_of_cubes
 from kvq_batch.training.losses import cell_error, lpc_losses, pair_error, plcc_loss, rank_loss, score_error
-from tests.models.kvq_cases import GOLDENS
+from tests.support.kvq_cases import GOLDENS
 
 
 def golden(name: str) -> Tensor:

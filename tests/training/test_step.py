@@ -14,13 +14,13 @@ from kvq_batch.models.kvq import attention
 from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.training.assembly import trainable_network
-from kvq_batch.training.group import Alone
 from kvq_batch.training.initialisation import initial_tensors, started_from_kinetics
 from kvq_batch.training.objective import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation, rate_factor
+from kvq_batch.training.process_group import Alone
 from kvq_batch.training.settings import LossWeights, Optimiser
 from tests.goldens import golden_recipe
-from tests.models.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, lively_tensors, noise_clips
+from tests.support.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, lively_tensors, noise_clips
 
 
 def trainable(tensors: dict[str, Tensor], dropout: float = 0.0, recompute: bool = False) -> KvqNetwork:

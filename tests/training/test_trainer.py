@@ -26,7 +26,7 @@ from kvq_batch.training.samples import Views
 from kvq_batch.training.settings import LossWeights, Machine, TrainSettings
 from kvq_batch.training.trainer import SilentTraining, Trainer
 from kvq_batch.training.validation import Validation, correlations
-from tests.training.synthetic import CARD, Stripes, toy_settings, toy_trainer
+from tests.support.synthetic import CARD, Stripes, toy_settings, toy_trainer
 
 
 def bits(folder: Path) -> dict[str, object]:
@@ -114,7 +114,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.training.driver", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.training_driver", str(tmp_path)]
     for step, more in ((2, []), (8, ["--resume"])):
         with subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kvq_batch.models.kvq.blocks import NORM_EPS, linear, normalise_tokens
 from kvq_batch.models.kvq.config import CHANGING_BANDS, KvqConfig
-from kvq_batch.models.kvq.natural import natural_statistics
+from kvq_batch.models.kvq.nss import natural_statistics
 from kvq_batch.models.kvq.pixels import (
     FLOOR,
     MEAN,

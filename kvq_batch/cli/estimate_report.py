@@ -1,0 +1,104 @@
+"""An estimate and a budget in words and rows, the same for `plan` and `run --dry-run`.
+
+It says what was measured and what is not known; it computes nothing of either.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvq_batch.planning.estimate import Estimate
+    from kvq_batch.planning.job_plan import JobPlan
+
+
+def expected_record(estimate: "Estimate") -> dict[str, Any]:
+    """Every number of the estimate; null is "not known"."""
+    use = estimate.use
+    return {
+        "seconds": estimate.seconds,
+        "core_hours": use and use.core_hours,
+        "gpu_hours": use and use.gpu_hours,
+        "cost": estimate.cost,
+        "currency": estimate.prices.currency,
+        "bound_by": estimate.bound_by,
+        "decode_cores_per_gpu": estimate.decode_cores_per_gpu,
+        "unknown": list(estimate.unknown),
+        "measured_runs": estimate.measured.num_runs,
+        "measured_scores": dict(estimate.measured.num_scores),
+        "stages": stage_rows(estimate),
+    }
+
+
+def stage_rows(estimate: "Estimate") -> list[dict[str, Any]]:
+    """One row a stage and one for all: work of one worker, workers, and what they hold while the run lasts."""
+    rows = []
+    for stage in estimate.stages:
+        use = estimate.use_of(stage)
+        rows.append(
+            {
+                "stage": stage.name,
+                "s_per_video": estimate.measured.video_s.get(stage.name),
+                "work_hours": None if stage.work_s is None else stage.work_s / 3600,
+                "workers": None if estimate.seconds is None else stage.workers_held(estimate.seconds),
+                "core_hours": use and use.core_hours,
+                "gpu_hours": use and use.gpu_hours,
+                "cost": use and use.cost(estimate.prices),
+            }
+        )
+    return rows
+
+
+def stage_rows_for_people(estimate: "Estimate") -> list[dict[str, Any]]:
+    """`stage_rows` in numbers that an eye takes in: nobody plans by the millionth of an hour."""
+    return [
+        {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+        for row in stage_rows(estimate)
+    ]
+
+
+def expected_sentences(estimate: "Estimate") -> Iterator[str]:
+    """What the run is expected to take, and by what it is bounded; or why nobody knows."""
+    for name in estimate.unknown:
+        if name != "decode":
+            yield f"expected time and cost of {name}: not known: no run of this model yet"
+    use, cost = estimate.use, estimate.cost
+    if use is None or estimate.seconds is None:
+        return
+    hours = [f"{use.core_hours:.3g} core-hours"] + [f"{use.gpu_hours:.3g} GPU-hours"] * bool(use.gpu_hours)
+    told = [f"expected: {duration(estimate.seconds)}, bound by {estimate.bound_by}", *hours]
+    told += [f"{cost:.2f} {estimate.prices.currency}" if cost is not None else "no cost without [prices]"]
+    scores = sum(estimate.measured.num_scores.values())
+    yield f"{', '.join(told)}; as measured over {scores} scores of {estimate.measured.num_runs} run(s)"
+    if estimate.decode_cores_per_gpu is not None:
+        yield f"one GPU is kept busy by {estimate.decode_cores_per_gpu:.3g} cores that decode"
+
+
+def budget_sentences(planned: "JobPlan") -> Iterator[str]:
+    """What of the plan the budget lets a run reach."""
+    budget, plan, estimate = planned.job.budget, planned.plan, planned.estimate
+    if budget.max_videos is not None and budget.max_videos < plan.num_videos:
+        yield f"budget.max_videos: the first {budget.max_videos} of {plan.num_videos} videos"
+    if budget.max_cost is not None:
+        reach = ""
+        if estimate.cost is not None and estimate.cost > budget.max_cost:
+            reach = f": about {budget.max_cost / estimate.cost:.0%} of it is expected to be reached"
+        yield f"budget.max_cost: {budget.max_cost:g} {estimate.prices.currency}{reach}"
+    now = datetime.now(UTC)
+    deadline = budget.deadline_after(now)
+    if deadline is not None:
+        left_s = (deadline - now).total_seconds()
+        reach = ""
+        if estimate.seconds is not None and estimate.seconds > left_s:
+            reach = f": about {left_s / estimate.seconds:.0%} of it is expected to be reached"
+        yield f"budget.deadline: {deadline:%Y-%m-%d %H:%M}Z, in {duration(left_s)}{reach}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 42 s, 3 min 5 s, 2 h 7 min, 3 d 4 h."""
+    whole = timedelta(seconds=round(seconds))
+    hours, rest = divmod(whole.seconds, 3600)
+    minutes, left = divmod(rest, 60)
+    parts = [(whole.days, "d"), (hours, "h"), (minutes, "min"), (left, "s")]
+    first = next((i for i, (number, _) in enumerate(parts) if number), 3)
+    return " ".join(f"{number} {unit}" for number, unit in parts[first : first + 2] if number or unit == "s")

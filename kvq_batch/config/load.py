@@ -1,0 +1,129 @@
+"""A job read from its TOML file, or made from arguments; every mistake named by its dotted key.
+
+Relative paths in a job mean what they mean in the shell that starts it. This module looks into no catalog and no store.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from kvq_batch.config.job import Job
+from kvq_batch.config.labels import LabelJob
+from kvq_batch.config.section import Section
+from kvq_batch.config.train import TrainJob
+from kvq_batch.domain.errors import SpecError
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def load_job(path: Path) -> Job:
+    """The job of a TOML file.
+
+    Raises:
+        SpecError: the file is missing or no TOML, or a key is unknown, missing or of the wrong kind.
+    """
+    return make_job(read_toml(path, f"`kvq-batch init {path}` writes one"), origin=str(path))
+
+
+def load_label_job(path: Path) -> LabelJob:
+    """The label job of a TOML file.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    return checked(LabelJob, read_toml(path, "jobs/labels.toml is one to start from"), origin=str(path))
+
+
+def load_train_job(path: Path) -> TrainJob:
+    """The training of a TOML file.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    return checked(TrainJob, read_toml(path, "jobs/train.toml is one to start from"), origin=str(path))
+
+
+def load_any_job(path: Path) -> Job | LabelJob:
+    """The job of a TOML file that scores or makes labels: the second kind is known by its sources.
+
+    Raises:
+        SpecError: as `load_job`; and for a training, which is no job of a cluster.
+    """
+    values = read_toml(path, f"`kvq-batch init {path}` writes one")
+    if "training" in values and "models" not in values:
+        raise SpecError(f"{path}: is a training; start it where its devices are:  kvq-batch train {path}")
+    if "sources" in values and "models" not in values:
+        return checked(LabelJob, values, origin=str(path))
+    return make_job(values, origin=str(path))
+
+
+def read_toml(path: Path, hint: str) -> dict[str, Any]:
+    """The values of a TOML file; `hint` says where to take one from.
+
+    Raises:
+        SpecError: the file is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"{path}: no such job file; {hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: is no valid TOML: {error}") from error
+
+
+def make_job(values: Mapping[str, Any], origin: str) -> Job:
+    """The job that `values` describe; `origin` names where they came from, for errors.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    return checked(Job, values, origin)
+
+
+def checked(kind: type[AnySection], values: Mapping[str, Any], origin: str) -> AnySection:
+    """The section of one kind that `values` describe.
+
+    Raises:
+        SpecError: naming every wrong key by its dotted path.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        inner = {e["loc"][0] for e in found if len(e["loc"]) > 1}
+        # A list whose items failed is reported once more as too short: the items say it better.
+        wrong = [e for e in found if not (e["type"] == "too_short" and e["loc"][0] in inner)]
+        lines = [f"  {_dotted(e['loc'])}: {_reason(e['type'], e['msg'])}" for e in wrong]
+        raise SpecError("\n".join([f"{origin}: {len(lines)} wrong key(s)", *lines])) from error
+
+
+def with_values(job: Job, values: Mapping[str, Mapping[str, Any]], origin: str) -> Job:
+    """`job` with the keys of some of its sections set anew, as {section: {key: value}}; None leaves a key as it is.
+
+    Raises:
+        SpecError: as `load_job`.
+    """
+    wanted = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in values.items()}
+    if not any(wanted.values()):
+        return job
+    merged = job.model_dump(exclude_unset=True)
+    for section, keys in wanted.items():
+        merged[section] = merged.get(section, {}) | keys
+    return make_job(merged, origin)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "(job)"
+
+
+def _reason(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "unknown key"
+    if kind == "missing":
+        return "is required"
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,75 @@
+"""The stretch of a source that labels are made of: which frames, which part of them, at which size.
+
+Reproducible from its fields alone. This module computes places; it opens no source.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from kvq_batch.config.recipe import CELL_PX, Chain, chain_of, steps_json
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.identity import canonical_json
+
+Framing = Literal["native", "cover", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`num_frames` frames in a row from the middle of the `number`-th of `of` equal stretches of a source.
+
+    `framing`: "native" cuts height x width pixels out at a place that `seed` draws, "cover" first scales the frame down
+    until it just covers them, "whole" scales it to them, as KVQ's own input (aspect ratio not kept). No framing scales
+    up. A still has one stretch; its camera moves as `seed` draws.
+
+    `worn` is what the source has gone through before it counts as the source: uploads of users are soft, noisy or coded
+    already, and a model that has seen only sharp sources takes them for damaged.
+
+    Raises:
+        SpecError: a size that is not made of whole cells, or no such stretch.
+    """
+
+    number: int = 0
+    of: int = 1
+    num_frames: int = 32
+    height_px: int = 448
+    width_px: int = 448
+    framing: Framing = "native"
+    seed: int = 0
+    worn: Chain = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise SpecError(f"a source has stretches 0 to {self.of - 1}, there is no {self.number}")
+        if self.num_frames < 2 or self.num_frames % 2:
+            raise SpecError(f"a segment needs an even number of frames, got {self.num_frames}")
+        if min(self.height_px, self.width_px) < 2 * CELL_PX or self.height_px % CELL_PX or self.width_px % CELL_PX:
+            raise SpecError(
+                f"a segment of {self.height_px}x{self.width_px} pixels is not made of whole cells; use multiples of "
+                f"{CELL_PX}, at least {2 * CELL_PX}"
+            )
+
+    @property
+    def segment_id(self) -> str:
+        """Canonical JSON of all fields; without `worn` where it is empty, so that labels of before keep their ids."""
+        fields: dict[str, Any] = asdict(self) | {"worn": steps_json(self.worn)}
+        return canonical_json({name: value for name, value in fields.items() if name != "worn" or value})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Segment":
+        """The segment whose `segment_id` is `text`."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**fields | {"worn": chain_of(fields.get("worn", ()))})
+
+    def first_frame(self, num_frames: int) -> int | None:
+        """Where the segment starts in a source of `num_frames` frames; None where its stretch is too short."""
+        stretch = num_frames // self.of
+        if stretch < self.num_frames:
+            return None
+        return self.number * stretch + (stretch - self.num_frames) // 2
+
+    def rng(self) -> np.random.Generator:
+        """What draws a place or the motion of a camera."""
+        return np.random.default_rng([self.seed, self.number])

@@ -1,0 +1,185 @@
+"""What each step of a recipe does to a clip.
+
+Codecs run in ffmpeg, encoder and decoder as one thread each; the rest is a filter of ffmpeg or some lines of numpy. The
+same source, steps and seed give the same bytes with the same ffmpeg. It measures nothing.
+"""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_batch.config.recipe import Chain, Recipe, Step
+from kvq_batch.media.ffmpeg import run_ffmpeg
+from kvq_batch.media.planes import Planes
+
+LOSSY_LINK_CRF = 24
+_SLICES = 8
+
+_ENCODERS: dict[str, tuple[str, ...]] = {
+    "h264": ("-c:v", "libx264", "-preset", "veryfast", "-crf"),
+    "hevc": ("-c:v", "libx265", "-preset", "veryfast", "-x265-params", "pools=none:frame-threads=1", "-crf"),
+    "vp9": ("-c:v", "libvpx-vp9", "-deadline", "good", "-cpu-used", "5", "-row-mt", "0", "-b:v", "0", "-crf"),
+    "av1": ("-c:v", "libsvtav1", "-preset", "9", "-svtav1-params", "lp=1", "-crf"),
+    # -strict: full-range is what this encoder asks for; the pixels pass as they are.
+    "mjpeg": ("-c:v", "mjpeg", "-strict", "unofficial", "-q:v"),
+}
+
+
+def make_version(source: Planes, recipe: Recipe, chain_of: Callable[[Chain], Planes] | None = None) -> Planes:
+    """`source` after `recipe`.
+
+    `chain_of` gives the source after a chain of steps, for a caller that keeps what it has made.
+
+    Raises:
+        LabelError: ffmpeg fails, or a patch lies outside the frame.
+    """
+    chain_of = chain_of or (lambda steps: apply(source, steps, recipe.seed))
+    version = chain_of(recipe.steps)
+    for patch in recipe.patches:
+        version = version.pasted(chain_of(patch.steps), patch.cells)
+    return version
+
+
+def apply(source: Planes, steps: Chain, seed: int) -> Planes:
+    """`source` after `steps`, one after the other.
+
+    Raises:
+        LabelError: ffmpeg fails.
+    """
+    version = source
+    for position, step in enumerate(steps):
+        version = _HOW[step.name](version, step, np.random.default_rng([seed, position]))
+    return version
+
+
+def _codec(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    amount = f"{step.amount:g}"
+    made = run_ffmpeg([*clip.raw_arguments, *_ENCODERS[step.name], amount, "-f", "matroska", "-"], clip.data.tobytes())
+    return _decoded(clip, made, [], step)
+
+
+def _packet_loss(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    """H.264 in slices, of which some do not arrive; what the decoder puts in their place goes on into later frames."""
+    options = ["-c:v", "libx264", "-preset", "veryfast", "-bf", "0", "-slices", str(_SLICES)]
+    options += ["-crf", str(LOSSY_LINK_CRF), "-f", "h264", "-"]
+    stream = run_ffmpeg([*clip.raw_arguments, *options], clip.data.tobytes())
+    reading = ["-f", "h264", "-framerate", str(clip.frame_rate), "-err_detect", "ignore_err"]
+    return _decoded(clip, _lose_slices(stream, step.amount, rng), reading, step)
+
+
+def _lose_slices(stream: bytes, share: float, rng: np.random.Generator) -> bytes:
+    """An H.264 byte stream without some of the slices of its later frames.
+
+    The first slice of a frame stays: without any, the decoder would leave out the frame, and those that follow would
+    stand against other frames of the source. At least one slice is lost.
+    """
+    starts = [match.start() for match in re.finditer(rb"\x00\x00\x01", stream)]
+    units = [stream[a:b] for a, b in zip(starts, [*starts[1:], len(stream)], strict=True)]
+    # A slice of a picture that is no keyframe is of type 1; its first bit says whether it is the picture's first.
+    may_go = [i for i, unit in enumerate(units) if unit[3] & 31 == 1 and not unit[4] & 128]
+    if not may_go:
+        return stream
+    lost = set(np.flatnonzero(rng.random(len(may_go)) < share).tolist()) or {int(rng.integers(len(may_go)))}
+    gone = {may_go[i] for i in lost}
+    return stream[: starts[0]] + b"".join(unit for i, unit in enumerate(units) if i not in gone)
+
+
+def _decoded(clip: Planes, made: bytes, reading: list[str], step: Step) -> Planes:
+    # passthrough: as many frames as were coded, whatever their time stamps.
+    to_raw = ["-i", "-", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+    # The encoder wrote JPEG's full range into the header; the pixels are to pass unchanged.
+    same_range = ["-vf", "scale=in_range=tv:out_range=tv"] if step.name == "mjpeg" else []
+    return clip.with_raw(run_ffmpeg([*reading, *to_raw[:2], *same_range, *to_raw[2:]], made), str(step))
+
+
+def _filter(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    amount = f"{step.amount:g}"
+    if step.name == "blur":
+        graph = f"gblur=sigma={amount}"
+    else:
+        # Even sizes, and at least 16 pixels: less is no picture.
+        height, width = (max(16, 2 * round(px / step.amount / 2)) for px in (clip.height_px, clip.width_px))
+        flags = "accurate_rnd+full_chroma_int+bitexact"
+        graph = f"scale={width}:{height}:flags=area+{flags},"
+        graph += f"scale={clip.width_px}:{clip.height_px}:flags=bicubic+{flags}"
+    arguments = [*clip.raw_arguments, "-vf", graph, "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+    return clip.with_raw(run_ffmpeg(arguments, clip.data.tobytes()), str(step))
+
+
+def _motion_blur(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    """The mean along a line of `amount` pixels in a direction that the seed draws."""
+    angle = rng.uniform(0, np.pi)
+    planes = []
+    for plane, scale in zip(clip.planes(), (1.0, 0.5, 0.5), strict=True):
+        length = step.amount * scale
+        count = max(2, round(length))
+        along = np.linspace(-length / 2, length / 2, count)
+        dy, dx = (np.rint(along * f).astype(int) for f in (np.sin(angle), np.cos(angle)))
+        reach = int(max(abs(dy).max(), abs(dx).max()))
+        padded = np.pad(plane, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+        height, width = plane.shape[1:]
+        total = np.zeros(plane.shape, np.uint16)
+        for y, x in zip(dy, dx, strict=True):
+            total += padded[:, reach + y : reach + y + height, reach + x : reach + x + width]
+        planes.append(((total + count // 2) // count).astype(np.uint8))
+    return clip.with_planes(planes)
+
+
+def _noise(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    """Gaussian, independent in every pixel and frame; half as strong in the colours, as sensors' is after coding."""
+    planes = []
+    for plane, scale in zip(clip.planes(), (1.0, 0.5, 0.5), strict=True):
+        noisy = np.empty_like(plane)
+        for t, frame in enumerate(plane):
+            grain = rng.standard_normal(frame.shape, np.float32) * np.float32(step.amount * scale)
+            noisy[t] = np.clip(np.rint(frame + grain), 0, 255)
+        planes.append(noisy)
+    return clip.with_planes(planes)
+
+
+def _banding(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    width = 256 / step.amount
+    levels = np.arange(256)
+    return _looked_up(clip, (np.floor(levels / width) + 0.5) * width, None)
+
+
+def _exposure(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    """Gain in light, not in code values: a display's 2.2 between them; colours keep their ratio to luma."""
+    gain = 2.0 ** (step.amount / 2.2)
+    levels = np.arange(256)
+    return _looked_up(clip, np.minimum(16 + (levels - 16) * gain, 235), 128 + (levels - 128) * gain)
+
+
+def _looked_up(clip: Planes, luma: NDArray[np.floating], chroma: NDArray[np.floating] | None) -> Planes:
+    tables = [np.clip(np.rint(t), 0, 255).astype(np.uint8) for t in (luma, luma if chroma is None else chroma)]
+    y, u, v = clip.planes()
+    return clip.with_planes([tables[0][y], tables[1][u], tables[1][v]])
+
+
+def _freeze(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
+    """Frames that were dropped, each shown as the last one that was not; the first always stands."""
+    dropped = rng.random(clip.num_frames) < step.amount
+    if not dropped[1:].any() and clip.num_frames > 1:
+        dropped[rng.integers(1, clip.num_frames)] = True
+    dropped[0] = False
+    shown = np.maximum.accumulate(np.where(dropped, 0, np.arange(clip.num_frames)))
+    return clip.with_planes([plane[shown] for plane in clip.planes()])
+
+
+_HOW: dict[str, Callable[[Planes, Step, np.random.Generator], Planes]] = {
+    "h264": _codec,
+    "hevc": _codec,
+    "vp9": _codec,
+    "av1": _codec,
+    "mjpeg": _codec,
+    "packet_loss": _packet_loss,
+    "downscale": _filter,
+    "blur": _filter,
+    "motion_blur": _motion_blur,
+    "noise": _noise,
+    "banding": _banding,
+    "exposure": _exposure,
+    "freeze": _freeze,
+}

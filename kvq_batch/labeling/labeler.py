@@ -1,0 +1,80 @@
+"""Labels of the versions of one source segment: the whole frame's measures, and one number for every cell and slot.
+
+A cell's label is the VMAF, in its slot, of the whole-frame version that stands in it. Measured locally instead, a
+number follows the texture that happens to be there: raw local SSIM, as a label, taught a small model texture and not
+quality. Chains that several recipes share are made and measured once.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_batch.config.recipe import Chain, Recipe
+from kvq_batch.labeling.distortions import apply, make_version
+from kvq_batch.labeling.fidelity import Fidelity, measure, slot_means
+from kvq_batch.media.planes import Planes, cell_grid
+
+KEPT_BYTES = 512 << 20
+"""Versions of one segment that are kept for further recipes: 50 of 32 frames of 448 x 448."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A version and what it is worth; `cells` float32 [S, R, C], VMAF of what stands in the cell."""
+
+    version: Planes
+    fidelity: Fidelity
+    cells: NDArray[np.float32]
+
+
+class Labeller:
+    """Makes and measures versions of one source; not to be shared by threads."""
+
+    def __init__(self, source: Planes, kept_bytes: int = KEPT_BYTES) -> None:
+        self._source = source
+        self._kept_bytes = kept_bytes
+        self._versions: OrderedDict[tuple[Chain, int], Planes] = OrderedDict()
+        self._measured: dict[tuple[Chain, int], Fidelity] = {}
+
+    def label(self, recipe: Recipe) -> Labelled:
+        """The version of `recipe` with its measures.
+
+        Raises:
+            LabelError: it cannot be made or measured.
+            FatalError: this ffmpeg has no libvmaf.
+        """
+        version = make_version(self._source, recipe, lambda steps: self._version(steps, recipe.seed))
+        of_chains = {steps: self._measure(steps, recipe.seed) for steps in recipe.chains}
+        whole = measure(self._source, version) if recipe.patches else of_chains[recipe.steps]
+        return Labelled(version, whole, self._cells(recipe, of_chains))
+
+    def _cells(self, recipe: Recipe, of_chains: dict[Chain, Fidelity]) -> NDArray[np.float32]:
+        slots = {steps: slot_means(fidelity.vmaf) for steps, fidelity in of_chains.items()}
+        rows, columns = cell_grid(self._source.height_px, self._source.width_px)
+        cells = np.empty((len(slots[recipe.steps]), rows, columns), np.float32)
+        cells[:] = slots[recipe.steps][:, None, None]
+        for patch in recipe.patches:
+            place = patch.cells
+            inside = np.s_[:, place.top : place.top + place.rows, place.left : place.left + place.columns]
+            cells[inside] = slots[patch.steps][:, None, None]
+        return cells
+
+    def _version(self, steps: Chain, seed: int) -> Planes:
+        key = (steps, seed)
+        if key not in self._versions:
+            self._versions[key] = apply(self._source, steps, seed)
+        self._versions.move_to_end(key)
+        while len(self._versions) > 1 and self._num_bytes() > self._kept_bytes:
+            self._versions.popitem(last=False)
+        return self._versions[key]
+
+    def _num_bytes(self) -> int:
+        return sum(version.data.nbytes for version in self._versions.values())
+
+    def _measure(self, steps: Chain, seed: int) -> Fidelity:
+        key = (steps, seed)
+        if key not in self._measured:
+            self._measured[key] = measure(self._source, self._version(steps, seed))
+        return self._measured[key]

@@ -1,0 +1,69 @@
+"""The recipes of one segment, drawn from what the job offers: single steps, chains, regions, mixtures.
+
+The same job, source and segment give the same recipes, wherever and whenever they are drawn. It makes nothing.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvq_batch.config.labels import Versions, parse_chain
+from kvq_batch.config.recipe import Chain, Patch, Recipe, draw_cells
+from kvq_batch.config.segment import Segment
+from kvq_batch.media.planes import cell_grid
+
+_REGION_ON_A_VERSION = 0.3
+"""Share of the distorted regions that lie on a frame which is distorted itself."""
+
+_MOST_RECTANGLES = 3
+
+
+def draw_recipes(versions: Versions, segment: Segment) -> list[Recipe]:
+    """Distinct recipes: the clean one, those over the whole frame, then regions and mixtures; all of one seed.
+
+    One seed, so that a mixture is made of the very versions that stand beside it.
+    """
+    rng, seed = np.random.default_rng([segment.seed, segment.number]), segment.seed
+    chains = versions.chains
+    whole = list(chains)
+    if versions.per_segment is not None and versions.per_segment < len(chains):
+        drawn = np.sort(rng.choice(len(chains), versions.per_segment, replace=False))
+        whole = [chains[index] for index in drawn]
+    grid = cell_grid(segment.height_px, segment.width_px)
+    recipes = [Recipe((), (), seed)] * versions.clean + [Recipe(steps, (), seed) for steps in whole]
+    recipes += [_region(whole, grid, rng, seed) for _ in range(versions.regions)]
+    recipes += [_mix(whole, grid, rng, seed) for _ in range(versions.mixes)]
+    return list(dict.fromkeys(recipes))
+
+
+def segment_seed(job_seed: int, video_id: str, framing: str) -> int:
+    """What draws everything about the segments of one source: unrelated to that of any other."""
+    digest = hashlib.sha256(f"{job_seed}:{framing}:{video_id}".encode()).digest()
+    return int.from_bytes(digest[:6], "little")
+
+
+def draw_worn(worn: Sequence[Sequence[str]], seed: int, number: int) -> Chain:
+    """What the `number`-th segment has gone through before: the chains in turn, in an order that `seed` draws."""
+    if not worn:
+        return ()
+    order = np.random.default_rng([seed, len(worn)]).permutation(len(worn))
+    return parse_chain(worn[order[number % len(worn)]])
+
+
+def _region(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:
+    inside = whole[rng.integers(len(whole))]
+    bases: list[Chain] = [chain for chain in whole if chain != inside]
+    base: Chain = ()
+    if bases and rng.random() < _REGION_ON_A_VERSION:
+        base = bases[rng.integers(len(bases))]
+    return Recipe(base, (Patch(draw_cells(grid, rng), inside),), seed)
+
+
+def _mix(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:
+    base = whole[rng.integers(len(whole))]
+    # Another version, or the source itself where there is only one.
+    others: list[Chain] = [(), *(chain for chain in whole if chain != base)]
+    other = others[rng.integers(len(others))]
+    rectangles = [draw_cells(grid, rng) for _ in range(int(rng.integers(1, _MOST_RECTANGLES + 1)))]
+    return Recipe(base, tuple(Patch(cells, other) for cells in rectangles), seed)

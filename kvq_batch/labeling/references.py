@@ -1,0 +1,42 @@
+"""The sources of a label job: videos and stills, from a catalog file or a listing, with what their bytes are now.
+
+Procedural scenes are no files, and not its business. This module opens no source.
+"""
+
+import pyarrow as pa
+
+from kvq_batch.catalog.reader import read_catalog, resolve_content_ids
+from kvq_batch.config.job import Catalog
+from kvq_batch.storage.listing import VIDEO_EXTENSIONS
+from kvq_batch.storage.options import StorageOptions
+
+STILL_EXTENSIONS = frozenset(["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"])
+
+SOURCES = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("source_id", pa.string()),
+        ("uri", pa.string()),
+        ("content_id", pa.string()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+
+
+def read_sources(spec: Catalog, options: StorageOptions) -> pa.Table:
+    """The sources in SOURCES. A catalog's column `source_id` says which of them show one scene; else each is its own.
+
+    Raises: SpecError as `read_catalog` and `resolve_content_ids`.
+    """
+    catalog = resolve_content_ids(read_catalog(spec, options, VIDEO_EXTENSIONS | STILL_EXTENSIONS), options)
+    scenes = catalog["source_id"] if "source_id" in catalog.column_names else catalog["video_id"]
+    return (
+        catalog.select([n for n in SOURCES.names if n != "source_id"])
+        .append_column("source_id", scenes.cast(pa.string()))
+        .select(SOURCES.names)
+    )
+
+
+def is_still(uri: str) -> bool:
+    """Whether an address is that of a picture, by its name."""
+    return uri.partition("?")[0].rpartition(".")[2].lower() in STILL_EXTENSIONS

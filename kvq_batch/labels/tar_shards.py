@@ -1,0 +1,89 @@
+"""Files of a training set below one folder, local or remote, and tar shards in the form that WebDataset reads.
+
+Shards hold whole samples, members of one sample side by side and named KEY.EXTENSION; times and owners are zero, so
+that the same samples give the same bytes. This module knows no table and no pixel.
+"""
+
+import io
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.storage.errors import ADVICE, FOREIGN_ERRORS, told, trouble
+from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, refusing
+from kvq_batch.storage.retry import Patience
+
+SHARD_BYTES = 256 << 20
+"""Size at which a shard is closed; one is held in memory."""
+
+
+class SetFolder:
+    """A new folder for one training set.
+
+    Raises: SpecError where it holds something already, or is out of reach; FatalError where writing fails.
+    """
+
+    def __init__(self, uri: str, options: StorageOptions) -> None:
+        self.uri = absolute(uri)
+        self._file_system, self._root = filesystem(self.uri, options)
+        with refusing(self.uri):
+            if self._file_system.exists(self._root) and self._file_system.find(self._root):
+                raise SpecError(f"{display_uri(self.uri)} is not empty; name a new folder, so that no two sets mix")
+
+    def write(self, name: str, content: bytes) -> str:
+        """The address of the file `name` (it may lie in a folder below), once it stands there."""
+        path = f"{self._root.rstrip('/')}/{name}"
+        try:
+            self._file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            Patience().repeat(lambda _: self._file_system.pipe_file(path, content))
+        except FOREIGN_ERRORS as error:
+            raise FatalError(
+                f"{display_uri(self.uri)}/{name} cannot be written: {ADVICE[trouble(error)]} ({told(error)})"
+            ) from error
+        return join(self.uri, name)
+
+
+class Shards:
+    """Samples of one part, gathered into tar files `PART-000000.tar`, ... below a folder."""
+
+    def __init__(self, folder: SetFolder, part: str, shard_bytes: int = SHARD_BYTES) -> None:
+        self._folder = folder
+        self._part = part
+        self._shard_bytes = shard_bytes
+        self.num_shards = 0
+        self._start()
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """A sample: its members by extension. A key has no dot, which would end it for WebDataset."""
+        if "." in key:
+            raise ValueError(f"the key of a sample has no dot, got {key!r}")
+        for extension, content in members.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size = len(content)
+            self._tar.addfile(info, io.BytesIO(content))
+        self._num_samples += 1
+        if self._buffer.tell() >= self._shard_bytes:
+            self.close()
+            self._start()
+
+    def close(self) -> None:
+        """Writes the last shard, if it holds anything."""
+        self._tar.close()
+        if self._num_samples:
+            self._folder.write(f"{self._part}-{self.num_shards:06d}.tar", self._buffer.getvalue())
+            self.num_shards += 1
+
+    def _start(self) -> None:
+        self._buffer = io.BytesIO()
+        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._num_samples = 0
+
+
+def npy(array: Any) -> bytes:
+    """The bytes of a .npy file."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()

@@ -1,0 +1,85 @@
+"""Rows of a training set, asked of the tables: made labels, opinions of people, or what a big model says.
+
+All three come out with the same columns, so that whoever writes or reads a set need not know where its labels are from;
+and what they are called is what a catalog and a list of labels call it, so that a set is read as both.
+This module splits nothing and writes nothing.
+"""
+
+from typing import Literal
+
+import pyarrow as pa
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.tables.session import Session
+
+Target = Literal["labels", "opinions", "teacher"]
+
+COLUMNS = (
+    "video_id", "uri", "mos", "source_id", "group_id", "target", "cells", "num_slots", "num_rows", "num_cols",
+    "num_frames", "height_px", "width_px", "frame_rate",
+)  # fmt: skip
+"""`mos` is the label, whatever it is of; `target` says what. `cells` are labels of the texture map's cells, flat."""
+
+_LABELS = """
+SELECT *, parse_filename(version_uri) AS file, 'vmaf' AS target FROM labels
+"""
+
+_SELECT_LABELS = """
+SELECT file AS video_id, version_uri AS uri, vmaf AS mos, source_id, group_id, target, cells, num_slots, num_rows,
+    num_cols, num_frames, height_px, width_px, frame_rate, content_id AS source_content_id,
+    * EXCLUDE (file, version_uri, content_id, vmaf, source_id, group_id,
+    target, cells, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
+    vmaf_slots, psnr_db_slots, ssim_slots)
+FROM ({rows}) WHERE {where} ORDER BY video_id
+"""
+
+_OPINIONS = """
+SELECT o.video_id, coalesce(o.uri, c.uri) AS uri, o.mos, o.source_id, o.source_id AS group_id,
+    'opinion' AS target, NULL::FLOAT[] AS cells, NULL::INTEGER AS num_slots, NULL::INTEGER AS num_rows,
+    NULL::INTEGER AS num_cols, NULL::INTEGER AS num_frames, NULL::INTEGER AS height_px, NULL::INTEGER AS width_px,
+    NULL::DOUBLE AS frame_rate, o.dataset, o.opinion, o.scale_low, o.scale_high, o.spread, o.num_opinions
+FROM opinions o LEFT JOIN catalog c USING (video_id)
+"""
+
+# Of several clips none has the video's map: then there are no cells.
+_TEACHER = """
+SELECT s.video_id, s.uri, s.raw_score AS mos, {source} AS source_id, {source} AS group_id,
+    s.model_id AS target, [q * m.texture_scale + m.texture_offset FOR q IN m.texture]::FLOAT[] AS cells, m.num_slots,
+    m.num_rows, m.num_cols, NULL::INTEGER AS num_frames, s.height_px, s.width_px, s.frame_rate, s.model_name,
+    s.model_origin, s.content_id, s.mos AS calibrated_mos
+FROM scores_latest s LEFT JOIN maps m
+    ON m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq AND s.num_clips = 1
+LEFT JOIN catalog c ON c.video_id = s.video_id
+WHERE NOT s.is_stale
+"""
+
+
+def training_rows(
+    session: Session, target: Target, where: str | None, model: str | None, part: str | None = None
+) -> pa.Table:
+    """COLUMNS, and then further ones to tell the rows by, of every row that meets `where`; sorted by video.
+
+    `part` is an expression over them that becomes the column `split`. A teacher's label is its raw score.
+    Raises: SpecError for a condition or expression that DuckDB refuses, or no row.
+    """
+    with_part = "SELECT *" if part is None else f"SELECT *, ({part}) AS split"
+    condition = f"({where})" if where else "true"
+    if target == "labels":
+        rows = session.sql(f"{with_part} FROM ({_SELECT_LABELS.format(rows=_LABELS, where=condition)})")
+    elif target == "opinions":
+        rows = session.sql(f"{with_part} FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
+    else:
+        known = session.sql("SELECT * FROM catalog LIMIT 0").column_names
+        # A catalog of versions says which of them show one scene; without that word every video is its own.
+        source = "coalesce(c.source_id::VARCHAR, s.video_id)" if "source_id" in known else "s.video_id"
+        asked = _TEACHER.format(source=source)
+        if model is not None:
+            condition += " AND model_name = '{}'".format(model.replace("'", "''"))
+        rows = session.sql(f"{with_part} FROM ({asked}) WHERE {condition} ORDER BY video_id")
+        models = set(rows["target"].to_pylist())
+        if len(models) > 1:
+            raise SpecError(f"scores of {len(models)} models stand there ({', '.join(sorted(models))}); name one")
+    if rows.num_rows == 0:
+        of = "" if where is None else f" that meets {where!r}"
+        raise SpecError(f"there is no row of {target}{of} in these tables; make or import some, or ask for others")
+    return rows

@@ -1,0 +1,103 @@
+"""The models of a job, described before anything runs: identities, frame requests, and who shares a decode.
+
+Describing a model checks its weights whole, so that a wrong file is refused before any video is read. Nothing is
+built here: workers do that.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvq_batch.config.job import Clips, Job, Model
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.frames import ALGORITHMS, FrameRequest
+from kvq_batch.domain.identity import ModelRef, fingerprint
+from kvq_batch.domain.scorer import ModelOptions, ScorerSpec
+from kvq_batch.domain.video import Hdr
+from kvq_batch.models.registry import describe
+
+MAX_MODELS = 62
+"""Models of one job: `wanted` is a bit mask in a signed 64-bit column."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobModel:
+    """One model of a job: what the job says of it, what it declares, and how rows name it."""
+
+    section: Model
+    options: ModelOptions
+    spec: ScorerSpec
+    ref: ModelRef
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobModels:
+    """All models of a job, and the distinct frame requests that one decode answers for all of them."""
+
+    models: tuple[JobModel, ...]
+    requests: tuple[FrameRequest, ...]
+
+    def drops_after(self, bit: int) -> tuple[int, ...]:
+        """Requests whose frames no model behind the `bit`-th needs any more."""
+        request = self.models[bit].request
+        is_needed = any(model.request == request for model in self.models[bit + 1 :])
+        return () if is_needed else (request,)
+
+
+def describe_models(job: Job) -> JobModels:
+    """The models of `job`, weights checked.
+
+    Raises:
+        SpecError: an unknown model, wrong weights, or a device or precision that the model does not have.
+    """
+    if len(job.models) > MAX_MODELS:
+        raise SpecError(f"models: {len(job.models)} models in one job; at most {MAX_MODELS}")
+    requests: list[FrameRequest] = []
+    models: list[JobModel] = []
+    for section in job.models:
+        options = ModelOptions(
+            section.name,
+            _absolute(section.weights),
+            section.precision,
+            section.device,
+            section.num_threads or _threads(section),
+        )
+        spec = describe(options)
+        if spec.frames not in requests:
+            requests.append(spec.frames)
+        ref = ModelRef(section.name, spec.card.model_id, model_fingerprint(spec, section.precision, job.clips, job.hdr))
+        models.append(JobModel(section, options, spec, ref, requests.index(spec.frames)))
+    return JobModels(tuple(models), tuple(requests))
+
+
+def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) -> str:
+    """sha256 hex of what changes a score of this model beside its weights and the bytes of the video."""
+    return fingerprint(
+        {
+            "frames": _frames(spec.frames),
+            "clips": clips.model_dump(),
+            "hdr": hdr,
+            "rotation": "upright",
+            "precision": precision,
+            "algorithms": ALGORITHMS | {"model": spec.algorithm},
+        }
+    )
+
+
+def _frames(request: FrameRequest) -> dict[str, Any]:
+    # What came later is named only where it is used: otherwise every score so far would count as another one.
+    fields = asdict(request)
+    return fields if fields["fragments"] else {name: value for name, value in fields.items() if name != "fragments"}
+
+
+def _absolute(weights: str | None) -> str | None:
+    # Workers start elsewhere than the command was typed.
+    return weights if weights in (None, "untrained") else str(Path(weights).absolute())
+
+
+def _threads(section: Model) -> int:
+    # Ray sets OMP_NUM_THREADS to the actor's CPUs; one CPU-bound worker alone may as well have every core.
+    alone = section.workers.max == 1 and section.device == "cpu"
+    return (os.cpu_count() or 1) if alone else max(1, round(section.workers.num_cpus))

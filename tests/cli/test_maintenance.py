@@ -1,0 +1,128 @@
+"""`kvq-batch tables`: data in three formats on stdout, words on stderr, exit codes, refusals."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kvq_batch.cli.app import app
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.lease import Holder, hold
+from tests.support.finished_run import fill
+from tests.support.results import KVQ
+from tests.support.s3 import S3Location
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> str:
+    return fill(str(tmp_path / "tables")).tables.uri
+
+
+def call(*arguments: str, exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["tables", *arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+def test_a_night_of_upkeep(tables: str) -> None:
+    planned = json.loads(call("compact", tables, "--dry-run", "-o", "json").stdout)
+    done = json.loads(call("compact", tables, "-o", "json").stdout)
+    keys = ("table", "partition", "parts_before", "parts_after", "bytes_before")
+    assert [[row[key] for key in keys] for row in done] == [[row[key] for key in keys] for row in planned]
+    assert {"failures": 3, "runs": 2}.items() <= {row["table"]: row["parts_before"] for row in done}.items()
+    assert {row["parts_after"] for row in done} == {1}
+    again = call("compact", tables)
+    assert "(no rows)" in again.stdout
+    assert "nothing to merge" in again.stderr
+
+    assert "0 file(s)" in call("vacuum", tables, "--delete").stderr
+    listed = call("vacuum", tables, "--retention", "0h", "--alone", "-o", "csv")
+    rows = list(csv.DictReader(io.StringIO(listed.stdout)))
+    assert {row["kind"] for row in rows} == {"replaced"}
+    assert f"{len(rows)} file(s)" in listed.stderr
+    assert "--delete does it" in listed.stderr
+    assert all((Path(tables) / row["table"] / row["path"]).exists() for row in rows)
+    assert ": deleted" in call("vacuum", tables, "--retention", "0h", "--alone", "--delete").stderr
+    assert not any((Path(tables) / row["table"] / row["path"]).exists() for row in rows)
+    assert "nothing is wrong" in call("check", tables, "--deep").stderr
+
+
+def test_upkeep_of_tables_on_s3(s3_prefix: S3Location) -> None:
+    uri = fill(f"{s3_prefix.uri}/tables", s3_prefix.options).tables.uri
+    there = (uri, "--endpoint-url", s3_prefix.options.endpoint_url or "", "-o", "json")
+    assert {row["table"] for row in json.loads(call("compact", *there).stdout)} == {"failures", "runs"}
+    vacuum = ("vacuum", *there, "--retention", "0h", "--alone", "--full")
+    assert len(json.loads(call(*vacuum).stdout)) == 5
+    call(*vacuum, "--delete")
+    assert json.loads(call(*vacuum).stdout) == []
+    assert json.loads(call("history", *there, "--limit", "1").stdout)[0]["operation"] == "vacuum end"
+    assert json.loads(call("check", *there, "--deep").stdout) == []
+
+
+def test_history_tells_who_committed_what(tables: str) -> None:
+    call("compact", tables)
+    newest, *older = json.loads(call("history", tables, "--table", "failures", "-o", "json").stdout)
+    told = {name: newest[name] for name in newest if name != "committed_at"}
+    assert told == {
+        "table": "failures",
+        "version": 5,
+        "operation": "compact",
+        "parts_added": 1,
+        "rows_added": 3,
+        "parts_removed": 3,
+        "rows_removed": 3,
+        "epoch": None,
+        "counter": None,
+        "run_id": None,
+    }
+    assert [row["operation"] for row in older] == ["append", "append", "append", "claim", "create table"]
+    assert {row["run_id"] for row in older if row["operation"] == "append"} == {"run-1"}
+    assert [row["counter"] for row in older[:4]] == [8, 7, 6, 0]
+    rows = json.loads(call("history", tables, "--limit", "2", "-o", "json").stdout)
+    assert {(row["table"], row["operation"]) for row in rows} == {("failures", "compact"), ("runs", "compact")}
+    assert "create table" in call("history", tables, "--table", "runs").stdout
+
+
+def test_check_ends_with_3_where_something_is_wrong(tables: str) -> None:
+    assert "nothing is wrong" in call("check", tables).stderr
+    part = next(p for p in Tables.open(tables).parts("maps") if p.partition["model_id"] == KVQ.model_id)
+    (Path(tables) / "maps" / part.path).unlink()
+    result = call("check", tables, "--output", "json", exit_code=3)
+    first = json.loads(result.stdout)[0]
+    assert (first["severity"], first["kind"], first["subject"]) == ("error", "missing_part", part.path)
+    assert "error(s)" in result.stderr
+
+
+def test_vacuum_beside_a_run_keeps_more_and_says_why(tables: str) -> None:
+    call("compact", tables)
+    with hold(tables, StorageOptions(), Holder.this_process("run-9", "nightly")):
+        result = call("vacuum", tables, "--retention", "0h", "--alone", "--full", "-o", "json")
+    assert json.loads(result.stdout) == []
+    assert "run run-9 of job 'nightly'" in result.stderr
+    assert "the retention is 2 h and not 0 h" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compact", "--target", "big"], "--target 'big' is no size"),
+        (["compact", "--target", "0MB"], "is no size"),
+        (["vacuum", "--retention", "soon"], "--retention 'soon' is no length of time"),
+        (["vacuum", "--retention", "0h"], "--alone if nothing else uses these tables"),
+        (["history", "--table", "score"], "there is no table 'score'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tables: str, arguments: list[str], said: str) -> None:
+    name, *more = arguments
+    result = call(name, tables, *more, exit_code=2)
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["compact", "vacuum", "history", "check"])
+def test_a_place_without_tables_is_refused(command: str, tmp_path: Path) -> None:
+    assert "there are no tables here" in call(command, str(tmp_path), exit_code=2).stderr

@@ -1,0 +1,53 @@
+"""A label job says what it makes, and a mistake in it is named by its key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvq_batch.config.labels import LabelJob, parse_step
+from kvq_batch.config.load import checked, load_label_job
+from kvq_batch.config.recipe import Step
+from kvq_batch.domain.errors import SpecError
+
+SMALLEST: dict[str, Any] = {"name": "l", "tables": "t", "sources": [{"source": "synthetic:leaves"}]}
+
+
+def test_the_smallest_job_has_defaults_for_the_rest() -> None:
+    job = checked(LabelJob, SMALLEST, "l.toml")
+    assert Step("h264", 36) in {step for chain in job.versions.chains for step in chain}
+    assert job.keep is None
+    assert job.make.workers.max == 1
+
+
+def test_the_job_that_ships_is_valid() -> None:
+    job = load_label_job(Path(__file__).parents[2] / "jobs" / "labels.toml")
+    assert job.keep
+    assert job.versions.per_segment
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        ({"versions": {"ladders": {"sepia": [1]}}}, "versions.ladders", "no distortion 'sepia'"),
+        ({"versions": {"ladders": {"h264": [99]}}}, "versions.ladders", "takes 1 to 51"),
+        ({"versions": {"combinations": [["h264:30"]]}}, "versions.combinations", "write NAME-AMOUNT"),
+        ({"versions": {"ladders": {}, "combinations": [], "clean": False}}, "versions", "no distortion to draw from"),
+        ({"segments": {"height_px": 100}}, "segments", "whole cells"),
+        ({"segments": {"num_frames": 5}}, "segments", "even"),
+        ({"sources": []}, "sources", "at least 1"),
+        ({"sources": [{"source": "videos", "count": 3}]}, "sources.0", "procedural"),
+        ({"keep": "videos/kept", "sources": [{"source": "videos"}]}, "(job)", "lies within the source"),
+        ({"seeds": 3}, "seeds", "unknown key"),
+    ],
+)
+def test_a_mistake_is_named_by_its_key(change: dict[str, Any], key: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        checked(LabelJob, SMALLEST | change, "l.toml")
+    assert f"  {key}: " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_steps_are_written_as_name_and_amount() -> None:
+    assert parse_step("exposure--1.5") == Step("exposure", -1.5)
+    assert parse_step("motion_blur-7") == Step("motion_blur", 7)

@@ -1,0 +1,74 @@
+"""A recipe is the same text for the same distortion, comes back from it, and refuses what makes no sense."""
+
+from dataclasses import replace
+
+import pytest
+
+from kvq_batch.config.recipe import STEPS, Cells, Patch, Recipe, Step
+from kvq_batch.config.segment import Segment
+from kvq_batch.domain.errors import SpecError
+
+REGION = Recipe((), (Patch(Cells(1, 2, 3, 4), (Step("blur", 2.5),)),), seed=7)
+MIX = Recipe((Step("h264", 40),), (Patch(Cells(0, 0, 2, 2), (Step("h264", 20),)),), seed=1)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), REGION, MIX, Recipe((Step("downscale", 2), Step("av1", 50)), seed=9)])
+def test_a_recipe_comes_back_from_its_text(recipe: Recipe) -> None:
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_equal_recipes_are_one_text() -> None:
+    assert Recipe((Step("h264", 35),)).to_json() == Recipe((Step("h264", 35.0),)).to_json()
+    assert Recipe((Step("h264", 35),)).to_json() == '{"patches":[],"seed":0,"steps":[["h264",35.0]]}'
+
+
+def test_names_chains_and_rates() -> None:
+    assert str(REGION) == "none~blur-2.5"
+    assert str(Recipe((Step("blur", 2), Step("h264", 35)))) == "blur-2+h264-35"
+    assert MIX.chains == ((Step("h264", 40),), (Step("h264", 20),))
+    assert (REGION.rate, MIX.rate, Recipe().rate) == ("source", "h264-40", "source")
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_amounts_have_ends(name: str) -> None:
+    kind = STEPS[name]
+    assert Step(name, kind.low).amount == kind.low
+    for amount in (kind.low - 1e-3, kind.high + 1e-3, float("nan")):
+        with pytest.raises(SpecError, match=name):
+            Step(name, amount)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(SpecError, match="no distortion 'sepia'"):
+        Step("sepia", 1)
+    with pytest.raises(SpecError, match="rectangle"):
+        Cells(-1, 0, 1, 1)
+    for text in ("{}", "[]", "x", '{"steps":[["blur"]],"patches":[],"seed":0}'):
+        with pytest.raises(SpecError, match="no recipe"):
+            Recipe.from_json(text)
+
+
+def test_a_segment_lies_in_the_middle_of_its_stretch() -> None:
+    assert [Segment(k, 3, num_frames=10).first_frame(62) for k in range(3)] == [5, 25, 45]
+    assert Segment(0, 3, num_frames=10).first_frame(29) is None
+    assert Segment(2, 3, num_frames=10).first_frame(30) == 20
+    assert Segment(1, 2).segment_id != Segment(0, 2).segment_id
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [({"number": 2, "of": 2}, "stretches"), ({"num_frames": 7}, "even"), ({"height_px": 450}, "cells")],
+)
+def test_a_segment_that_cannot_be_is_refused(fields: dict[str, int], word: str) -> None:
+    with pytest.raises(SpecError, match=word):
+        Segment(**fields)  # type: ignore[arg-type]
+
+
+def test_a_worn_segment_says_so_and_comes_back_from_its_text() -> None:
+    plain = Segment(num_frames=10)
+    worn = replace(plain, worn=(Step("downscale", 2.0), Step("h264", 24.0)))
+    assert '"worn":[["downscale",2.0],["h264",24.0]]' in worn.segment_id
+    assert "worn" not in plain.segment_id
+    assert [Segment.from_json(segment.segment_id) for segment in (plain, worn)] == [plain, worn]
+    with pytest.raises(SpecError, match="no distortion"):
+        Segment.from_json(plain.segment_id[:-1] + ',"worn":[["rust",1]]}')

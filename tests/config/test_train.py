@@ -1,0 +1,88 @@
+"""The training job: its file that ships, its refusals, and its defaults, which are the training package's."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvq_batch.cli.train import network_of, settings_of
+from kvq_batch.config.load import checked, load_train_job
+from kvq_batch.config.train import TrainJob, TrainModel
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
+from kvq_batch.training.settings import Machine, TrainSettings
+
+ROOT = Path(__file__).parents[2]
+
+SMALLEST: dict[str, Any] = {
+    "name": "n",
+    "version": "1",
+    "out": "o",
+    "training_data": "d",
+    "data": {"videos": "v", "labels": "l.csv", "scale": [0, 100]},
+    "training": {"steps": 100},
+}
+
+
+def job(**sections: dict[str, Any]) -> TrainJob:
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in SMALLEST.items()}
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return checked(TrainJob, values, "job")
+
+
+def test_the_job_that_ships_loads() -> None:
+    shipped = load_train_job(ROOT / "jobs" / "train.toml")
+    settings = settings_of(shipped)
+    assert settings.config == PUBLISHED
+    assert settings.precision == "bf16"
+    assert shipped.machine.recompute
+
+
+def test_defaults_of_a_job_are_those_of_the_package() -> None:
+    found = settings_of(job(training={"batch_size": 8}))
+    expected = TrainSettings(PUBLISHED, (0, 100), steps=100, batch_size=8)
+    assert found == expected
+    machine = job().machine
+    assert Machine(machine.device, machine.num_threads, machine.recompute, machine.checkpoint_every) == Machine()
+
+
+def test_every_size_of_a_network_has_a_key() -> None:
+    sizes = {field.name for field in dataclasses.fields(KvqConfig)}
+    assert sizes <= set(TrainModel.model_fields)
+
+
+def test_sizes_are_the_presets_but_for_those_that_are_named() -> None:
+    found = network_of(job(model={"preset": "tiny", "embed_dim": 48, "num_heads": [2, 4, 8]}))
+    assert found == dataclasses.replace(TINY, embed_dim=48, num_heads=(2, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"start": "a", "kinetics": "b"}}, "model: start and kinetics exclude each other"),
+        ({"training": {"steps": 0}}, "training.steps"),
+        ({"optimiser": {"momentum": 0.9}}, "optimiser.momentum: unknown key"),
+        ({"data": {"scale": [1]}}, "data.scale"),
+    ],
+)
+def test_wrong_keys_are_named(sections: dict[str, dict[str, Any]], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        job(**sections)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"scale": [5, 1]}}, "lowest label must be below"),
+        ({"loss": {"plcc": 0, "rank": 0, "lpc": 0}}, "nothing to learn"),
+        ({"loss": {"cube": [2, 48, 48]}}, "does not fit a cell"),
+        ({"model": {"preset": "tiny", "embed_dim": 33, "num_heads": [2, 2, 4]}}, "33 channels of stage 0"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_anything_starts(
+    sections: dict[str, dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        settings_of(job(**sections))

@@ -1,0 +1,128 @@
+"""Estimates: what is foretold out of what was measured, what is held, and what is not known."""
+
+import math
+
+import pytest
+
+from kvq_batch.config.budget import Prices
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.planning.estimate import (
+    DECODE,
+    PastRun,
+    Stage,
+    Throughput,
+    Use,
+    estimate,
+    throughput,
+    use_of,
+    use_of_all,
+)
+
+PRICES = Prices(core_hour=0.05, gpu_hour=2.0, currency="CHF")
+
+
+def decode(max_workers: int = 10, work_s: float | None = None, min_workers: int = 1) -> Stage:
+    return Stage(DECODE, min_workers, max_workers, 1.0, 0.0, work_s)
+
+
+def kvq(max_workers: int = 1, work_s: float | None = None, gpus: float = 1.0) -> Stage:
+    return Stage("kvq", 1, max_workers, 1.0, gpus, work_s)
+
+
+def test_the_slower_stage_bounds_the_run_and_the_others_are_held_meanwhile() -> None:
+    measured = Throughput({DECODE: 2.0, "kvq": 0.05}, {"kvq": 500}, 2, startup_s=20.0, slowdown=1.25)
+    found = estimate([decode(), kvq()], {DECODE: 36_000, "kvq": 36_000}, measured, PRICES)
+    # 72,000 s of decoding on ten workers take 7,200; the GPU would be done in 1,800 and waits.
+    assert found.bound_by == DECODE
+    assert found.seconds == pytest.approx(20 + 1.25 * 7200)
+    assert found.use is not None
+    hours = 9020 / 3600
+    assert found.use.gpu_hours == pytest.approx(hours)
+    # Eight of the ten decoding workers have enough to do for so long, and the scoring worker has a core, too.
+    assert found.use.core_hours == pytest.approx((8 + 1) * hours)
+    assert found.cost == pytest.approx(9 * hours * 0.05 + hours * 2.0)
+    # 2 core-seconds of decoding against 0.05 GPU-seconds.
+    assert found.decode_cores_per_gpu == pytest.approx(40.0)
+    assert found.unknown == ()
+
+
+def test_what_no_run_has_measured_is_not_known_and_not_guessed() -> None:
+    found = estimate([decode(), kvq()], {DECODE: 10, "kvq": 10}, Throughput({DECODE: 1.0}), PRICES)
+    assert (found.seconds, found.use, found.cost, found.bound_by) == (None, None, None, None)
+    assert found.unknown == ("kvq",)
+    assert found.decode_cores_per_gpu is None
+    # A model without a video in this plan need not be known.
+    found = estimate([decode(), kvq()], {DECODE: 0, "kvq": 0}, Throughput(), PRICES)
+    assert (found.seconds, found.use, found.unknown) == (0.0, Use(), ())
+
+
+def test_a_share_of_a_gpu_counts_as_that_and_several_models_share_the_decode() -> None:
+    stages = [decode(), kvq(gpus=0.25), Stage("other", 1, 1, 0.5, 0.0, None)]
+    measured = Throughput({DECODE: 1.0, "kvq": 0.2, "other": 0.1})
+    found = estimate(stages, {DECODE: 100, "kvq": 100, "other": 50}, measured, PRICES)
+    assert found.bound_by == "kvq"
+    assert found.seconds == pytest.approx(20.0)
+    assert found.decode_cores_per_gpu == pytest.approx(1.0 / (0.2 * 0.25))
+    assert [stage.work_s for stage in found.stages] == pytest.approx([100.0, 20.0, 5.0])
+
+
+def test_prices_that_are_missing_leave_the_cost_open() -> None:
+    assert Use(10.0, 0.0).cost(Prices(core_hour=0.1)) == pytest.approx(1.0)
+    assert Use(10.0, 1.0).cost(Prices(core_hour=0.1)) is None
+    assert Use(10.0, 0.0).cost(Prices()) is None
+
+
+def test_workers_are_held_within_what_the_job_allows() -> None:
+    assert decode(10, 1000.0).workers_held(200.0) == 5
+    assert decode(10, 1001.0).workers_held(200.0) == 6
+    assert decode(10, 10_000.0).workers_held(200.0) == 10
+    assert decode(10, 0.0, min_workers=4).workers_held(200.0) == 4
+    assert use_of(decode(10, 1000.0), 3600.0) == Use(1.0, 0.0)
+    assert use_of_all([decode(1, 10.0), kvq(work_s=10.0)], 3600.0) == Use(2.0, 1.0)
+
+
+def test_throughput_is_the_mean_of_earlier_runs_by_what_they_did() -> None:
+    first = PastRun(130.0, 30.0, (decode(2, 160.0), kvq(work_s=40.0)), {"kvq": 100}, 100)
+    second = PastRun(70.0, 10.0, (decode(1, 40.0), kvq(work_s=20.0)), {"kvq": 50}, 50)
+    empty = PastRun(500.0, 500.0, (decode(1, 0.0), kvq(work_s=0.0)), {}, 0)
+    found = throughput([first, second, empty])
+    assert found.video_s == pytest.approx({DECODE: 200 / 150, "kvq": 60 / 150})
+    assert (found.num_scores, found.num_runs, found.startup_s) == ({"kvq": 150}, 2, 20.0)
+    # 100 s and 60 s once begun, against 80 s and 40 s of the slower stage alone.
+    assert found.slowdown == pytest.approx(160 / 120)
+    assert throughput([]) == Throughput()
+
+
+def test_what_was_measured_foretells_the_same_run_again() -> None:
+    stages = (decode(4, 900.0), kvq(2, 100.0))
+    past = PastRun(290.0, 15.0, stages, {"kvq": 300}, 300)
+    again = estimate(stages, {DECODE: 300, "kvq": 300}, throughput([past]), PRICES)
+    assert again.seconds is not None
+    assert math.isclose(again.seconds, past.seconds)
+    assert again.use == use_of_all(stages, past.seconds)
+
+
+def test_the_first_block_goes_through_the_other_stages_while_nothing_overlaps() -> None:
+    # Ten of a hundred videos are 16 s of 160 in decoding and 4 s of 40 in the model: 12 of the 32 s were the start.
+    past = PastRun(200.0, 32.0, (decode(1, 160.0), kvq(work_s=40.0)), {"kvq": 100}, 100, block_size=10)
+    found = throughput([past])
+    assert found.startup_s == pytest.approx(12.0)
+    assert found.slowdown == pytest.approx((200 - 32 + 16) / 160)
+
+    def seconds(num_videos: int, block_size: int) -> float | None:
+        return estimate(past.stages, {DECODE: num_videos, "kvq": num_videos}, found, PRICES, block_size).seconds
+
+    assert seconds(100, 10) == pytest.approx(200.0)
+    assert seconds(100, 20) == pytest.approx(204.0)
+    assert seconds(5, 20) == pytest.approx(12 + 5 * 0.4 + 5 * 1.6 * found.slowdown)
+
+
+def test_larger_videos_take_longer_to_decode_as_earlier_runs_had_it() -> None:
+    measured = Throughput({DECODE: 1.0, "kvq": 0.1}, megapixels=100.0, decode_megapixel_s=0.008)
+    assert measured.at_megapixels(200.0).video_s == pytest.approx({DECODE: 1.8, "kvq": 0.1})
+    assert measured.at_megapixels(50.0).video_s[DECODE] == pytest.approx(0.6)
+    # A slope that leads below nothing is not followed.
+    steep = Throughput({DECODE: 1.0}, megapixels=100.0, decode_megapixel_s=0.02)
+    assert steep.at_megapixels(10.0).video_s[DECODE] == pytest.approx(0.1)
+    with pytest.raises(SpecError, match="no earlier run has seen videos of two sizes"):
+        Throughput({DECODE: 1.0}).at_megapixels(200.0)

@@ -1,0 +1,57 @@
+"""What earlier runs tell of the sizes of their videos, and of what decoding takes by size."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from kvq_batch.domain.identity import ModelRef
+from kvq_batch.planning.past_runs import RunFacts, decode_by_size
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.writer import Writer
+from tests.support.results import KVQ, LUMA, make_batch
+
+
+def commit(writer: Writer, model: ModelRef, decoded: list[tuple[str, int, float]]) -> None:
+    """Scores of videos of 1000 x 1000 pixels: each a name, its frames, and seconds to decode them."""
+    batch = make_batch([name for name, _, _ in decoded], model)
+    scores = batch.scores
+    columns = {
+        "width_px": [1000] * len(decoded),
+        "height_px": [1000] * len(decoded),
+        "num_frames": [frames for _, frames, _ in decoded],
+        "decode_s": [seconds for _, _, seconds in decoded],
+    }
+    for name, values in columns.items():
+        place = scores.schema.get_field_index(name)
+        scores = scores.set_column(place, scores.schema.field(place), pa.array(values, scores.schema.types[place]))
+    writer.commit(replace(batch, scores=scores))
+
+
+def facts(writer: Writer) -> RunFacts:
+    return RunFacts({}, 1.0, 0.0, 1.0, {}, {}, frozenset(), writer.run_id, writer.commit_seq)
+
+
+def test_one_slope_for_all_models_whatever_frames_each_of_them_wants(tmp_path: Path) -> None:
+    tables = Tables.create(str(tmp_path))
+    older = Writer(tables, "run-0")
+    commit(older, KVQ, [("old", 1000, 99.0)])
+    writer = Writer(tables, "run-1")
+    # 0.01 s a megapixel each; one model's videos are larger, and cost a second more whatever their size.
+    commit(writer, KVQ, [("a", 100, 2.0), ("b", 200, 3.0)])
+    commit(writer, LUMA, [("c", 10, 0.1), ("d", 30, 0.3)])
+    commit(writer, LUMA, [("a", 100, 1.0), ("b", 200, 2.0)])
+    tables.refresh()
+    megapixels, slope_s = decode_by_size(tables, [facts(writer)]) or (0.0, 0.0)
+    assert megapixels == pytest.approx((100 + 200 + 10 + 30) / 4)
+    assert slope_s == pytest.approx(0.01)
+
+
+def test_videos_of_one_size_tell_nothing(tmp_path: Path) -> None:
+    tables = Tables.create(str(tmp_path))
+    writer = Writer(tables, "run-1")
+    commit(writer, KVQ, [("a", 100, 2.0), ("b", 101, 3.0)])
+    tables.refresh()
+    assert decode_by_size(tables, [facts(writer)]) is None
+    assert decode_by_size(tables, []) is None

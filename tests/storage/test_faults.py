@@ -1,0 +1,213 @@
+"""Faults of an object store, injected between us and a real server: what is tried again, and what is left of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+from kvq_batch.catalog.content_ids import FEWEST_TO_LIST, resolve_content_ids
+from kvq_batch.domain.errors import FetchError, SpecError
+from kvq_batch.domain.identity import UNKNOWN_CONTENT
+from kvq_batch.storage.fetch import Fetcher
+from kvq_batch.storage.listing import list_below, object_facts
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.storage.retry import Patience
+from tests.support.proxy import (
+    BROKEN,
+    DENIED,
+    EXPIRED,
+    SLOW_DOWN,
+    Fault,
+    FaultProxy,
+    Flipped,
+    Lost,
+    Reset,
+    Short,
+    Silence,
+    Trickle,
+    slept,
+)
+from tests.support.results import make_catalog
+from tests.support.s3 import S3Location
+
+DATA = bytes(range(256)) * 400
+
+PASSING: dict[str, tuple[Fault, str]] = {
+    "slow down": (SLOW_DOWN, "unreachable"),
+    "internal error": (BROKEN, "unreachable"),
+    "request lost": (Lost(), "unreachable"),
+    "answer lost": (Reset(), "unreachable"),
+    "reset in the body": (Reset(1000), "unreachable"),
+    "short read": (Short(100), "unreachable"),
+    "wrong length": (Short(100, is_announced=True), "wrong_length"),
+    "nothing at all": (Short(len(DATA), is_announced=True), "wrong_length"),
+}
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A scratch folder that must hold no file when the test is over."""
+    (tmp_path / "scratch").mkdir()
+    yield tmp_path / "scratch"
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+
+
+@pytest.fixture
+def store(s3_prefix: S3Location, fault_proxy: FaultProxy) -> S3Location:
+    """A prefix as it is seen through the proxy."""
+    return S3Location(s3_prefix.uri, fault_proxy.options())
+
+
+def put_plain(store: S3Location, name: str) -> str:
+    """DATA as an object of which the store keeps no checksum, as older clients leave them."""
+    plain = fsspec.filesystem(
+        "s3", endpoint_url=store.options.endpoint_url, config_kwargs={"request_checksum_calculation": "when_required"}
+    )
+    plain.pipe_file(f"{store.path}/{name}", DATA)
+    return f"{store.uri}/{name}"
+
+
+def fetcher(options: StorageOptions, scratch: Path, attempts: int = 3) -> Fetcher:
+    return Fetcher(options, scratch, 10**8, Patience(attempts, sleep=slept))
+
+
+@pytest.mark.parametrize("name", PASSING)
+class TestFetching:
+    """Of an object without a checksum, so that nothing but its length can tell that it is not whole."""
+
+    def test_a_fault_that_passes_costs_attempts_and_no_byte(
+        self, name: str, store: S3Location, fault_proxy: FaultProxy, scratch: Path
+    ) -> None:
+        uri = put_plain(store, "a.mp4")
+        rule = fault_proxy.add(PASSING[name][0], pattern="a.mp4", times=2)
+        with fetcher(store.options, scratch).fetch(uri, *object_facts(uri, store.options)) as video:
+            assert video.path.read_bytes() == DATA
+            # aiohttp itself asks once more where a connection ends without a word.
+            assert 2 <= video.attempts <= 3
+        assert rule.num_faults == 2
+
+    def test_a_fault_that_stays_is_a_failure_and_never_a_file(
+        self, name: str, store: S3Location, fault_proxy: FaultProxy, scratch: Path
+    ) -> None:
+        fault, code = PASSING[name]
+        uri = put_plain(store, "a.mp4")
+        facts = object_facts(uri, store.options)
+        fault_proxy.add(fault, pattern="a.mp4")
+        with pytest.raises(FetchError) as caught, fetcher(store.options, scratch).fetch(uri, *facts):
+            pytest.fail("bytes were handed out")
+        assert (caught.value.code, caught.value.permanent) == (code, False)
+        assert "3 times" in caught.value.message
+        assert uri in caught.value.message
+
+
+def test_a_store_that_never_answers_is_given_up_in_time(
+    s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path
+) -> None:
+    uri = s3_prefix.put("a.mp4", DATA)
+    rule = fault_proxy.add(Silence(), pattern="a.mp4")
+    impatient = fetcher(fault_proxy.options(read_timeout_s=1), scratch, attempts=2)
+    with pytest.raises(FetchError, match="timeout") as caught, impatient.fetch(uri):
+        pass
+    assert rule.num_faults == 2
+    assert "2 times" in caught.value.message
+
+
+def test_a_store_that_drips_is_given_up_and_one_that_is_merely_slow_is_not(
+    s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path
+) -> None:
+    uri = s3_prefix.put("a.mp4", DATA)
+    options = fault_proxy.options(read_timeout_s=1)
+    fault_proxy.add(Trickle(10_000), pattern="a.mp4", times=2)
+    fault_proxy.add(Trickle(60_000), pattern="a.mp4")
+    with pytest.raises(FetchError, match="too_slow"), fetcher(options, scratch, attempts=2).fetch(uri):
+        pass
+    with fetcher(options, scratch).fetch(uri) as video:
+        assert video.path.read_bytes() == DATA
+        assert video.attempts == 1
+
+
+@pytest.mark.parametrize("fault", [Flipped(), Short(100, is_announced=True)], ids=["flipped", "cut"])
+def test_bytes_that_do_not_meet_their_checksum_are_fetched_again(
+    fault: Fault, store: S3Location, fault_proxy: FaultProxy, scratch: Path
+) -> None:
+    uri = store.put("a.mp4", DATA)
+    fault_proxy.add(fault, pattern="a.mp4", times=1)
+    with fetcher(store.options, scratch).fetch(uri) as video:
+        assert video.path.read_bytes() == DATA
+        assert video.attempts == 2
+    fault_proxy.add(fault, pattern="a.mp4")
+    with pytest.raises(FetchError, match="damaged") as caught, fetcher(store.options, scratch).fetch(uri):
+        pass
+    assert not caught.value.permanent
+
+
+def test_a_catalog_that_is_wrong_about_a_size_is_not_believed(store: S3Location, scratch: Path) -> None:
+    uri = put_plain(store, "a.mp4")
+    with fetcher(store.options, scratch).fetch(uri, UNKNOWN_CONTENT, 17) as video:
+        assert (video.size_bytes, video.attempts) == (len(DATA), 1)
+
+
+@pytest.mark.parametrize(("fault", "code"), [(EXPIRED, "credentials_expired"), (DENIED, "forbidden")])
+def test_a_refusal_is_asked_once_and_named(
+    fault: Fault, code: str, store: S3Location, fault_proxy: FaultProxy, scratch: Path
+) -> None:
+    uri = store.put("a.mp4", DATA)
+    rule = fault_proxy.add(fault, pattern="a.mp4")
+    with pytest.raises(FetchError) as caught, fetcher(store.options, scratch).fetch(uri):
+        pass
+    assert (caught.value.code, caught.value.permanent, rule.seen) == (code, False, 1)
+    assert "credentials" in caught.value.message
+
+
+class TestPlanning:
+    """Listing, and single questions: s3fs repeats them, with botocore's pauses."""
+
+    @pytest.mark.parametrize("fault", [SLOW_DOWN, BROKEN, Lost(), Reset(), Reset(20), Short(20)], ids=repr)
+    def test_a_listing_outlasts_a_fault(self, fault: Fault, store: S3Location, fault_proxy: FaultProxy) -> None:
+        store.put("v/a.mp4", DATA)
+        rule = fault_proxy.add(fault, pattern="list-type", times=1)
+        assert list_below(f"{store.uri}/v", store.options).num_rows == 1
+        assert rule.num_faults == 1
+
+    def test_a_listing_that_stays_out_of_reach_is_refused_by_name(
+        self, s3_prefix: S3Location, fault_proxy: FaultProxy
+    ) -> None:
+        fault_proxy.add(SLOW_DOWN, pattern="list-type")
+        with pytest.raises(SpecError, match="SlowDown") as caught:
+            list_below(f"{s3_prefix.uri}/v", fault_proxy.options(attempts=2))
+        assert s3_prefix.uri in str(caught.value)
+
+    @pytest.mark.parametrize("fault", [SLOW_DOWN, Lost()], ids=repr)
+    def test_a_question_outlasts_a_fault(self, fault: Fault, store: S3Location, fault_proxy: FaultProxy) -> None:
+        uris = [store.put(f"{i}.mp4", DATA) for i in range(3)]
+        rule = fault_proxy.add(fault, method="HEAD", times=2)
+        assert UNKNOWN_CONTENT not in self.resolved(store, uris, store.options)
+        assert rule.num_faults == 2
+
+    def test_what_could_not_be_asked_is_unknown_and_fetching_finds_it_out(
+        self, s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path
+    ) -> None:
+        store = S3Location(s3_prefix.uri, fault_proxy.options(attempts=1))
+        uris = [store.put(f"{i}.mp4", DATA) for i in range(3)]
+        fault_proxy.add(BROKEN, method="HEAD", pattern="1.mp4")
+        tokens = self.resolved(store, uris, store.options)
+        assert tokens[1] == UNKNOWN_CONTENT != tokens[0]
+        with fetcher(store.options, scratch).fetch(uris[1], tokens[1]) as video:
+            assert video.content_id == tokens[0]
+
+    def test_expired_credentials_are_refused_before_anything(
+        self, s3_prefix: S3Location, fault_proxy: FaultProxy
+    ) -> None:
+        fault_proxy.add(EXPIRED)
+        uris = [f"{s3_prefix.uri}/{i}.mp4" for i in range(FEWEST_TO_LIST)]
+        with pytest.raises(SpecError, match="expired"):
+            self.resolved(s3_prefix, uris, fault_proxy.options())
+
+    def resolved(self, store: S3Location, uris: list[str], options: StorageOptions) -> list[str]:
+        catalog = make_catalog(uris)
+        for name, values in (("uri", pa.array(uris)), ("content_id", pa.nulls(len(uris), pa.string()))):
+            catalog = catalog.set_column(catalog.column_names.index(name), name, values)
+        tokens: list[str] = resolve_content_ids(catalog, options)["content_id"].to_pylist()
+        return tokens

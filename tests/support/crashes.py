@@ -1,0 +1,137 @@
+"""The places of a run at which its driver can be told to die, and the writer that dies there.
+
+Nothing in the product knows of them: the test's driver puts this writer in place of the real one, which it is but for
+its death. Points inside a batch wait for one that touches all four tables, and has had another before it.
+"""
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from fsspec.asyn import sync
+from fsspec.implementations.local import LocalFileSystem
+
+from kvq_batch.engine import run, run_recorder
+from kvq_batch.planning.plan_store import FOLDER, store_plan
+from kvq_batch.storage.options import filesystem, join
+from kvq_batch.tables.data_files import Part
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import DATA_TABLES
+from kvq_batch.tables.writer import Batch, Writer
+from tests.support.driver import say
+from tests.support.processes import below
+
+BEFORE_WORK = (
+    "before the plan",
+    "inside the plan",
+    "after the plan",
+    "inside the upload of runs",
+    "before the log of runs",
+)
+IN_A_BATCH = (
+    "inside the upload of maps",
+    "inside the upload of scores",
+    "before the log of maps",
+    "before the log of clips",
+    "before the log of failures",
+    "before the log of scores",
+    "after the log of scores",
+)
+AT_THE_END = ("before the last row", "after the last row")
+POINTS = (*BEFORE_WORK, *IN_A_BATCH, *AT_THE_END)
+"""In the order in which a run passes them."""
+
+
+def die() -> None:
+    """Says who is alive below this process, and ends it as the kernel would."""
+    say(f"dies {' '.join(map(str, below(os.getpid())))}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def doom(point: str) -> None:
+    """From now on a run in this process dies at `point`."""
+    assert point in POINTS, point
+    DoomedWriter.point = point
+    vars(run)["Writer"] = DoomedWriter
+    vars(run_recorder)["store_plan"] = _doomed_store_plan
+
+
+class DoomedWriter(Writer):
+    """The real writer, until it comes to `point`."""
+
+    point: ClassVar[str]
+    _counts = True
+    _num_full = 0
+
+    def commit(self, batch: Batch) -> int:
+        self._counts = all(rows is not None and rows.num_rows for rows in (getattr(batch, n) for n in DATA_TABLES))
+        self._num_full += self._counts
+        self._counts = self._counts and self._num_full > 1
+        commit_seq = super().commit(batch)
+        self._counts = True
+        return commit_seq
+
+    def write_run(self, rows: Any, run_id: str | None = None) -> int:
+        is_last = run_id is None and rows.column("state")[0].as_py() != "running"
+        # The row of a run that died before is none of the points.
+        self._counts = run_id is None
+        if is_last:
+            self._reach("before the last row")
+        elif self._counts:
+            self._reach("after the plan")
+        commit_seq = super().write_run(rows, run_id)
+        if is_last:
+            self._reach("after the last row")
+        self._counts = True
+        return commit_seq
+
+    def _store(self, name: str, parts: list[Part]) -> None:
+        if self._counts and self.point == f"inside the upload of {name}":
+            file_system, root = self.tables.part_filesystem(name)
+            upload_half(file_system, f"{root}/{parts[0].path}", parts[0].content.to_pybytes())
+            die()
+        super()._store(name, parts)
+
+    def _append(self, name: str, parts: list[Part], commit_seq: int) -> None:
+        self._reach(f"before the log of {name}")
+        super()._append(name, parts, commit_seq)
+        self._reach(f"after the log of {name}")
+
+    def _reach(self, point: str) -> None:
+        if self._counts and point == self.point:
+            die()
+
+
+def _doomed_store_plan(tables: Tables, run_id: str, pairs: pa.Table) -> str:
+    if DoomedWriter.point == "before the plan":
+        die()
+    uri = store_plan(tables, run_id, pairs)
+    if DoomedWriter.point == "inside the plan":
+        file_system, path = filesystem(join(join(tables.uri, FOLDER), f"{run_id}.parquet"), tables.options)
+        content = file_system.cat_file(path)
+        file_system.rm_file(path)
+        upload_half(file_system, path, content)
+        die()
+    return uri
+
+
+def upload_half(file_system: Any, path: str, content: bytes) -> None:
+    """Leaves what an upload leaves that its process does not live to finish."""
+    half = content[: len(content) // 2]
+    if isinstance(file_system, LocalFileSystem):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(half)
+        return
+    bucket, _, key = path.partition("/")
+    file_system.connect()
+    place = {"Bucket": bucket, "Key": key}
+    url = urlsplit(sync(file_system.loop, file_system.s3.generate_presigned_url, "put_object", Params=place))
+    head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection = socket.create_connection((url.hostname, url.port))
+    connection.sendall(head.encode() + half)
+    # Kept open, as the kernel does, until the process is gone.
+    connection.detach()

@@ -1,0 +1,36 @@
+"""Tables of one run that ended, with something of everything in them; and the rows of `runs` that tell of runs."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import make_rows
+from kvq_batch.tables.writer import Writer
+from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_model, make_run
+
+VIDEOS = ("a", "b", "c")
+
+
+def run_row(state: str, scored: int, failed: int, planned: int, not_reached: int = 0) -> Any:
+    row = make_run([KVQ, LUMA], state=state).to_pylist(maps_as_pydicts="lossy")[0]
+    counts = {"num_scored": scored, "num_failed": failed, "num_planned": planned, "num_not_reached": not_reached}
+    return make_rows("runs", [{k: v for k, v in row.items() if k not in ("run_id", "commit_seq")} | counts])
+
+
+def fill(uri: str, options: StorageOptions | None = None) -> Writer:
+    """A run of seven pairs: four scored in two commits and two models, two failed, one not reached."""
+    tables = Tables.create(uri, options)
+    writer = Writer(tables, "run-1")
+    writer.write_models(pa.concat_tables([make_model(), make_model(LUMA)]))
+    catalog = make_catalog([*VIDEOS, "x"]).append_column("catalog", pa.array(["nightly"] * 4))
+    writer.write_catalog(catalog.append_column("in_catalog", pa.array([True] * 4)))
+    writer.write_run(run_row("running", 0, 0, 7, 7))
+    writer.commit(make_batch(VIDEOS, KVQ, num_clips=2))
+    writer.commit(make_batch(["a"], LUMA))
+    writer.commit(make_failures(["x"], KVQ, final=False))
+    writer.commit(make_failures(["x"], KVQ))
+    writer.commit(make_failures(["x"], LUMA))
+    writer.write_run(run_row("stopped", 4, 2, 7, 1))
+    return writer

@@ -1,0 +1,25 @@
+"""A worker that makes labels and dies on purpose, by the name of the source.
+
+kill-once*    it dies when it takes the source up, the first time only
+kill-always*  it dies every time
+"""
+
+import os
+import signal
+from typing import Any
+
+from kvq_batch.labeling.worker import LabelWorker
+from kvq_batch.media.planes import Planes
+from kvq_batch.storage.options import local_path
+
+
+class DyingLabelWorker(LabelWorker):
+    """The real worker, but for sources of such names."""
+
+    def _source(self, row: dict[str, Any]) -> Planes:
+        once = local_path(row["uri"]).with_suffix(".was-here")
+        name = row["video_id"]
+        if name.startswith("kill-always") or (name.startswith("kill-once") and not once.exists()):
+            once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._source(row)

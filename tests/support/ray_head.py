@@ -1,0 +1,202 @@
+"""A real Ray cluster of processes on this machine, with token authentication on: `ray start`, as operators do it.
+
+Every machine of it is one `ray start --block` with all that it starts, and goes like one that loses its power, by the
+numbers of its processes. No other Ray of this machine is touched.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from tests.support.processes import Process, below
+from tests.support.s3 import free_ports
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 900.0
+_STARTS = 4
+_TOLD = 4000
+_NOT_THEIRS = ("RAY_", "AWS_", "PYTHONPATH")
+
+
+class Machine:
+    """One machine: `ray start`, which was told to stay, and everything below it; its words are in `log`."""
+
+    def __init__(self, command: tuple[list[str], dict[str, str]], log: Path) -> None:
+        self.log = log
+        arguments, environment = command
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                arguments, stdout=file, stderr=file, env=environment, cwd=log.parent, start_new_session=True
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_up(self) -> bool:
+        """Waits for its start, which Ray itself gives up after 30 s: too few for a machine that is at its limit."""
+        wait_until(lambda: self._process.poll() is not None or "runtime started" in self.log.read_text(), "no start")
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """All of it at once, without a word to anybody; one that went before tells why, for whom a test failed."""
+        if self._process.poll() is not None:
+            sys.stderr.write(self.log.read_text()[-_TOLD:])
+        doomed = below(self.pid)
+        self._process.kill()
+        for process in doomed:
+            if process.is_alive:
+                kill(process.pid)
+        self._process.wait()
+
+
+class LocalCluster:
+    """A head that wants a token, and the machines that joined it."""
+
+    def __init__(self, num_cpus: int) -> None:
+        # The paths of Ray's sockets may have 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="kvq-ray-"))
+        self.token = f"planted-token-{secrets.token_hex(24)}"
+        self._num_cpus = num_cpus
+        self.port, self.dashboard_port, self._client_port = free_ports(3)
+        self.address = f"http://127.0.0.1:{self.dashboard_port}"
+        self.machines: list[Machine] = []
+        (self.folder / "token").write_text(self.token)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start_head()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for machine in reversed(self.machines):
+            machine.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_head(self) -> None:
+        """The head, at the same address each time; ready when its Job API answers."""
+        self._start(
+            "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1",
+            f"--ray-client-server-port={self._client_port}", f"--temp-dir={self.folder / 'r'}",
+            f"--num-cpus={self._num_cpus}",
+        )  # fmt: skip
+        wait_until(self._is_ready, "the head's Job API does not answer")
+
+    def join(self, num_cpus: int, resources: Mapping[str, float]) -> Machine:
+        """One more machine."""
+        resources_of_it = json.dumps(dict(resources))
+        return self._start(
+            f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", f"--resources={resources_of_it}"
+        )
+
+    def get(self, path: str) -> str:
+        """What the dashboard answers to who has the token."""
+        request = Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
+        with urlopen(request, timeout=30) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def _is_ready(self) -> bool:
+        try:
+            self.get("/api/jobs/")
+        except (HTTPError, URLError, OSError):
+            return False
+        return True
+
+    def _start(self, *arguments: str) -> Machine:
+        for _ in range(_STARTS):
+            machine = Machine(self._command(*arguments), self.folder / f"machine-{len(self.machines)}.log")
+            if machine.is_up():
+                self.machines.append(machine)
+                return machine
+        raise AssertionError(machine.log.read_text())
+
+    def _command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        ray = Path(sys.executable).with_name("ray")
+        # Agents of several machines are on this one: each takes the port that it gets.
+        common = ["--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0"]
+        common.append(f"--object-store-memory={150 * 2**20}")
+        return [str(ray), "start", *arguments, *common], self._environment()
+
+    def _environment(self) -> dict[str, str]:
+        """That of a machine of its own: it knows neither this checkout nor whatever Ray the tests belong to."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_THEIRS)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
+        patience = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240"}
+        return {**kept, **token, **patience, "PATH": path, "HOME": str(self.folder)}
+
+
+class Submitter:
+    """Somebody at a terminal far from the cluster: `kvq-batch` in `folder`, with an environment of their own."""
+
+    def __init__(self, cluster: LocalCluster, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "HOME": str(folder),
+            "RAY_API_SERVER_ADDRESS": cluster.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": cluster.token,
+        }
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "cli.py"), *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, *arguments: str, exit_code: int = 0) -> tuple[str, str]:
+        """stdout and stderr of a command that ends with `exit_code`."""
+        process = self.start(*arguments)
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+        assert process.returncode == exit_code, stdout + stderr
+        return stdout, stderr
+
+
+def wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.3)
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        # It was faster.
+        return
+
+
+def driver_on(machines: Sequence[Machine]) -> tuple[Machine, Process]:
+    """The driver that is at work, and the machine that it is on."""
+    found = [
+        (machine, process)
+        for machine in machines
+        for process in below(machine.pid)
+        if process.title.startswith("python -m kvq_batch.cli")
+    ]
+    assert len(found) == 1, found
+    return found[0]

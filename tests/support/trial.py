@@ -1,0 +1,249 @@
+"""A catalog with poison in it, a job that scores it, the processes that run it, and what must hold in the end.
+
+Every fault has a trial of its own, with its own scratch and shared memory, so that whatever is left there was left by
+it. This module does no harm; its tests do.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvq_batch.config.job import Job
+from kvq_batch.config.load import make_job
+from kvq_batch.planning.job_plan import plan_job
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.check import check_tables
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.session import open_session
+from tests.support.poison import ERRORS, PAGE, kind_of
+from tests.support.processes import Process, below
+from tests.support.s3 import S3Location
+from tests.support.tally import Tally, counted, install
+
+PATIENCE_S = 180.0
+"""How long the last processes of a dead run may take to notice."""
+
+_SLOW_TO_DIE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own attendants of a node: they tell a server that is gone of their end, and wait a minute for its answer."""
+
+
+class Trial:
+    """One fault, from the catalog to the books."""
+
+    def __init__(
+        self,
+        folder: Path,
+        shared_memory: Path,
+        clips: Sequence[Path],
+        names: Sequence[str],
+        store: S3Location | None = None,
+        seconds: float = 0.05,
+        **job: Any,
+    ) -> None:
+        self.folder = folder
+        self.shared_memory = shared_memory
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir()
+        self.names = names
+        self.options = store.options if store else StorageOptions()
+        self.tally = folder / "tally"
+        self._processes: list[subprocess.Popen[str]] = []
+        self.site = install(folder / "site")
+        *clips, black = clips
+        for number, name in enumerate(names):
+            clip = black if "black" in name else clips[number % len(clips)]
+            content = PAGE if "page" in name else distinct(clip.read_bytes(), number)
+            if store:
+                store.put(f"videos/{name}", content)
+            else:
+                (folder / "videos").mkdir(exist_ok=True)
+                (folder / "videos" / name).write_bytes(content)
+        root = store.uri if store else str(folder)
+        weights = Tally(str(self.tally), seconds).write(folder / "tally.json")
+        values: dict[str, Any] = {
+            "name": "trial",
+            "tables": f"{root}/tables",
+            "catalog": {"source": f"{root}/videos"},
+            "models": [{"name": "tally", "weights": str(weights), "batch_size": 4, "workers": {"num_cpus": 0.5}}],
+            "decode": {
+                "workers": {"num_cpus": 0.5},
+                "scratch": str(self.scratch),
+                "shared_memory": str(shared_memory),
+            },
+            "limits": {"timeout_s": 60, "max_memory_bytes": 512 << 20},
+            "run": {"commit_every_s": 0.1, "max_attempts": 2},
+        }
+        if store:
+            values["storage"] = {"endpoint_url": store.options.endpoint_url, "region": store.options.region}
+        for key, section in job.items():
+            values[key] = values.get(key, {}) | section if isinstance(section, dict) else section
+        self.job: Job = make_job(values, "trial")
+
+    @property
+    def poison(self) -> dict[str, str]:
+        """Video id of what can never be scored -> its error."""
+        return {name: ERRORS[kind] for name in self.names if (kind := kind_of(name))}
+
+    @property
+    def healthy(self) -> set[str]:
+        return {name for name in self.names if kind_of(name) is None}
+
+    @property
+    def num_inferences(self) -> int:
+        return counted(self.tally)
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs to know the model of the tests."""
+        return {"PYTHONPATH": os.pathsep.join([str(self.site), os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+
+    def start(self, point: str | None = None) -> "subprocess.Popen[str]":
+        """A driver, which dies at `point` of `tests.support.crashes`; see `tests.support.driver` for what it says."""
+        # One for each: several drivers of one trial may be at work on their shards.
+        job_file = self.folder / f"job-{len(self._processes)}.json"
+        job_file.write_text(self.job.model_dump_json())
+        command = [sys.executable, "-m", "tests.support.fault_driver", str(job_file), *([point] if point else [])]
+        with (self.folder / "driver.log").open("a") as log:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | self.environment()
+            )
+        self._processes.append(process)
+        return process
+
+    def ask(self, sql: str) -> list[dict[str, Any]]:
+        with open_session(self.job.tables, self.options) as session:
+            rows: list[dict[str, Any]] = session.sql(sql).to_pylist()
+            return rows
+
+    def state(self) -> dict[str, Any]:
+        """The newest row of the newest run."""
+        return self.ask("SELECT * FROM runs ORDER BY commit_seq DESC LIMIT 1")[0]
+
+    def finish(self) -> None:
+        """Runs the job to its end. Raises: AssertionError where it ends otherwise."""
+        with self.start() as process:
+            last = list(process.stdout or [])[-1:]
+        assert last, f"the driver said nothing; see {self.folder / 'driver.log'}"
+        assert last[0].startswith("finished scored "), last
+
+    def close(self) -> None:
+        """Ends whatever a failed test left running."""
+        for process in self._processes:
+            if process.poll() is None:
+                for child in [*below(process.pid)]:
+                    os.kill(child.pid, 9)
+                process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+
+def distinct(content: bytes, number: int) -> bytes:
+    """The same MP4 with a `free` box behind it: other bytes, the same pictures."""
+    payload = f"{number:016}".encode()
+    return content + (8 + len(payload)).to_bytes(4, "big") + b"free" + payload
+
+
+def names_of(num_videos: int, *poison: str) -> list[str]:
+    """File names in the catalog's order, with each kind of `poison` somewhere in the middle, in the order given."""
+    step = num_videos // (len(poison) + 1) if poison else num_videos
+    kinds = {step * (place + 1): kind for place, kind in enumerate(poison)}
+    return [f"v{number:03}{'-' + kinds[number] if number in kinds else ''}.mp4" for number in range(num_videos)]
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder on the memory file system for one trial."""
+    folder = Path(tempfile.mkdtemp(prefix="kvq-trial-", dir="/dev/shm"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def check(trial: Trial) -> int:
+    """What must hold once the last run of the trial has ended; returns how many inferences were made in vain.
+
+    The run ended, the poison and only the poison is final in `failures`, nothing is lost, nothing stands twice.
+    """
+    # The run, or its resumption, ended; and the same command again would do nothing.
+    assert trial.state()["state"] == "finished"
+    plan = plan_again(trial)
+    assert plan.by_reason["retry"] == plan.pairs.num_rows == len(trial.poison) - plan.num_quarantined
+
+    # The poison, and only the poison.
+    final = trial.ask("SELECT DISTINCT video_id, error FROM failures WHERE final")
+    assert {row["video_id"]: row["error"] for row in final} == trial.poison
+    assert len(final) == len(trial.poison)
+
+    # Nothing lost: a score that is current for each, with its clips and its maps.
+    scored = trial.ask(
+        """
+        SELECT s.video_id, s.num_clips, s.raw_score, s.is_stale,
+            (SELECT count(*) FROM clips c WHERE c.video_id = s.video_id AND c.commit_seq = s.commit_seq) AS clips,
+            (SELECT count(*) FROM maps m WHERE m.video_id = s.video_id AND m.commit_seq = s.commit_seq) AS maps
+        FROM scores_latest s
+        """
+    )
+    assert {row["video_id"] for row in scored} == trial.healthy
+    assert all(row["clips"] == row["maps"] == row["num_clips"] == 1 and not row["is_stale"] for row in scored)
+
+    # Nothing twice, in whichever run.
+    identity = "video_id, content_id, model_id, fingerprint"
+    assert trial.ask(f"SELECT {identity} FROM scores GROUP BY ALL HAVING count(*) > 1") == []
+    assert len(scored) == len(trial.healthy) == trial.ask("SELECT count(*) AS n FROM scores")[0]["n"]
+
+    # Every run's sums.
+    off = "num_planned <> num_scored + num_failed + num_not_reached"
+    assert trial.ask(f"SELECT * FROM runs WHERE state = 'running' OR {off}") == []
+
+    check_tables_whole(trial)
+    check_remains(trial)
+    repeated = trial.num_inferences - len(scored)
+    assert repeated >= 0
+    return repeated
+
+
+def plan_again(trial: Trial) -> Any:
+    """What the same job would do now, as `make_plan` says it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(trial.site))
+        return plan_job(trial.job).plan
+
+
+def check_tables_whole(trial: Trial) -> None:
+    """Every part that the log names is there and holds what is promised, and rows and sums agree."""
+    findings = check_tables(Tables.open(trial.job.tables, trial.options), deep=True)
+    assert [finding for finding in findings if finding.severity == "error"] == []
+
+
+def check_remains(trial: Trial) -> None:
+    """Nothing is left in shared memory or in scratch."""
+    assert list(trial.shared_memory.iterdir()) == []
+    assert [path for path in trial.scratch.rglob("*") if path.is_file()] == []
+
+
+def wait_for_death(processes: Sequence[Process], attendants: bool = False) -> None:
+    """Returns when none of them is alive, Ray's attendants included or not.
+
+    Raises: AssertionError naming those that stay.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    exempt = () if attendants else _SLOW_TO_DIE
+    while alive := [process for process in processes if process.is_alive and not process.title.startswith(exempt)]:
+        assert time.monotonic() < deadline, [f"{process} {process.title}" for process in alive]
+        time.sleep(0.1)
+
+
+def promised(trial: Trial) -> int:
+    """The most inferences that the runs of the trial that died say they made in vain."""
+    row = trial.ask("SELECT coalesce(sum(num_repeated_at_most), 0)::INT AS n FROM runs WHERE state = 'died'")[0]
+    return int(row["n"])

@@ -1,0 +1,104 @@
+"""A calibration that is added is what `mos` says from then on, and stays it when the model's card comes again."""
+
+import json
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from kvq_batch.catalog.row_versions import catalog_changes
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.calibrations import Calibration, add_calibration, read_calibration, unknown_cards
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.lease import Holder, hold
+from kvq_batch.tables.session import open_session
+from kvq_batch.tables.writer import Writer
+from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_model, make_run
+from tests.support.stores import Store
+
+CARD = (90.0, 10.0, 0.0, 1.0)
+FITTED = (5.0, 1.0, 0.25, 0.5)
+
+
+def make_tables(uri: str, options: StorageOptions) -> Writer:
+    """One video scored by KVQ, whose card brings a calibration."""
+    tables = Tables.create(uri, options)
+    writer = Writer(tables, "run-1")
+    writer.write_run(make_run([KVQ], state="finished"))
+    writer.write_models(cards())
+    writer.write_catalog(catalog_changes(tables, make_catalog(["a"]), "nightly"))
+    writer.commit(make_batch(["a"], KVQ))
+    return writer
+
+
+def cards() -> pa.Table:
+    return pa.concat_tables([make_model(KVQ), make_model(KVQ, "lsvq", CARD, is_default=True)])
+
+
+def mos(uri: str, options: StorageOptions) -> tuple[float, float]:
+    with open_session(uri, options) as session:
+        (row,) = session.sql("SELECT raw_score, mos FROM scores_latest").to_pylist()
+    return row["raw_score"], row["mos"]
+
+
+def curve(raw: float, b: tuple[float, float, float, float]) -> float:
+    return b[1] + (b[0] - b[1]) / (1 + math.exp(-(raw - b[2]) / abs(b[3])))
+
+
+def test_an_added_calibration_holds_at_once_and_through_the_next_run(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    make_tables(uri, options)
+    raw, before = mos(uri, options)
+    assert before == pytest.approx(curve(raw, CARD))
+    add_calibration(uri, options, Calibration("ours", KVQ.model_id, FITTED))
+    assert mos(uri, options)[1] == pytest.approx(curve(raw, FITTED))
+    # The next run writes what its card says, if the tables do not say it.
+    writer = Writer(Tables.open(uri, options), "run-2")
+    again = unknown_cards(writer.tables, pa.concat_tables([cards(), make_model(LUMA)]))
+    assert again["model_id"].to_pylist() == [LUMA.model_id]
+    writer.write_models(again)
+    assert mos(uri, options)[1] == pytest.approx(curve(raw, FITTED))
+    # A card that says something else is news.
+    changed = make_model(KVQ, "lsvq", (80.0, 20.0, 0.0, 1.0), is_default=True)
+    assert unknown_cards(writer.tables, changed).num_rows == 1
+
+
+def test_what_belongs_to_other_weights_or_a_live_run_is_refused(tmp_path: Path) -> None:
+    uri, options = str(tmp_path / "tables"), StorageOptions()
+    with pytest.raises(SpecError, match="there are no tables here"):
+        add_calibration(uri, options, Calibration("ours", KVQ.model_id, FITTED))
+    make_tables(uri, options)
+    with pytest.raises(SpecError, match=rf"model kvq@9-0 has no row here; the tables know {KVQ.model_id}"):
+        add_calibration(uri, options, Calibration("ours", "kvq@9-0", FITTED))
+    with (
+        hold(uri, options, Holder.this_process("run-9", "nightly")),
+        pytest.raises(SpecError, match="run-9"),
+    ):
+        add_calibration(uri, options, Calibration("ours", KVQ.model_id, FITTED))
+
+
+GOOD = {"calibration": "ours", "model_id": KVQ.model_id, "b1": 5, "b2": 1.0, "b3": 0.25, "b4": 0.5, "rmse": 0.3}
+
+
+def test_a_calibration_is_read_from_a_file(store: Store) -> None:
+    read = read_calibration(store.put("c.json", json.dumps(GOOD).encode()), store.options)
+    assert read == Calibration("ours", KVQ.model_id, FITTED)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no", "no JSON"),
+        ("[]", "no JSON object"),
+        (json.dumps(GOOD | {"model_id": None}), "lacks the text 'model_id'"),
+        (json.dumps(GOOD | {"b3": "1"}), "'b3' is '1', no finite number"),
+        (json.dumps(GOOD | {"b1": float("nan")}), "'b1' is nan"),
+        (json.dumps(GOOD | {"b4": 0}), "b4 is 0"),
+    ],
+)
+def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(SpecError, match=said):
+        read_calibration(str(tmp_path / "c.json"))

@@ -1,0 +1,258 @@
+"""Every way in which tables can be damaged is found and named; whole tables, and those of a run at work, are not."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import CommitProperties
+from deltalake.transaction import AddAction, RemoveAction
+
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.check import EXAMPLES, Finding, check_tables
+from kvq_batch.tables.compaction import compact, store
+from kvq_batch.tables.data_files import Part, make_part
+from kvq_batch.tables.delta import LoggedPart, Tables
+from kvq_batch.tables.schemas import find_schema
+from kvq_batch.tables.writer import Batch, Writer
+from tests.support.finished_run import fill, run_row
+from tests.support.results import KVQ, make_batch, make_failures
+
+
+def check(tables: Tables, deep: bool = False) -> list[Finding]:
+    return check_tables(Tables.open(tables.uri, tables.options), deep)
+
+
+def errors(findings: list[Finding]) -> set[tuple[str, str, str]]:
+    return {(f.kind, f.table, f.subject) for f in findings if f.severity == "error"}
+
+
+def test_whole_tables_have_no_findings(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = fill(uri, options).tables
+    assert check(tables, deep=True) == []
+    list(compact(tables))
+    assert {f.kind for f in check(tables, deep=True)} == {"files_not_in_log"}
+
+
+def test_tables_of_a_run_at_work_are_whole(tmp_path: Path) -> None:
+    writer = fill(str(tmp_path))
+    next_writer = Writer(Tables.open(str(tmp_path)), "run-2")
+    next_writer.write_run(run_row("running", 0, 0, 5, 5))
+    next_writer.commit(make_batch(["d"], KVQ))
+    whole = make_batch(["e"], KVQ)
+    next_writer.commit(Batch(maps=whole.maps))
+    findings = check(writer.tables)
+    assert errors(findings) == set()
+    told = {(f.kind, f.subject): f.message for f in findings}
+    assert "of a run at work, or left by a dying one: 1 rows, invisible" in told["invisible", "run-2"]
+    assert ("running", "run-2") in told
+
+
+def test_what_a_dying_run_left_is_told_and_no_error(tmp_path: Path) -> None:
+    writer = fill(str(tmp_path))
+    dying = Writer(Tables.open(str(tmp_path)), "run-2")
+    dying.write_run(run_row("running", 0, 0, 1, 1))
+    whole = make_batch(["d", "e"], KVQ)
+    dying.commit(Batch(maps=whole.maps, clips=whole.clips))
+    Writer(Tables.open(str(tmp_path)), "run-3").write_run(run_row("died", 0, 0, 1, 1), run_id="run-2")
+    findings = check(writer.tables)
+    assert errors(findings) == set()
+    invisible = [(f.table, f.message) for f in findings if f.kind == "invisible"]
+    assert [table for table, _ in invisible] == ["clips", "maps"]
+    assert all("left by a dying run: 2 rows, invisible" in message for _, message in invisible)
+
+
+def first_part(tables: Tables, name: str) -> LoggedPart:
+    return next(part for part in tables.parts(name) if part.partition.get("model_id", KVQ.model_id) == KVQ.model_id)
+
+
+def path_of(tables: Tables, name: str, part: LoggedPart) -> Path:
+    return Path(tables.uri) / name / part.path
+
+
+def rows_of(tables: Tables, name: str, part: LoggedPart) -> Any:
+    return pq.ParquetFile(path_of(tables, name, part)).read()
+
+
+def append(tables: Tables, name: str, part: Part, stats: dict[str, Any] | None = None, *removed: LoggedPart) -> None:
+    """A commit past every check of ours."""
+    store(tables, name, part)
+    action: AddAction = part.action
+    if stats is not None:
+        action = dataclasses.replace(action, stats=json.dumps(json.loads(action.stats) | stats))
+    removals = [RemoveAction(old.path, True, action.modification_time, old.size_bytes) for old in removed]
+    tables.refresh(name)
+    tables.delta(name).create_write_transaction(
+        [action, *removals],
+        mode="append",
+        schema=tables.delta(name).schema(),
+        partition_by=list(find_schema(name).partition_by),
+        commit_properties=CommitProperties(),
+    )
+    tables.refresh(name)
+
+
+def relog(tables: Tables, name: str, stats: dict[str, Any]) -> str:
+    """The first part again, under a log entry that says something else; its path."""
+    old = first_part(tables, name)
+    part = make_part(rows_of(tables, name, old), find_schema(name), old.partition, "relogged")
+    append(tables, name, part, stats, old)
+    return part.path
+
+
+def test_a_part_that_is_gone(tmp_path: Path) -> None:
+    tables = fill(str(tmp_path)).tables
+    part = first_part(tables, "scores")
+    path_of(tables, "scores", part).unlink()
+    found = errors(check(tables))
+    assert ("missing_part", "scores", part.path) in found
+    # What hangs on it is named as well: its videos' clips, and the sum of the run.
+    assert ("run_scored", "scores", "run-1") in found
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (lambda content: content[:-20], "wrong_size"),
+        (lambda content: content[:-20] + b"x" * 20, "unreadable_part"),
+    ],
+)
+def test_a_part_that_is_damaged(tmp_path: Path, damage: Callable[[bytes], bytes], kind: str) -> None:
+    tables = fill(str(tmp_path)).tables
+    part = first_part(tables, "maps")
+    path = path_of(tables, "maps", part)
+    path.write_bytes(damage(path.read_bytes()))
+    assert (kind, "maps", part.path) in errors(check(tables))
+
+
+@pytest.mark.parametrize("column", ["video_id", "texture"])
+def test_a_column_that_is_damaged_below_a_whole_footer(tmp_path: Path, column: str) -> None:
+    """Keys are read by every check, the other columns by a deep one."""
+    tables = fill(str(tmp_path)).tables
+    part = first_part(tables, "maps")
+    path = path_of(tables, "maps", part)
+    group = pq.read_metadata(path).row_group(0)
+    chunk = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema.startswith(column))
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    damaged = ("unreadable_part", "maps", part.path)
+    assert damaged in errors(check(tables, deep=True))
+    assert (damaged in errors(check(tables))) == (column == "video_id")
+
+
+def test_a_damaged_part_on_s3(s3_prefix: Any) -> None:
+    tables = fill(f"{s3_prefix.uri}/tables", s3_prefix.options).tables
+    part, other = first_part(tables, "maps"), first_part(tables, "clips")
+    content = s3_prefix.fs.cat_file(f"{s3_prefix.path}/tables/maps/{part.path}")
+    s3_prefix.put(f"tables/maps/{part.path}", content[:-20] + b"x" * 20)
+    s3_prefix.remove(f"tables/clips/{other.path}")
+    found = errors(check(tables))
+    assert {("unreadable_part", "maps", part.path), ("missing_part", "clips", other.path)} <= found
+
+
+@pytest.mark.parametrize(
+    ("stats", "kind"),
+    [
+        ({"numRecords": 4}, "wrong_row_count"),
+        ({"minValues": {"video_id": "b", "commit_seq": 0}}, "wrong_bounds"),
+        ({"maxValues": {"video_id": "z", "commit_seq": 1}}, "wrong_bounds"),
+    ],
+)
+def test_a_log_that_promises_something_else(tmp_path: Path, stats: dict[str, Any], kind: str) -> None:
+    tables = fill(str(tmp_path)).tables
+    path = relog(tables, "scores", stats)
+    assert (kind, "scores", path) in errors(check(tables))
+
+
+def test_a_part_of_other_types(tmp_path: Path) -> None:
+    tables = fill(str(tmp_path)).tables
+    old = first_part(tables, "scores")
+    rows = rows_of(tables, "scores", old)
+    rows = rows.set_column(rows.column_names.index("width_px"), "width_px", pa.array(["wide"] * rows.num_rows))
+    part = make_part(rows, find_schema("scores"), old.partition, "typed")
+    append(tables, "scores", part, None, old)
+    assert ("wrong_type", "scores", part.path) in errors(check(tables))
+
+
+@pytest.mark.parametrize("name", ["scores", "clips", "maps", "failures", "catalog"])
+def test_rows_that_stand_twice(tmp_path: Path, name: str) -> None:
+    tables = fill(str(tmp_path)).tables
+    old = max(tables.parts(name), key=lambda part: part.low["commit_seq"])
+    rows = rows_of(tables, name, old)
+    append(tables, name, make_part(rows, find_schema(name), old.partition, "again"))
+    videos = set(rows.column("video_id").to_pylist())
+    assert {("twice", name, video) for video in videos} <= errors(check(tables))
+
+
+def replaced_rows(tables: Tables, name: str, change: Callable[[Any], Any]) -> None:
+    old = first_part(tables, name)
+    rows = change(rows_of(tables, name, old))
+    append(tables, name, make_part(rows, find_schema(name), old.partition, "changed"), None, old)
+
+
+def test_clips_and_maps_that_do_not_fit_their_scores(tmp_path: Path) -> None:
+    tables = fill(str(tmp_path)).tables
+    replaced_rows(tables, "clips", lambda rows: rows.slice(1))
+    replaced_rows(tables, "maps", lambda rows: rows.slice(0, rows.num_rows - 1))
+    findings = check(tables)
+    assert errors(findings) == {("clip_count", "clips", "a"), ("clip_count", "maps", "c")}
+    assert any("1 clips of kvq-tiny@1-0123456789ab are there" in f.message for f in findings)
+
+
+def test_a_score_that_vanished_from_its_commit(tmp_path: Path) -> None:
+    """No crash explains it: the commit's other scores are there."""
+    tables = fill(str(tmp_path)).tables
+    replaced_rows(tables, "scores", lambda rows: rows.slice(1))
+    assert errors(check(tables)) == {
+        ("without_score", "clips", "a"),
+        ("without_score", "maps", "a"),
+        ("run_scored", "scores", "run-1"),
+    }
+
+
+def test_sums_of_a_run_that_do_not_add_up(tmp_path: Path) -> None:
+    writer = fill(str(tmp_path))
+    writer.write_run(run_row("finished", 4, 2, 9))
+    findings = check(writer.tables)
+    assert errors(findings) == {("run_sums", "runs", "run-1")}
+    assert "9 were planned; 4 scored, 2 failed and 0 not reached are 6" in findings[0].message
+    writer.write_run(run_row("finished", 5, 1, 6))
+    assert errors(check(writer.tables)) == {("run_scored", "scores", "run-1"), ("run_failed", "failures", "run-1")}
+
+
+def test_a_pair_that_is_scored_and_given_up(tmp_path: Path) -> None:
+    writer = fill(str(tmp_path))
+    writer.commit(make_failures(["a"], KVQ))
+    assert ("scored_and_failed", "scores", "a") in errors(check(writer.tables))
+
+
+def test_rows_of_no_run_and_of_no_commit(tmp_path: Path) -> None:
+    tables = fill(str(tmp_path)).tables
+    old = first_part(tables, "scores")
+    rows = rows_of(tables, "scores", old)
+    ahead = pa.array([1 << 50] * rows.num_rows, pa.int64())
+    rows = rows.set_column(rows.column_names.index("commit_seq"), "commit_seq", ahead)
+    nobody = pa.array(["nobody"] * rows.num_rows)
+    rows = rows.set_column(rows.column_names.index("run_id"), "run_id", nobody)
+    append(tables, "scores", make_part(rows, find_schema("scores"), old.partition, "foreign"))
+    findings = check(tables)
+    assert ("ahead_of_log", "scores", "nobody") in errors(findings)
+    assert [f.subject for f in findings if f.kind == "unknown_run"] == ["nobody"]
+
+
+def test_many_findings_of_one_kind_are_counted(tmp_path: Path) -> None:
+    tables = Tables.create(str(tmp_path))
+    writer = Writer(tables, "run-1")
+    batch = make_batch([f"v{number:03d}" for number in range(EXAMPLES + 5)])
+    writer.commit(batch)
+    writer.commit(batch)
+    found = [f for f in check(tables) if f.kind == "twice" and f.table == "scores"]
+    assert len(found) == EXAMPLES + 1
+    assert found[-1].message == "and 5 more"

@@ -1,0 +1,324 @@
+"""Compaction changes no answer, beside writers, other compactions and a death in the middle of it."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from kvq_batch.domain.errors import FatalError
+from kvq_batch.planning.plan import make_plan
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.check import Finding, check_tables
+from kvq_batch.tables.compaction import Compaction, choose, compact, merge, plan_compaction, replace, store
+from kvq_batch.tables.data_files import make_part, statistics
+from kvq_batch.tables.delta import LoggedPart, Tables
+from kvq_batch.tables.schemas import DATA_TABLES, find_schema
+from kvq_batch.tables.session import Session
+from kvq_batch.tables.vacuum import delete_leftovers, leftovers
+from kvq_batch.tables.writer import Batch, Writer
+from tests.support.proxy import DENIED, SLOW_DOWN, Fault, FaultProxy, Lost, Reset
+from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_model, make_run
+from tests.support.s3 import S3Location
+
+QUESTIONS = ("scores_latest", "regions", "failures", "clips", "maps", "catalog", "models", "runs")
+ROOT = Path(__file__).parents[2]
+
+
+def fill(uri: str, options: StorageOptions) -> Writer:
+    """Small commits of two models; ids neither in order nor apart, a video scored twice, failures, some new content."""
+    tables = Tables.create(uri, options)
+    writer = Writer(tables, "run-1")
+    writer.write_run(make_run([KVQ, LUMA]))
+    writer.write_models(make_model(calibration="lsvq", b=(1.0, 5.0, 0.3, 0.1), is_default=True))
+    writer.write_models(make_model(LUMA))
+    videos = [f"shows/season-1/{number:04d}" for number in (7, 3, 9, 1, 8, 2)]
+    writer.write_catalog(as_versions(videos[:4]))
+    writer.write_catalog(as_versions(videos[4:]))
+    for number, video in enumerate(videos):
+        writer.commit(make_batch([video, f"{video}-b"], KVQ, seed=number, num_clips=2))
+    for number, video in enumerate(videos[:3]):
+        writer.commit(make_batch([video], LUMA, seed=number))
+        writer.commit(make_failures([f"{video}-broken"], KVQ))
+    writer.commit(make_batch([videos[0]], KVQ, content="etag:0", seed=99))
+    writer.write_run(make_run([KVQ, LUMA], state="finished"))
+    return writer
+
+
+def as_versions(videos: list[str]) -> Any:
+    rows = make_catalog(videos).append_column("catalog", pa.array(["nightly"] * len(videos)))
+    return rows.append_column("in_catalog", pa.array([True] * len(videos)))
+
+
+def answers(uri: str, options: StorageOptions) -> dict[str, Any]:
+    tables = Tables.open(uri, options)
+    with Session(tables) as session:
+        found = {name: session.sql(f"SELECT * FROM {name} ORDER BY ALL") for name in QUESTIONS}
+    catalog = make_catalog([f"shows/season-1/{number:04d}" for number in range(12)])
+    plan = make_plan(tables, catalog, "nightly", [KVQ, LUMA])
+    return {**found, "pairs": plan.pairs, "counts": plan.counts, "current": plan.num_current}
+
+
+def errors(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def test_no_answer_changes_and_writers_go_on(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    writer = fill(uri, options)
+    before = answers(uri, options)
+    done = list(compact(Tables.open(uri, options)))
+    assert {(c.table, c.partition): c.parts_after for c in done} == {
+        ("catalog", ""): 1,
+        ("scores", KVQ.model_id): 1,
+        ("scores", LUMA.model_id): 1,
+        ("clips", KVQ.model_id): 1,
+        ("clips", LUMA.model_id): 1,
+        ("maps", KVQ.model_id): 1,
+        ("maps", LUMA.model_id): 1,
+        ("failures", ""): 1,
+        ("models", ""): 1,
+        ("runs", ""): 1,
+    }
+    assert answers(uri, options) == before
+    assert list(compact(Tables.open(uri, options))) == []
+
+    writer.commit(make_batch(["later"]))
+    newer = Writer(Tables.open(uri, options), "run-2")
+    newer.commit(make_batch(["newest"]))
+    list(compact(Tables.open(uri, options)))
+    with pytest.raises(FatalError, match="taken over"):
+        writer.commit(make_batch(["stale"]))
+    newer.commit(make_batch(["newest-2"]))
+    rows = Tables.open(uri, options).dataset("scores").to_table().column("video_id").to_pylist()
+    assert {"later", "newest", "newest-2"} <= set(rows)
+    assert "stale" not in rows
+
+
+def test_merged_parts_are_sorted_and_keep_what_the_log_promises(tmp_path: Path) -> None:
+    uri = str(tmp_path / "tables")
+    fill(uri, StorageOptions())
+    tables = Tables.open(uri)
+    list(compact(tables))
+    for name in ("scores", "clips", "maps"):
+        for part in tables.parts(name):
+            rows = pq.ParquetFile(tmp_path / "tables" / name / part.path).read()
+            keys = list(zip(*(rows.column(key).to_pylist() for key in find_schema(name).sort_by), strict=True))
+            assert keys == sorted(keys)
+            assert part.num_rows == rows.num_rows
+            for column in ("video_id", "commit_seq"):
+                bounds = pc.min_max(rows.column(column)).as_py()
+                assert (part.low[column], part.high[column]) == (bounds["min"], bounds["max"])
+    assert tables.dataset("scores").count_rows(filter=pc.field("video_id") == "shows/season-1/0009") == 2
+    assert (tmp_path / "tables" / "scores" / "_delta_log" / "_last_checkpoint").exists()
+
+
+def test_rows_of_a_large_part_are_found_in_small_groups(tmp_path: Path) -> None:
+    """A question for one video reads its row group, not the part."""
+    tables = Tables.create(str(tmp_path))
+    writer = Writer(tables, "run-1")
+    cells = pa.scalar([1] * 8000, pa.list_(pa.int8()))
+    for start in (0, 700):
+        maps = make_batch([f"v{number:04d}" for number in range(start, start + 700)]).maps
+        for name in ("texture", "saliency"):
+            maps = maps.set_column(maps.column_names.index(name), name, pa.repeat(cells, maps.num_rows))
+        writer.commit(Batch(maps=maps))
+    footer = pq.read_metadata(pa.BufferReader(merge(tables, "maps", tables.parts("maps")).content))
+    assert footer.num_rows == 1400
+    assert footer.num_row_groups == 3
+
+
+def test_only_small_neighbours_of_one_partition_are_merged() -> None:
+    def part(name: str, size: int, seq: int, model: str = "m", rows: int | None = 10) -> LoggedPart:
+        return LoggedPart(name, size, rows, {"model_id": model}, {"commit_seq": seq}, {"commit_seq": seq})
+
+    parts = [
+        part("d", 40, 4),
+        part("a", 40, 1),
+        part("full", 90, 2),
+        part("b", 40, 3),
+        part("other", 10, 1, "n"),
+        part("uncounted", 10, 5, rows=None),
+        part("many", 10, 6, rows=240_000),
+        part("e", 40, 7),
+    ]
+    assert [[p.path for p in group] for group in choose(parts, 100)] == [["a", "b"], ["d", "e"]]
+    assert choose(parts, 41) == []
+
+
+def test_dry_run_counts_and_changes_nothing(tmp_path: Path) -> None:
+    uri = str(tmp_path / "tables")
+    fill(uri, StorageOptions())
+    tables = Tables.open(uri)
+    versions = [tables.delta(name).version() for name in DATA_TABLES]
+    plans = plan_compaction(tables)
+    sizes = [part.size_bytes for part in tables.parts("maps") if part.partition["model_id"] == LUMA.model_id]
+    assert Compaction("maps", LUMA.model_id, 3, 1, sum(sizes), None) in plans
+    tables.refresh()
+    assert [tables.delta(name).version() for name in DATA_TABLES] == versions
+
+
+def test_of_two_compactions_one_is_refused(tables_place: tuple[str, StorageOptions]) -> None:
+    """delta-rs alone accepts both, and every row stands twice."""
+    uri, options = tables_place
+    writer = fill(uri, options)
+    rows = Tables.open(uri, options).dataset("scores").to_table().num_rows
+    first, second = Tables.open(uri, options), Tables.open(uri, options)
+    made = {}
+    for tables in (first, second):
+        group = choose(tables.parts("scores"), 1 << 20)[0]
+        made[tables] = (group, merge(tables, "scores", group))
+        store(tables, "scores", made[tables][1])
+    writer.commit(make_batch(["between"]))
+    replace(first, "scores", *made[first])
+    with pytest.raises(FatalError, match="another compaction of table 'scores'"):
+        replace(second, "scores", *made[second])
+    again = Tables.open(uri, options)
+    assert again.dataset("scores").to_table().num_rows == rows + 1
+    file_system, root = again.part_filesystem("scores")
+    assert file_system.exists(f"{root}/{made[first][1].path}")
+    assert not file_system.exists(f"{root}/{made[second][1].path}")
+    # The answer to the first one's commit may have been lost: it is found to have landed.
+    replace(first, "scores", *made[first])
+    assert Tables.open(uri, options).dataset("scores").to_table().num_rows == rows + 1
+
+
+def test_parts_with_other_rows_than_the_log_says_are_left_alone(tmp_path: Path) -> None:
+    tables = Tables.create(str(tmp_path))
+    writer = Writer(tables, "run-1")
+    writer.commit(make_batch(["a", "b"]))
+    whole = tables.parts("scores")[0]
+    rows = pq.ParquetFile(tmp_path / "scores" / whole.path).read()
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("fewer", {"numRecords": 3}),
+        ("narrow", {"numRecords": 2, "minValues": {"video_id": "b", "commit_seq": 0}}),
+    ]
+    for stem, stats in cases:
+        part = make_part(rows, find_schema("scores"), whole.partition, stem)
+        (tmp_path / "scores" / part.path).write_bytes(part.content)
+        told = statistics(pq.read_metadata(pa.BufferReader(part.content))) | stats
+        logged = LoggedPart(
+            part.path, part.action.size, told["numRecords"], whole.partition, told["minValues"], told["maxValues"]
+        )
+        with pytest.raises(FatalError, match=r"the log (promises 5 rows|has)"):
+            merge(tables, "scores", [whole, logged] if stem == "fewer" else [logged])
+
+
+def test_parts_of_an_older_schema_and_of_delta_rs_are_merged(tmp_path: Path) -> None:
+    uri = str(tmp_path / "tables")
+    fill(uri, StorageOptions())
+    # delta-rs escapes the partition's '@' in the paths of its own parts.
+    DeltaTable(f"{uri}/scores").optimize.compact()
+    tables = Tables.open(uri)
+    tables.add_columns("scores", [pa.field("noise", pa.float64())])
+    writer = Writer(tables, "run-2")
+    batch = make_batch(["new"])
+    writer.commit(type(batch)(batch.maps, batch.clips, None, batch.scores.append_column("noise", pa.array([0.5]))))
+    before = answers(uri, StorageOptions())
+    list(compact(Tables.open(uri)))
+    assert answers(uri, StorageOptions()) == before
+    assert len(Tables.open(uri).parts("scores")) == 2
+    assert errors(check_tables(Tables.open(uri))) == []
+
+
+_WRITER = """
+import sys
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.writer import Writer
+from tests.support.results import make_batch
+writer = Writer(Tables.open(sys.argv[1]), "run-2")
+for number in range(30):
+    writer.commit(make_batch([f"beside-{number}"], seed=number))
+    print(number, flush=True)
+"""
+
+
+def test_beside_a_process_that_commits_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    uri = str(tmp_path / "tables")
+    fill(uri, StorageOptions())
+    before = Tables.open(uri).dataset("scores").to_table().column("video_id").to_pylist()
+    merges_beside = 0
+    command = [sys.executable, "-c", _WRITER, uri]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in process.stdout:
+            merges_beside += sum(1 for _ in compact(Tables.open(uri)))
+    assert process.returncode == 0
+    assert merges_beside > 3
+    for name in ("scores", "maps", "clips"):
+        rows = Tables.open(uri).dataset(name).to_table().column("video_id").to_pylist()
+        assert sorted(row for row in rows if row.startswith("beside")) == sorted(f"beside-{n}" for n in range(30))
+    rows = Tables.open(uri).dataset("scores").to_table().column("video_id").to_pylist()
+    assert sorted(row for row in rows if not row.startswith("beside")) == sorted(before)
+    assert errors(check_tables(Tables.open(uri), deep=True)) == []
+
+
+# Dies where a part is stored and its commit has not begun.
+_KILLED = """
+import os, signal, sys
+from kvq_batch.tables import compaction
+from kvq_batch.tables.delta import Tables
+compaction.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+list(compaction.compact(Tables.open(sys.argv[1])))
+"""
+
+
+def test_a_kill_between_part_and_commit_leaves_the_tables_whole(tmp_path: Path) -> None:
+    uri = str(tmp_path / "tables")
+    fill(uri, StorageOptions())
+    before = answers(uri, StorageOptions())
+    process = subprocess.run([sys.executable, "-c", _KILLED, uri], cwd=ROOT, check=False)
+    assert process.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "tables").rglob("*-merged-*.parquet")
+    assert answers(uri, StorageOptions()) == before
+    assert errors(check_tables(Tables.open(uri), deep=True)) == []
+    (found,) = leftovers(Tables.open(uri), 0, with_orphans=True)
+    assert (found.kind, tmp_path / "tables" / found.table / found.path) == ("orphan", left)
+    assert list(compact(Tables.open(uri)))
+    assert answers(uri, StorageOptions()) == before
+    kept = Tables.open(uri)
+    delete_leftovers(kept, list(leftovers(kept, 0, with_orphans=True)), 0, with_orphans=True)
+    assert not left.exists()
+    assert answers(uri, StorageOptions()) == before
+
+
+@pytest.mark.parametrize("where", [r"/scores/model_id.*-merged-.*\.parquet", r"/scores/_delta_log/.*\.json"])
+@pytest.mark.parametrize("fault", [SLOW_DOWN, Lost(), Reset()], ids=repr)
+def test_a_store_that_stumbles_costs_no_row(
+    fault: Fault, where: str, s3_prefix: S3Location, fault_proxy: FaultProxy
+) -> None:
+    """Even where the commit landed and its answer was lost: it is not made a second time."""
+    uri, options = f"{s3_prefix.uri}/tables", fault_proxy.options(attempts=2)
+    writer = Writer(Tables.create(uri, options), "run-1")
+    for number in range(3):
+        writer.commit(make_batch([f"v{number}"], seed=number))
+    rule = fault_proxy.add(fault, method="PUT", pattern=where, times=1)
+    list(compact(Tables.open(uri, options)))
+    assert rule.num_faults == 1
+    tables = Tables.open(uri, options)
+    assert len(tables.parts("scores")) == 1
+    assert sorted(tables.dataset("scores").to_table().column("video_id").to_pylist()) == ["v0", "v1", "v2"]
+
+
+@pytest.mark.parametrize("where", [r"/scores/model_id.*-merged-.*\.parquet", r"/scores/_delta_log/.*\.json"])
+def test_a_store_that_refuses_stops_it_with_everything_as_it_was(
+    where: str, s3_prefix: S3Location, fault_proxy: FaultProxy
+) -> None:
+    uri, options = f"{s3_prefix.uri}/tables", fault_proxy.options(attempts=2)
+    writer = Writer(Tables.create(uri, options), "run-1")
+    for number in range(3):
+        writer.commit(make_batch([f"v{number}"], seed=number))
+    fault_proxy.add(DENIED, method="PUT", pattern=where)
+    with pytest.raises(FatalError, match=r"table 'scores' cannot be compacted: access is denied"):
+        list(compact(Tables.open(uri, options)))
+    fault_proxy.clear()
+    tables = Tables.open(uri, options)
+    assert len(tables.parts("scores")) == 3
+    assert sorted(tables.dataset("scores").to_table().column("video_id").to_pylist()) == ["v0", "v1", "v2"]
+    assert list(compact(tables))

@@ -1,0 +1,26 @@
+"""DuckDB for our own statements: where it may put what does not fit into memory."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from kvq_batch.tables.database import TEMPORARY, connect
+
+
+def test_what_does_not_fit_leaves_the_folder_of_the_command_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    with connect() as connection:
+        connection.execute("SET memory_limit = '30MB'")
+        connection.execute("SET threads = 1")
+        query = "SELECT count(*) FROM (SELECT i FROM range(3000000) t(i) ORDER BY hash(i), i DESC OFFSET 1)"
+        assert connection.execute(query).fetchall() == [(2_999_999,)]
+        (folder,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
+        assert folder == str(tmp_path / "scratch" / TEMPORARY)
+        assert (tmp_path / "scratch" / TEMPORARY).is_dir()
+    assert not list((tmp_path / "scratch").rglob("*.tmp"))
+    assert not (tmp_path / ".tmp").exists()

@@ -1,0 +1,164 @@
+"""Who may write: one owner, on a local path and on a real S3 server, with real processes that die and pause."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.domain.shard import Shard
+from kvq_batch.storage.objects import ConditionalObject
+from kvq_batch.tables import lease as leases
+from kvq_batch.tables.lease import FILE, Holder, file_of, hold, read_holder
+from tests.support.s3 import S3Location
+from tests.support.stores import Store
+
+KEEPER = """
+import sys, time
+from kvq_batch.tables import lease as leases
+from kvq_batch.tables.lease import Holder, hold
+from kvq_batch.storage.options import StorageOptions
+leases.RENEW_EVERY_S = 0.3
+uri, endpoint = sys.argv[1], sys.argv[2] or None
+with hold(uri, StorageOptions(endpoint, "us-east-1"), Holder.this_process("keeper", "nightly")) as lease:
+    print("held", flush=True)
+    while lease.successor is None:
+        time.sleep(0.05)
+    print(f"expelled by {lease.successor}", flush=True)
+"""
+
+
+def me(run_id: str = "mine") -> Holder:
+    return Holder.this_process(run_id, "nightly")
+
+
+@pytest.fixture(autouse=True)
+def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LIFE_S", 2.0)
+    monkeypatch.setattr(leases, "RENEW_EVERY_S", 0.3)
+    monkeypatch.setattr(leases, "_LOOK_EVERY_S", 0.1)
+
+
+@pytest.fixture
+def keeper(store: Store) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lease until it is killed, or expelled."""
+    command = [sys.executable, "-c", KEEPER, store.uri, store.options.endpoint_url or ""]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_it_is_held_named_and_given_back(store: Store) -> None:
+    assert read_holder(store.uri, store.options) is None
+    for run_id in ("first", "second"):
+        holder = me(run_id)
+        with hold(store.uri, store.options, holder) as lease:
+            assert read_holder(store.uri, store.options) == holder
+            time.sleep(1.0)
+            lease.check()
+        assert read_holder(store.uri, store.options) is None
+
+
+def test_a_live_owner_is_not_disturbed_and_is_named(store: Store, keeper: subprocess.Popen[str]) -> None:
+    with (
+        pytest.raises(SpecError, match=r"run keeper of job 'nightly' \(process \d+ on .* is at work"),
+        hold(store.uri, store.options, me()),
+    ):
+        pass
+    assert keeper.poll() is None
+    holder = read_holder(store.uri, store.options)
+    assert holder is not None
+    assert (holder.run_id, holder.pid) == ("keeper", keeper.pid)
+
+
+def test_an_owner_that_died_here_is_followed_at_once(store: Store, keeper: subprocess.Popen[str]) -> None:
+    keeper.kill()
+    keeper.wait()
+    told: list[str] = []
+    with hold(store.uri, store.options, me(), told.append):
+        holder = read_holder(store.uri, store.options)
+        assert holder is not None
+        assert holder.run_id == "mine"
+    assert told == []
+
+
+def test_an_owner_elsewhere_is_waited_for_and_then_followed(s3_prefix: S3Location) -> None:
+    elsewhere = Holder("theirs", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
+    s3_prefix.put(FILE, leases._text(elsewhere, 7))
+    told: list[str] = []
+    with hold(s3_prefix.uri, s3_prefix.options, me(), told.append):
+        assert "run theirs" in told[0]
+        assert "may still be at work" in told[0]
+
+
+def test_an_owner_paused_beyond_its_life_finds_itself_expelled(s3_prefix: S3Location) -> None:
+    command = [sys.executable, "-c", KEEPER, s3_prefix.uri, s3_prefix.options.endpoint_url or ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            with hold(s3_prefix.uri, s3_prefix.options, me()):
+                os.kill(process.pid, signal.SIGCONT)
+                assert process.stdout.readline().startswith("expelled by run mine of job 'nightly'")
+        finally:
+            process.kill()
+
+
+def test_who_was_expelled_says_so_and_gives_nothing_back(s3_prefix: S3Location) -> None:
+    thief = Holder("theirs", "other", "another-host", "another-boot", 1, 1, me().taken_at)
+    with hold(s3_prefix.uri, s3_prefix.options, me()) as lease:
+        s3_prefix.put(FILE, leases._text(thief, 0))
+        end = time.monotonic() + 10
+        while lease.successor is None and time.monotonic() < end:
+            time.sleep(0.05)
+        with pytest.raises(FatalError, match=r"run theirs of job 'other'.* has taken over .* run mine ends"):
+            lease.check()
+    assert read_holder(s3_prefix.uri, s3_prefix.options) == thief
+
+
+def test_leases_of_shards_that_ran_out_make_way_and_their_owners_learn_of_it(s3_prefix: S3Location) -> None:
+    """Two drivers elsewhere, of which nobody hears any more, and a run of the whole."""
+    shards = [Shard(number, 2) for number in (1, 2)]
+    for shard in shards:
+        elsewhere = Holder(f"run-{shard}", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
+        s3_prefix.put(file_of(shard), leases._text(elsewhere, 7))
+    told: list[str] = []
+    with hold(s3_prefix.uri, s3_prefix.options, me(), told.append):
+        assert sorted(text.split(" of job")[0].rpartition(" ")[2] for text in told) == ["run-1/2", "run-2/2"]
+        holder = read_holder(s3_prefix.uri, s3_prefix.options)
+        assert holder is not None
+        assert holder.run_id == "mine"
+    for shard in shards:
+        found = ConditionalObject(f"{s3_prefix.uri}/{file_of(shard)}", s3_prefix.options).read()
+        assert found is not None
+        assert found[0] == b""
+
+
+def test_what_is_no_lease_is_refused_and_kept(store: Store) -> None:
+    store.put(FILE, b"somebody's notes")
+    with pytest.raises(SpecError, match="is no lease of ours"), hold(store.uri, store.options, me()):
+        pass
+
+
+def test_a_place_without_conditional_writes_is_refused() -> None:
+    from kvq_batch.storage.options import StorageOptions
+
+    with pytest.raises(SpecError, match="local path or on s3://"), hold("memory://x", StorageOptions(), me()):
+        pass
+
+
+def test_a_process_number_that_was_given_out_again_is_not_its_owner(tmp_path: Path) -> None:
+    holder = me()
+    assert not holder.is_dead_here
+    later = Holder(holder.run_id, holder.job, holder.host, holder.boot_id, holder.pid, holder.born - 1, holder.taken_at)
+    assert later.is_dead_here

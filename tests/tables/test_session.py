@@ -1,0 +1,225 @@
+"""Read-only questions: what is answered, and everything that is refused."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.session import Session, open_session
+from kvq_batch.tables.writer import Writer
+from tests.support.results import make_batch
+
+a_variable_of_the_program = pa.table({"secret": [1]})
+
+
+def make_tables(folder: Path) -> Tables:
+    tables = Tables.create(str(folder / "tables"))
+    Writer(tables, "run-1").commit(make_batch(["a", "b"]))
+    return tables
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """One session for all questions: what is refused must leave it as it was."""
+    with Session(make_tables(tmp_path_factory.mktemp("session")), num_threads=2) as opened:
+        yield opened
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "outside.parquet")
+    (tmp_path / "outside.csv").write_text("x\n1\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT video_id FROM scores",
+        "  -- which\n/* and */ select video_id from scores;  ",
+        "FROM scores SELECT video_id",
+        "WITH s AS (SELECT * FROM scores) SELECT video_id FROM s",
+        "SELECT video_id FROM scores UNION SELECT video_id FROM clips",
+    ],
+)
+def test_questions_are_answered(session: Session, query: str) -> None:
+    answer = session.sql(query)
+    assert sorted(answer.column("video_id").to_pylist()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "EXPLAIN SELECT * FROM scores",
+        "explain analyze select * from scores",
+        "EXPLAIN (ANALYZE, FORMAT json) SELECT 1",
+        "EXPLAIN (SELECT 1)",
+        "/* why */ EXPLAIN -- so\n ANALYZE /* slow */ SELECT 1",
+        "DESCRIBE scores",
+        "SUMMARIZE failures",
+        "SHOW TABLES",
+        "VALUES (1)",
+    ],
+)
+def test_explanations_are_given(session: Session, query: str) -> None:
+    assert session.sql(query).num_rows > 0
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "COPY scores TO '{outside}/copied.parquet'",
+        "COPY (SELECT 1) TO '{outside}/copied.csv'",
+        "COPY scores FROM '{outside}/outside.csv'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{outside}/copied.csv'",
+        "EXPORT DATABASE '{outside}/copied'",
+        "IMPORT DATABASE '{outside}/copied'",
+        "ATTACH '{outside}/copied.db'",
+        "ATTACH ':memory:' AS other",
+        "DETACH memory",
+        "USE memory",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "LOAD '{outside}/outside.csv'",
+        "PRAGMA version",
+        "PRAGMA enable_profiling",
+        "CALL pragma_version()",
+        "SET threads = 1",
+        "SET enable_external_access = true",
+        "RESET enable_external_access",
+        "SET VARIABLE x = 1",
+        "CREATE TABLE t AS SELECT 1",
+        "CREATE TEMP TABLE t (x INTEGER)",
+        "CREATE OR REPLACE VIEW scores AS SELECT 1 AS video_id",
+        "CREATE MACRO f(x) AS x",
+        "CREATE SECRET s (TYPE s3)",
+        "EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
+        "EXPLAIN (ANALYZE) CREATE TABLE t AS SELECT 1",
+        "/* SELECT */ EXPLAIN /* it */ ANALYZE -- now\n CREATE TABLE t AS SELECT 1",
+        "EXPLAIN INSERT INTO raw_scores SELECT * FROM raw_scores",
+        "INSERT INTO raw_scores SELECT * FROM raw_scores",
+        "WITH w AS (INSERT INTO raw_scores SELECT * FROM raw_scores RETURNING *) SELECT * FROM w",
+        "UPDATE raw_scores SET raw_score = 0",
+        "DELETE FROM raw_scores",
+        "DROP VIEW scores",
+        "ALTER VIEW scores RENAME TO other",
+        "PREPARE p AS SELECT 1",
+        "EXECUTE p",
+        "BEGIN",
+        "CHECKPOINT",
+        "VACUUM",
+        "SELECT 1; SELECT 2",
+        "SELECT 1; DROP VIEW scores",
+        "PIVOT scores ON model_id USING count(*)",
+        "",
+        "-- nothing",
+        ";",
+    ],
+)
+def test_what_is_no_question_is_refused(session: Session, outside: Path, query: str) -> None:
+    before = sorted(outside.rglob("*"))
+    with pytest.raises(SpecError):
+        session.sql(query.replace("{outside}", str(outside)))
+    assert sorted(outside.rglob("*")) == before
+    assert session.sql("SELECT video_id FROM scores").num_rows == 2
+    assert session.sql("SELECT * FROM duckdb_tables()").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "read_parquet('{outside}/outside.parquet')",
+        "parquet_metadata('{outside}/outside.parquet')",
+        "read_csv('{outside}/outside.csv')",
+        "sniff_csv('{outside}/outside.csv')",
+        "read_json('{outside}/outside.csv')",
+        "read_text('{outside}/outside.csv')",
+        "read_blob('{outside}/outside.csv')",
+        "glob('{outside}/*')",
+        "'{outside}/outside.parquet'",
+        "'{outside}/outside.csv'",
+        "'{outside}/tables/scores/*/*.parquet'",
+        "'s3://videos/outside.parquet'",
+        "'https://example.invalid/outside.parquet'",
+        "query('SELECT * FROM ''{outside}/outside.csv''')",
+        "a_variable_of_the_program",
+        "a_local_variable",
+        "arrow_scan(1, 2, 3)",
+        "pandas_scan(1)",
+    ],
+)
+def test_nothing_but_the_views_is_read(session: Session, outside: Path, source: str) -> None:
+    a_local_variable = pa.table({"secret": [2]})
+    assert a_local_variable.num_rows == 1
+    with pytest.raises(SpecError):
+        session.sql(f"SELECT * FROM {source.replace('{outside}', str(outside))}")
+
+
+def test_mistakes_are_explained(session: Session) -> None:
+    with pytest.raises(SpecError, match="vidoe_id"):
+        session.sql("SELECT vidoe_id FROM scores")
+    with pytest.raises(SpecError, match="syntax error"):
+        session.sql("SELEC 1")
+    with pytest.raises(SpecError, match="one SELECT or EXPLAIN over the views; this is COPY"):
+        session.sql("COPY scores TO 'x.csv'")
+    with pytest.raises(SpecError, match="this is 2 statements"):
+        session.sql("SELECT 1; SELECT 2")
+
+
+def test_times_are_utc(session: Session) -> None:
+    (row,) = session.sql("SELECT scored_at, scored_at::VARCHAR AS text FROM scores LIMIT 1").to_pylist()
+    assert row["scored_at"].isoformat() == "2026-01-02T03:04:05.678901+00:00"
+    assert row["text"] == "2026-01-02 03:04:05.678901+00"
+
+
+def test_a_session_shows_one_version(tmp_path: Path) -> None:
+    with Session(make_tables(tmp_path)) as session:
+        Writer(Tables.open(str(tmp_path / "tables")), "run-2").commit(make_batch(["c"]))
+        assert session.sql("SELECT * FROM scores").num_rows == 2
+    with open_session(str(tmp_path / "tables")) as later:
+        assert later.sql("SELECT * FROM scores").num_rows == 3
+
+
+def test_a_part_that_is_gone_is_told(tmp_path: Path) -> None:
+    with Session(make_tables(tmp_path)) as session:
+        for part in (tmp_path / "tables" / "scores").rglob("*.parquet"):
+            part.unlink()
+        with pytest.raises(SpecError, match=r"scores|not found|No such file"):
+            session.sql("SELECT * FROM scores")
+
+
+def test_threads_may_share_a_session(session: Session) -> None:
+    answers: list[int] = []
+
+    def ask() -> None:
+        for _ in range(5):
+            answers.append(session.sql("SELECT * FROM scores").num_rows)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [2] * 15
+
+
+def test_no_tables_no_session(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no tables here"):
+        open_session(str(tmp_path / "nowhere"))
+
+
+def test_what_does_not_fit_into_memory_spills_elsewhere_than_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with Session(make_tables(tmp_path), memory_limit="60MB", num_threads=1) as opened:
+        answer = opened.sql("SELECT count(DISTINCT i) AS numbers FROM range(4000000) t(i)")
+    assert answer.to_pylist() == [{"numbers": 4_000_000}]
+    assert list(here.iterdir()) == []

@@ -1,0 +1,129 @@
+"""What vacuum takes: replaced parts and orphans, never what a run, a compaction or a reader may still need."""
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.planning.plan import make_plan
+from kvq_batch.planning.plan_store import FOLDER
+from kvq_batch.storage.options import StorageOptions, filesystem
+from kvq_batch.tables.compaction import compact, merge, store
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.lease import Holder, hold, read_holder
+from kvq_batch.tables.schemas import DATA_TABLES
+from kvq_batch.tables.session import Session
+from kvq_batch.tables.vacuum import Retention, delete_leftovers, leftovers, retention
+from kvq_batch.tables.writer import Writer
+from tests.support.results import KVQ, make_batch, make_catalog
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def fill(uri: str, options: StorageOptions) -> Tables:
+    tables = Tables.create(uri, options)
+    writer = Writer(tables, "run-1")
+    for number in range(3):
+        writer.commit(make_batch([f"v{number}"], seed=number))
+    return tables
+
+
+def test_replaced_parts_and_orphans_go_and_nothing_else(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = fill(uri, options)
+    replaced = {(name, part.path) for name in DATA_TABLES for part in tables.parts(name)}
+    list(compact(tables))
+    orphan = merge(tables, "maps", tables.parts("maps"))
+    store(tables, "maps", orphan)
+    file_system, root = filesystem(uri, options)
+    file_system.makedirs(f"{root}/{FOLDER}", exist_ok=True)
+    for beside in (f"{FOLDER}/run-1.parquet", "lease.json"):
+        file_system.pipe_file(f"{root}/{beside}", b"kept")
+
+    assert list(leftovers(tables, 24, with_orphans=True)) == []
+    known = list(leftovers(tables, 0, with_orphans=False))
+    assert {(found.table, found.path) for found in known} == replaced
+    everything = list(leftovers(tables, 0, with_orphans=True))
+    assert {(f.table, f.path) for f in everything if f.kind == "orphan"} == {("maps", orphan.path)}
+    assert {(f.table, f.path) for f in everything if f.kind == "replaced"} == replaced
+    assert next(f for f in everything if f.kind == "orphan").size_bytes == len(orphan.content)
+    assert all(abs(f.modified_at - datetime.now(UTC)) < timedelta(minutes=10) for f in everything)
+
+    rows = tables.dataset("maps").to_table()
+    delete_leftovers(tables, known, 0, with_orphans=False)
+    assert {f.path for f in leftovers(tables, 0, with_orphans=True)} == {orphan.path}
+    delete_leftovers(tables, list(leftovers(tables, 0, with_orphans=True)), 0, with_orphans=True)
+    again = Tables.open(uri, options)
+    assert list(leftovers(again, 0, with_orphans=True)) == []
+    assert again.dataset("maps").to_table().equals(rows)
+    for beside in (f"{FOLDER}/run-1.parquet", "lease.json"):
+        assert file_system.cat_file(f"{root}/{beside}") == b"kept"
+    Writer(again, "run-2").commit(make_batch(["later"]))
+
+
+def test_a_replaced_part_is_as_old_as_its_removal(tmp_path: Path) -> None:
+    """A session that was opened before the compaction still reads what was written a month ago."""
+    tables = fill(str(tmp_path), StorageOptions())
+    a_month_ago = time.time() - 30 * 86400
+    for path in tmp_path.rglob("*.parquet"):
+        os.utime(path, (a_month_ago, a_month_ago))
+    list(compact(tables))
+    assert list(leftovers(tables, 1, with_orphans=True)) == []
+    orphan = merge(tables, "maps", tables.parts("maps"))
+    store(tables, "maps", orphan)
+    assert list(leftovers(tables, 1, with_orphans=True)) == []
+    os.utime(tmp_path / "maps" / orphan.path, (a_month_ago, a_month_ago))
+    assert [found.path for found in leftovers(tables, 1, with_orphans=True)] == [orphan.path]
+
+
+def test_retention_is_never_less_than_what_the_holder_needs() -> None:
+    holder = Holder("run-1", "nightly", "host", "boot", 1, 1, NOW - timedelta(hours=30, minutes=20))
+    assert retention(timedelta(days=7), None, NOW) == Retention(168)
+    assert retention(timedelta(days=7), holder, NOW) == Retention(168)
+    for is_alone in (False, True):
+        kept = retention(timedelta(hours=3), holder, NOW, is_alone)
+        assert kept.hours == 32
+        assert "run run-1 of job 'nightly'" in kept.why
+        assert "retention is 32 h and not 3 h" in kept.why
+    with pytest.raises(SpecError, match=r"a retention of 0 h.*--alone"):
+        retention(timedelta(0), None, NOW)
+    assert retention(timedelta(0), None, NOW, is_alone=True) == Retention(0)
+
+
+def test_what_a_live_run_has_stored_and_not_committed_stays(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = fill(uri, options)
+    with hold(uri, options, Holder.this_process("run-2", "nightly")):
+        store(tables, "maps", merge(tables, "maps", tables.parts("maps")))
+        kept = retention(timedelta(0), read_holder(uri, options), datetime.now(UTC), is_alone=True)
+        assert kept.hours == 2
+        assert list(leftovers(tables, kept.hours, with_orphans=True)) == []
+    kept = retention(timedelta(0), read_holder(uri, options), datetime.now(UTC), is_alone=True)
+    assert len(list(leftovers(tables, kept.hours, with_orphans=True))) == 1
+
+
+def test_a_session_whose_parts_are_gone_says_reopen(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = fill(uri, options)
+    question = "SELECT video_id FROM scores ORDER BY 1"
+    old_parts = [part.path for part in tables.parts("scores")]
+    with Session(Tables.open(uri, options)) as session:
+        list(compact(tables))
+        assert session.sql(question).num_rows == 3
+        delete_leftovers(tables, list(leftovers(tables, 0, with_orphans=False)), 0, with_orphans=False)
+        with pytest.raises(SpecError, match=r"is gone: reopen, the tables were compacted since") as caught:
+            session.sql(question)
+        assert any(path in str(caught.value) for path in old_parts)
+        assert "\n" not in str(caught.value)
+    stale = Tables.open(uri, options)
+    with Session(stale) as session:
+        assert session.sql(question).num_rows == 3
+        file_system, root = stale.part_filesystem("scores")
+        file_system.rm_file(f"{root}/{stale.parts('scores')[0].path}")
+        with pytest.raises(SpecError, match=r"though the log names it; see `kvq-batch tables check`"):
+            session.sql(question)
+        with pytest.raises(SpecError, match=r"is gone: the tables were compacted while they were read, or"):
+            make_plan(stale, make_catalog(["v0"]), "nightly", [KVQ])

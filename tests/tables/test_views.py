@@ -1,0 +1,267 @@
+"""The views: what is current, what is stale, what is invisible, and the score out of the stored maps."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from kvq_batch.catalog.row_versions import catalog_changes
+from kvq_batch.domain.identity import ModelRef
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import make_rows
+from kvq_batch.tables.session import Session, open_session
+from kvq_batch.tables.views import VIEWS, describe_views
+from kvq_batch.tables.writer import Batch, Writer
+from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_maps, make_model, make_run
+
+NEWER_KVQ = ModelRef("kvq-tiny", "kvq-tiny@2-00000000aaaa", KVQ.fingerprint)
+
+STATED_ERROR = 1e-9
+"""Largest difference between a stored score and mean(weighted) of its maps, absolute (see benchmarks/maps_encoding)."""
+
+
+def ask(tables: Tables, query: str) -> list[dict[str, Any]]:
+    tables.refresh()
+    with Session(tables, num_threads=2) as session:
+        rows: list[dict[str, Any]] = session.sql(query).to_pylist()
+    return rows
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Tables:
+    return Tables.create(str(tmp_path / "tables"))
+
+
+def start(tables: Tables, run_id: str, videos: list[str], models: list[ModelRef], **options: Any) -> Writer:
+    """A writer whose run and catalog are committed, as the engine does it."""
+    writer = Writer(tables, run_id)
+    catalog_name = options.pop("catalog_name", "nightly")
+    writer.write_run(make_run(models, catalog_name))
+    writer.write_catalog(catalog_changes(tables, make_catalog(videos, **options), catalog_name))
+    return writer
+
+
+def test_fresh_tables_give_empty_views(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    Tables.create(uri, options)
+    with open_session(uri, options) as session:
+        for view in VIEWS:
+            assert session.sql(f"SELECT * FROM {view}").num_rows == 0
+
+
+def test_the_score_comes_out_of_the_maps_in_sql(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = Tables.create(uri, options)
+    videos = [f"v{number}" for number in range(20)]
+    start(tables, "run-1", videos, [KVQ]).commit(make_batch(videos, num_clips=2))
+    found = ask(
+        tables,
+        """SELECT abs(avg(weighted) - any_value(k.raw_score)) AS error, count(*) AS num_cells
+        FROM regions r JOIN clips k USING (video_id, model_id, clip_index) GROUP BY r.video_id, clip_index""",
+    )
+    assert [row["num_cells"] for row in found] == [60] * 40
+    assert max(row["error"] for row in found) < STATED_ERROR
+    found = ask(
+        tables,
+        """SELECT max(abs(raw_score - again)) AS error FROM scores_latest
+        JOIN (SELECT video_id, avg(weighted) AS again FROM regions GROUP BY ALL) USING (video_id)""",
+    )
+    assert found[0]["error"] < STATED_ERROR
+
+
+def test_regions_are_the_cells_of_the_maps(tables: Tables) -> None:
+    start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], seed=7))
+    texture, saliency = make_maps(7)
+    rows = ask(tables, "SELECT * FROM regions ORDER BY slot, cell_row, cell_col")
+    assert [(r["slot"], r["cell_row"], r["cell_col"]) for r in rows] == list(np.ndindex(texture.shape))
+    assert list(rows[0]) == [
+        "video_id", "model_id", "clip_index", "slot", "slot_start_s",
+        "cell_row", "cell_col", "texture", "saliency", "weighted",
+    ]  # fmt: skip
+    step = np.ptp(texture) / 254
+    # Half a step of rounding, and the shift of the offset, which is large where cells are as few as here.
+    np.testing.assert_allclose([r["texture"] for r in rows], texture.ravel(), atol=step)
+    roots = [np.sqrt(r["saliency"]) for r in rows]
+    np.testing.assert_allclose(roots, np.sqrt(saliency.ravel()), atol=0.51 * np.ptp(np.sqrt(saliency)) / 254)
+    assert sorted({(r["slot"], r["slot_start_s"]) for r in rows}) == [(0, 0.0), (1, 1.5), (2, 3.0)]
+
+
+def test_one_map_alone_gives_regions_with_nulls(tables: Tables) -> None:
+    batch = make_batch(["a"])
+    place = batch.maps.column_names.index("saliency")
+    maps = batch.maps.set_column(place, "saliency", pa.nulls(1, pa.list_(pa.int8())))
+    start(tables, "run-1", ["a"], [KVQ]).commit(Batch(maps, batch.clips, None, batch.scores))
+    rows = ask(tables, "SELECT * FROM regions")
+    assert len(rows) == 60
+    assert all(r["saliency"] is None and r["weighted"] is None and r["texture"] is not None for r in rows)
+
+
+def test_maps_without_a_score_are_invisible(tables: Tables) -> None:
+    writer = start(tables, "run-1", ["a"], [KVQ])
+    orphan = make_batch(["a"])
+    writer.commit(Batch(maps=orphan.maps, clips=orphan.clips))
+    for view in ("maps", "clips", "regions"):
+        assert ask(tables, f"SELECT * FROM {view}") == []
+    writer.commit(orphan)
+    assert ask(tables, "SELECT count(*) AS num FROM maps") == [{"num": 1}]
+    assert ask(tables, "SELECT count(*) AS num FROM clips") == [{"num": 1}]
+    assert ask(tables, "SELECT count(*) AS num FROM regions") == [{"num": 60}]
+
+
+def test_latest_is_the_newest_by_commit_of_the_current_identity(tables: Tables) -> None:
+    writer = start(tables, "run-1", ["a", "b"], [KVQ])
+    writer.commit(make_batch(["a", "b"], seed=1))
+    forced = Writer(tables, "run-2")
+    forced.commit(make_batch(["a"], seed=50))
+    rows = ask(tables, "SELECT video_id, run_id, is_stale FROM scores_latest ORDER BY ALL")
+    assert rows == [
+        {"video_id": "a", "run_id": "run-2", "is_stale": False},
+        {"video_id": "b", "run_id": "run-1", "is_stale": False},
+    ]
+    assert len(ask(tables, "SELECT * FROM scores")) == 3
+    assert {row["n"] for row in ask(tables, "SELECT count(*) AS n FROM regions GROUP BY video_id")} == {60}
+
+
+def test_changed_content_is_stale_until_it_is_scored(tables: Tables) -> None:
+    start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], content="etag:1"))
+    writer = start(tables, "run-2", ["a"], [KVQ], content="etag:2")
+    (row,) = ask(tables, "SELECT content_id, is_stale FROM scores_latest")
+    assert row == {"content_id": "etag:1", "is_stale": True}
+    assert ask(tables, "SELECT * FROM regions") == []
+    writer.commit(make_batch(["a"], content="etag:2"))
+    (row,) = ask(tables, "SELECT content_id, is_stale FROM scores_latest")
+    assert row == {"content_id": "etag:2", "is_stale": False}
+    start(tables, "run-3", ["a"], [KVQ], content="etag:1")
+    (row,) = ask(tables, "SELECT content_id, is_stale, run_id FROM scores_latest")
+    assert row == {"content_id": "etag:1", "is_stale": False, "run_id": "run-1"}
+
+
+def test_changed_content_that_failed_leaves_the_old_score_stale(tables: Tables) -> None:
+    start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], content="etag:1"))
+    start(tables, "run-2", ["a"], [KVQ], content="etag:2").commit(make_failures(["a"], content="etag:2"))
+    assert ask(tables, "SELECT content_id, is_stale FROM scores_latest") == [{"content_id": "etag:1", "is_stale": True}]
+    assert ask(tables, "SELECT * FROM regions") == []
+    # Rolled back, the old score is the current one again, whatever failed since.
+    start(tables, "run-3", ["a"], [KVQ], content="etag:1")
+    assert ask(tables, "SELECT run_id, is_stale FROM scores_latest") == [{"run_id": "run-1", "is_stale": False}]
+
+
+def test_a_newer_model_makes_older_scores_stale_and_leaves_other_models_alone(tables: Tables) -> None:
+    writer = start(tables, "run-1", ["a"], [KVQ, LUMA])
+    writer.commit(make_batch(["a"], KVQ))
+    writer.commit(make_batch(["a"], LUMA))
+    writer = start(tables, "run-2", ["a"], [NEWER_KVQ])
+    query = "SELECT model_name, model_id, is_stale FROM scores_latest ORDER BY ALL"
+    assert [(r["model_name"], r["is_stale"]) for r in ask(tables, query)] == [("kvq-tiny", True), ("luma", False)]
+    writer.commit(make_batch(["a"], NEWER_KVQ))
+    assert ask(tables, query)[0] == {"model_name": "kvq-tiny", "model_id": NEWER_KVQ.model_id, "is_stale": False}
+
+
+def test_a_catalog_that_stays_with_its_model_is_not_made_stale_by_another(tables: Tables) -> None:
+    start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], KVQ))
+    start(tables, "run-2", ["z"], [NEWER_KVQ], catalog_name="trial").commit(make_batch(["z"], NEWER_KVQ))
+    rows = ask(tables, "SELECT video_id, model_id, is_stale FROM scores_latest ORDER BY ALL")
+    assert [(r["video_id"], r["model_id"], r["is_stale"]) for r in rows] == [
+        ("a", KVQ.model_id, False),
+        ("z", NEWER_KVQ.model_id, False),
+    ]
+
+
+def test_videos_that_left_are_gone_from_catalog_and_latest_not_from_scores(tables: Tables) -> None:
+    start(tables, "run-1", ["a", "b"], [KVQ]).commit(make_batch(["a", "b"]))
+    start(tables, "run-2", ["b"], [KVQ])
+    assert ask(tables, "SELECT video_id, first_run_id, run_id, last_run_id FROM catalog") == [
+        {"video_id": "b", "first_run_id": "run-1", "run_id": "run-1", "last_run_id": "run-2"}
+    ]
+    assert [row["video_id"] for row in ask(tables, "SELECT video_id FROM scores_latest")] == ["b"]
+    assert len(ask(tables, "SELECT * FROM scores")) == 2
+
+
+def test_a_video_that_left_one_of_two_catalogs_stays(tables: Tables) -> None:
+    start(tables, "run-1", ["a"], [KVQ], catalog_name="one")
+    start(tables, "run-2", ["a"], [KVQ], catalog_name="two")
+    start(tables, "run-3", [], [KVQ], catalog_name="two")
+    assert ask(tables, "SELECT video_id, catalog FROM catalog") == [{"video_id": "a", "catalog": "one"}]
+
+
+def test_catalog_columns_are_those_of_today(tables: Tables) -> None:
+    start(tables, "run-1", ["a", "b"], [KVQ])
+    start(tables, "run-2", ["a", "b"], [KVQ], country=["de", "fr"])
+    rows = ask(tables, "SELECT video_id, country, run_id FROM catalog ORDER BY ALL")
+    assert [tuple(row.values()) for row in rows] == [("a", "de", "run-2"), ("b", "fr", "run-2")]
+
+
+def test_mos_is_the_default_calibration(tables: Tables) -> None:
+    writer = start(tables, "run-1", ["a"], [KVQ, LUMA])
+    writer.commit(make_batch(["a"], KVQ))
+    writer.commit(make_batch(["a"], LUMA))
+    writer.write_models(make_model(KVQ))
+    writer.write_models(make_model(LUMA))
+    assert [row["mos"] for row in ask(tables, "SELECT mos FROM scores")] == [None, None]
+    writer.write_models(make_model(KVQ, "konvid", (0.0, 10.0, 0.0, 1.0), is_default=True))
+    writer.write_models(make_model(KVQ, "lsvq", (1.0, 5.0, 0.3, -0.1), is_default=True))
+    rows = ask(tables, "SELECT raw_score, mos FROM scores_latest WHERE model_name = 'kvq-tiny'")
+    raw_score, mos = rows[0]["raw_score"], rows[0]["mos"]
+    assert mos == pytest.approx(5 + (1 - 5) / (1 + np.exp(-(raw_score - 0.3) / 0.1)))
+    assert [row["mos"] for row in ask(tables, "SELECT mos FROM scores WHERE model_name = 'luma'")] == [None]
+    cards = ask(tables, "SELECT calibration, is_default FROM models WHERE model_name = 'kvq-tiny' ORDER BY ALL")
+    assert [(c["calibration"], c["is_default"]) for c in cards] == [("konvid", False), ("lsvq", True), (None, False)]
+    writer.write_models(make_model(KVQ, "konvid", (0.0, 10.0, 0.0, 1.0), is_default=True))
+    (row,) = ask(tables, "SELECT mos FROM scores WHERE model_name = 'kvq-tiny'")
+    assert row["mos"] == pytest.approx(10 - 10 / (1 + np.exp(-raw_score)))
+
+
+def test_runs_show_their_newest_state(tables: Tables) -> None:
+    writer = Writer(tables, "run-1")
+    writer.write_run(make_run(state="running"))
+    writer.write_run(make_run(state="finished"))
+    assert [row["state"] for row in ask(tables, "SELECT state FROM runs")] == ["finished"]
+
+
+def test_failures_are_all_there(tables: Tables) -> None:
+    Writer(tables, "run-1").commit(make_failures(["a", "b"]))
+    (row,) = ask(tables, "SELECT * FROM failures WHERE video_id = 'a'")
+    assert (row["stage"], row["final"], row["permanent"], row["run_id"]) == ("decode", True, True, "run-1")
+
+
+def test_segments_join_the_catalog(tables: Tables) -> None:
+    videos = ["a", "b", "c"]
+    start(tables, "run-1", videos, [KVQ], country=["de", "de", "fr"]).commit(make_batch(videos))
+    rows = ask(
+        tables,
+        """SELECT country, count(DISTINCT video_id)::INTEGER AS videos, count(*)::INTEGER AS cells FROM regions
+        JOIN catalog USING (video_id) WHERE cell_row >= 2 GROUP BY country ORDER BY country""",
+    )
+    assert rows == [{"country": "de", "videos": 2, "cells": 60}, {"country": "fr", "videos": 1, "cells": 30}]
+
+
+def test_old_and_new_parts_are_read_together(tables_place: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_place
+    tables = Tables.create(uri, options)
+    writer = start(tables, "run-1", ["old", "new"], [KVQ])
+    writer.commit(make_batch(["old"]))
+    tables.add_columns("scores", [pa.field("noise", pa.float64())])
+    batch = make_batch(["new"])
+    scores = batch.scores.append_column("noise", pa.array([0.5]))
+    writer.commit(Batch(batch.maps, batch.clips, None, scores))
+    rows = ask(tables, "SELECT video_id, noise FROM scores_latest ORDER BY ALL")
+    assert [tuple(row.values()) for row in rows] == [("new", 0.5), ("old", None)]
+    assert [r["video_id"] for r in ask(tables, "SELECT video_id FROM scores WHERE noise > 0.1")] == ["new"]
+
+
+def test_every_column_is_described() -> None:
+    views = describe_views()
+    assert list(views) == list(VIEWS)
+    for view in views.values():
+        assert view.about
+        assert all(column.comment and column.type for column in view.columns)
+    names = {name: {column.name for column in view.columns} for name, view in views.items()}
+    wanted = {"video_id", "uri", "content_id", "model_id", "raw_score", "mos", "num_clips", "run_id", "scored_at"}
+    assert wanted <= names["scores"]
+    assert wanted | {"is_stale"} <= names["scores_latest"]
+    failures = {"video_id", "model_id", "stage", "error", "message", "final", "permanent", "run_id"}
+    assert failures <= names["failures"]
+    assert make_rows("clips", []).num_rows == 0

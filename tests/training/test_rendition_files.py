@@ -1,0 +1,159 @@
+"""Views of versions: which pixels and labels a step sees, that a draw gives the same ones again, what is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.training.rendition_files import Framing, VersionFiles
+from kvq_batch.training.samples import Sample
+
+FRAMING = Framing(
+    input_size=(16, 16), grid=(4, 4), is_cut=True, slot_frames=2, num_slots=4, frame_slots=(0, 1, 2, 3), flip=False
+)
+LABELS = (90.0, 30.0)
+HEIGHT, WIDTH = 40, 60
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> VersionFiles:
+    """Two versions of one source: every pixel of a frame says its version (red), row (green) and column (blue)."""
+    frames, cells = [], []
+    for version, label in enumerate(LABELS):
+        pixels = np.zeros((4, HEIGHT, WIDTH, 3), np.uint8)
+        pixels[..., 0] = 100 * version + np.arange(4)[:, None, None]
+        pixels[..., 1], pixels[..., 2] = np.arange(HEIGHT)[:, None], np.arange(WIDTH)
+        frames.append(tmp_path / f"{version}.npy")
+        np.save(frames[-1], pixels)
+        cells.append(tmp_path / f"{version}-cells.npy")
+        np.save(cells[-1], np.full((4, 5, 7), label, np.float32) + np.arange(4, dtype=np.float32)[:, None, None])
+    samples = [Sample(f"v{n}", "scene", label, frames_id="same") for n, label in enumerate(LABELS)]
+    return VersionFiles(samples, frames, cells, FRAMING)
+
+
+def test_the_fixed_view_is_every_frame_cut_in_the_middle_as_for_scoring(files: VersionFiles) -> None:
+    files.check()
+    views = files.read([1], None)
+    assert views.clips.shape == (1, 4, 16, 16, 3)
+    assert views.labels.tolist() == [30.0]
+    # Cells of 10 x 15 pixels, patches of 4 x 4 in their middles.
+    assert views.clips[0, 0, :, 0, 1].tolist() == [3, 4, 5, 6, 13, 14, 15, 16, 23, 24, 25, 26, 33, 34, 35, 36]
+    assert views.clips[0, 0, 0, :4, 2].tolist() == [5, 6, 7, 8]
+
+
+def test_a_drawn_view_is_one_slot_with_the_labels_of_its_frames(files: VersionFiles) -> None:
+    seen = set()
+    for draw in range(30):
+        views = files.read([0], draw)
+        assert views.clips.shape == (1, 2, 16, 16, 3)
+        first = int(views.clips[0, 0, 0, 0, 0])
+        assert views.clips[0, 1, 0, 0, 0] == first + 1
+        assert views.cells is not None
+        # Frames 0 and 1 lie in slots 0 and 1 of the labels, whose mean is theirs.
+        assert np.all(views.cells == 90 + first + 0.5)
+        assert views.labels[0] == 90 + first + 0.5
+        rows = views.clips[0, 0, :, 0, 1].reshape(4, 4)
+        assert np.all(np.diff(rows.astype(int)) == 1)
+        assert np.all((rows[:, 0] >= 10 * np.arange(4)) & (rows[:, 3] < 10 * np.arange(1, 5)))
+        seen.add((first, rows[0, 0]))
+    assert {first for first, _ in seen} == {0, 2}
+    assert len(seen) > 6
+
+
+def test_a_mixture_carries_the_label_of_what_stands_in_each_cell(files: VersionFiles) -> None:
+    mixing = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, mix=1.0))
+    kinds = set()
+    for draw in range(20):
+        views = mixing.read([0], draw)
+        version = views.clips[0, 0, ::4, ::4, 0] // 100
+        assert views.cells is not None
+        assert np.array_equal(version, views.cells[0, 0] < 60)
+        assert views.labels[0] == pytest.approx(views.cells.mean())
+        kinds.add(int(version.sum()))
+    assert 0 in kinds
+    assert len(kinds) > 3
+
+
+def test_mirrored_and_turned_views_keep_pixels_and_cells_together(files: VersionFiles) -> None:
+    turned = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, mix=1.0, flip=True))
+    corners = set()
+    for draw in range(60):
+        views = turned.read([0], draw)
+        assert views.cells is not None
+        assert np.array_equal(views.clips[0, 0, ::4, ::4, 0] // 100, views.cells[0, 0] < 60)
+        # Green is the row and blue the column that a pixel had: which way they grow says what was done.
+        frame = views.clips[0, 0].astype(int)
+        corners.add((*np.sign(frame[-1, 0] - frame[0, 0])[1:], *np.sign(frame[0, -1] - frame[0, 0])[1:]))
+    assert len(corners) == 8
+
+
+def test_contrast_changes_pixels_and_no_label(files: VersionFiles) -> None:
+    for path in files.frames:
+        # In the middle of the range, so that nothing is clipped.
+        np.save(path, np.load(path) // 2 + 90)
+    changed = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, contrast=1.5))
+    gains = []
+    for draw in range(40):
+        plain, other = files.read([0], draw), changed.read([0], draw)
+        assert np.array_equal(plain.labels, other.labels)
+        gains.append(np.ptp(other.clips[..., 1].astype(int)) / np.ptp(plain.clips[..., 1].astype(int)))
+    assert 0.6 < min(gains) < 0.8
+    assert 1.25 < max(gains) < 1.6
+
+
+def test_a_view_follows_from_its_place_and_the_draw(files: VersionFiles) -> None:
+    mixing = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, mix=0.5, flip=True))
+    both, alone = mixing.read([0, 1], 7), mixing.read([1], 7)
+    assert np.array_equal(both.clips[1], alone.clips[0])
+    assert both.cells is not None
+    assert alone.cells is not None
+    assert np.array_equal(both.cells[1], alone.cells[0])
+    assert not np.array_equal(mixing.read([1], 8).clips, alone.clips)
+
+
+def test_versions_are_seen_at_the_same_places_and_mixed_each_for_itself(files: VersionFiles) -> None:
+    framing = dataclasses.replace(FRAMING, flip=True)
+    seen = dataclasses.replace(files, framing=framing)
+    places = set()
+    for draw in range(10):
+        views = seen.read([0, 1], draw)
+        # Red tells the version; green and blue, at which row and column a pixel was.
+        assert np.array_equal(views.clips[0, 0, ..., 1:], views.clips[1, 0, ..., 1:])
+        places.add(views.clips[0].tobytes())
+    assert len(places) == 10
+    mixing = dataclasses.replace(files, framing=dataclasses.replace(framing, mix=1.0))
+    cells = [mixing.read([0, 1], draw).cells for draw in range(10)]
+    assert any(found is not None and not np.array_equal(found[0] < 60, found[1] >= 60) for found in cells)
+
+
+def test_whole_frames_are_views_where_nothing_is_cut(files: VersionFiles, tmp_path: Path) -> None:
+    for path in files.frames:
+        np.save(path, np.load(path)[:, :16, :16])
+    whole = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, is_cut=False))
+    whole.check()
+    assert whole.read([0], 3).clips[0, 0, :, 0, 1].tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("1.npy", (4, 12, 60, 3), "60x12 pixels, the network needs 16x16"),
+        ("1.npy", (4, 40, 61, 3), "another version of the same frames is"),
+        ("1.npy", (2, 40, 60, 3), "not uint8 of 4 frames"),
+        ("1-cells.npy", (3, 5, 7), "not float32 of 4 slots"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused_by_name(
+    files: VersionFiles, tmp_path: Path, name: str, shape: tuple[int, ...], said: str
+) -> None:
+    np.save(tmp_path / name, np.zeros(shape, np.float32 if "cells" in name else np.uint8))
+    with pytest.raises(SpecError, match=f"1.npy .*{said}"):
+        files.check()
+
+
+def test_a_missing_file_is_refused_by_name(files: VersionFiles) -> None:
+    files.cells[1].unlink()
+    with pytest.raises(SpecError, match=r"no such file: .*1-cells\.npy"):
+        files.check()
