@@ -55,7 +55,7 @@ def fill(uri: str, num_videos: int, commit_size: int) -> None:
     writer.write_catalog(catalog)
     for start in range(0, num_videos, commit_size):
         writer.commit(make_batch([int(number) for number in order[start : start + commit_size]], generator))
-    counts = {"num_planned": num_videos, "num_scored": num_videos, "num_failed": 0, "num_not_reached": 0}
+    counts = {"num_planned": num_videos, "num_scored": num_videos, "num_failed": 0, "num_remaining": 0}
     row = make_run([MODEL], state="finished").to_pylist(maps_as_pydicts="lossy")[0]
     row = {name: value for name, value in row.items() if name not in ("run_id", "commit_seq")}
     writer.write_run(make_rows("runs", [row | counts]))

@@ -22,7 +22,7 @@ from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import run_job
-from kvq_batch.engine.work_tracker import Account
+from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 from kvq_batch.media.tasks import DecodeTask
@@ -39,7 +39,7 @@ class Watch(SilentObserver):
         self.first: float | None = None
         self.last = 0.0
 
-    def progressed(self, account: Account) -> None:
+    def progressed(self, account: WorkTracker) -> None:
         self.first = self.first or time.perf_counter()
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:

@@ -37,11 +37,11 @@ def plain_forward(weights: Weights, config: KvqConfig, clips: Tensor) -> dict[st
         if stage + 1 < len(config.depths):
             x = merge(x, weights, f"{root}.layers.{stage}.downsample")
     features = norm(x, weights, f"{root}.norm").permute(0, 4, 1, 2, 3)
-    pooled = []
+    avg_pool = []
     for level in levels:
         step = max(1, level.shape[3] // features.shape[4])
-        pooled.append(F.avg_pool3d(level, (1, step, step)))
-    stacked = torch.stack(pooled, dim=1)
+        avg_pool.append(F.avg_pool3d(level, (1, step, step)))
+    stacked = torch.stack(avg_pool, dim=1)
     texture = head(features, weights, "vqa_head")
     logits = F.conv3d(stacked, weights["weight_conv.weight"], weights["weight_conv.bias"]) + head(
         features, weights, "weight_head"

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from benchmarks.tables import print_table
-from kvq_batch.config.labels import DEFAULT_LADDERS, Versions
+from kvq_batch.config.labels import DEFAULT_LADDERS, Renditions
 from kvq_batch.config.recipe import Recipe, Step
 from kvq_batch.config.segment import Segment
 from kvq_batch.labeling.distortions import apply
 from kvq_batch.labeling.fidelity import measure
-from kvq_batch.labeling.labeler import Labeller
+from kvq_batch.labeling.labeler import Labeler
 from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.lossless import encode_lossless
 
@@ -60,10 +60,10 @@ def main() -> None:
             }
         )
     print_table(rows)
-    recipes = [Recipe(chain, (), 1) for chain in Versions().chains]
+    recipes = [Recipe(chain, (), 1) for chain in Renditions().chains]
 
     def all_of_them() -> None:
-        labeller = Labeller(source)
+        labeller = Labeler(source)
         for recipe in recipes:
             labeller.label(recipe)
 

@@ -1,6 +1,6 @@
 """What the framework itself costs: planned videos to committed scores, with decoding that is free.
 
-The decoder is replaced above the child process by frames of 0.3 MB that are ready; the weightless scorer, Ray Data,
+The decoder is replaced above the child process by frames of 0.3 MB that are ready; the handcrafted scorer, Ray Data,
 the ledger, Parquet and Delta are what runs otherwise. A second row puts the child and its shared memory back, with a
 task that hands over the same frames without decoding: its cost is the isolation. Times include no start of Ray.
 """
@@ -25,7 +25,7 @@ from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions, run_job
 from kvq_batch.engine.stream import ClipRow, StreamRows
-from kvq_batch.engine.work_tracker import Account
+from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.media.decode import Timings
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.scratch import ScratchWriter
@@ -78,7 +78,9 @@ def free_task(task: DecodeTask, scratch_file: Path) -> VideoLayout:
 
 
 def _row(item: dict[str, Any]) -> ClipRow:
-    return ClipRow(item["item"], item["attempt"], item["wanted"], 0, 1, 0.0, 1.0, "{}", 0, "none", "none:", 0.0, 1, 0.0)
+    return ClipRow(
+        item["item"], item["attempt"], item["model_mask"], 0, 1, 0.0, 1.0, "{}", 0, "none", "none:", 0.0, 1, 0.0
+    )
 
 
 class Watch(SilentObserver):
@@ -90,7 +92,7 @@ class Watch(SilentObserver):
         self.before = 0
         self.core_s = [0.0, 0.0]
 
-    def progressed(self, account: Account) -> None:
+    def progressed(self, account: WorkTracker) -> None:
         if self.first is None:
             self.first, self.before = time.perf_counter(), account.num_videos_done
             self.core_s[0] = time.process_time()

@@ -168,9 +168,9 @@ def compare(folder: Path, num_videos: int, num_generations: int) -> Iterator[dic
     """Plans of the whole catalog and of small ones, against scores in the order of nights and sorted by video."""
     layouts = {"nights": "hash(i)", "sorted by video": "video_id"}
     for layout, order in layouts.items():
-        place = folder / layout.replace(" ", "-")
-        place.mkdir()
-        num_scores = make_tables(place, num_videos, num_generations, order)
+        index = folder / layout.replace(" ", "-")
+        index.mkdir()
+        num_scores = make_tables(index, num_videos, num_generations, order)
         catalogs = {
             "all": "true",
             "ten shows": "i % 1000 BETWEEN 7 AND 16",
@@ -180,9 +180,9 @@ def compare(folder: Path, num_videos: int, num_generations: int) -> Iterator[dic
             if name == "all" and layout != "nights":
                 continue
             # Written over: a catalog by another name is another root, and would be refused.
-            catalog = place / "catalog.parquet"
+            catalog = index / "catalog.parquet"
             num = make_catalog(catalog, where, num_videos)
-            row = measured(place, catalog, "whole" if name == "all" else "part")
+            row = measured(index, catalog, "whole" if name == "all" else "part")
             found = row.pop("found")
             assert row["catalog"] == num
             if name == "all":

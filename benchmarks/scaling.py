@@ -32,7 +32,7 @@ from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 from kvq_batch.planning.estimate import Estimate, estimate
 from kvq_batch.planning.forecast import DRIVER, Cluster
 from kvq_batch.planning.job_models import describe_models
-from kvq_batch.planning.job_plan import foretell, plan_job
+from kvq_batch.planning.job_plan import estimate_cluster, plan_job
 from kvq_batch.planning.workload import block_size, measured, pools_of
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
@@ -219,7 +219,7 @@ def worked_out(case: Case, folder: Path) -> list[dict[str, Any]]:
     rows = []
     job = make_job(job_of(case, folder), "benchmark")
     for num, cores in ((10**6, 256), (10**8, 4096), (10**9, 16384)):
-        told = foretell(job, num, Cluster(cores), megapixels=1280 * 720 * 240 / 1e6)
+        told = estimate_cluster(job, num, Cluster(cores), megapixels=1280 * 720 * 240 / 1e6)
         assert told.seconds is not None
         assert told.use is not None
         workers = {stage.name: stage.max_workers for stage in told.stages}
@@ -264,10 +264,10 @@ def main() -> None:
 
 def clips_of(shape: ClipShape, folder: Path) -> list[Path]:
     """Twelve clips of `shape`, made unless they are there."""
-    place = folder / f"clips-{shape.width_px}-{shape.num_frames}"
-    if not place.exists():
-        write_demo_clips(place, 2, shape)
-    return sorted(place.rglob("*.mp4"))
+    index = folder / f"clips-{shape.width_px}-{shape.num_frames}"
+    if not index.exists():
+        write_demo_clips(index, 2, shape)
+    return sorted(index.rglob("*.mp4"))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from kvq_batch.config.load import load_train_job
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.train import TrainJob
 from kvq_batch.domain.scorer import ModelCard
-from kvq_batch.evaluation.renditions import ScoredVersion, version_rows
+from kvq_batch.evaluation.renditions import ScoredRendition, rendition_rows
 from kvq_batch.labels.training_set import LabelledVideo, read_training_set
 from kvq_batch.media.resize import resize
 from kvq_batch.models.kvq.checkpoint import load
@@ -33,7 +33,7 @@ from kvq_batch.models.kvq.network import build_network
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.training.dataset import decoded_source, mix_column
-from kvq_batch.training.rendition_files import VersionFiles
+from kvq_batch.training.rendition_files import RenditionFiles
 from kvq_batch.training.settings import Machine
 from kvq_batch.training.trainer import Trainer
 
@@ -69,14 +69,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def _place(row: Mapping[str, Any], seed: int) -> float:
     """Where a source stands among all, 0 to 1, by chance."""
-    digest = hashlib.sha256(f"{seed}:{row['source_id']}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{row['scene_id']}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 # Whose training leaves out which rows of the list of labels, by row and seed.
 LEFT_OUT: dict[str, Callable[[Mapping[str, Any], int], bool]] = {
     "no procedural scenes": lambda row, seed: row["source_content_id"].startswith("scene:"),
-    "no worn sources": lambda row, seed: '"worn"' in row["segment"],
+    "no worn sources": lambda row, seed: '"pre_degraded"' in row["segment"],
     "half of the sources": lambda row, seed: _place(row, seed) >= 1 / 2,
     "a quarter of the sources": lambda row, seed: _place(row, seed) >= 1 / 4,
 }
@@ -149,15 +149,15 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
     first = [place for place, row in enumerate(labels) if json.loads(row["segment"])["number"] == 0]
     source = _source(job, [tests[place] for place in first], out)
     scored = list(_scored(network, source, [labels[place] for place in first]))
-    return {f"{row['figure']} {row['of']}": row["value"] for row in version_rows(scored, num_draws=100)}
+    return {f"{row['figure']} {row['of']}": row["value"] for row in rendition_rows(scored, n_resamples=100)}
 
 
-def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> VersionFiles:
+def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> RenditionFiles:
     """The clips; resized ones are made of those at their own size, which are decoded already."""
     config = network_of(job)
     if all(config.fragments):
         made = decoded_source(job, config, videos, out, lambda done, total: None)
-        assert isinstance(made, VersionFiles)
+        assert isinstance(made, RenditionFiles)
         return made
     native = TrainJob.model_validate(job.model_dump() | {"model": job.model.model_dump() | {"fragments": (7, 7)}})
     whole = _source(native, videos, out)
@@ -185,14 +185,14 @@ def _labels_of(job: TrainJob, videos: list[LabelledVideo]) -> list[Mapping[str, 
     return [rows[video.video_id] for video in videos]
 
 
-def _scored(network: Any, source: VersionFiles, labels: list[Mapping[str, Any]]) -> Iterator[ScoredVersion]:
+def _scored(network: Any, source: RenditionFiles, labels: list[Mapping[str, Any]]) -> Iterator[ScoredRendition]:
     for place, row in enumerate(labels):
         clips = source.read([place], None).clips
         with torch.inference_mode():
             maps = network(normalise(torch.from_numpy(clips)))
-        yield ScoredVersion(
-            source_id=row["source_id"],
-            pixels=f"{row['source_id']}/{row['segment']}",
+        yield ScoredRendition(
+            scene_id=row["scene_id"],
+            pixels=f"{row['scene_id']}/{row['segment']}",
             recipe=Recipe.from_json(row["recipe"]),
             label=row["mos"],
             cells=np.load(source.cells[place]).astype(np.float64).mean(0),

@@ -25,7 +25,7 @@ from benchmarks.lite.handmade import handmade_scores
 from benchmarks.tables import print_table
 from kvq_batch.cli.train import settings_of
 from kvq_batch.config.train import TrainJob
-from kvq_batch.evaluation.renditions import ScoredVersion, version_rows
+from kvq_batch.evaluation.renditions import ScoredRendition, rendition_rows
 from kvq_batch.training.validation import Validation
 
 _KINDS = ("handmade", "cnn")
@@ -53,7 +53,7 @@ def main() -> None:
         found = []
         for name, facts, versions in _baselines(rows, job, asked.folder, kinds):
             _tell(f"{name}: {json.dumps(facts)}")
-            figures = version_rows(versions, asked.draws)
+            figures = rendition_rows(versions, asked.draws)
             found.append({"baseline": name, **facts, "rows": [row for row in figures if row["value"] is not None]})
             # A baseline that is found is kept, whatever becomes of the next one.
             asked.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -62,7 +62,7 @@ def main() -> None:
 
 def _baselines(
     rows: LabelledSet, job: TrainJob, folder: Path, kinds: tuple[str, ...]
-) -> Iterator[tuple[str, dict[str, Any], list[ScoredVersion]]]:
+) -> Iterator[tuple[str, dict[str, Any], list[ScoredRendition]]]:
     if "handmade" in kinds:
         for name, scores, facts in handmade_scores(rows, folder):
             yield f"hand-made features, {name}", facts, scored(rows, scores, None)

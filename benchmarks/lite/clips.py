@@ -18,11 +18,11 @@ from kvq_batch.config.load import load_train_job
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.train import TrainJob
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.evaluation.renditions import ScoredVersion
+from kvq_batch.evaluation.renditions import ScoredRendition
 from kvq_batch.labels.training_set import LabelledVideo, read_training_set
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.training.dataset import decoded_source, mix_column
-from kvq_batch.training.rendition_files import VersionFiles
+from kvq_batch.training.rendition_files import RenditionFiles
 
 LIST = "labels.csv"
 
@@ -35,8 +35,8 @@ class LabelledSet:
     `recipes[i]` made the i-th version of `test`.
     """
 
-    learnt: VersionFiles
-    test: VersionFiles
+    learnt: RenditionFiles
+    test: RenditionFiles
     recipes: Sequence[Recipe]
 
     def part(self, name: str) -> list[int]:
@@ -73,7 +73,9 @@ def read_set(job: TrainJob) -> LabelledSet:
     )
 
 
-def scored(rows: LabelledSet, scores: NDArray[np.float64], textures: NDArray[np.float64] | None) -> list[ScoredVersion]:
+def scored(
+    rows: LabelledSet, scores: NDArray[np.float64], textures: NDArray[np.float64] | None
+) -> list[ScoredRendition]:
     """The versions of the test with their scores [n] and texture maps [n, row, column].
 
     Without textures those with a distorted region are left out, and the others have one cell, their score.
@@ -84,8 +86,8 @@ def scored(rows: LabelledSet, scores: NDArray[np.float64], textures: NDArray[np.
             continue
         score = float(scores[place])
         found.append(
-            ScoredVersion(
-                source_id=sample.source_id,
+            ScoredRendition(
+                scene_id=sample.scene_id,
                 pixels=sample.frames_id or sample.sample_id,
                 recipe=recipe,
                 label=sample.label,
@@ -117,10 +119,10 @@ def _made(path: Path) -> dict[str, _Made]:
         }
 
 
-def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> VersionFiles:
+def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> RenditionFiles:
     # The samples of a training are never of a test.
     named = [dataclasses.replace(video, part=None) if video.part == "test" else video for video in videos]
     source = decoded_source(job, network_of(job), named, Path(job.out), lambda done, total: None)
-    if not isinstance(source, VersionFiles):
+    if not isinstance(source, RenditionFiles):
         raise SpecError("the job trains on whole clips; the baselines need views.slots")
     return source

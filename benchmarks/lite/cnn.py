@@ -22,9 +22,9 @@ from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.objective import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation
-from kvq_batch.training.process_group import Alone
-from kvq_batch.training.rendition_files import VersionFiles
-from kvq_batch.training.samples import batch_places, seed_of, split_samples, version_sets
+from kvq_batch.training.process_group import SingleProcess
+from kvq_batch.training.rendition_files import RenditionFiles
+from kvq_batch.training.samples import batch_indices, rendition_sets, seed_of, split_samples
 from kvq_batch.training.settings import TrainSettings
 from kvq_batch.training.validation import Validation, validate
 
@@ -91,7 +91,7 @@ class Trained:
 
 
 def train_cnn(
-    clips: VersionFiles,
+    clips: RenditionFiles,
     settings: TrainSettings,
     tell: Callable[[int, float, Validation | None], None] = lambda step, loss, found: None,
 ) -> Trained:
@@ -105,7 +105,7 @@ def train_cnn(
         raise SpecError("loss.lpc compares cubes that the network sees alone; the baseline has it not: set it to 0")
     started = time.monotonic()
     split = split_samples(clips.samples, settings.scale, settings.validation_share, settings.seed)
-    versions = version_sets(clips.samples, split.train, settings.versions)
+    versions = rendition_sets(clips.samples, split.train, settings.versions)
     torch.manual_seed(seed_of(settings.seed, "weights"))
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     network = PlainCnn(settings.config, settings.dropout, dtype)
@@ -113,21 +113,21 @@ def train_cnn(
     # They ask for no more of a network than a PlainCnn has: parameters, and maps of clips.
     as_kvq, scoring_as_kvq = cast(KvqNetwork, network), cast(KvqNetwork, scoring)
     optimisation = Optimisation(as_kvq, settings.optimiser, settings.steps)
-    group = Alone()
+    group = SingleProcess()
     best: Validation | None = None
     kept: dict[str, Tensor] = {}
     for step in range(settings.steps):
         torch.manual_seed(seed_of(settings.seed, "dropout", step))
-        places = batch_places(split.train, settings.batch_size, step, settings.seed, versions).tolist()
+        places = batch_indices(split.train, settings.batch_size, step, settings.seed, versions).tolist()
         losses = compute_losses(as_kvq, _batch(clips, places, settings, step), settings.loss, settings.cube, group)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimisation.update(step, group)
         found = None
         if step + 1 == settings.steps or (step + 1) % settings.validate_every == 0:
-            scoring.load_state_dict(optimisation.averaged)
+            scoring.load_state_dict(optimisation.ema_params)
             found = validate(scoring_as_kvq, clips, split.validation, settings.batch_size, step + 1, group)
             if best is None or found.agreement > best.agreement:
-                best, kept = found, {name: value.clone() for name, value in optimisation.averaged.items()}
+                best, kept = found, {name: value.clone() for name, value in optimisation.ema_params.items()}
         tell(step + 1, losses.terms["loss"], found)
     assert best is not None
     scoring.load_state_dict(kept)
@@ -145,7 +145,7 @@ def train_cnn(
     return Trained(scoring, facts)
 
 
-def cnn_scores(network: PlainCnn, clips: VersionFiles) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def cnn_scores(network: PlainCnn, clips: RenditionFiles) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scores [n] of the fixed views of all clips, and their texture maps [n, row, column], means over slots."""
     scores, textures = [], []
     for place in range(len(clips.samples)):
@@ -156,7 +156,7 @@ def cnn_scores(network: PlainCnn, clips: VersionFiles) -> tuple[NDArray[np.float
     return np.array(scores), np.stack(textures)
 
 
-def _batch(clips: VersionFiles, places: list[int], settings: TrainSettings, step: int) -> TensorBatch:
+def _batch(clips: RenditionFiles, places: list[int], settings: TrainSettings, step: int) -> TensorBatch:
     """The views of these samples that a training of KVQ-Lite with these settings takes at this step."""
     views = clips.read(places, seed_of(settings.seed, "view", step))
     low, high = settings.scale

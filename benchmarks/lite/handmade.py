@@ -20,7 +20,7 @@ from sklearn.svm import SVR
 from benchmarks.lite import features
 from benchmarks.lite.clips import LabelledSet
 from kvq_batch.training.frame_files import loaded
-from kvq_batch.training.rendition_files import VersionFiles
+from kvq_batch.training.rendition_files import RenditionFiles
 from kvq_batch.training.validation import correlations
 
 Real = NDArray[np.float64]
@@ -32,7 +32,7 @@ _COSTS = (30.0, 100.0, 300.0)
 # Grey area of SVR, in points of VMAF.
 _EPSILON = 2.0
 # Standardised features beyond this are foreign to the training set, and no distance says how foreign.
-_MOST = 4.0
+_CLIP = 4.0
 
 
 def handmade_scores(rows: LabelledSet, folder: Path) -> Iterator[tuple[str, Real, dict[str, Any]]]:
@@ -44,7 +44,7 @@ def handmade_scores(rows: LabelledSet, folder: Path) -> Iterator[tuple[str, Real
     centre = labels[train].mean()
     # Which settings are best shows on a third of the versions, of all sources, for a tenth of the time.
     few = train[::3]
-    bounded = FunctionTransformer(np.clip, kw_args={"a_min": -_MOST, "a_max": _MOST})
+    bounded = FunctionTransformer(np.clip, kw_args={"a_min": -_CLIP, "a_max": _CLIP})
     for name, candidates in (("kernel ridge", _ridges), ("SVR", _machines)):
         started = time.monotonic()
         best: tuple[float, dict[str, Any], Any] | None = None
@@ -63,7 +63,7 @@ def handmade_scores(rows: LabelledSet, folder: Path) -> Iterator[tuple[str, Real
         yield name, np.asarray(model.predict(test) + centre, np.float64), facts
 
 
-def version_features(clips: VersionFiles, folder: Path) -> Real:
+def version_features(clips: RenditionFiles, folder: Path) -> Real:
     """Features [version, feature] of clips, found in `folder` or computed and kept there."""
     code = hashlib.sha256(Path(features.__file__).read_bytes()).hexdigest()[:12]
     kept = folder / f"features-{code}"

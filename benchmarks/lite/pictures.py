@@ -16,7 +16,7 @@ from kvq_batch.config.recipe import CELL_PX, Cells, Patch, Recipe, Step
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer
-from kvq_batch.labeling.distortions import make_version
+from kvq_batch.labeling.distortions import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.fragments import splice
 from kvq_batch.media.planes import Planes
@@ -50,7 +50,7 @@ def main() -> None:
 
 def draw_sheet(scorer: Scorer, source: Planes, out: Path) -> None:
     """One sheet: a column for each of RECIPES."""
-    versions = {name: make_version(source, recipe).to_rgb() for name, recipe in RECIPES.items()}
+    versions = {name: make_rendition(source, recipe).to_rgb() for name, recipe in RECIPES.items()}
     maps = {}
     for name, frames in versions.items():
         (prediction,) = scorer.score([clip_of(frames, scorer.spec.frames)])

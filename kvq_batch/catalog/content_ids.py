@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
-from kvq_batch.storage.errors import FOREIGN_ERRORS, Trouble, trouble
+from kvq_batch.storage.errors import FOREIGN_ERRORS, StorageErrorKind, classify_error
 from kvq_batch.storage.listing import object_facts, s3_files, tabulate
-from kvq_batch.storage.options import StorageOptions, filesystem, refusing
+from kvq_batch.storage.options import StorageOptions, filesystem, translate_storage_errors
 
 Progress = Callable[[int, int], None]
 
@@ -25,7 +25,7 @@ FEWEST_TO_LIST = 50
 MOST_LISTED_PER_VIDEO = 10
 """A listing that turns out to hold more than this many objects per video in question is given up."""
 
-_HOPELESS: tuple[Trouble, ...] = ("unreachable", "timeout", "no_credentials", "credentials_expired")
+_HOPELESS: tuple[StorageErrorKind, ...] = ("unreachable", "timeout", "no_credentials", "credentials_expired")
 _CHUNK = 10_000
 _HANDFUL = 64
 
@@ -63,10 +63,10 @@ def _facts(uris: pa.Array, options: StorageOptions, max_parallel: int, progress:
     buckets = pc.if_else(is_s3, pc.replace_substring_regex(paths, pattern=r"(?s)/.*$", replacement=""), "")
     progress(0, len(uris))
     for bucket in pc.unique(buckets).to_pylist():
-        places = pc.indices_nonzero(pc.and_(is_s3, pc.equal(buckets, bucket)))
-        if len(places) < FEWEST_TO_LIST:
+        indices = pc.indices_nonzero(pc.and_(is_s3, pc.equal(buckets, bucket)))
+        if len(indices) < FEWEST_TO_LIST:
             continue
-        listing = _listing(bucket, paths.take(places), options)
+        listing = _listing(bucket, paths.take(indices), options)
         if listing is not None:
             rows = pc.index_in(paths, value_set=listing["path"].combine_chunks())
             in_bucket = pc.equal(buckets, bucket)
@@ -89,15 +89,15 @@ def _listing(bucket: str, paths: pa.Array, options: StorageOptions) -> pa.Table 
     extremes = pc.min_max(paths).as_py()
     # Whatever lies between two texts in order begins with what the two have in common.
     shared = takewhile(
-        lambda pair: pair[0] == pair[1], zip(*(extremes[k].split("/")[:-1] for k in extremes), strict=False)
+        lambda task: task[0] == task[1], zip(*(extremes[k].split("/")[:-1] for k in extremes), strict=False)
     )
     root = "/".join(part for part, _ in shared) or bucket
     most = MOST_LISTED_PER_VIDEO * len(paths)
-    with refusing(f"s3://{root}"):
+    with translate_storage_errors(f"s3://{root}"):
         try:
             return tabulate(s3_files(filesystem(f"s3://{root}", options)[0], root), most)
         except FOREIGN_ERRORS as error:
-            if trouble(error) in ("forbidden", "missing", "no_bucket"):
+            if classify_error(error) in ("forbidden", "missing", "no_bucket"):
                 return None
             raise
 
@@ -137,8 +137,8 @@ def _answer(uri: str, options: StorageOptions) -> tuple[str, int | None] | Excep
 
 def _check_hope(uris: Sequence[str], answers: Sequence[object], failures: Sequence[Exception]) -> None:
     """Refuses to go on where not one question was answered, and not because of what was asked for."""
-    if len(failures) == len(answers) and all(trouble(error) in _HOPELESS for error in failures):
-        with refusing(uris[0]):
+    if len(failures) == len(answers) and all(classify_error(error) in _HOPELESS for error in failures):
+        with translate_storage_errors(uris[0]):
             raise failures[0]
 
 

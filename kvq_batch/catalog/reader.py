@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from kvq_batch.catalog.content_ids import resolve_content_ids
-from kvq_batch.catalog.selection import places_that_meet
+from kvq_batch.catalog.selection import indices_that_match
 from kvq_batch.catalog.source import read_source
 from kvq_batch.config.job import Catalog
 from kvq_batch.domain.errors import SpecError
@@ -68,7 +68,7 @@ def read_catalog(spec: Catalog, options: StorageOptions, extensions: frozenset[s
     table = _canonical(name, raw, columns)
     rows = pa.array(range(1, table.num_rows + 1), pa.int64())
     if spec.where is not None:
-        kept = places_that_meet(table, spec.where, f"{name}: catalog.where")
+        kept = indices_that_match(table, spec.where, f"{name}: catalog.where")
         table, rows = table.take(kept), rows.take(kept)
         if table.num_rows == 0:
             raise SpecError(f"{name}: no row meets catalog.where = {spec.where!r}; widen the condition")

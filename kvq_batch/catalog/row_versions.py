@@ -62,11 +62,11 @@ def catalog_changes(tables: Tables | None, catalog: Any, catalog_name: str, shar
         connection.register("today", today.append_column("place", pa.array(range(today.num_rows), pa.int64())))
         with reading(tables.uri):
             query = _CHANGED.format(differs="".join(f" OR {clause}" for clause in differs))
-            places = connection.execute(query, {"catalog": catalog_name}).fetchall()
+            indices = connection.execute(query, {"catalog": catalog_name}).fetchall()
             query = _LEFT.format(in_shard=shard_condition(shard))
             left = connection.execute(query, {"catalog": catalog_name}).fetchall()
     return pa.concat_tables(
-        [today.take(pa.array([row[0] for row in places], pa.int64())), _tombstones(left, today, catalog_name)]
+        [today.take(pa.array([row[0] for row in indices], pa.int64())), _tombstones(left, today, catalog_name)]
     )
 
 
@@ -145,7 +145,7 @@ def _fitted(column: Any, kind: Any, name: str) -> Any:
     if column.type == kind:
         return column
     types = pa.types
-    pairs = (
+    tasks = (
         types.is_null(column.type),
         types.is_integer(column.type) and (types.is_integer(kind) or types.is_floating(kind)),
         types.is_floating(column.type) and types.is_floating(kind),
@@ -154,7 +154,7 @@ def _fitted(column: Any, kind: Any, name: str) -> Any:
         types.is_dictionary(column.type) and column.type.value_type == kind,
         types.is_nested(column.type) and types.is_nested(kind),
     )
-    if any(pairs):
+    if any(tasks):
         try:
             return column.cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -168,8 +168,8 @@ def _fitted(column: Any, kind: Any, name: str) -> Any:
 
 def _tombstones(left: Sequence[tuple[Any, ...]], today: Any, catalog_name: str) -> Any:
     columns = {field.name: pa.nulls(len(left), field.type) for field in today.schema}
-    for place, name in enumerate(("video_id", "uri", "content_id")):
-        columns[name] = pa.array([row[place] for row in left], pa.string())
+    for index, name in enumerate(("video_id", "uri", "content_id")):
+        columns[name] = pa.array([row[index] for row in left], pa.string())
     columns["in_catalog"] = pa.repeat(pa.scalar(False), len(left))
     columns["catalog"] = pa.repeat(pa.scalar(catalog_name), len(left))
     return pa.table(columns)

@@ -21,7 +21,7 @@ from kvq_batch.tables.database import connect
 _PLACE = "__kvq_place"
 
 
-def places_that_meet(table: pa.Table, condition: str, key: str) -> pa.Array:
+def indices_that_match(table: pa.Table, condition: str, key: str) -> pa.Array:
     """Places (int64) of the rows of `table` that meet the SQL `condition`, in order; `key` names it in errors.
 
     Raises: SpecError for what is no condition over these columns, or reaches for anything else.
@@ -32,8 +32,8 @@ def places_that_meet(table: pa.Table, condition: str, key: str) -> pa.Array:
             connection.execute("SET python_enable_replacements = false")
             connection.execute("SET lock_configuration = true")
             expression = duckdb.SQLExpression(condition)
-            places = pa.array(range(table.num_rows), pa.int64())
-            connection.register("catalog", table.append_column(_PLACE, places))
+            indices = pa.array(range(table.num_rows), pa.int64())
+            connection.register("catalog", table.append_column(_PLACE, indices))
             found: pa.Table = connection.table("catalog").filter(expression).select(_PLACE).to_arrow_table()
     except duckdb.Error as error:
         raise SpecError(f"{key} = {condition!r} is refused: {summary(error, 400)}") from error
@@ -84,14 +84,14 @@ def in_shard(catalog: pa.Table, shard: Shard) -> pa.Table:
     if shard == WHOLE:
         return catalog
     with connect() as connection:
-        places = pa.array(range(catalog.num_rows), pa.int64())
-        connection.register("videos", pa.table({"video_id": catalog.column("video_id"), "place": places}))
+        indices = pa.array(range(catalog.num_rows), pa.int64())
+        connection.register("videos", pa.table({"video_id": catalog.column("video_id"), "place": indices}))
         found = connection.sql(f"SELECT place FROM videos WHERE {shard_condition(shard)} ORDER BY place")
         chosen: pa.Table = found.to_arrow_table()
     return catalog.take(chosen.column("place").combine_chunks())
 
 
-def select_places(catalog: pa.Table, select: Select) -> pa.Array | None:
+def select_indices(catalog: pa.Table, select: Select) -> pa.Array | None:
     """Places (int64, rising) of the videos that `where` and `sample` take; None for all of them.
 
     Raises: SpecError for a condition that this catalog cannot answer.
@@ -99,14 +99,14 @@ def select_places(catalog: pa.Table, select: Select) -> pa.Array | None:
     if select.where is None and select.sample is None:
         return None
     if select.where is None:
-        places = pa.array(range(catalog.num_rows), pa.int64())
+        indices = pa.array(range(catalog.num_rows), pa.int64())
     else:
-        places = places_that_meet(catalog, select.where, "select.where")
+        indices = indices_that_match(catalog, select.where, "select.where")
     if select.sample is None:
-        return places
+        return indices
     with connect() as connection:
-        ids = catalog.column("video_id").take(places)
-        connection.register("videos", pa.table({"video_id": ids, "place": places}))
+        ids = catalog.column("video_id").take(indices)
+        connection.register("videos", pa.table({"video_id": ids, "place": indices}))
         if select.sample_size is None:
             found = connection.sql(_IN_SHARE, params={"share": select.sample_share})
         else:

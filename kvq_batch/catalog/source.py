@@ -31,7 +31,7 @@ from kvq_batch.storage.options import (
     is_local,
     is_s3,
     local_path,
-    refusing,
+    translate_storage_errors,
 )
 from kvq_batch.storage.redact import summary
 
@@ -70,7 +70,7 @@ def _is_file(source: str, extension: str, extensions: frozenset[str], options: S
         return local_path(source).is_file()
     if extension in CATALOG_EXTENSIONS:
         # Spark writes folders that are called x.parquet.
-        with refusing(source):
+        with translate_storage_errors(source):
             file_system, path = filesystem(source, options)
             is_folder = bool(file_system.isdir(path))
         return not is_folder
@@ -141,7 +141,7 @@ def _read_file(uri: str, extension: str, names: tuple[str, ...], options: Storag
         "jsonl": lambda file: _read_jsonl(file, names),
         "ndjson": lambda file: _read_jsonl(file, names),
     }
-    with refusing(uri):
+    with translate_storage_errors(uri):
         file_system, path = filesystem(uri, options)
         with file_system.open(path, "rb") as file, _unreadable(uri):
             table = readers[extension](file)

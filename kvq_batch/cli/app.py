@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from kvq_batch import __version__
 from kvq_batch.cli import demo, evaluation, failures, jobs, labels, maintenance, models, submission, tables
-from kvq_batch.cli.evaluate_renditions import evaluate_versions
+from kvq_batch.cli.evaluate_renditions import evaluate_renditions
 from kvq_batch.cli.forecast import forecast
 from kvq_batch.cli.output import Output
 from kvq_batch.cli.progress import log_of
@@ -125,7 +125,7 @@ app.command()(tables.maps)
 app.command()(evaluation.evaluate)
 app.command()(evaluation.calibrate)
 app.command("evaluate-regions")(evaluation.evaluate_regions)
-app.command("evaluate-versions")(evaluate_versions)
+app.command("evaluate-versions")(evaluate_renditions)
 app.command()(train)
 app.command()(models.models)
 app.add_typer(maintenance.app, name="tables")

@@ -13,11 +13,11 @@ from kvq_batch.domain.errors import ItemError, SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.domain.scorer import Scorer
-    from kvq_batch.evaluation.renditions import ScoredVersion
+    from kvq_batch.evaluation.renditions import ScoredRendition
     from kvq_batch.storage.options import StorageOptions
 
 
-def evaluate_versions(
+def evaluate_renditions(
     tables: TablesArgument,
     model: Annotated[str, typer.Option("--model", help="Model; see `kvq-batch models`.")] = "kvq-lite",
     weights: Annotated[
@@ -25,7 +25,7 @@ def evaluate_versions(
     ] = None,
     where: WhereOption = None,
     device: DeviceOption = "cpu",
-    draws: DrawsOption = 1000,
+    bootstrap: DrawsOption = 1000,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table.", show_default=False)] = None,
     endpoint_url: EndpointOption = None,
@@ -42,10 +42,10 @@ def evaluate_versions(
     Example:
 
       $ kvq-batch evaluate-versions labels-tables --model kvq-lite \\
-          --where "source_id IN ('car', 'kodim05')"
+          --where "scene_id IN ('car', 'kodim05')"
     """
     from kvq_batch.domain.scorer import ModelOptions
-    from kvq_batch.evaluation.renditions import COLUMNS, version_rows, write_versions
+    from kvq_batch.evaluation.renditions import COLUMNS, rendition_rows, write_renditions
     from kvq_batch.labels.training_rows import training_rows
     from kvq_batch.models.registry import build
     from kvq_batch.storage.options import StorageOptions
@@ -62,19 +62,19 @@ def evaluate_versions(
     if unkept:
         raise SpecError(f"{len(unkept)} versions are kept nowhere, the first {unkept[0]!r}; make them with keep = ...")
     versions = _scored(scorer, rows, options)
-    found = version_rows(versions, draws, seed)
+    found = rendition_rows(versions, bootstrap, seed)
     card = scorer.spec.card
-    shown.note(f"{card.model_id} on {len(rows)} versions of {len({row['source_id'] for row in rows})} sources")
+    shown.note(f"{card.model_id} on {len(rows)} versions of {len({row['scene_id'] for row in rows})} sources")
     if output is Format.TABLE:
         shown.rows([_short(row) for row in found])
     else:
         shown.rows(found, COLUMNS)
     if out is not None:
-        shown.note(f"wrote {', '.join(path.name for path in write_versions(versions, found, out))} to {out}")
+        shown.note(f"wrote {', '.join(path.name for path in write_renditions(versions, found, out))} to {out}")
     shown.warn_untrained([card.model_id] if card.origin == "untrained" else [])
 
 
-def _scored(scorer: "Scorer", rows: list[dict[str, Any]], options: "StorageOptions") -> "list[ScoredVersion]":
+def _scored(scorer: "Scorer", rows: list[dict[str, Any]], options: "StorageOptions") -> "list[ScoredRendition]":
     from rich.console import Console
     from rich.progress import Progress
 
@@ -86,22 +86,24 @@ def _scored(scorer: "Scorer", rows: list[dict[str, Any]], options: "StorageOptio
         task = progress.add_task("versions", total=len(rows))
         versions = []
         for row in rows:
-            versions.append(_scored_version(scorer, row, options, Path(scratch)))
+            versions.append(_scored_rendition(scorer, row, options, Path(scratch)))
             progress.update(task, completed=len(versions))
         return versions
 
 
-def _scored_version(scorer: "Scorer", row: dict[str, Any], options: "StorageOptions", scratch: Path) -> "ScoredVersion":
+def _scored_rendition(
+    scorer: "Scorer", row: dict[str, Any], options: "StorageOptions", scratch: Path
+) -> "ScoredRendition":
     import numpy as np
 
     from kvq_batch.config.recipe import Recipe
-    from kvq_batch.evaluation.renditions import ScoredVersion
-    from kvq_batch.labels.rendition_store import read_version
+    from kvq_batch.evaluation.renditions import ScoredRendition
+    from kvq_batch.labels.rendition_store import read_rendition
     from kvq_batch.media.file_clip import clip_of_file
 
     path = scratch / row["video_id"]
     try:
-        path.write_bytes(read_version(row["uri"], options))
+        path.write_bytes(read_rendition(row["uri"], options))
         clip = clip_of_file(path, scorer.spec.frames, scorer.spec.frames.sampling.num_frames)
         (prediction,) = scorer.score([clip])
     except ItemError as error:
@@ -112,9 +114,9 @@ def _scored_version(scorer: "Scorer", row: dict[str, Any], options: "StorageOpti
     if texture is None or not np.isfinite(texture).all():
         raise SpecError(f"version {row['video_id']!r}: the model gave no texture, or NaN")
     cells = np.array(row["cells"], np.float64).reshape(row["num_slots"], row["num_rows"], row["num_cols"])
-    return ScoredVersion(
-        source_id=row["source_id"],
-        pixels=f"{row['source_id']}/{row['segment']}",
+    return ScoredRendition(
+        scene_id=row["scene_id"],
+        pixels=f"{row['scene_id']}/{row['segment']}",
         recipe=Recipe.from_json(row["recipe"]),
         label=row["mos"],
         cells=cells.mean(0),

@@ -62,7 +62,7 @@ def evaluate(
         typer.Option("--key", help="Column of the catalog that the labels name, not the id.", show_default=False),
     ] = None,
     stale: Annotated[bool, typer.Option("--stale", help="Take scores that are stale, too.")] = False,
-    draws: DrawsOption = 1000,
+    bootstrap: DrawsOption = 1000,
     seed: SeedOption = 0,
     out: OutOption = None,
     endpoint_url: EndpointOption = None,
@@ -79,7 +79,7 @@ def evaluate(
 
       $ kvq-batch evaluate quality/ labels.csv --scale 0..100
       $ kvq-batch evaluate quality/ labels.csv --by codec \\
-          --source source_id --out evaluation/
+          --source scene_id --out evaluation/
     """
     from rich.console import Console
 
@@ -97,7 +97,7 @@ def evaluate(
     with Console(stderr=True).status("comparing"):
         with open_session(tables, storage) as session:
             labelled = join_labels(session, listed, asked)
-        results = agreement_of(labelled, draws, seed)
+        results = agreement_of(labelled, bootstrap, seed)
         written = [] if out is None else write_files(labelled, results, out, limits)
     rows = rows_of(labelled, results)
     shown = Output(output)
@@ -163,7 +163,7 @@ def evaluate_regions(
         typer.Option("--by", help="Groups: a pattern; what it finds in a file's name.", show_default=False),
     ] = None,
     device: DeviceOption = "cpu",
-    draws: DrawsOption = 1000,
+    bootstrap: DrawsOption = 1000,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the tables of figures and cells.", show_default=False)
@@ -189,7 +189,7 @@ def evaluate_regions(
     groups = None if by is None else groups_of(regions, by)
     scorer = build(ModelOptions(model, weights, device=device))
     rated = _rated(scorer, regions)
-    rows = region_rows(rated, groups, draws, seed)
+    rows = region_rows(rated, groups, bootstrap, seed)
     written = [] if out is None else write_regions(rated, rows, out)
     card, shown = scorer.spec.card, Output(output)
     shown.note(

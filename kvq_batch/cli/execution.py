@@ -29,7 +29,7 @@ _LOOK_S = 0.1
 def show_plan(planned: "JobPlan", output: Output) -> None:
     """Pairs by reason and model, and what the catalog lost. JSON holds every number, a table those that count."""
     plan = planned.plan
-    pairs = [
+    tasks = [
         {"reason": reason, "model": name, "videos": videos}
         for reason, by_model in plan.counts.items()
         for name, videos in by_model.items()
@@ -41,32 +41,32 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
                 "shard": planned.job.select.shard,
                 "videos": planned.catalog.num_rows,
                 "selected": plan.num_selected,
-                "to_score": plan.pairs.num_rows,
+                "to_score": plan.tasks.num_rows,
                 "current": plan.num_current,
                 "not_tried_again": plan.num_quarantined,
                 "other_reasons": plan.num_other_reasons,
-                "departed": list(plan.departed),
+                "departed": list(plan.removed),
                 "models": [_model(model) for model in planned.models.models],
-                "pairs": pairs,
+                "pairs": tasks,
                 "expected": expected_record(planned.estimate),
             }
         )
     elif output.format is Format.CSV:
-        output.rows(pairs)
-    elif plan.pairs.num_rows:
-        output.rows([row for row in pairs if row["videos"]], title=f"{planned.job.name}: to score")
+        output.rows(tasks)
+    elif plan.tasks.num_rows:
+        output.rows([row for row in tasks if row["videos"]], title=f"{planned.job.name}: to score")
         if planned.estimate.seconds is not None:
             output.rows(stage_rows_for_people(planned.estimate), title="expected")
     shard = planned.job.select.shard
     told = [f"{planned.catalog.num_rows} videos in {f'shard {shard} of ' if shard else ''}the catalog"]
     told += [f"{plan.num_selected} of them selected"] * (plan.num_selected < planned.catalog.num_rows)
-    told += [f"{plan.pairs.num_rows} scores to make" if plan.pairs.num_rows else "nothing to score"]
+    told += [f"{plan.tasks.num_rows} scores to make" if plan.tasks.num_rows else "nothing to score"]
     told += [f"{plan.num_current} scores are current"]
     told += [f"{plan.num_quarantined} not tried again (permanent failures)"] * bool(plan.num_quarantined)
     told += [f"{plan.num_other_reasons} due for other reasons, left for later"] * bool(plan.num_other_reasons)
-    told += [f"{len(plan.departed)} videos left the catalog"] * bool(plan.departed)
+    told += [f"{len(plan.removed)} videos left the catalog"] * bool(plan.removed)
     output.note("; ".join(told))
-    if plan.pairs.num_rows:
+    if plan.tasks.num_rows:
         for sentence in (*budget_sentences(planned), *expected_sentences(planned.estimate)):
             output.note(sentence)
     output.warn_untrained(_untrained(planned))
@@ -133,7 +133,7 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
             "planned": summary.num_planned,
             "scored": summary.num_scored,
             "failed": summary.num_failed,
-            "not_reached": summary.num_not_reached,
+            "not_reached": summary.num_remaining,
             "tried_again": summary.num_retried,
             "seconds": round(summary.seconds, 1),
             "videos_per_s": round(summary.videos_per_s, 3),
@@ -157,8 +157,8 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
         question = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
         output.note(f'the scores:  {command_line("query", tables)} "{question}"')
         output.warn_untrained(_untrained(planned))
-    if summary.num_not_reached:
-        output.note(f"stopped with {summary.num_not_reached} not reached; to go on:  {again}")
+    if summary.num_remaining:
+        output.note(f"stopped with {summary.num_remaining} not reached; to go on:  {again}")
     if summary.message == INTERRUPTED:
         raise typer.Exit(130)
     limit = planned.job.run.max_failure_share

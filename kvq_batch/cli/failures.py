@@ -87,7 +87,7 @@ def failures(
         return out.note(f"{num} failure(s) for good are tried again by the next run" if num else _nothing(error, stage))
     if export is not None:
         check_extension(export)
-    chosen = narrowed("failures" if every else "standing_failures", error, stage, where)
+    chosen = narrowed("failures" if every else "unresolved_failures", error, stage, where)
     listing = _FOR_PEOPLE if output is Format.TABLE and not every and export is None else _ROWS
     with open_tables(tables, endpoint_url, region) as session:
         answer = session.sql((_SUMMARY if summary else listing).format(failures=chosen))

@@ -47,10 +47,10 @@ def forecast(
     """
     from kvq_batch.config.load import load_job
     from kvq_batch.planning.forecast import Cluster
-    from kvq_batch.planning.job_plan import foretell
+    from kvq_batch.planning.job_plan import estimate_cluster
 
     asked, num_videos = load_job(job), round(videos)
-    found = foretell(asked, num_videos, Cluster(cores, gpus), megapixels)
+    found = estimate_cluster(asked, num_videos, Cluster(cores, gpus), megapixels)
     written = Output(output)
     idle = {
         "cores": cores - sum(stage.max_workers * stage.cores for stage in found.stages),

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from kvq_batch.config.job import Job
     from kvq_batch.config.labels import LabelJob
     from kvq_batch.engine.job_client import Submission
-    from kvq_batch.engine.job_package import Parcel
+    from kvq_batch.engine.job_package import JobPackage
 
 _RESOURCE = re.compile(r"([^=\s]+)=([0-9]*\.?[0-9]+)")
 
 
-class Sending:
+class JobSubmission:
     """A job on its way: each submission of it is a run of its own, with a name that is known beforehand."""
 
     def __init__(
-        self, job: "Job | LabelJob", parcel: "Parcel", log: LogFormat, num_cpus: float, resources: dict[str, float]
+        self, job: "Job | LabelJob", parcel: "JobPackage", log: LogFormat, num_cpus: float, resources: dict[str, float]
     ) -> None:
         self.job, self.parcel = job, parcel
         self._log, self._num_cpus, self._resources = log, num_cpus, resources
@@ -94,7 +94,7 @@ def job_as_asked(path: Path, context: typer.Context, now: datetime) -> "Job | La
     return job
 
 
-def told_of(parcel: "Parcel") -> dict[str, Any]:
+def told_of(parcel: "JobPackage") -> dict[str, Any]:
     """What a person wants to know of a parcel: whose package runs there, what goes beside it, how much it is."""
     sizes = parcel.sizes_bytes
     beside = [name for name in sizes if not name.startswith("kvq_batch")]

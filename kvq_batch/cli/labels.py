@@ -113,7 +113,7 @@ def export(
 ) -> None:
     """Write a training set out of the tables, split so that no source stands in two parts.
 
-    Columns: video_id, uri, mos (the label), source_id, group_id, split,
+    Columns: video_id, uri, mos (the label), scene_id, group_id, split,
     cells (a .npy file, [slot, row, column]), and those of the view.
 
     Examples:
@@ -216,7 +216,7 @@ def _show_plan(planned: "LabelPlan", output: Output) -> None:
             "job": planned.job.name,
             "sources": planned.num_sources,
             "segments": planned.num_segments,
-            "to_make": planned.versions.num_rows,
+            "to_make": planned.renditions.num_rows,
             "standing": planned.num_standing,
             "not_tried_again": planned.num_given_up,
         }
@@ -237,7 +237,7 @@ def _finish(summary: "LabelSummary", planned: "LabelPlan", output: Output, again
             "planned": summary.num_planned,
             "labelled": summary.num_made,
             "failed": summary.num_failed,
-            "not_reached": summary.num_not_reached,
+            "not_reached": summary.num_remaining,
             "tried_again": summary.num_retried,
             "seconds": round(summary.seconds, 1),
             "labels_per_worker_hour": round(summary.labels_per_worker_hour),
@@ -249,11 +249,11 @@ def _finish(summary: "LabelSummary", planned: "LabelPlan", output: Output, again
     if summary.num_failed:
         output.note(f"{summary.num_failed} failed; to see why:  {command_line('failures', tables)}")
     if summary.num_made:
-        question = "SELECT source_id, name, vmaf FROM labels ORDER BY source_id, vmaf"
+        question = "SELECT scene_id, name, vmaf FROM labels ORDER BY scene_id, vmaf"
         output.note(f'the labels:  {command_line("query", tables)} "{question}"')
         output.note("They are VMAF against the source, and no opinions of people.")
-    if summary.num_not_reached:
-        output.note(f"stopped with {summary.num_not_reached} not reached; to go on:  {again}")
+    if summary.num_remaining:
+        output.note(f"stopped with {summary.num_remaining} not reached; to go on:  {again}")
     if summary.message == INTERRUPTED:
         raise typer.Exit(130)
     limit = planned.job.run.max_failure_share

@@ -18,12 +18,12 @@ from rich.table import Column
 
 if TYPE_CHECKING:
     from kvq_batch.engine.rows import Row
-    from kvq_batch.engine.work_tracker import Account
+    from kvq_batch.engine.work_tracker import WorkTracker
 
 _LOG = "kvq_batch.log"
 
 _OF_A_SCORE = ("video_id", "model_id", "model_origin", "raw_score", "num_clips", "decode_s", "score_s")
-_OF_A_LABEL = ("label_id", "video_id", "source_id", "name", "vmaf", "version_uri", "make_s")
+_OF_A_LABEL = ("label_id", "video_id", "scene_id", "name", "vmaf", "rendition_uri", "make_s")
 _OF_A_FAILURE = ("video_id", "model_id", "stage", "error", "message", "attempt", "final", "permanent")
 
 
@@ -66,20 +66,20 @@ class RunProgress:
     def started(self, run_id: str, num_videos: int) -> None:
         self._bar.update(self._task, description="starting workers", total=num_videos)
 
-    def progressed(self, account: "Account") -> None:
+    def progressed(self, tracker: "WorkTracker") -> None:
         now = time.monotonic()
         if self._first is None:
             # Starting workers is no part of the speed: the clock starts when the first result was begun.
-            self._first = now - sum(account.busy_s.values())
+            self._first = now - sum(tracker.busy_s.values())
         elapsed_s = max(now - self._first, 1e-9)
-        busy = {stage: spent_s / elapsed_s / self._workers[stage] for stage, spent_s in account.busy_s.items()}
+        busy = {stage: spent_s / elapsed_s / self._workers[stage] for stage, spent_s in tracker.busy_s.items()}
         slowest = max(busy, key=lambda stage: busy[stage])
-        rate = account.num_videos_done / elapsed_s
+        rate = tracker.num_videos_done / elapsed_s
         words = (
-            f"{account.num_scored} {self._done}, {account.num_failed} failed, {rate:.3g} {self._things}/s, "
+            f"{tracker.num_scored} {self._done}, {tracker.num_failed} failed, {rate:.3g} {self._things}/s, "
             f"{slowest}-bound {min(busy[slowest], 1):.0%}"
         )
-        self._bar.update(self._task, completed=account.num_videos_done, description=words)
+        self._bar.update(self._task, completed=tracker.num_videos_done, description=words)
 
     def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
         """A bar needs no word for each commit."""
@@ -111,7 +111,7 @@ class JsonLog:
         self._run_id = run_id
         self._write("run started", num_videos=num_videos)
 
-    def progressed(self, account: "Account") -> None:
+    def progressed(self, tracker: "WorkTracker") -> None:
         """Each outcome is logged when it is committed."""
 
     def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:

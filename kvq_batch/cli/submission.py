@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvq_batch.cli.job_submission import Sending, job_as_asked, parse_resources, told_of
+from kvq_batch.cli.job_submission import JobSubmission, job_as_asked, parse_resources, told_of
 from kvq_batch.cli.options import (
     DeadlineOption,
     JobArgument,
@@ -27,7 +27,7 @@ from kvq_batch.cli.options import (
     WhereOption,
 )
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.domain.errors import HeadAwayError, SpecError
+from kvq_batch.domain.errors import HeadUnavailableError, SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.engine.job_client import JobApi, Submission, SubmittedJob
@@ -119,12 +119,12 @@ def submit(
         raise SpecError("--restarts needs --wait: Ray starts no driver again by itself, this command does")
     asked = job_as_asked(job, context, datetime.now(UTC))
     parcel = pack(asked, str(job), shared or (), carries_project=not installed)
-    sending = Sending(asked, parcel, log, entrypoint_num_cpus, parse_resources(entrypoint_resources or []))
+    sending = JobSubmission(asked, parcel, log, entrypoint_num_cpus, parse_resources(entrypoint_resources or []))
     out = Output(output)
     if dry_run:
         _show(sending, out)
     elif wait:
-        _see_through(sending, _api(address), 3 if restarts is None else restarts, out)
+        _submit_and_wait(sending, _api(address), 3 if restarts is None else restarts, out)
     else:
         api, submission = _api(address), sending.submission(1)
         api.submit(submission)
@@ -218,8 +218,8 @@ class _Watcher:
         self.logged = pass_on or self.kept.append
 
 
-def _see_through(sending: Sending, api: "JobApi", restarts: int, out: Output) -> None:
-    from kvq_batch.engine.job_submission import Patience, see_through
+def _submit_and_wait(sending: JobSubmission, api: "JobApi", restarts: int, out: Output) -> None:
+    from kvq_batch.engine.job_submission import RetryPolicy, submit_and_wait
 
     started, sent = datetime.now(UTC), []
 
@@ -228,8 +228,8 @@ def _see_through(sending: Sending, api: "JobApi", restarts: int, out: Output) ->
         return sent[-1]
 
     try:
-        ending = see_through(api, submission, _Watcher(out, out.aside), Patience(restarts))
-    except (KeyboardInterrupt, HeadAwayError):
+        ending = submit_and_wait(api, submission, _Watcher(out, out.aside), RetryPolicy(restarts))
+    except (KeyboardInterrupt, HeadUnavailableError):
         job_id = sent[-1].job_id
         out.note(f"{job_id} goes on without us; its log:  {_command('logs', job_id, api)} --follow")
         out.note(f"to stop it:  {_command('stop', job_id, api)}")
@@ -246,7 +246,7 @@ def _see_through(sending: Sending, api: "JobApi", restarts: int, out: Output) ->
         raise typer.Exit(ending.exit_code)
 
 
-def _show(sending: Sending, out: Output) -> None:
+def _show(sending: JobSubmission, out: Output) -> None:
     from kvq_batch.engine.job_package import JOB_FILE
 
     parcel, told = sending.parcel, told_of(sending.parcel)

@@ -21,7 +21,7 @@ _TOTALS = """
 SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS num_runs,
     (SELECT count(*) FROM scores_latest WHERE NOT is_stale) AS current_scores,
     (SELECT count(*) FROM scores_latest WHERE is_stale) AS stale_scores,
-    (SELECT count(*) FROM standing_failures) AS failures,
+    (SELECT count(*) FROM unresolved_failures) AS failures,
     (SELECT max(scored_at) FROM scores) AS last_scored_at,
     (SELECT max(commit_seq) FROM (
         SELECT commit_seq FROM scores UNION ALL SELECT commit_seq FROM failures UNION ALL SELECT commit_seq FROM runs
@@ -31,20 +31,20 @@ SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS 
 _MODELS = """
 SELECT m.model_id, m.origin AS model_origin, count(s.video_id) FILTER (NOT s.is_stale) AS current_scores,
     count(s.video_id) FILTER (s.is_stale) AS stale_scores,
-    (SELECT count(*) FROM standing_failures f WHERE f.model_id = m.model_id) AS failures
+    (SELECT count(*) FROM unresolved_failures f WHERE f.model_id = m.model_id) AS failures
 FROM models m LEFT JOIN scores_latest s ON s.model_id = m.model_id
 WHERE m.calibration IS NULL GROUP BY ALL ORDER BY m.model_id
 """
 
 _RUNS = """
 SELECT run_id, job, state, started_at, seconds, num_planned AS planned, num_scored AS scored, num_failed AS failed,
-    num_not_reached AS not_reached, expected_s, core_hours, gpu_hours, cost, currency, message
+    num_remaining AS not_reached, expected_s, core_hours, gpu_hours, cost, currency, message
 FROM runs ORDER BY commit_seq DESC LIMIT {limit}
 """
 
 # A run's id begins with the time of its start.
 _RUNS_FOR_PEOPLE = """
-SELECT run_id, job, num_planned AS planned, num_scored AS scored, num_failed AS failed, num_not_reached AS "left",
+SELECT run_id, job, num_planned AS planned, num_scored AS scored, num_failed AS failed, num_remaining AS "left",
     state || CASE WHEN message <> '' THEN ': ' || message ELSE '' END AS state
 FROM runs ORDER BY commit_seq DESC LIMIT {limit}
 """

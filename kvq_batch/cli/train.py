@@ -122,7 +122,7 @@ def _facts(
         "clip": f"{config.num_frames} frames of {config.input_size[0]} x {config.input_size[1]}",
         "videos": listed,
         "left_for_tests": listed - len(videos),
-        "scenes": len({video.source_id for video in videos}),
+        "scenes": len({video.scene_id for video in videos}),
         "trained_on": num_train,
         "held_out": num_held_out,
         "steps": job.training.steps,

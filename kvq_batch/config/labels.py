@@ -35,7 +35,7 @@ DEFAULT_LADDERS: dict[str, tuple[float, ...]] = {
     "freeze": (0.3, 0.7),
 }
 
-VERSIONS_PER_BLOCK = 16
+RENDITIONS_PER_BLOCK = 16
 """Versions of one segment that a worker makes in one go: they share the decoded source, and are lost together."""
 
 
@@ -98,17 +98,17 @@ class Segments(Section):
         description='Each of these gives segments of its own: "native" cuts the size out of the frame, "cover" first '
         'scales the frame down to cover it, "whole" scales the frame to it.',
     )
-    worn: tuple[tuple[str, ...], ...] = Field(
+    pre_degraded: tuple[tuple[str, ...], ...] = Field(
         (),
         description="What sources have gone through before they count as pristine, as uploads that are soft, noisy or "
         "coded already: chains as in versions.combinations, [] for none. Each segment draws one. Default: none.",
         examples=[((), ("downscale-2",), ("blur-1.2", "h264-24"))],
     )
 
-    @field_validator("worn")
+    @field_validator("pre_degraded")
     @classmethod
-    def _worn_is_of_steps(cls, worn: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-        return _checked(worn)
+    def _pre_degraded_is_of_steps(cls, pre_degraded: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        return _checked(pre_degraded)
 
     @model_validator(mode="after")
     def _is_a_segment(self) -> "Segments":
@@ -119,7 +119,7 @@ class Segments(Section):
         return self
 
 
-class Versions(Section):
+class Renditions(Section):
     """Which versions of each segment are made. `kvq-batch labels distortions` explains the steps."""
 
     clean: bool = Field(True, description="The segment itself, as a version: how high a perfect copy scores.")
@@ -150,7 +150,7 @@ class Versions(Section):
         return _checked(combinations)
 
     @model_validator(mode="after")
-    def _something_is_made(self) -> "Versions":
+    def _something_is_made(self) -> "Renditions":
         if not self.chains and (self.regions or self.mixes or not self.clean):
             raise ValueError("there is no distortion to draw from: add ladders or combinations")
         return self
@@ -182,7 +182,7 @@ class LabelJob(Section):
     )
     sources: tuple[Source, ...] = Field(min_length=1, description="Pristine sources.")
     segments: Segments = Field(Segments(), description="Stretches of the sources.")
-    versions: Versions = Field(Versions(), description="Versions of each segment.")
+    renditions: Renditions = Field(Renditions(), description="Versions of each segment.")
     make: Making = Field(Making(), description="The work itself.")
     limits: Limits = Field(Limits(), description="What one source may cost.")
     run: Run = Field(Run(), description="The run as a whole.")

@@ -24,7 +24,8 @@ class Segment:
     until it just covers them, "whole" scales it to them, as KVQ's own input (aspect ratio not kept). No framing scales
     up. A still has one stretch; its camera moves as `seed` draws.
 
-    `worn` is what the source has gone through before it counts as the source: uploads of users are soft, noisy or coded
+    `pre_degraded` is what the source has gone through before it counts as the source: uploads of users are soft, noisy
+    or coded
     already, and a model that has seen only sharp sources takes them for damaged.
 
     Raises:
@@ -38,7 +39,7 @@ class Segment:
     width_px: int = 448
     framing: Framing = "native"
     seed: int = 0
-    worn: Chain = ()
+    pre_degraded: Chain = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.of:
@@ -53,15 +54,15 @@ class Segment:
 
     @property
     def segment_id(self) -> str:
-        """Canonical JSON of all fields; without `worn` where it is empty, so that labels of before keep their ids."""
-        fields: dict[str, Any] = asdict(self) | {"worn": steps_json(self.worn)}
-        return canonical_json({name: value for name, value in fields.items() if name != "worn" or value})
+        """Return canonical JSON of all fields, without an empty `pre_degraded`."""
+        fields: dict[str, Any] = asdict(self) | {"pre_degraded": steps_json(self.pre_degraded)}
+        return canonical_json({name: value for name, value in fields.items() if name != "pre_degraded" or value})
 
     @classmethod
     def from_json(cls, text: str) -> "Segment":
         """The segment whose `segment_id` is `text`."""
         fields: dict[str, Any] = json.loads(text)
-        return cls(**fields | {"worn": chain_of(fields.get("worn", ()))})
+        return cls(**fields | {"pre_degraded": chain_of(fields.get("pre_degraded", ()))})
 
     def first_frame(self, num_frames: int) -> int | None:
         """Where the segment starts in a source of `num_frames` frames; None where its stretch is too short."""

@@ -28,8 +28,8 @@ class TrainData(Section):
     source_column: str | None = Field(
         None,
         description="Column that names the scene that versions share, so that none stands in two splits. "
-        "Default: source_id if there is one, else every video is its own scene.",
-        examples=["source_id"],
+        "Default: scene_id if there is one, else every video is its own scene.",
+        examples=["scene_id"],
     )
     split_column: str | None = Field(
         None,

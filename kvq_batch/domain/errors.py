@@ -48,7 +48,7 @@ class OutOfMemoryError(TransientError):
     """A batch of clips does not fit into the memory of its device; a smaller one may."""
 
 
-class HeadAwayError(TransientError):
+class HeadUnavailableError(TransientError):
     """The head of a cluster gives no answer, or one that says that it is not at work."""
 
 

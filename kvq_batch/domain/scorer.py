@@ -1,6 +1,6 @@
 """What a model is to the rest of the system: what it declares, what it takes, what it returns.
 
-Everything that scores a video implements `Scorer`: KVQ, the weightless template, and the models that come later.
+Everything that scores a video implements `Scorer`: KVQ, the handcrafted template, and the models that come later.
 This module knows no model by name and needs no torch.
 """
 
@@ -39,7 +39,7 @@ class ModelOptions:
 class ModelCard:
     """Who a model is: identity, origin, and what its raw scores mean.
 
-    `origin` is "trained", "untrained" or "weightless"; a score of an untrained model is no quality.
+    `origin` is "trained", "untrained" or "handcrafted"; a score of an untrained model is no quality.
     `digest` is the sha256 hex of weights and configuration. `calibrations` maps a name (say "lsvq") to the four
     parameters (b1, b2, b3, b4) of MOS = b2 + (b1 - b2) / (1 + exp(-(raw - b3) / |b4|)).
     """
@@ -47,7 +47,7 @@ class ModelCard:
     name: str
     version: str
     digest: str
-    origin: Literal["trained", "untrained", "weightless"]
+    origin: Literal["trained", "untrained", "handcrafted"]
     summary: str
     training_data: str = ""
     licence: str = ""

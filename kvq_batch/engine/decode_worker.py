@@ -108,7 +108,7 @@ class DecodeWorker:
 
     def _decode_item(self, item: dict[str, Any], fetching: "Future[_Fetched]", made: StreamRows) -> Iterator[None]:
         """Adds the item's rows to `made`; yields whenever a reader may take what is there."""
-        key = (item["item"], item["attempt"], item["wanted"])
+        key = (item["item"], item["attempt"], item["model_mask"])
         try:
             with ExitStack() as stack:
                 fetched = fetching.result()
@@ -154,7 +154,7 @@ class DecodeWorker:
             row = ClipRow(
                 item=item["item"],
                 attempt=item["attempt"],
-                wanted=item["wanted"],
+                model_mask=item["model_mask"],
                 clip_index=clip.clip_index,
                 num_clips=clip.num_clips,
                 start_s=clip.window.start_s,

@@ -18,8 +18,8 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
-from kvq_batch.domain.errors import HeadAwayError, SpecError, UnknownJobError
-from kvq_batch.engine.job_package import Parcel
+from kvq_batch.domain.errors import HeadUnavailableError, SpecError, UnknownJobError
+from kvq_batch.engine.job_package import JobPackage
 from kvq_batch.storage.redact import redact, summary
 
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
@@ -47,7 +47,7 @@ class Submission:
 
     job_id: str
     entrypoint: str
-    parcel: Parcel
+    parcel: JobPackage
     metadata: Mapping[str, str]
     num_cpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class JobApi:
                 f"RAY_AUTH_MODE is token, and no token was found: put it into {_WHERE_TOKENS_ARE} "
                 f"({str(error).partition('. ')[0]})"
             ) from error
-        except HeadAwayError as error:
+        except HeadUnavailableError as error:
             raise SpecError(f"{error}; start the cluster, or correct the address of its dashboard") from error
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise SpecError(
@@ -138,7 +138,7 @@ class JobApi:
             async for text in self._client.tail_job_logs(job_id):
                 yield text
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise HeadAwayError(f"{self.address}: the log broke off: {redact(str(error))}") from error
+            raise HeadUnavailableError(f"{self.address}: the log broke off: {redact(str(error))}") from error
 
     def stop(self, job_id: str) -> bool:
         """Asks the driver to stop (SIGTERM); whether there was one to ask."""
@@ -155,7 +155,7 @@ class _Client(JobSubmissionClient):
             raise SpecError(self._about_the_token()) from error
         # Everything that `requests` raises is an OSError.
         except OSError as error:
-            raise HeadAwayError(f"no Ray head answers at {self._address}: {_last_clause(str(error))}") from error
+            raise HeadUnavailableError(f"no Ray head answers at {self._address}: {_last_clause(str(error))}") from error
 
     def _raise_error(self, answer: Any) -> None:
         text = redact(str(answer.text)).strip()
@@ -165,7 +165,7 @@ class _Client(JobSubmissionClient):
                 "has forgotten earlier ones)"
             )
         if answer.status_code >= 500:
-            raise HeadAwayError(f"{self._address} is not at work ({answer.status_code}): {_last_line(text)}")
+            raise HeadUnavailableError(f"{self._address} is not at work ({answer.status_code}): {_last_line(text)}")
         raise SpecError(f"{self._address} refuses ({answer.status_code}): {_last_line(text)}")
 
     def _about_the_token(self) -> str:

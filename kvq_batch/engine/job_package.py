@@ -35,7 +35,7 @@ _KINDS = (".py", ".typed")
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class JobPackage:
     """Files by their path below the working folder of the job: their content, or the file here that holds it."""
 
     files: Mapping[str, bytes | Path]
@@ -77,7 +77,7 @@ class _Place:
         self.holder[self.name] = value
 
 
-def pack(job: Job | LabelJob, origin: str, shared: Sequence[str] = (), carries_project: bool = True) -> Parcel:
+def pack(job: Job | LabelJob, origin: str, shared: Sequence[str] = (), carries_project: bool = True) -> JobPackage:
     """The parcel of a job that was read from `origin`; `shared` folders have the same name on every machine.
 
     Raises:
@@ -88,20 +88,20 @@ def pack(job: Job | LabelJob, origin: str, shared: Sequence[str] = (), carries_p
     folders = [Path(absolute(folder)) for folder in shared]
     files: dict[str, bytes | Path] = dict(_project()) if carries_project else {}
     unseen = []
-    for number, place in enumerate(_weights(values)):
-        path = Path(absolute(place.value))
+    for number, index in enumerate(_weights(values)):
+        path = Path(absolute(index.value))
         if not path.is_file():
-            unseen.append(f"{place.key}: there is no file {place.value!r} here")
+            unseen.append(f"{index.key}: there is no file {index.value!r} here")
         elif _is_below(path, folders):
-            place.put(str(path))
+            index.put(str(path))
         else:
             files[f"weights/{number}/{path.name}"] = path
-            place.put(f"weights/{number}/{path.name}")
-    for place in _places(values):
-        if _is_below(Path(absolute(place.value)), folders):
-            place.put(absolute(place.value))
+            index.put(f"weights/{number}/{path.name}")
+    for index in _places(values):
+        if _is_below(Path(absolute(index.value)), folders):
+            index.put(absolute(index.value))
         else:
-            unseen.append(f"{place.key}: {place.value!r} is a path of this machine")
+            unseen.append(f"{index.key}: {index.value!r} is a path of this machine")
     if unseen:
         raise SpecError(
             "\n".join([
@@ -111,7 +111,7 @@ def pack(job: Job | LabelJob, origin: str, shared: Sequence[str] = (), carries_p
             ])
         )  # fmt: skip
     files[JOB_FILE] = as_toml(values).encode()
-    parcel = Parcel(files)
+    parcel = JobPackage(files)
     _refuse_large(parcel, origin)
     return parcel
 
@@ -133,15 +133,15 @@ def _weights(values: dict[str, Any]) -> Iterator[_Place]:
 
 def _places(values: dict[str, Any]) -> Iterator[_Place]:
     """Local places of what is read and written, weights left out."""
-    places = [_Place(name, values, name) for name in ("tables", "keep") if name in values]
+    indices = [_Place(name, values, name) for name in ("tables", "keep") if name in values]
     if "catalog" in values:
-        places.append(_Place("catalog.source", values["catalog"], "source"))
-    places += [
+        indices.append(_Place("catalog.source", values["catalog"], "source"))
+    indices += [
         _Place(f"sources.{number}.source", source, "source")
         for number, source in enumerate(values.get("sources", ()))
         if not source["source"].startswith(SYNTHETIC)
     ]
-    yield from (place for place in places if is_local(place.value))
+    yield from (index for index in indices if is_local(index.value))
 
 
 def _is_below(path: Path, folders: Sequence[Path]) -> bool:
@@ -170,7 +170,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
                 yield from _texts(item, f"{key}.{number}")
 
 
-def _refuse_large(parcel: Parcel, origin: str) -> None:
+def _refuse_large(parcel: JobPackage, origin: str) -> None:
     sizes = parcel.sizes_bytes
     if sum(sizes.values()) > MAX_BYTES:
         largest = max(sizes, key=lambda name: sizes[name])

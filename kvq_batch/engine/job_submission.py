@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from kvq_batch.domain.errors import HeadAwayError, UnknownJobError
+from kvq_batch.domain.errors import HeadUnavailableError, UnknownJobError
 from kvq_batch.engine.job_client import STOP_WAIT_S, JobApi, Status, Submission, SubmittedJob
 
 _LOGGER = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """`restarts` of lost drivers, seconds that the head may be `away_s`, seconds from look to look, and the first pause
     before a restart; the next ones are twice as long each."""
 
@@ -86,8 +86,8 @@ def exit_code_of(job: SubmittedJob) -> int:
     return 128 - code if code < 0 else code
 
 
-def see_through(
-    api: JobApi, submission: Callable[[int], Submission], watcher: Watcher, patience: Patience = Patience()
+def submit_and_wait(
+    api: JobApi, submission: Callable[[int], Submission], watcher: Watcher, patience: RetryPolicy = RetryPolicy()
 ) -> Ending:
     """Submits `submission(1)`, watches it to its end, and submits the next number where it was lost.
 
@@ -112,10 +112,10 @@ def see_through(
         _submit_again(api, sent, watcher, patience)
 
 
-def follow(api: JobApi, job_id: str, watcher: Watcher, patience: Patience = Patience()) -> SubmittedJob | None:
+def follow(api: JobApi, job_id: str, watcher: Watcher, patience: RetryPolicy = RetryPolicy()) -> SubmittedJob | None:
     """Passes on the log of a job until it is over; None where the head lost its memory meanwhile.
 
-    Raises: UnknownJobError where the head does not know it to begin with; HeadAwayError as `see_through`.
+    Raises: UnknownJobError where the head does not know it to begin with; HeadAwayError as `submit_and_wait`.
     """
     api.job(job_id)
     return asyncio.run(_watch(api, job_id, watcher, patience))
@@ -129,23 +129,23 @@ def wait_for_end(api: JobApi, job_id: str, longest_s: float = 1.5 * STOP_WAIT_S)
     return job
 
 
-def _submit_again(api: JobApi, submission: Submission, watcher: Watcher, patience: Patience) -> None:
+def _submit_again(api: JobApi, submission: Submission, watcher: Watcher, patience: RetryPolicy) -> None:
     away = _Absence(watcher, patience)
     while True:
         try:
             return api.submit(submission)
-        except HeadAwayError as error:
+        except HeadUnavailableError as error:
             away.noted(error)
         time.sleep(patience.poll_s)
         try:
             # The answer may have been lost, and the job be at work.
             api.job(submission.job_id)
-        except (UnknownJobError, HeadAwayError):
+        except (UnknownJobError, HeadUnavailableError):
             continue
         return None
 
 
-async def _watch(api: JobApi, job_id: str, watcher: Watcher, patience: Patience) -> SubmittedJob | None:
+async def _watch(api: JobApi, job_id: str, watcher: Watcher, patience: RetryPolicy) -> SubmittedJob | None:
     """The job when it is over, its log passed on; None where the head does not know it (any more)."""
     log, away = _Log(api, job_id, watcher), _Absence(watcher, patience)
     reading: asyncio.Task[None] | None = None
@@ -154,7 +154,7 @@ async def _watch(api: JobApi, job_id: str, watcher: Watcher, patience: Patience)
             job = await asyncio.to_thread(api.job, job_id)
         except UnknownJobError:
             return None
-        except HeadAwayError as error:
+        except HeadUnavailableError as error:
             away.noted(error)
             await asyncio.sleep(patience.poll_s)
             continue
@@ -180,16 +180,16 @@ class _Log:
 
     async def read(self) -> None:
         """Until the job is over, which `is_whole` then says, or the line breaks off."""
-        self.is_whole, place = False, 0
+        self.is_whole, index = False, 0
         try:
             async for text in self._api.tail(self._job_id):
-                fresh = text[max(0, self._num_told - place) :]
-                place += len(text)
+                fresh = text[max(0, self._num_told - index) :]
+                index += len(text)
                 if fresh:
-                    self._num_told = place
+                    self._num_told = index
                     self._watcher.logged(fresh)
             self.is_whole = True
-        except HeadAwayError as error:
+        except HeadUnavailableError as error:
             # Whether anything is wrong, the next look at the job will tell.
             _LOGGER.info("%s", error)
 
@@ -197,11 +197,11 @@ class _Log:
 class _Absence:
     """How long the head has given no answer; told once each time, and borne for `away_s`."""
 
-    def __init__(self, watcher: Watcher, patience: Patience) -> None:
+    def __init__(self, watcher: Watcher, patience: RetryPolicy) -> None:
         self._watcher, self._away_s = watcher, patience.away_s
         self._since: float | None = None
 
-    def noted(self, error: HeadAwayError) -> None:
+    def noted(self, error: HeadUnavailableError) -> None:
         """Raises the error itself where this has lasted too long."""
         now = time.monotonic()
         if self._since is None:

@@ -27,12 +27,12 @@ _STAGE_TAGS = ("job_name", "stage", "model")
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class MetricSpec:
     """One metric: its name without Ray's prefix, what it is, one line about it, the labels, the buckets."""
 
     name: str
     kind: Kind
-    about: str
+    description: str
     tags: tuple[str, ...] = ("job_name",)
     boundaries: tuple[float, ...] = ()
 
@@ -43,60 +43,60 @@ class Declared:
         return tuple(f"ray_{self.name}{ending}" for ending in endings)
 
 
-RUNS_BEGUN = Declared("kvq_batch_runs_begun_total", "counter", "Runs that began to work.")
-RUNS_ENDED = Declared(
+RUNS_BEGUN = MetricSpec("kvq_batch_runs_begun_total", "counter", "Runs that began to work.")
+RUNS_ENDED = MetricSpec(
     "kvq_batch_runs_ended_total",
     "counter",
     "Runs that ended, by state: finished, stopped (by a budget or a person) or failed.",
     ("job_name", "state"),
 )
-RUN_ACTIVE = Declared("kvq_batch_run_active", "gauge", "1 while a run is at work; gone 20 s after its driver.")
-VIDEOS = Declared(
+RUN_ACTIVE = MetricSpec("kvq_batch_run_active", "gauge", "1 while a run is at work; gone 20 s after its driver.")
+VIDEOS = MetricSpec(
     "kvq_batch_videos_total",
     "counter",
     "Committed outcomes of videos, one for each model: scored, failed (for this run), retried; at the stage where it "
     "ended. Of a run that makes labels: versions, under the model 'labels'.",
     (*_STAGE_TAGS, "outcome"),
 )
-FAILURES = Declared(
+FAILURES = MetricSpec(
     "kvq_batch_failures_total",
     "counter",
     "Committed failures, of the last try and of those before, by the error's class.",
     (*_STAGE_TAGS, "error"),
 )
-OPEN = Declared("kvq_batch_open_scores", "gauge", "Scores (or labels) that the run has still to make.")
-QUEUED = Declared("kvq_batch_queued_blocks", "gauge", "Blocks that wait for a worker of the stage.", _STAGE_TAGS)
-WORK_SECONDS = Declared(
+OPEN = MetricSpec("kvq_batch_open_scores", "gauge", "Scores (or labels) that the run has still to make.")
+QUEUED = MetricSpec("kvq_batch_queued_blocks", "gauge", "Blocks that wait for a worker of the stage.", _STAGE_TAGS)
+WORK_SECONDS = MetricSpec(
     "kvq_batch_work_seconds_total",
     "counter",
     "Seconds of fetching, decoding, scoring (or labelling) of what came back; fetching overlaps decoding.",
     _STAGE_TAGS,
 )
-WORKER_SECONDS = Declared(
+WORKER_SECONDS = MetricSpec(
     "kvq_batch_worker_seconds_total",
     "counter",
     "Seconds that workers of a pool were starting, busy or waiting (for input, or for room to hand on).",
     (*_STAGE_TAGS, "state"),
 )
-FETCHED_BYTES = Declared("kvq_batch_fetched_bytes_total", "counter", "Bytes of the videos that were decoded.")
-WRITTEN_BYTES = Declared("kvq_batch_written_bytes_total", "counter", "Bytes of the parts that were committed.")
-COMMIT_SECONDS = Declared(
+FETCHED_BYTES = MetricSpec("kvq_batch_fetched_bytes_total", "counter", "Bytes of the videos that were decoded.")
+WRITTEN_BYTES = MetricSpec("kvq_batch_written_bytes_total", "counter", "Bytes of the parts that were committed.")
+COMMIT_SECONDS = MetricSpec(
     "kvq_batch_commit_seconds",
     "histogram",
     "Commits of results, with all of their parts; the sum is Ray's guess from the buckets.",
     boundaries=(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
-LAST_COMMIT = Declared(
+LAST_COMMIT = MetricSpec(
     "kvq_batch_last_commit_timestamp_seconds", "gauge", "When the run last committed results, or else began; Unix time."
 )
-OLDEST_STALE = Declared(
+OLDEST_STALE = MetricSpec(
     "kvq_batch_oldest_stale_score_timestamp_seconds",
     "gauge",
     "When the oldest score was made that is due to be replaced, as the plan found it; where none is, the moment of "
     "that knowledge. Unix time.",
 )
 
-DECLARED = (
+METRICS = (
     RUNS_BEGUN,
     RUNS_ENDED,
     RUN_ACTIVE,
@@ -134,38 +134,38 @@ class Telemetry:
         self._tags = dict(tags)
         self._made: dict[str, Any] = {}
 
-    def begin(self, counter: Declared, **tags: str) -> None:
+    def begin(self, counter: MetricSpec, **tags: str) -> None:
         """The counter is there, and 0 if nothing was counted: the first event then is an increase as any other."""
         # `inc` takes nothing below what it counts, and a counter that begins with its first event hides it from
         # `rate` and `increase`.
         self._metric(counter)._record(0.0, self._tags | tags)
 
-    def add(self, counter: Declared, value: float, **tags: str) -> None:
+    def add(self, counter: MetricSpec, value: float, **tags: str) -> None:
         """Counts `value` more; what is not above 0 is not counted."""
         if value > 0:
             self._metric(counter).inc(value, self._tags | tags)
 
-    def set(self, gauge: Declared, value: float, **tags: str) -> None:
+    def set(self, gauge: MetricSpec, value: float, **tags: str) -> None:
         """The gauge stands at `value` for 20 s, unless it is set again."""
         self._metric(gauge).set(value, self._tags | tags)
 
-    def observe(self, histogram: Declared, value: float, **tags: str) -> None:
+    def observe(self, histogram: MetricSpec, value: float, **tags: str) -> None:
         """One event of so many units."""
         self._metric(histogram).observe(value, self._tags | tags)
 
-    def _metric(self, declared: Declared) -> Any:
+    def _metric(self, declared: MetricSpec) -> Any:
         if declared.name not in self._made:
             self._made[declared.name] = _ray_metric(declared)
         return self._made[declared.name]
 
 
-def _ray_metric(declared: Declared) -> Any:
+def _ray_metric(declared: MetricSpec) -> Any:
     if declared.kind == "histogram":
-        return ray_metrics.Histogram(declared.name, declared.about, list(declared.boundaries), declared.tags)
-    return _KINDS[declared.kind](declared.name, declared.about, declared.tags)
+        return ray_metrics.Histogram(declared.name, declared.description, list(declared.boundaries), declared.tags)
+    return _KINDS[declared.kind](declared.name, declared.description, declared.tags)
 
 
-class _Metered:
+class _Instrumented:
     """A callable for Ray Data around an instance of `worker`."""
 
     worker: ClassVar[type]
@@ -195,6 +195,6 @@ class _Metered:
         self._since = now
 
 
-def metered(worker: type, tags: Mapping[str, str]) -> type:
+def instrument(worker: type, tags: Mapping[str, str]) -> type:
     """A class that works as `worker` does and is called like it, which is how Ray names its processes."""
-    return type(worker.__name__, (_Metered,), {"worker": worker, "tags": dict(tags)})
+    return type(worker.__name__, (_Instrumented,), {"worker": worker, "tags": dict(tags)})

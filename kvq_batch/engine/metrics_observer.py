@@ -19,7 +19,7 @@ from kvq_batch.engine.metrics import Queues, Telemetry
 from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.summary import State
-from kvq_batch.engine.work_tracker import Account, Work
+from kvq_batch.engine.work_tracker import Work, WorkTracker
 from kvq_batch.tables.writer import Writer
 
 REPEAT_S = 5.0
@@ -29,7 +29,7 @@ _STATES: tuple[State, ...] = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class RunLabels:
     """What a run is to its watch.
 
     `closing` are the stages at which its results are made, each with its model; `failing` those at which they may fail.
@@ -42,20 +42,20 @@ class Watched:
     oldest_stale_at: datetime | None = None
 
 
-class RunWatch:
+class MetricsObserver:
     """Tells of a run while its block lasts; an exception ends the run as failed, `outcome` says how else it ended."""
 
     def __init__(
         self,
-        run: Watched,
-        account: Account,
+        run: RunLabels,
+        tracker: WorkTracker,
         writer: Writer,
         queues: Queues,
         observer: Observer,
         outcome: Callable[[], State],
     ) -> None:
         self._run = run
-        self._account = account
+        self._tracker = tracker
         self._writer = writer
         self._queues = queues
         self._observer = observer
@@ -85,7 +85,7 @@ class RunWatch:
         self._over.set()
         self._repeating.join()
         self._telemetry.add(metrics.RUNS_ENDED, 1, state=state)
-        if state == "finished" and not self._account.num_failed:
+        if state == "finished" and not self._tracker.num_failed:
             self._oldest_stale = time.time()
         self._tell_gauges()
         self._telemetry.set(metrics.RUN_ACTIVE, 0)
@@ -93,14 +93,14 @@ class RunWatch:
     def started(self, run_id: str, num_videos: int) -> None:
         self._observer.started(run_id, num_videos)
 
-    def progressed(self, account: Account) -> None:
-        work = account.work_s
+    def progressed(self, tracker: WorkTracker) -> None:
+        work = tracker.work_s
         for (stage, model), seconds in work.items():
             more = seconds - self._seen_work.get((stage, model), 0.0)
             self._telemetry.add(metrics.WORK_SECONDS, more, stage=stage, model=model)
-        self._telemetry.add(metrics.FETCHED_BYTES, account.fetched_bytes - self._seen_bytes)
-        self._seen_work, self._seen_bytes = work, account.fetched_bytes
-        self._observer.progressed(account)
+        self._telemetry.add(metrics.FETCHED_BYTES, tracker.fetched_bytes - self._seen_bytes)
+        self._seen_work, self._seen_bytes = work, tracker.fetched_bytes
+        self._observer.progressed(tracker)
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
         self._last_commit = time.time()
@@ -132,7 +132,7 @@ class RunWatch:
 
     def _tell_gauges(self) -> None:
         self._telemetry.set(metrics.RUN_ACTIVE, 1)
-        self._telemetry.set(metrics.OPEN, self._account.num_open)
+        self._telemetry.set(metrics.OPEN, self._tracker.num_open)
         self._telemetry.set(metrics.LAST_COMMIT, self._last_commit)
         self._telemetry.set(metrics.OLDEST_STALE, self._oldest_stale)
         for (stage, model), num in self._queues.lengths.items():

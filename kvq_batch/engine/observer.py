@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.work_tracker import Account
+from kvq_batch.engine.work_tracker import WorkTracker
 
 
 class Observer(Protocol):
@@ -16,7 +16,7 @@ class Observer(Protocol):
     def started(self, run_id: str, num_videos: int) -> None:
         """The run has its place in the tables; work begins."""
 
-    def progressed(self, account: Account) -> None:
+    def progressed(self, tracker: WorkTracker) -> None:
         """Results arrived."""
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
@@ -31,7 +31,7 @@ class SilentObserver:
 
     def started(self, run_id: str, num_videos: int) -> None: ...
 
-    def progressed(self, account: Account) -> None: ...
+    def progressed(self, tracker: WorkTracker) -> None: ...
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None: ...
 

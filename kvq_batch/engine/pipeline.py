@@ -24,7 +24,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.metrics import Queues, metered
+from kvq_batch.engine.metrics import Queues, instrument
 from kvq_batch.storage.redact import redact
 
 MAX_TASK_RETRIES = 1
@@ -158,7 +158,7 @@ def _add(dataset: Dataset, stage: Stage, tags: Mapping[str, str], blocks_in_flig
         # "for ever", which an input that kills its worker would turn into a run without end.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
-            metered(stage.worker, tags),
+            instrument(stage.worker, tags),
             fn_constructor_args=(stage.settings,),
             batch_size=None,
             batch_format="pyarrow",

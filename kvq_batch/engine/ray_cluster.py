@@ -49,7 +49,7 @@ STDERR = 2
 
 
 @contextmanager
-def rays_words_to_log() -> Iterator[None]:
+def redirect_ray_output() -> Iterator[None]:
     """Inside, `print` and the file descriptor of stderr end in the log; `sys.stderr` stays where it was."""
     with redirect_stdout(_ToLog()), _native_stderr_to_log():
         yield
@@ -90,20 +90,20 @@ def _drain(read_end: int) -> None:
                 LOGGER.info(line.rstrip())
 
 
-PATIENCE_S = 30.0
+CLEANUP_TIMEOUT_S = 30.0
 """How long at most the last workers may take to die; they are killed already, but on a machine with eight times more
 to do than cores it took them over 5 s (measured). Waited for only while something is there."""
 
 
 @contextmanager
-def no_remains(decode: Decode) -> Iterator[None]:
+def cleanup_scratch(decode: Decode) -> Iterator[None]:
     """When the block ends, frames and fetched files that its workers left are gone."""
     shared_memory, scratch = Path(decode.shared_memory), Path(decode.scratch or tempfile.gettempdir())
     before = scratch_directories(shared_memory)
     try:
         yield
     finally:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + CLEANUP_TIMEOUT_S
         sweep(shared_memory)
         while scratch_directories(shared_memory) - before and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -111,13 +111,13 @@ def no_remains(decode: Decode) -> Iterator[None]:
         sweep_dead(scratch)
 
 
-class Departures:
+class PreemptionMonitor:
     """The machines that were taken back since this was made; needs a connection to Ray."""
 
     def __init__(self) -> None:
         self._known = _gone()
 
-    def are_news(self) -> bool:
+    def has_new_preemptions(self) -> bool:
         """Whether machines were taken back since the last time, or are being so now."""
         gone = _gone()
         # One that goes on working while it drains may lose its workers before it is dead. An idle machine drains, too,
@@ -146,7 +146,7 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
         raise FatalError("this process is connected to a Ray already")
     # A thread of Ray Data that outlives a stopped run would otherwise start a whole new Ray by asking it something.
     auto_init_hook.enable_auto_connect = False
-    with rays_words_to_log():
+    with redirect_ray_output():
         connect(target, needed["CPU"])
         try:
             _check_size(needed)
@@ -178,9 +178,9 @@ def connect(target: str | None, needed_cpus: float) -> None:
         else:
             ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
-        place = target or "this machine"
+        index = target or "this machine"
         hint = "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" if target else ""
-        raise SpecError(f"Ray cannot be reached at {place}: {error}{hint}") from error
+        raise SpecError(f"Ray cannot be reached at {index}: {error}{hint}") from error
     finally:
         # Ray puts a handler of its own there, which ends the process at once: who set one wants to commit first.
         if callable(before) and threading.current_thread() is threading.main_thread():

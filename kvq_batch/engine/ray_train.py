@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from kvq_batch.domain.errors import FatalError, KvqBatchError
-from kvq_batch.engine.ray_cluster import connect, rays_words_to_log
+from kvq_batch.engine.ray_cluster import connect, redirect_ray_output
 
 MAX_RESTARTS = 3
 """Times that lost processes are replaced, and the training goes on from its last state; an error counts as a loss."""
@@ -40,7 +40,7 @@ def train_together(
     """
     backend = "nccl" if device == "cuda" else "gloo"
     notes = folder.absolute() / "ray"
-    with rays_words_to_log(), _connected(address, num_workers):
+    with redirect_ray_output(), _connected(address, num_workers):
         trainer = TorchTrainer(
             member,
             torch_config=TorchConfig(backend=backend),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kvq_batch.config.labels import VERSIONS_PER_BLOCK
+from kvq_batch.config.labels import RENDITIONS_PER_BLOCK
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
 from kvq_batch.tables.database import connect, reading
@@ -42,7 +42,7 @@ SELECT
 
 
 @dataclass(frozen=True, slots=True)
-class DeadRun:
+class CrashedRun:
     """`row` is its newest row in `runs`; the rest is counted in the tables, times are those of its own workers."""
 
     row: dict[str, Any]
@@ -61,7 +61,7 @@ class DeadRun:
         return int(self.row["num_planned"]) - self.num_scored - self.num_failed
 
     @property
-    def pairs_per_s(self) -> float | None:
+    def tasks_per_s(self) -> float | None:
         """How fast it scored; None where too little was committed to tell."""
         if self.first_scored_at is None or self.last_scored_at is None or self.num_scored < 2:
             return None
@@ -69,7 +69,7 @@ class DeadRun:
         return self.num_scored / seconds if seconds > 0 else None
 
 
-def dead_runs(tables: Tables, shard: Shard) -> list[DeadRun]:
+def crashed_runs(tables: Tables, shard: Shard) -> list[CrashedRun]:
     """The runs that died, oldest first, of those that the holder of `shard` excludes.
 
     Raises: SpecError where the tables are out of reach.
@@ -89,7 +89,7 @@ def dead_runs(tables: Tables, shard: Shard) -> list[DeadRun]:
                 key = {"seq": row["commit_seq"], "run_id": row["run_id"]}
                 counts = connection.execute(_COMMITTED, key).fetchone()
                 assert counts is not None
-                found.append(DeadRun(row, *counts))
+                found.append(CrashedRun(row, *counts))
             return found
 
 
@@ -103,25 +103,25 @@ _COMMIT_S = 2.0
 """Allowed for a commit itself, during which results go on arriving."""
 
 
-def close_dead_runs(writer: Writer) -> list[str]:
+def close_crashed_runs(writer: Writer) -> list[str]:
     """Gives every run that died its last row, and returns a sentence about each. Only for who holds the lease.
 
     Raises: FatalError where the tables cannot be written; SpecError where they cannot be read.
     """
     told = []
-    for dead in dead_runs(writer.tables, writer.shard):
-        at_most = most_repeated(dead)
+    for dead in crashed_runs(writer.tables, writer.shard):
+        at_most = max_repeated_results(dead)
         message = (
             f"its process died; {dead.num_scored + dead.num_failed} of {dead.row['num_planned']} results were "
             f"committed, at most {at_most} more were made and are made again"
         )
         row: dict[str, Any] = {name: value for name, value in dead.row.items() if name not in ("run_id", "commit_seq")}
         row |= {
-            "state": "died",
+            "state": "crashed",
             "num_scored": dead.num_scored,
             "num_failed": dead.num_failed,
-            "num_not_reached": dead.num_open,
-            "num_repeated_at_most": at_most,
+            "num_remaining": dead.num_open,
+            "max_repeated": at_most,
             "message": message,
         }
         writer.write_run(make_rows("runs", [row]), run_id=dead.run_id)
@@ -129,13 +129,13 @@ def close_dead_runs(writer: Writer) -> list[str]:
     return told
 
 
-def most_repeated(dead: DeadRun) -> int:
+def max_repeated_results(dead: CrashedRun) -> int:
     """How many results a dead run may have made that were never committed, in pairs of video and model.
 
     What arrived since its last commit, at the rate it had, and what its scoring pools could hold. Without a rate, as
     when it died before its second result, everything that it left open.
     """
-    rate = dead.pairs_per_s
+    rate = dead.tasks_per_s
     if rate is None:
         return dead.num_open
     spec = json.loads(dead.row["job_spec"])
@@ -144,6 +144,6 @@ def most_repeated(dead: DeadRun) -> int:
     # A run that made labels has no models; its workers hold blocks of versions.
     rooms: list[int] = [model["workers"]["max"] * model["batch_size"] for model in spec.get("models", ())]
     if "make" in spec:
-        rooms = [spec["make"]["workers"]["max"] * VERSIONS_PER_BLOCK]
+        rooms = [spec["make"]["workers"]["max"] * RENDITIONS_PER_BLOCK]
     in_flight = sum(rooms) * BLOCKS_IN_FLIGHT
     return min(dead.num_open, in_hand + in_flight)

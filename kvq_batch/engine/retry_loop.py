@@ -19,9 +19,9 @@ import pyarrow as pa
 from kvq_batch.domain.errors import FatalError, KvqBatchError
 from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.pipeline import Cancel
-from kvq_batch.engine.stopping import StopSign
+from kvq_batch.engine.stopping import StopCondition
 from kvq_batch.engine.summary import State
-from kvq_batch.engine.work_tracker import Account
+from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.tables.lease import Lease
 
 POLL_S = 0.2
@@ -33,7 +33,7 @@ Pipeline = Callable[[pa.Table, bool, Cancel], Iterator[pa.Table]]
 """Result tables of some items, in any order; True where each item is to run alone."""
 
 
-class Books(Protocol):
+class Recorder(Protocol):
     """Whoever commits what the account has ready."""
 
     def note_result(self) -> None: ...
@@ -50,13 +50,13 @@ class _End:
 
 
 @contextmanager
-def told_in_the_books(books: Books) -> Iterator[None]:
+def record_failure_on_error(recorder: Recorder) -> Iterator[None]:
     """Whatever breaks inside, the run's last row says why it ended."""
     try:
         yield
     except KvqBatchError as error:
         try:
-            books.close("failed", str(error))
+            recorder.close("failed", str(error))
         except FatalError as second:
             # The store itself may be what broke; the first error says why the run ended.
             error.add_note(f"that the run failed could not be written down: {second}")
@@ -64,40 +64,40 @@ def told_in_the_books(books: Books) -> Iterator[None]:
 
 
 @contextmanager
-def _finished_is_committed(account: Account, books: Books, observer: Observer) -> Iterator[None]:
+def _commit_on_error(tracker: WorkTracker, recorder: Recorder, observer: Observer) -> Iterator[None]:
     """Whatever breaks inside, what is finished is committed, while those who watch the run can still tell of it."""
     try:
         yield
     except KvqBatchError as error:
-        account.give_up()
+        tracker.abort()
         try:
-            books.commit(observer)
+            recorder.commit(observer)
         except FatalError as second:
             error.add_note(f"what was finished could not be committed: {second}")
         raise
 
 
-def work_off(
-    account: Account,
-    books: Books,
+def run_attempts(
+    tracker: WorkTracker,
+    recorder: Recorder,
     pipeline: Pipeline,
     lease: Lease,
     observer: Observer,
-    stop: StopSign,
-    taken_back: Callable[[], bool],
+    stop: StopCondition,
+    has_new_preemptions: Callable[[], bool],
 ) -> None:
     """Runs rounds until every pair of `account` is closed, or `stop` is set; what came back is committed.
 
-    `taken_back` says whether the cluster lost machines by somebody's order since it was last asked.
+    `has_new_preemptions` says whether the cluster lost machines by somebody's order since it was last asked.
 
     Raises:
         FatalError: the breaker tripped, the lease was lost, the store or the pipeline failed.
     """
-    with _finished_is_committed(account, books, observer):
+    with _commit_on_error(tracker, recorder, observer):
         attempt = 0
-        while attempt < account.max_attempts:
+        while attempt < tracker.max_attempts:
             attempt += 1
-            items = account.open_items(attempt)
+            items = tracker.open_items(attempt)
             if not items.num_rows or stop.is_set():
                 return
             is_alone = attempt > 1
@@ -106,25 +106,25 @@ def work_off(
             cancel = Cancel()
             for table in _stream(pipeline(items, is_alone, cancel), cancel, stop):
                 if table is not None:
-                    account.add(table)
-                    books.note_result()
-                    observer.progressed(account)
-                if account.breaker.cause:
-                    raise FatalError(f"stopped: {account.breaker.cause}. Mend the cause and start the job again")
+                    tracker.add(table)
+                    recorder.note_result()
+                    observer.progressed(tracker)
+                if tracker.breaker.cause:
+                    raise FatalError(f"stopped: {tracker.breaker.cause}. Mend the cause and start the job again")
                 lease.check()
-                books.commit_when_due(observer)
+                recorder.commit_when_due(observer)
             if stop.is_set():
-                account.give_up()
+                tracker.abort()
             else:
-                is_spared = taken_back()
-                lost = account.settle(attempt, is_spared)
+                was_preempted = has_new_preemptions()
+                lost = tracker.finish_attempt(attempt, was_preempted)
                 if lost:
-                    why = "machines were taken back" if is_spared else "their worker died"
+                    why = "machines were taken back" if was_preempted else "their worker died"
                     observer.told(f"{lost} result(s) never came back: {why}")
-            books.commit(observer)
+            recorder.commit(observer)
 
 
-def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: StopSign) -> Iterator[pa.Table | None]:
+def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: StopCondition) -> Iterator[pa.Table | None]:
     """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set.
 
     However it ends, `source` is cancelled and its thread gone: Ray must not be shut down under it.

@@ -13,16 +13,16 @@ import pyarrow as pa
 
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
-from kvq_batch.engine.metrics_observer import RunWatch, Watched
+from kvq_batch.engine.metrics_observer import MetricsObserver, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, Stages, blocks_of, results
-from kvq_batch.engine.ray_cluster import Departures, no_remains, ray_cluster
-from kvq_batch.engine.recovery import close_dead_runs
-from kvq_batch.engine.retry_loop import Pipeline, told_in_the_books, work_off
-from kvq_batch.engine.run_recorder import RunBooks
-from kvq_batch.engine.score_tracker import Ledger
+from kvq_batch.engine.ray_cluster import PreemptionMonitor, cleanup_scratch, ray_cluster
+from kvq_batch.engine.recovery import close_crashed_runs
+from kvq_batch.engine.retry_loop import Pipeline, record_failure_on_error, run_attempts
+from kvq_batch.engine.run_recorder import RunRecorder
+from kvq_batch.engine.score_tracker import ScoreTracker
 from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
-from kvq_batch.engine.stopping import Breaker, StopSign
+from kvq_batch.engine.stopping import Breaker, StopCondition
 from kvq_batch.engine.summary import RunSummary, State
 from kvq_batch.planning.items import first_items
 from kvq_batch.planning.job_plan import JobPlan, plan_again
@@ -60,7 +60,7 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
     shard = plan.job.select.scope
     with hold(plan.job.tables, storage, holder, observer.told, shard) as lease:
         writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id, shard=shard)
-        for sentence in close_dead_runs(writer):
+        for sentence in close_crashed_runs(writer):
             observer.told(sentence)
         # Older writers of these videos are refused from here on, so that what the tables hold now is all that this run
         # has not done.
@@ -73,49 +73,59 @@ def _run(
     plan: JobPlan, writer: Writer, lease: Lease, observer: Observer, options: RunOptions, started: datetime
 ) -> RunSummary:
     budget = plan.job.budget
-    items = first_items(plan.plan.pairs, plan.models.models, budget.max_videos)
-    ledger = Ledger(items, plan.models.models, plan.job.run.max_attempts, Breaker.from_spec(plan.job.run))
-    books = RunBooks.open(plan, ledger, writer)
-    stop = StopSign(
-        options.stop or threading.Event(), budget.deadline_after(started), budget.max_cost, lambda: books.cost
+    items = first_items(plan.plan.tasks, plan.models.models, budget.max_videos)
+    tracker = ScoreTracker(items, plan.models.models, plan.job.run.max_attempts, Breaker.from_spec(plan.job.run))
+    recorder = RunRecorder.open(plan, tracker, writer)
+    stop = StopCondition(
+        options.stop or threading.Event(), budget.deadline_after(started), budget.max_cost, lambda: recorder.cost
     )
-    observer.started(books.run_id, items.num_rows)
+    observer.started(recorder.run_id, items.num_rows)
 
     def outcome() -> tuple[State, str]:
-        if stop.cause is not None and ledger.num_open:
+        if stop.cause is not None and tracker.num_open:
             return "stopped", stop.cause
-        if books.num_left_out:
+        if recorder.num_left_out:
             return "stopped", f"budget.max_videos = {budget.max_videos} are done"
         return "finished", ""
 
     target = options.address or plan.job.run.ray_address
-    with told_in_the_books(books):
+    with record_failure_on_error(recorder):
         # A cluster hears of a night without work, too: else its alarms would take the job for dead.
         if items.num_rows or target is not None:
             pools = [plan.job.decode.workers, *(model.workers for model in plan.job.models)]
             stages = _stages(plan, options)
             with (
-                no_remains(plan.job.decode),
+                cleanup_scratch(plan.job.decode),
                 ray_cluster(pools, target),
-                RunWatch(_watched(plan), ledger, writer, stages.queues, observer, lambda: outcome()[0]) as watch,
+                MetricsObserver(
+                    _run_labels(plan), tracker, writer, stages.queues, observer, lambda: outcome()[0]
+                ) as watch,
             ):
-                work_off(ledger, books, _pipeline(plan, stages), lease, watch, stop, Departures().are_news)
-    summary = books.close(*outcome())
+                run_attempts(
+                    tracker,
+                    recorder,
+                    _pipeline(plan, stages),
+                    lease,
+                    watch,
+                    stop,
+                    PreemptionMonitor().has_new_preemptions,
+                )
+    summary = recorder.close(*outcome())
     summary.check()
     return summary
 
 
-def _watched(plan: JobPlan) -> Watched:
+def _run_labels(plan: JobPlan) -> RunLabels:
     closing = [("score", model.ref.name) for model in plan.models.models]
-    return Watched(plan.job.name, closing, ("fetch", "probe", "decode", "score"), plan.plan.oldest_stale_at)
+    return RunLabels(plan.job.name, closing, ("fetch", "probe", "decode", "score"), plan.plan.oldest_stale_at)
 
 
 def _stages(plan: JobPlan, options: RunOptions) -> Stages:
     decode = DecodeSettings.of(plan.job, plan.models.requests)
     pools = [Stage(options.decode_worker, decode, plan.job.decode.workers, "decode")]
-    for bit, model in enumerate(plan.models.models):
-        drops, size = plan.models.drops_after(bit), model.section.batch_size
-        settings = ScoreSettings(model.options, model.ref.model_id, bit, model.request, drops, size)
+    for model_index, model in enumerate(plan.models.models):
+        drops, size = plan.models.drops_after(model_index), model.section.batch_size
+        settings = ScoreSettings(model.options, model.ref.model_id, model_index, model.request, drops, size)
         pools.append(Stage(ScoreWorker, settings, model.section.workers, "score", model.ref.name))
     return Stages(plan.job.name, pools)
 

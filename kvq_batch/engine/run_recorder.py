@@ -16,7 +16,7 @@ from typing import Any, Self
 from kvq_batch.catalog.row_versions import catalog_changes
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.observer import Observer
-from kvq_batch.engine.score_tracker import Ledger, Rows
+from kvq_batch.engine.score_tracker import Rows, ScoreTracker
 from kvq_batch.engine.summary import RunSummary, State
 from kvq_batch.planning.estimate import Stage, Use, use_of_all
 from kvq_batch.planning.job_models import JobModel
@@ -31,13 +31,13 @@ from kvq_batch.tables.writer import Batch, Writer
 RECORDED_VERSIONS = ("kvq-batch", "ray", "torch", "av", "decord", "numpy", "pyarrow", "deltalake", "duckdb")
 
 
-class RunBooks:
+class RunRecorder:
     """The open account of one run."""
 
-    def __init__(self, plan: JobPlan, ledger: Ledger, writer: Writer) -> None:
+    def __init__(self, plan: JobPlan, tracker: ScoreTracker, writer: Writer) -> None:
         self.run_id = writer.run_id
         self._plan = plan
-        self._ledger = ledger
+        self._tracker = tracker
         self._writer = writer
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
@@ -48,10 +48,10 @@ class RunBooks:
         self._num_unsaved_failures = 0
 
     @classmethod
-    def open(cls, plan: JobPlan, ledger: Ledger, writer: Writer) -> Self:
+    def open(cls, plan: JobPlan, tracker: ScoreTracker, writer: Writer) -> Self:
         """Writes down what the run sets out to do, before it does any of it."""
         tables = writer.tables
-        books = cls(plan, ledger, writer)
+        recorder = cls(plan, tracker, writer)
         cards = make_rows("models", [row for model in plan.models.models for row in model_rows(model)])
         # Once: a card that is written again would be newer than a calibration that was added since.
         if (unknown := unknown_cards(tables, cards)).num_rows:
@@ -59,14 +59,14 @@ class RunBooks:
         changes = catalog_changes(tables, plan.catalog, plan.job.catalog_name, plan.job.select.scope)
         if changes.num_rows:
             writer.write_catalog(changes)
-        store_plan(tables, writer.run_id, plan.plan.pairs)
-        books._write_run("running", "")
-        return books
+        store_plan(tables, writer.run_id, plan.plan.tasks)
+        recorder._write_run("running", "")
+        return recorder
 
     @property
     def num_left_out(self) -> int:
         """Pairs of the plan that `budget.max_videos` kept out of this run."""
-        return int(self._plan.plan.pairs.num_rows) - self._ledger.num_pairs
+        return int(self._plan.plan.tasks.num_rows) - self._tracker.num_tasks
 
     @property
     def cost(self) -> float | None:
@@ -85,7 +85,7 @@ class RunBooks:
 
     def commit(self, observer: Observer) -> None:
         """Commits what is finished."""
-        rows = self._ledger.take()
+        rows = self._tracker.take()
         if rows:
             try:
                 self._writer.commit(_batch(rows))
@@ -104,37 +104,37 @@ class RunBooks:
         return summary
 
     def _summary(self, state: State, message: str) -> RunSummary:
-        plan, ledger = self._plan.plan, self._ledger
+        plan, tracker = self._plan.plan, self._tracker
         seconds = time.monotonic() - self._started
         use = self._use(seconds)
         return RunSummary(
             run_id=self.run_id,
             state=state,
             num_videos=int(self._plan.catalog.num_rows),
-            num_planned=int(plan.pairs.num_rows),
+            num_planned=int(plan.tasks.num_rows),
             planned_by_reason=self._by_reason(),
-            num_scored=ledger.num_scored - self._num_unsaved_scores,
-            num_failed=ledger.num_failed - self._num_unsaved_failures,
-            num_not_reached=ledger.num_open + self.num_left_out + self._num_unsaved_scores + self._num_unsaved_failures,
-            num_retried=ledger.num_retried,
-            num_videos_planned=ledger.num_videos,
-            num_videos_failed=ledger.num_videos_failed,
+            num_scored=tracker.num_scored - self._num_unsaved_scores,
+            num_failed=tracker.num_failed - self._num_unsaved_failures,
+            num_remaining=tracker.num_open + self.num_left_out + self._num_unsaved_scores + self._num_unsaved_failures,
+            num_retried=tracker.num_retried,
+            num_videos_planned=tracker.num_videos,
+            num_videos_failed=tracker.num_videos_failed,
             seconds=seconds,
             startup_s=(self._first_result or self._started) - self._started,
             core_hours=use.core_hours,
             gpu_hours=use.gpu_hours,
             cost=use.cost(self._plan.job.prices),
-            decode_s=ledger.decode_s,
-            score_s=ledger.score_s,
+            decode_s=tracker.decode_s,
+            score_s=tracker.score_s,
             message=message,
         )
 
     def _use(self, seconds: float) -> Use:
         # Without work no worker was started.
-        return use_of_all(_done(self._pools, self._ledger), seconds) if self._ledger.num_pairs else Use()
+        return use_of_all(_done(self._pools, self._tracker), seconds) if self._tracker.num_tasks else Use()
 
     def _by_reason(self) -> Mapping[str, int]:
-        counts = self._plan.plan.pairs["reason"].value_counts().to_pylist()
+        counts = self._plan.plan.tasks["reason"].value_counts().to_pylist()
         return {count["values"]: count["counts"] for count in counts}
 
     def _write_run(self, state: State, message: str) -> None:
@@ -157,8 +157,8 @@ class RunBooks:
             "planned_by_reason": list(summary.planned_by_reason.items()),
             "num_scored": summary.num_scored,
             "num_failed": summary.num_failed,
-            "num_not_reached": summary.num_not_reached,
-            "num_departed": len(self._plan.plan.departed),
+            "num_remaining": summary.num_remaining,
+            "num_removed": len(self._plan.plan.removed),
             "started_at": self._started_at,
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,
@@ -174,12 +174,12 @@ class RunBooks:
 
     def _used(self, summary: RunSummary) -> dict[str, Any]:
         """What a run that is over took: the next plan's estimate comes of it."""
-        decode, *scoring = _done(self._pools, self._ledger)
+        decode, *scoring = _done(self._pools, self._tracker)
         return {
             "startup_s": summary.startup_s,
             "decode_work_s": decode.work_s,
             "score_work_s": [(stage.name, stage.work_s) for stage in scoring],
-            "num_scored_by_model": list(zip((s.name for s in scoring), self._ledger.num_scored_by_model, strict=True)),
+            "num_scored_by_model": list(zip((s.name for s in scoring), self._tracker.num_scored_by_model, strict=True)),
             "core_hours": summary.core_hours,
             "gpu_hours": summary.gpu_hours,
             "cost": summary.cost,
@@ -222,7 +222,7 @@ def _shown(plan: JobPlan) -> dict[str, Any]:
     return spec
 
 
-def _done(pools: tuple[Stage, ...], ledger: Ledger) -> tuple[Stage, ...]:
+def _done(pools: tuple[Stage, ...], tracker: ScoreTracker) -> tuple[Stage, ...]:
     """The pools with the work that has come back from them."""
-    work = (max(ledger.fetch_s, ledger.decode_s), *ledger.score_s_by_model)
+    work = (max(tracker.fetch_s, tracker.decode_s), *tracker.score_s_by_model)
     return tuple(replace(pool, work_s=seconds) for pool, seconds in zip(pools, work, strict=True))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from kvq_batch.engine.rows import ClipResult, Failure, Row, clip_row, failure_row, map_row, score_row
 from kvq_batch.engine.stopping import Breaker
-from kvq_batch.engine.work_tracker import Account, Pair, Work, failure_of, named_columns
+from kvq_batch.engine.work_tracker import Task, Work, WorkTracker, failure_of, named_columns
 from kvq_batch.planning.job_models import JobModel
 
 
@@ -29,14 +29,14 @@ class Rows:
         return bool(self.scores or self.failures)
 
 
-class Ledger(Account):
-    """The account of a run's scores: items are videos, the bits of `wanted` are the models of the job."""
+class ScoreTracker(WorkTracker):
+    """The account of a run's scores: items are videos, the bits of `model_mask` are the models of the job."""
 
     def __init__(self, items: pa.Table, models: Sequence[JobModel], max_attempts: int, breaker: Breaker) -> None:
         super().__init__(items, max_attempts, breaker, lost_stage="decode")
         self._named = named_columns(items, ("video_id", "uri", "content_id"))
         self._models = models
-        self._clips: dict[Pair, dict[int, ClipResult]] = {}
+        self._clips: dict[Task, dict[int, ClipResult]] = {}
         self._rows = Rows()
         self.fetch_s = 0.0
         self.decode_s = 0.0
@@ -50,18 +50,18 @@ class Ledger(Account):
 
     @property
     def work_s(self) -> Mapping[Work, float]:
-        """As `Account.work_s`; a model's, of videos that it scored."""
+        """As `WorkTracker.work_s`; a model's, of videos that it scored."""
         names = (("score", model.ref.name) for model in self._models)
         scoring = dict(zip(names, self.score_s_by_model, strict=True))
         return {("fetch", ""): self.fetch_s, ("decode", ""): self.decode_s, **scoring}
 
     @property
     def busy_s(self) -> Mapping[str, float]:
-        """As `Account.busy_s`: decoding, and all models together."""
+        """As `WorkTracker.busy_s`: decoding, and all models together."""
         return {"decode": self.decode_s, "score": self.score_s}
 
     def open_items(self, attempt: int) -> pa.Table:
-        """As `Account.open_items`; clips of videos whose other clips never came are forgotten."""
+        """As `WorkTracker.open_items`; clips of videos whose other clips never came are forgotten."""
         self._clips.clear()
         return super().open_items(attempt)
 
@@ -72,13 +72,13 @@ class Ledger(Account):
             if row["clip_index"] == 0:
                 self.fetch_s += row["fetch_s"]
                 self.fetched_bytes += row["size_bytes"]
-            for bit in self.open_bits(row["item"], row["wanted"]):
-                self._add_pair(row, bit)
+            for model_index in self.open_models(row["item"], row["model_mask"]):
+                self._add_pair(row, model_index)
 
-    def fail(self, pair: Pair, failure: Failure) -> None:
-        """As `Account.fail`; what came of its other clips is forgotten."""
-        self._clips.pop(pair, None)
-        super().fail(pair, failure)
+    def fail(self, task: Task, failure: Failure) -> None:
+        """As `WorkTracker.fail`; what came of its other clips is forgotten."""
+        self._clips.pop(task, None)
+        super().fail(task, failure)
 
     def take(self) -> Rows:
         """The rows that are ready, handed over once."""
@@ -86,37 +86,37 @@ class Ledger(Account):
         rows.failures = self.take_failures()
         return rows
 
-    def _add_pair(self, row: dict[str, Any], bit: int) -> None:
-        pair = (int(row["item"]), bit)
+    def _add_pair(self, row: dict[str, Any], model_index: int) -> None:
+        task = (int(row["item"]), model_index)
         if row["error"] is not None:
-            self.fail(pair, failure_of(row))
+            self.fail(task, failure_of(row))
             return
-        result = row[f"result_{bit}"]
+        result = row[f"result_{model_index}"]
         if result is None:
             return
         if result["error"] is not None:
-            self.fail(pair, Failure(row["attempt"], "score", result["error"], result["message"], False))
+            self.fail(task, Failure(row["attempt"], "score", result["error"], result["message"], False))
             return
-        clips = self._clips.setdefault(pair, {})
-        clips[row["clip_index"]] = ClipResult(row, result, self._models[bit].request)
+        clips = self._clips.setdefault(task, {})
+        clips[row["clip_index"]] = ClipResult(row, result, self._models[model_index].request)
         if len(clips) == row["num_clips"]:
-            self._score(pair, [clips[index] for index in sorted(clips)])
+            self._score(task, [clips[index] for index in sorted(clips)])
 
-    def _score(self, pair: Pair, clips: Sequence[ClipResult]) -> None:
-        item, model = self._item(pair[0]), self._models[pair[1]]
+    def _score(self, task: Task, clips: Sequence[ClipResult]) -> None:
+        item, model = self._item(task[0]), self._models[task[1]]
         self._rows.scores.append(score_row(item, model, clips))
         for clip in clips:
             self._rows.clips.append(clip_row(item, model, clip))
             if clip.result["maps"] is not None:
                 self._rows.maps.append(map_row(item, model, clip))
-        self.num_scored_by_model[pair[1]] += 1
-        self.score_s_by_model[pair[1]] += sum(clip.result["score_s"] for clip in clips)
-        self._clips.pop(pair, None)
-        self.close(pair)
+        self.num_scored_by_model[task[1]] += 1
+        self.score_s_by_model[task[1]] += sum(clip.result["score_s"] for clip in clips)
+        self._clips.pop(task, None)
+        self.close(task)
 
-    def failure_row(self, pair: Pair, failure: Failure, is_final: bool) -> Row:
-        """As `Account.failure_row`."""
-        return failure_row(self._item(pair[0]), self._models[pair[1]], failure, is_final)
+    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> Row:
+        """As `WorkTracker.failure_row`."""
+        return failure_row(self._item(task[0]), self._models[task[1]], failure, is_final)
 
     def _item(self, item: int) -> Row:
         return {name: column[item].as_py() for name, column in self._named.items()}

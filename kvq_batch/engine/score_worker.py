@@ -35,7 +35,7 @@ class ScoreSettings:
 
     model: ModelOptions
     model_id: str
-    bit: int
+    model_index: int
     request: int
     drops: tuple[int, ...]
     batch_size: int
@@ -60,16 +60,16 @@ class ScoreWorker:
 
     def __call__(self, clips: pa.Table) -> pa.Table:
         settings = self._settings
-        wanted = clips["wanted"].to_numpy()
+        model_mask = clips["model_mask"].to_numpy()
         has_frames = clips[f"shape_{settings.request}"].is_valid().to_numpy()
-        rows = np.flatnonzero(((wanted >> settings.bit) & 1).astype(bool) & has_frames)
+        rows = np.flatnonzero(((model_mask >> settings.model_index) & 1).astype(bool) & has_frames)
         results: list[dict[str, Any] | None] = [None] * clips.num_rows
         frames, shapes = clips[f"frames_{settings.request}"], clips[f"shape_{settings.request}"]
         pixels = [clip_pixels(frames, shapes, int(row)) for row in rows]
         for row, result in zip(rows, self._batches.score(pixels), strict=True):
             results[int(row)] = result
         kept = clips.drop_columns([f"frames_{r}" for r in settings.drops])
-        return kept.append_column(f"result_{settings.bit}", pa.array(results, RESULT))
+        return kept.append_column(f"result_{settings.model_index}", pa.array(results, RESULT))
 
 
 class Batches:

@@ -66,7 +66,7 @@ class Breaker:
 INTERRUPTED = "interrupted"
 
 
-class StopSign:
+class StopCondition:
     """Set once somebody asks, the deadline comes or the money is spent; `cause` keeps the first of these."""
 
     def __init__(

@@ -5,7 +5,7 @@
                frames_r (uint8 RGB bytes), shape_r, indices_r, times_r
     score   -> the same with result_m for model m; frames_r leaves with the last model that wants it
 
-`wanted` is a bit mask over the models of the job. Frames never reach the driver. This module knows no Ray.
+`model_mask` is a bit mask over the models of the job. Frames never reach the driver. This module knows no Ray.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from kvq_batch.domain.video import ClipFrames
 _CLIP = [
     ("item", pa.int64()),
     ("attempt", pa.int32()),
-    ("wanted", pa.int64()),
+    ("model_mask", pa.int64()),
     ("clip_index", pa.int32()),
     ("num_clips", pa.int32()),
     ("start_s", pa.float64()),
@@ -92,7 +92,7 @@ class ClipRow:
 
     item: int
     attempt: int
-    wanted: int
+    model_mask: int
     clip_index: int
     num_clips: int
     start_s: float
@@ -126,13 +126,13 @@ class StreamRows:
             self.num_bytes += clip.pixels.nbytes
         self._rows.append(values)
 
-    def add_failure(self, item: int, attempt: int, wanted: int, error: ItemError) -> None:
+    def add_failure(self, item: int, attempt: int, model_mask: int, error: ItemError) -> None:
         """A row that says why this video gave no frames."""
         self._rows.append(
             {
                 "item": item,
                 "attempt": attempt,
-                "wanted": wanted,
+                "model_mask": model_mask,
                 "stage": error.stage,
                 "error": error.code,
                 "message": error.message,

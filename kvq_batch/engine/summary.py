@@ -9,7 +9,7 @@ from typing import Literal
 
 from kvq_batch.domain.errors import FatalError
 
-State = Literal["running", "finished", "stopped", "failed", "died"]
+State = Literal["running", "finished", "stopped", "failed", "crashed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class RunSummary:
     planned_by_reason: Mapping[str, int]
     num_scored: int
     num_failed: int
-    num_not_reached: int
+    num_remaining: int
     num_retried: int
     num_videos_planned: int
     num_videos_failed: int
@@ -41,11 +41,11 @@ class RunSummary:
 
     def check(self) -> None:
         """Raises FatalError where the books do not balance."""
-        total = self.num_scored + self.num_failed + self.num_not_reached
-        if total != self.num_planned or (self.state == "finished" and self.num_not_reached):
+        total = self.num_scored + self.num_failed + self.num_remaining
+        if total != self.num_planned or (self.state == "finished" and self.num_remaining):
             raise FatalError(
                 f"run {self.run_id}: {self.num_planned} pairs were planned, but {self.num_scored} scored, "
-                f"{self.num_failed} failed and {self.num_not_reached} not reached make {total}: please report this"
+                f"{self.num_failed} failed and {self.num_remaining} not reached make {total}: please report this"
             )
 
     @property
@@ -59,4 +59,4 @@ class RunSummary:
 
     @property
     def reached_share(self) -> float:
-        return 1 - self.num_not_reached / self.num_planned if self.num_planned else 0.0
+        return 1 - self.num_remaining / self.num_planned if self.num_planned else 0.0

@@ -25,7 +25,7 @@ from kvq_batch.domain.scorer import Scorer
 from kvq_batch.evaluation.region_labels import RegionLabels, RegionSet
 from kvq_batch.evaluation.tables import write_table
 from kvq_batch.media.file_clip import clip_of_file
-from kvq_batch.metrics.bootstrap import Figure, drawn_figures, mean_figure
+from kvq_batch.metrics.bootstrap import Figure, bootstrap_figures, mean_figure
 from kvq_batch.metrics.ranks import Pairs, Ranking, Real, pearson, spearman
 
 PROTOCOL_FRAMES = 16
@@ -144,7 +144,7 @@ def write_regions(rated: Sequence[RatedFile], rows: Sequence[Mapping[str, Any]],
 def region_rows(
     rated: Sequence[RatedFile],
     groups: Sequence[str] | None = None,
-    num_draws: int = 1000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """A row for each group (all first), reference and pool: files, cells, each of FIGURES with low and high, remarks.
@@ -161,7 +161,7 @@ def region_rows(
                 continue
             maps = [file.texture if reference == ALONE or file.change is None else file.change for file in files]
             for pool, measure in (("inter-sample", _inter), ("intra-sample", _intra)):
-                figures = measure(maps, [file.labels for file in files], num_draws, seed)
+                figures = measure(maps, [file.labels for file in files], n_resamples, seed)
                 facts = {"group": group, "texture": reference, "cells_of": pool, "files": len(files)}
                 facts["cells"] = sum(file.labels.size for file in files)
                 rows.append(facts | _columns(figures))
@@ -178,24 +178,24 @@ def _columns(figures: Mapping[str, Figure]) -> dict[str, Any]:
     return row
 
 
-def _inter(maps: Sequence[Real], labels: Sequence[Real], num_draws: int, seed: int) -> dict[str, Figure]:
+def _inter(maps: Sequence[Real], labels: Sequence[Real], n_resamples: int, seed: int) -> dict[str, Figure]:
     """Figures over all cells in one pool."""
     x, y = (np.concatenate([cells.ravel() for cells in many]) for many in (maps, labels))
     file_of = np.repeat(np.arange(len(maps)), [cells.size for cells in maps])
     by_x, by_y, pairs = Ranking(x), Ranking(y), Pairs(x, y, file_of)
 
-    def correlations(draws: Real) -> dict[str, Real]:
-        weights = draws[:, file_of]
+    def correlations(bootstrap: Real) -> dict[str, Real]:
+        weights = bootstrap[:, file_of]
         return {"srcc": spearman(by_x, by_y, weights), "plcc": pearson(x, y, weights)}
 
-    def order(draws: Real) -> dict[str, Real]:
-        return {"auc": pairs.concordance(draws)}
+    def order(bootstrap: Real) -> dict[str, Real]:
+        return {"auc": pairs.concordance(bootstrap)}
 
-    found = drawn_figures(correlations, len(maps), num_draws, seed, unit="files")
-    return found | drawn_figures(order, len(maps), num_draws, seed, chunk=num_draws, unit="files")
+    found = bootstrap_figures(correlations, len(maps), n_resamples, seed, unit="files")
+    return found | bootstrap_figures(order, len(maps), n_resamples, seed, chunk=n_resamples, unit="files")
 
 
-def _intra(maps: Sequence[Real], labels: Sequence[Real], num_draws: int, seed: int) -> dict[str, Figure]:
+def _intra(maps: Sequence[Real], labels: Sequence[Real], n_resamples: int, seed: int) -> dict[str, Figure]:
     """Means over files of the figures of each."""
     found: dict[str, list[float]] = {name: [] for name in FIGURES}
     for cells, own in zip(maps, labels, strict=True):
@@ -204,4 +204,4 @@ def _intra(maps: Sequence[Real], labels: Sequence[Real], num_draws: int, seed: i
         found["srcc"].append(float(spearman(Ranking(x), Ranking(y), one)[0]))
         found["plcc"].append(float(pearson(x, y, one)[0]))
         found["auc"].append(float(Pairs(x, y, np.zeros(x.size, np.int64)).concordance(np.ones((1, 1)))[0]))
-    return {name: mean_figure(values, num_draws, seed, "files") for name, values in found.items()}
+    return {name: mean_figure(values, n_resamples, seed, "files") for name, values in found.items()}

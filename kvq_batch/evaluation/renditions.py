@@ -38,13 +38,13 @@ GROUPS = {
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredVersion:
+class ScoredRendition:
     """One version: `pixels` names the frames that it shares with others, `cells` [row, column] its cell labels.
 
     `score` is the model's, higher is better; `texture` [row, column] its texture map, the mean over slots.
     """
 
-    source_id: str
+    scene_id: str
     pixels: str
     recipe: Recipe
     label: float
@@ -53,63 +53,65 @@ class ScoredVersion:
     texture: Real
 
 
-def version_rows(versions: Sequence[ScoredVersion], num_draws: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+def rendition_rows(versions: Sequence[ScoredRendition], n_resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of COLUMNS: a figure each, with its interval (95%, drawing whole sources)."""
     rows = []
     whole = [version for version in versions if not version.recipe.patches]
-    rows += _agreement_rows(whole, ALL, ("srcc", "krcc", "plcc", "rmse", "srcc_within"), num_draws, seed)
+    rows += _agreement_rows(whole, ALL, ("srcc", "krcc", "plcc", "rmse", "srcc_within"), n_resamples, seed)
     for group, names in GROUPS.items():
         # The clean version is where each of these ladders begins.
         own = [version for version in whole if all(step.name in names for step in version.recipe.steps)]
         if any(version.recipe.steps for version in own):
-            rows += _agreement_rows(own, group, ("srcc", "srcc_within"), num_draws, seed)
+            rows += _agreement_rows(own, group, ("srcc", "srcc_within"), n_resamples, seed)
     steps = list(_steps(whole))
     for codec in (ALL, *sorted({codec for codec, _, _ in steps})):
         falling = [(source, falls) for name, source, falls in steps if codec in (ALL, name)]
-        rows.append(_mean_row("falling_steps", codec, falling, num_draws, seed))
+        rows.append(_mean_row("falling_steps", codec, falling, n_resamples, seed))
     for group, names in {ALL: tuple(STEPS), **GROUPS}.items():
         for reference in ("alone", "against the clean version"):
             areas = list(_areas(versions, names, reference != "alone"))
-            rows.append(_mean_row("auc", f"{group}, {reference}", areas, num_draws, seed))
+            rows.append(_mean_row("auc", f"{group}, {reference}", areas, n_resamples, seed))
     return rows
 
 
 def _agreement_rows(
-    versions: Sequence[ScoredVersion], of: str, figures: Sequence[str], num_draws: int, seed: int
+    versions: Sequence[ScoredRendition], of: str, figures: Sequence[str], n_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    sources = [version.source_id for version in versions]
+    sources = [version.scene_id for version in versions]
     scores, labels = np.array([v.score for v in versions]), np.array([v.label for v in versions])
-    agreement = agree(scores, labels, sources, num_draws, seed)
+    agreement = agree(scores, labels, sources, n_resamples, seed)
     return [_row(name, of, len(versions), len(set(sources)), agreement.figures[name]) for name in figures]
 
 
-def write_versions(versions: Sequence[ScoredVersion], rows: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+def write_renditions(versions: Sequence[ScoredRendition], rows: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
     """Writes figures.csv and .parquet (`rows`), versions.csv and .parquet (a row a version). Raises: SpecError."""
     kinds = {"clips": pa.int64(), "sources": pa.int64()} | dict.fromkeys(("value", "low", "high"), pa.float64())
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     scored = [
-        {"source_id": v.source_id, "pixels": v.pixels, "recipe": str(v.recipe), "label": v.label, "score": v.score}
+        {"scene_id": v.scene_id, "pixels": v.pixels, "recipe": str(v.recipe), "label": v.label, "score": v.score}
         for v in versions
     ]
     tables = {"figures": pa.Table.from_pylist(list(rows), schema), "versions": pa.Table.from_pylist(scored)}
     return [path for name, table in tables.items() for path in write_table(table, out / name)]
 
 
-def _steps(whole: Sequence[ScoredVersion]) -> Iterator[tuple[str, str, float]]:
+def _steps(whole: Sequence[ScoredRendition]) -> Iterator[tuple[str, str, float]]:
     """(codec, source, 1 where the score falls else 0) of each pair of neighbours on a ladder."""
     ladders: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
     for version in whole:
         steps = version.recipe.steps
         if len(steps) == 1 and STEPS[steps[0].name].is_codec:
             ladder = ladders.setdefault((steps[0].name, version.pixels), [])
-            ladder.append((steps[0].amount, version.score, version.source_id))
+            ladder.append((steps[0].amount, version.score, version.scene_id))
     for (codec, _), ladder in ladders.items():
         ladder.sort()
         for (_, better, source), (_, worse, _) in pairwise(ladder):
             yield codec, source, float(worse < better)
 
 
-def _areas(versions: Sequence[ScoredVersion], names: Sequence[str], against_clean: bool) -> Iterator[tuple[str, float]]:
+def _areas(
+    versions: Sequence[ScoredRendition], names: Sequence[str], against_clean: bool
+) -> Iterator[tuple[str, float]]:
     """(source, AUC) of each clean clip with one distorted region, made by a step of `names`."""
     clean = {v.pixels: v.texture for v in versions if not v.recipe.steps and not v.recipe.patches}
     for version in versions:
@@ -119,7 +121,7 @@ def _areas(versions: Sequence[ScoredVersion], names: Sequence[str], against_clea
         if recipe.patches[0].steps[0].name not in names or (against_clean and version.pixels not in clean):
             continue
         texture = version.texture - clean[version.pixels] if against_clean else version.texture
-        yield version.source_id, _area(texture, version.cells)
+        yield version.scene_id, _area(texture, version.cells)
 
 
 def _area(texture: Real, cells: Real) -> float:
@@ -135,7 +137,7 @@ def _area(texture: Real, cells: Real) -> float:
     return float(pairs.concordance(np.ones((1, 1)))[0])
 
 
-def _mean_row(name: str, of: str, found: Sequence[tuple[str, float]], num_draws: int, seed: int) -> dict[str, Any]:
+def _mean_row(name: str, of: str, found: Sequence[tuple[str, float]], n_resamples: int, seed: int) -> dict[str, Any]:
     """The mean over clips (or steps); its interval is that of the means of sources."""
     by_source: dict[str, list[float]] = {}
     for source, value in found:
@@ -143,7 +145,7 @@ def _mean_row(name: str, of: str, found: Sequence[tuple[str, float]], num_draws:
             by_source.setdefault(source, []).append(value)
     if not by_source:
         return _row(name, of, 0, 0, Figure(None, reason="no such version"))
-    drawn = mean_figure([float(np.mean(values)) for values in by_source.values()], num_draws, seed)
+    drawn = mean_figure([float(np.mean(values)) for values in by_source.values()], n_resamples, seed)
     values = [value for own in by_source.values() for value in own]
     figure = Figure(float(np.mean(values)), drawn.low, drawn.high, drawn.reason)
     return _row(name, of, len(values), len(by_source), figure)

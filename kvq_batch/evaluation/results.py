@@ -47,15 +47,15 @@ class Result:
     agreement: Agreement
 
 
-def evaluate(labelled: Labelled, num_draws: int = 1000, seed: int = 0) -> list[Result]:
+def evaluate(labelled: Labelled, n_resamples: int = 1000, seed: int = 0) -> list[Result]:
     """For each model the agreement over all of its labelled videos, then of each segment in order of its name."""
     results = []
     for model in labelled.models:
-        results.append(Result(model, ALL, agree(model.scores, model.labels, model.sources, num_draws, seed)))
+        results.append(Result(model, ALL, agree(model.scores, model.labels, model.sources, n_resamples, seed)))
         for segment in sorted(set(model.segments or ())):
             places = [place for place, own in enumerate(model.segments or ()) if own == segment]
             sources = None if model.sources is None else [model.sources[place] for place in places]
-            agreement = agree(model.scores[places], model.labels[places], sources, num_draws, seed)
+            agreement = agree(model.scores[places], model.labels[places], sources, n_resamples, seed)
             results.append(Result(model, segment, agreement))
     return results
 

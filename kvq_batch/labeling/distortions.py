@@ -27,7 +27,7 @@ _ENCODERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_version(source: Planes, recipe: Recipe, chain_of: Callable[[Chain], Planes] | None = None) -> Planes:
+def make_rendition(source: Planes, recipe: Recipe, chain_of: Callable[[Chain], Planes] | None = None) -> Planes:
     """`source` after `recipe`.
 
     `chain_of` gives the source after a chain of steps, for a caller that keeps what it has made.
@@ -36,10 +36,10 @@ def make_version(source: Planes, recipe: Recipe, chain_of: Callable[[Chain], Pla
         LabelError: ffmpeg fails, or a patch lies outside the frame.
     """
     chain_of = chain_of or (lambda steps: apply(source, steps, recipe.seed))
-    version = chain_of(recipe.steps)
+    rendition = chain_of(recipe.steps)
     for patch in recipe.patches:
-        version = version.pasted(chain_of(patch.steps), patch.cells)
-    return version
+        rendition = rendition.pasted(chain_of(patch.steps), patch.cells)
+    return rendition
 
 
 def apply(source: Planes, steps: Chain, seed: int) -> Planes:
@@ -48,10 +48,10 @@ def apply(source: Planes, steps: Chain, seed: int) -> Planes:
     Raises:
         LabelError: ffmpeg fails.
     """
-    version = source
+    rendition = source
     for position, step in enumerate(steps):
-        version = _HOW[step.name](version, step, np.random.default_rng([seed, position]))
-    return version
+        rendition = _HOW[step.name](rendition, step, np.random.default_rng([seed, position]))
+    return rendition
 
 
 def _codec(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:

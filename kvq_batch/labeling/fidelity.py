@@ -42,7 +42,7 @@ class Fidelity:
     libvmaf: str
 
 
-def measure(source: Planes, version: Planes) -> Fidelity:
+def measure(source: Planes, rendition: Planes) -> Fidelity:
     """What libvmaf says of `version`, a clip of the frames and size of `source`.
 
     Raises:
@@ -50,7 +50,7 @@ def measure(source: Planes, version: Planes) -> Fidelity:
         FatalError: this ffmpeg has no libvmaf.
     """
     require_filter("libvmaf")
-    both = stacked(source, version)
+    both = stacked(source, rendition)
     text = run_ffmpeg([*both.raw_arguments, "-lavfi", _GRAPH, "-f", "null", "-"], both.data.tobytes())
     try:
         log: dict[str, Any] = json.loads(text)

@@ -21,21 +21,21 @@ GROUP BY fingerprint HAVING arg_max(final AND permanent, (commit_seq, attempt, f
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LabelIndex:
     """Label ids, pa.ChunkedArray of text each: made, and given up until the source's bytes change."""
 
     made: pa.ChunkedArray
     given_up: pa.ChunkedArray
 
 
-def standing_labels(tables: Tables | None) -> Standing:
+def read_label_index(tables: Tables | None) -> LabelIndex:
     """What the tables hold; nothing without tables. Raises: SpecError where they are out of reach."""
     if tables is None:
         nothing = pa.chunked_array([], pa.string())
-        return Standing(nothing, nothing)
+        return LabelIndex(nothing, nothing)
     with connect() as connection, reading(tables.uri):
         connection.register("labels", tables.dataset("labels"))
         connection.register("failures", tables.dataset("failures"))
         made = connection.sql("SELECT DISTINCT label_id FROM labels").to_arrow_table()
         given_up = connection.sql(_GIVEN_UP.format(model=LABELS_MODEL)).to_arrow_table()
-    return Standing(made["label_id"], given_up["fingerprint"])
+    return LabelIndex(made["label_id"], given_up["fingerprint"])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.config.recipe import Chain, Recipe
-from kvq_batch.labeling.distortions import apply, make_version
+from kvq_batch.labeling.distortions import apply, make_rendition
 from kvq_batch.labeling.fidelity import Fidelity, measure, slot_means
 from kvq_batch.media.planes import Planes, cell_grid
 
@@ -24,18 +24,18 @@ KEPT_BYTES = 512 << 20
 class Labelled:
     """A version and what it is worth; `cells` float32 [S, R, C], VMAF of what stands in the cell."""
 
-    version: Planes
+    rendition: Planes
     fidelity: Fidelity
     cells: NDArray[np.float32]
 
 
-class Labeller:
+class Labeler:
     """Makes and measures versions of one source; not to be shared by threads."""
 
     def __init__(self, source: Planes, kept_bytes: int = KEPT_BYTES) -> None:
         self._source = source
         self._kept_bytes = kept_bytes
-        self._versions: OrderedDict[tuple[Chain, int], Planes] = OrderedDict()
+        self._renditions: OrderedDict[tuple[Chain, int], Planes] = OrderedDict()
         self._measured: dict[tuple[Chain, int], Fidelity] = {}
 
     def label(self, recipe: Recipe) -> Labelled:
@@ -45,10 +45,10 @@ class Labeller:
             LabelError: it cannot be made or measured.
             FatalError: this ffmpeg has no libvmaf.
         """
-        version = make_version(self._source, recipe, lambda steps: self._version(steps, recipe.seed))
+        rendition = make_rendition(self._source, recipe, lambda steps: self._rendition(steps, recipe.seed))
         of_chains = {steps: self._measure(steps, recipe.seed) for steps in recipe.chains}
-        whole = measure(self._source, version) if recipe.patches else of_chains[recipe.steps]
-        return Labelled(version, whole, self._cells(recipe, of_chains))
+        whole = measure(self._source, rendition) if recipe.patches else of_chains[recipe.steps]
+        return Labelled(rendition, whole, self._cells(recipe, of_chains))
 
     def _cells(self, recipe: Recipe, of_chains: dict[Chain, Fidelity]) -> NDArray[np.float32]:
         slots = {steps: slot_means(fidelity.vmaf) for steps, fidelity in of_chains.items()}
@@ -61,20 +61,20 @@ class Labeller:
             cells[inside] = slots[patch.steps][:, None, None]
         return cells
 
-    def _version(self, steps: Chain, seed: int) -> Planes:
+    def _rendition(self, steps: Chain, seed: int) -> Planes:
         key = (steps, seed)
-        if key not in self._versions:
-            self._versions[key] = apply(self._source, steps, seed)
-        self._versions.move_to_end(key)
-        while len(self._versions) > 1 and self._num_bytes() > self._kept_bytes:
-            self._versions.popitem(last=False)
-        return self._versions[key]
+        if key not in self._renditions:
+            self._renditions[key] = apply(self._source, steps, seed)
+        self._renditions.move_to_end(key)
+        while len(self._renditions) > 1 and self._num_bytes() > self._kept_bytes:
+            self._renditions.popitem(last=False)
+        return self._renditions[key]
 
     def _num_bytes(self) -> int:
-        return sum(version.data.nbytes for version in self._versions.values())
+        return sum(rendition.data.nbytes for rendition in self._renditions.values())
 
     def _measure(self, steps: Chain, seed: int) -> Fidelity:
         key = (steps, seed)
         if key not in self._measured:
-            self._measured[key] = measure(self._source, self._version(steps, seed))
+            self._measured[key] = measure(self._source, self._rendition(steps, seed))
         return self._measured[key]

@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 from kvq_batch.config.labels import SYNTHETIC, LabelJob, Source
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labeling.label_index import standing_labels
-from kvq_batch.labeling.recipes import draw_recipes, draw_worn, segment_seed
+from kvq_batch.labeling.label_index import read_label_index
+from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed
 from kvq_batch.labeling.references import SOURCES, is_still, read_sources
 from kvq_batch.labeling.scenes import ALL_SCENES
-from kvq_batch.labeling.stream import ALGORITHM, VERSIONS, label_id
+from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS, label_id
 from kvq_batch.media.ffmpeg import require_filter
 from kvq_batch.storage.options import StorageOptions, check_reachable
 from kvq_batch.tables.delta import Tables
@@ -36,7 +36,7 @@ class LabelPlan:
     """
 
     job: LabelJob
-    versions: pa.Table
+    renditions: pa.Table
     num_sources: int
     num_segments: int
     num_standing: int
@@ -62,18 +62,18 @@ def plan_labels(job: LabelJob, tell: Tell = lambda text: None) -> LabelPlan:
     for source in sources.to_pylist():
         for segment in _segments(job, source):
             num_segments += 1
-            rows += _versions(job, source, segment)
-    wanted = pa.Table.from_pylist(rows, VERSIONS)
+            rows += _renditions(job, source, segment)
+    model_mask = pa.Table.from_pylist(rows, RENDITIONS)
     tell("asking the tables what is made already")
     tables = Tables.open_if_any(job.tables, storage)
-    standing = standing_labels(tables)
-    is_made = pc.is_in(wanted["label_id"], value_set=standing.made)
-    is_given_up = pc.and_not(pc.is_in(wanted["label_id"], value_set=standing.given_up), is_made)
-    open_versions = wanted.filter(pc.invert(pc.or_(is_made, is_given_up)))
+    standing = read_label_index(tables)
+    is_made = pc.is_in(model_mask["label_id"], value_set=standing.made)
+    is_given_up = pc.and_not(pc.is_in(model_mask["label_id"], value_set=standing.given_up), is_made)
+    open_versions = model_mask.filter(pc.invert(pc.or_(is_made, is_given_up)))
     numbers = pa.array(np.arange(open_versions.num_rows))
     return LabelPlan(
         job,
-        open_versions.set_column(0, VERSIONS.field("item"), numbers),
+        open_versions.set_column(0, RENDITIONS.field("item"), numbers),
         num_sources=sources.num_rows,
         num_segments=num_segments,
         num_standing=pc.sum(is_made).as_py() or 0,
@@ -88,15 +88,15 @@ def plan_labels_again(old: LabelPlan, tell: Tell) -> LabelPlan:
     return plan_labels(old.job, tell)
 
 
-def label_blocks(versions: pa.Table, most: int) -> list[pa.Table]:
+def label_blocks(renditions: pa.Table, most: int) -> list[pa.Table]:
     """`versions` cut into blocks of one segment each, and at most `most` versions."""
-    if not versions.num_rows:
+    if not renditions.num_rows:
         return []
-    keys = list(zip(versions["video_id"].to_pylist(), versions["segment"].to_pylist(), strict=True))
+    keys = list(zip(renditions["video_id"].to_pylist(), renditions["segment"].to_pylist(), strict=True))
     blocks, start = [], 0
     for row in range(1, len(keys) + 1):
         if row == len(keys) or keys[row] != keys[start] or row - start == most:
-            blocks.append(versions.slice(start, row - start).combine_chunks())
+            blocks.append(renditions.slice(start, row - start).combine_chunks())
             start = row
     return blocks
 
@@ -126,7 +126,7 @@ def _scenes(spec: Source) -> Iterator[dict[str, Any]]:
             video_id = f"{spec.id_prefix}{scene}-{seed:04d}"
             yield {
                 "video_id": video_id,
-                "source_id": video_id,
+                "scene_id": video_id,
                 "uri": f"{SYNTHETIC}{scene}/{seed}",
                 "content_id": f"scene:{ALGORITHM}",
                 "size_bytes": None,
@@ -148,20 +148,20 @@ def _segments(job: LabelJob, source: dict[str, Any]) -> Iterator[Segment]:
                 spec.width_px,
                 framing,
                 seed,
-                draw_worn(spec.worn, seed, number),
+                draw_pre_degraded(spec.pre_degraded, seed, number),
             )
 
 
-def _versions(job: LabelJob, source: dict[str, Any], segment: Segment) -> list[dict[str, Any]]:
+def _renditions(job: LabelJob, source: dict[str, Any], segment: Segment) -> list[dict[str, Any]]:
     return [
         {
             **source,
             "item": 0,
             "attempt": 1,
-            "wanted": 1,
+            "model_mask": 1,
             "label_id": label_id(source["video_id"], source["content_id"], segment, recipe),
             "segment": segment.segment_id,
             "recipe": recipe.to_json(),
         }
-        for recipe in draw_recipes(job.versions, segment)
+        for recipe in draw_recipes(job.renditions, segment)
     ]

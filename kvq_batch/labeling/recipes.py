@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kvq_batch.config.labels import Versions, parse_chain
+from kvq_batch.config.labels import Renditions, parse_chain
 from kvq_batch.config.recipe import Chain, Patch, Recipe, draw_cells
 from kvq_batch.config.segment import Segment
 from kvq_batch.media.planes import cell_grid
@@ -19,21 +19,21 @@ _REGION_ON_A_VERSION = 0.3
 _MOST_RECTANGLES = 3
 
 
-def draw_recipes(versions: Versions, segment: Segment) -> list[Recipe]:
+def draw_recipes(renditions: Renditions, segment: Segment) -> list[Recipe]:
     """Distinct recipes: the clean one, those over the whole frame, then regions and mixtures; all of one seed.
 
     One seed, so that a mixture is made of the very versions that stand beside it.
     """
     rng, seed = np.random.default_rng([segment.seed, segment.number]), segment.seed
-    chains = versions.chains
+    chains = renditions.chains
     whole = list(chains)
-    if versions.per_segment is not None and versions.per_segment < len(chains):
-        drawn = np.sort(rng.choice(len(chains), versions.per_segment, replace=False))
+    if renditions.per_segment is not None and renditions.per_segment < len(chains):
+        drawn = np.sort(rng.choice(len(chains), renditions.per_segment, replace=False))
         whole = [chains[index] for index in drawn]
     grid = cell_grid(segment.height_px, segment.width_px)
-    recipes = [Recipe((), (), seed)] * versions.clean + [Recipe(steps, (), seed) for steps in whole]
-    recipes += [_region(whole, grid, rng, seed) for _ in range(versions.regions)]
-    recipes += [_mix(whole, grid, rng, seed) for _ in range(versions.mixes)]
+    recipes = [Recipe((), (), seed)] * renditions.clean + [Recipe(steps, (), seed) for steps in whole]
+    recipes += [_region(whole, grid, rng, seed) for _ in range(renditions.regions)]
+    recipes += [_mix(whole, grid, rng, seed) for _ in range(renditions.mixes)]
     return list(dict.fromkeys(recipes))
 
 
@@ -43,12 +43,12 @@ def segment_seed(job_seed: int, video_id: str, framing: str) -> int:
     return int.from_bytes(digest[:6], "little")
 
 
-def draw_worn(worn: Sequence[Sequence[str]], seed: int, number: int) -> Chain:
+def draw_pre_degraded(pre_degraded: Sequence[Sequence[str]], seed: int, number: int) -> Chain:
     """What the `number`-th segment has gone through before: the chains in turn, in an order that `seed` draws."""
-    if not worn:
+    if not pre_degraded:
         return ()
-    order = np.random.default_rng([seed, len(worn)]).permutation(len(worn))
-    return parse_chain(worn[order[number % len(worn)]])
+    order = np.random.default_rng([seed, len(pre_degraded)]).permutation(len(pre_degraded))
+    return parse_chain(pre_degraded[order[number % len(pre_degraded)]])
 
 
 def _region(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:

@@ -15,7 +15,7 @@ STILL_EXTENSIONS = frozenset(["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"
 SOURCES = pa.schema(
     [
         ("video_id", pa.string()),
-        ("source_id", pa.string()),
+        ("scene_id", pa.string()),
         ("uri", pa.string()),
         ("content_id", pa.string()),
         ("size_bytes", pa.int64()),
@@ -24,15 +24,15 @@ SOURCES = pa.schema(
 
 
 def read_sources(spec: Catalog, options: StorageOptions) -> pa.Table:
-    """The sources in SOURCES. A catalog's column `source_id` says which of them show one scene; else each is its own.
+    """The sources in SOURCES. A catalog's column `scene_id` says which of them show one scene; else each is its own.
 
     Raises: SpecError as `read_catalog` and `resolve_content_ids`.
     """
     catalog = resolve_content_ids(read_catalog(spec, options, VIDEO_EXTENSIONS | STILL_EXTENSIONS), options)
-    scenes = catalog["source_id"] if "source_id" in catalog.column_names else catalog["video_id"]
+    scenes = catalog["scene_id"] if "scene_id" in catalog.column_names else catalog["video_id"]
     return (
-        catalog.select([n for n in SOURCES.names if n != "source_id"])
-        .append_column("source_id", scenes.cast(pa.string()))
+        catalog.select([n for n in SOURCES.names if n != "scene_id"])
+        .append_column("scene_id", scenes.cast(pa.string()))
         .select(SOURCES.names)
     )
 

@@ -16,20 +16,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvq_batch.config.labels import VERSIONS_PER_BLOCK
+from kvq_batch.config.labels import RENDITIONS_PER_BLOCK
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.identity import new_run_id
-from kvq_batch.engine.metrics_observer import RunWatch, Watched
+from kvq_batch.engine.metrics_observer import MetricsObserver, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, Stages, results
-from kvq_batch.engine.ray_cluster import Departures, no_remains, ray_cluster
-from kvq_batch.engine.recovery import close_dead_runs
-from kvq_batch.engine.retry_loop import Pipeline, told_in_the_books, work_off
-from kvq_batch.engine.stopping import Breaker, StopSign
+from kvq_batch.engine.ray_cluster import PreemptionMonitor, cleanup_scratch, ray_cluster
+from kvq_batch.engine.recovery import close_crashed_runs
+from kvq_batch.engine.retry_loop import Pipeline, record_failure_on_error, run_attempts
+from kvq_batch.engine.stopping import Breaker, StopCondition
 from kvq_batch.engine.summary import State
 from kvq_batch.labeling.label_index import LABELS_MODEL
 from kvq_batch.labeling.planning import LabelPlan, label_blocks, plan_labels_again
-from kvq_batch.labeling.tracker import LabelAccount
+from kvq_batch.labeling.tracker import LabelTracker
 from kvq_batch.labeling.worker import LabelSettings, LabelWorker
 from kvq_batch.media.ffmpeg import ffmpeg_version
 from kvq_batch.planning.plan_store import store_plan
@@ -53,7 +53,7 @@ class LabelSummary:
     num_planned: int
     num_made: int
     num_failed: int
-    num_not_reached: int
+    num_remaining: int
     num_retried: int
     seconds: float
     make_s: float
@@ -61,11 +61,11 @@ class LabelSummary:
 
     def check(self) -> None:
         """Raises FatalError where the books do not balance."""
-        total = self.num_made + self.num_failed + self.num_not_reached
-        if total != self.num_planned or (self.state == "finished" and self.num_not_reached):
+        total = self.num_made + self.num_failed + self.num_remaining
+        if total != self.num_planned or (self.state == "finished" and self.num_remaining):
             raise FatalError(
                 f"run {self.run_id}: {self.num_planned} labels were planned, but {self.num_made} made, "
-                f"{self.num_failed} failed and {self.num_not_reached} not reached make {total}: please report this"
+                f"{self.num_failed} failed and {self.num_remaining} not reached make {total}: please report this"
             )
 
     @property
@@ -103,35 +103,45 @@ def run_labels(
     holder = Holder.this_process(options.run_id or new_run_id(), plan.job.name)
     with hold(plan.job.tables, storage, holder, observer.told) as lease:
         writer = Writer(Tables.create(plan.job.tables, storage), holder.run_id)
-        for sentence in close_dead_runs(writer):
+        for sentence in close_crashed_runs(writer):
             observer.told(sentence)
         if writer.found != plan.known:
             plan = plan_labels_again(plan, observer.told)
-        job, stop = plan.job, StopSign(options.stop or threading.Event())
-        account = LabelAccount(plan.versions, job.run.max_attempts, Breaker.from_spec(job.run))
-        books = LabelBooks(plan, account, writer)
-        books.open()
-        observer.started(writer.run_id, plan.versions.num_rows)
+        job, stop = plan.job, StopCondition(options.stop or threading.Event())
+        tracker = LabelTracker(plan.renditions, job.run.max_attempts, Breaker.from_spec(job.run))
+        recorder = LabelRecorder(plan, tracker, writer)
+        recorder.open()
+        observer.started(writer.run_id, plan.renditions.num_rows)
 
         def outcome() -> tuple[State, str]:
-            return ("stopped", stop.cause) if stop.cause is not None and account.num_open else ("finished", "")
+            return ("stopped", stop.cause) if stop.cause is not None and tracker.num_open else ("finished", "")
 
-        with told_in_the_books(books):
-            if plan.versions.num_rows:
+        with record_failure_on_error(recorder):
+            if plan.renditions.num_rows:
                 stages = _stages(plan, options)
                 with (
-                    no_remains(job.make),
+                    cleanup_scratch(job.make),
                     ray_cluster([job.make.workers], options.address or job.run.ray_address),
-                    RunWatch(_watched(plan), account, writer, stages.queues, observer, lambda: outcome()[0]) as watch,
+                    MetricsObserver(
+                        _run_labels(plan), tracker, writer, stages.queues, observer, lambda: outcome()[0]
+                    ) as watch,
                 ):
-                    work_off(account, books, _pipeline(stages), lease, watch, stop, Departures().are_news)
-        summary = books.close(*outcome())
+                    run_attempts(
+                        tracker,
+                        recorder,
+                        _pipeline(stages),
+                        lease,
+                        watch,
+                        stop,
+                        PreemptionMonitor().has_new_preemptions,
+                    )
+        summary = recorder.close(*outcome())
         summary.check()
         return summary
 
 
-def _watched(plan: LabelPlan) -> Watched:
-    return Watched(plan.job.name, [("label", LABELS_MODEL)], ("fetch", "probe", "decode", "label"))
+def _run_labels(plan: LabelPlan) -> RunLabels:
+    return RunLabels(plan.job.name, [("label", LABELS_MODEL)], ("fetch", "probe", "decode", "label"))
 
 
 def _stages(plan: LabelPlan, options: LabelOptions) -> Stages:
@@ -140,19 +150,19 @@ def _stages(plan: LabelPlan, options: LabelOptions) -> Stages:
 
 
 def _pipeline(stages: Stages) -> Pipeline:
-    def run(versions: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
-        blocks = label_blocks(versions, 1 if is_alone else VERSIONS_PER_BLOCK)
+    def run(renditions: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
+        blocks = label_blocks(renditions, 1 if is_alone else RENDITIONS_PER_BLOCK)
         return results(blocks, stages, is_alone, cancel)
 
     return run
 
 
-class LabelBooks:
+class LabelRecorder:
     """The open account of one run in the tables: its plan, its commits, its row in `runs`."""
 
-    def __init__(self, plan: LabelPlan, account: LabelAccount, writer: Writer) -> None:
+    def __init__(self, plan: LabelPlan, tracker: LabelTracker, writer: Writer) -> None:
         self._plan = plan
-        self._account = account
+        self._tracker = tracker
         self._writer = writer
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
@@ -163,7 +173,7 @@ class LabelBooks:
 
     def open(self) -> None:
         """Writes down what the run sets out to do, before it does any of it."""
-        store_plan(self._writer.tables, self._writer.run_id, self._plan.versions)
+        store_plan(self._writer.tables, self._writer.run_id, self._plan.renditions)
         self._write_run(self._summary("running", ""))
 
     def note_result(self) -> None:
@@ -178,7 +188,7 @@ class LabelBooks:
 
     def commit(self, observer: Observer) -> None:
         """Commits what is finished."""
-        labels, failures = self._account.take_labels(), self._account.take_failures()
+        labels, failures = self._tracker.take_labels(), self._tracker.take_failures()
         if labels or failures:
             try:
                 self._writer.commit_labels(make_rows("labels", labels), make_rows("failures", failures))
@@ -197,19 +207,19 @@ class LabelBooks:
         return summary
 
     def _summary(self, state: State, message: str) -> LabelSummary:
-        plan, account = self._plan, self._account
+        plan, tracker = self._plan, self._tracker
         return LabelSummary(
             run_id=self._writer.run_id,
             state=state,
             num_sources=plan.num_sources,
             num_segments=plan.num_segments,
-            num_planned=plan.versions.num_rows,
-            num_made=account.num_scored - self._num_unsaved_labels,
-            num_failed=account.num_failed - self._num_unsaved_failures,
-            num_not_reached=account.num_open + self._num_unsaved_labels + self._num_unsaved_failures,
-            num_retried=account.num_retried,
+            num_planned=plan.renditions.num_rows,
+            num_made=tracker.num_scored - self._num_unsaved_labels,
+            num_failed=tracker.num_failed - self._num_unsaved_failures,
+            num_remaining=tracker.num_open + self._num_unsaved_labels + self._num_unsaved_failures,
+            num_retried=tracker.num_retried,
             seconds=time.monotonic() - self._started,
-            make_s=account.make_s,
+            make_s=tracker.make_s,
             message=message,
         )
 
@@ -227,8 +237,8 @@ class LabelBooks:
             "planned_by_reason": [("new", summary.num_planned)],
             "num_scored": summary.num_made,
             "num_failed": summary.num_failed,
-            "num_not_reached": summary.num_not_reached,
-            "num_departed": 0,
+            "num_remaining": summary.num_remaining,
+            "num_removed": 0,
             "started_at": self._started_at,
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,

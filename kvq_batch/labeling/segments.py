@@ -65,7 +65,7 @@ def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Seg
     if made.num_frames != len(frames):
         raise LabelError("frames_lost", f"framing it gave {made.num_frames} frames for {len(frames)}")
     # Not the seed of the recipes: noise that is in the source is not the noise of a version.
-    return apply(made, segment.worn, segment.seed + 1)
+    return apply(made, segment.pre_degraded, segment.seed + 1)
 
 
 def segment_of_still(data: bytes, segment: Segment) -> Planes:

@@ -18,14 +18,14 @@ ALGORITHM = 1
 """Bumped by hand with code that changes a version or its measures: then every label is made anew."""
 
 
-VERSIONS = pa.schema(
+RENDITIONS = pa.schema(
     [
         ("item", pa.int64()),
         ("attempt", pa.int32()),
-        ("wanted", pa.int64()),
+        ("model_mask", pa.int64()),
         ("label_id", pa.string()),
         ("video_id", pa.string()),
-        ("source_id", pa.string()),
+        ("scene_id", pa.string()),
         ("uri", pa.string()),
         ("content_id", pa.string()),
         ("size_bytes", pa.int64()),
@@ -33,7 +33,7 @@ VERSIONS = pa.schema(
         ("recipe", pa.string()),
     ]
 )
-"""`wanted` is 1: of a version there is one thing to be had."""
+"""`model_mask` is 1: of a version there is one thing to be had."""
 
 _FLOATS = pa.list_(pa.float32())
 
@@ -55,7 +55,7 @@ LABELLED = pa.schema(
         ("height_px", pa.int32()),
         ("width_px", pa.int32()),
         ("frame_rate", pa.float64()),
-        ("version_uri", pa.string()),
+        ("rendition_uri", pa.string()),
         ("ffmpeg", pa.string()),
         ("libvmaf", pa.string()),
         ("vmaf_model", pa.string()),

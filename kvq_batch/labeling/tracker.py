@@ -12,55 +12,55 @@ import pyarrow as pa
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.engine.rows import Failure, Row
 from kvq_batch.engine.stopping import Breaker
-from kvq_batch.engine.work_tracker import Account, Pair, Work, failure_of, named_columns
+from kvq_batch.engine.work_tracker import Task, Work, WorkTracker, failure_of, named_columns
 from kvq_batch.labeling.label_index import LABELS_MODEL
-from kvq_batch.labeling.stream import ALGORITHM, FAILURE_COLUMNS, VERSIONS
+from kvq_batch.labeling.stream import ALGORITHM, FAILURE_COLUMNS, RENDITIONS
 from kvq_batch.storage.options import display_uri
 
-_OF_A_VERSION = ("label_id", "video_id", "source_id", "content_id", "segment", "recipe")
+_OF_A_VERSION = ("label_id", "video_id", "scene_id", "content_id", "segment", "recipe")
 
 
-class LabelAccount(Account):
+class LabelTracker(WorkTracker):
     """Versions to make (rows of VERSIONS), each closed by one label or one final failure."""
 
-    def __init__(self, versions: pa.Table, max_attempts: int, breaker: Breaker) -> None:
-        super().__init__(versions, max_attempts, breaker, lost_stage="label")
-        self._named = named_columns(versions, VERSIONS.names)
+    def __init__(self, renditions: pa.Table, max_attempts: int, breaker: Breaker) -> None:
+        super().__init__(renditions, max_attempts, breaker, lost_stage="label")
+        self._named = named_columns(renditions, RENDITIONS.names)
         self._labels: list[Row] = []
         self.make_s = 0.0
 
     @property
     def work_s(self) -> Mapping[Work, float]:
-        """As `Account.work_s`."""
+        """As `WorkTracker.work_s`."""
         return {("label", LABELS_MODEL): self.make_s}
 
     @property
     def busy_s(self) -> Mapping[str, float]:
-        """As `Account.busy_s`: making, which is all that its workers do."""
+        """As `WorkTracker.busy_s`: making, which is all that its workers do."""
         return {"make": self.make_s}
 
     def add(self, results: pa.Table) -> None:
         """Takes in labels and failures."""
         for row in results.to_pylist():
             self.make_s += row["make_s"]
-            pair = (row["item"], 0)
-            if not self.open_bits(row["item"], 1):
+            task = (row["item"], 0)
+            if not self.open_models(row["item"], 1):
                 continue
             if row["error"] is not None:
-                self.fail(pair, failure_of(row))
+                self.fail(task, failure_of(row))
                 continue
             self._labels.append(self._label_row(row))
-            self.close(pair)
+            self.close(task)
 
-    def failure_row(self, pair: Pair, failure: Failure, is_final: bool) -> Row:
-        """As `Account.failure_row`; the recipe stands as the model, and the label's id as the fingerprint."""
-        version = self._version(pair[0])
+    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> Row:
+        """As `WorkTracker.failure_row`; the recipe stands as the model, and the label's id as the fingerprint."""
+        rendition = self._rendition(task[0])
         return {
-            "video_id": version["video_id"],
-            "content_id": version["content_id"],
-            "model_id": f"{LABELS_MODEL}@{ALGORITHM}-{version['label_id'][:12]}",
-            "fingerprint": version["label_id"],
-            "uri": display_uri(version["uri"]),
+            "video_id": rendition["video_id"],
+            "content_id": rendition["content_id"],
+            "model_id": f"{LABELS_MODEL}@{ALGORITHM}-{rendition['label_id'][:12]}",
+            "fingerprint": rendition["label_id"],
+            "uri": display_uri(rendition["uri"]),
             "model_name": LABELS_MODEL,
             **asdict(failure),
             "final": is_final,
@@ -73,18 +73,18 @@ class LabelAccount(Account):
         return rows
 
     def _label_row(self, row: Row) -> Row:
-        version = self._version(row["item"])
-        recipe = Recipe.from_json(version["recipe"])
+        rendition = self._rendition(row["item"])
+        recipe = Recipe.from_json(rendition["recipe"])
         measured = {name: value for name, value in row.items() if name not in ("item", *FAILURE_COLUMNS)}
         return {
-            **{name: version[name] for name in _OF_A_VERSION},
-            "group_id": f"{version['source_id']}/{recipe.rate}",
-            "uri": display_uri(version["uri"]),
+            **{name: rendition[name] for name in _OF_A_VERSION},
+            "group_id": f"{rendition['scene_id']}/{recipe.rate}",
+            "uri": display_uri(rendition["uri"]),
             "name": str(recipe),
             "kind": recipe.kind,
             **measured,
             "labelled_at": datetime.now(UTC),
         }
 
-    def _version(self, item: int) -> Row:
+    def _rendition(self, item: int) -> Row:
         return {name: column[item].as_py() for name, column in self._named.items()}

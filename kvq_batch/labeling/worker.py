@@ -23,11 +23,11 @@ from kvq_batch.domain.errors import ItemError, LabelError, TransientError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import Window
 from kvq_batch.labeling.fidelity import VMAF_MODEL, slot_means
-from kvq_batch.labeling.labeler import Labelled, Labeller
+from kvq_batch.labeling.labeler import Labeler, Labelled
 from kvq_batch.labeling.references import is_still
 from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, segment_of_still
 from kvq_batch.labeling.stream import LABELLED, failed
-from kvq_batch.labels.rendition_store import store_version
+from kvq_batch.labels.rendition_store import store_rendition
 from kvq_batch.media.ffmpeg import ffmpeg_version
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.lossless import EXTENSION, encode_lossless
@@ -85,12 +85,12 @@ class LabelWorker:
     def _ffmpeg(self) -> str:
         return ffmpeg_version()
 
-    def __call__(self, versions: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, renditions: pa.Table) -> Iterator[pa.Table]:
         """Rows of LABELLED, one version at a time; all versions of a block are of one segment."""
-        rows = versions.to_pylist()
+        rows = renditions.to_pylist()
         started = time.perf_counter()
         try:
-            labeller: Labeller | ItemError = Labeller(self._source(rows[0]))
+            labeller: Labeler | ItemError = Labeler(self._source(rows[0]))
         except Exception as error:  # noqa: BLE001 - the worker's outermost frame: one source never takes another along
             labeller = _as_item_error(error)
         for row in rows:
@@ -105,15 +105,15 @@ class LabelWorker:
             started = time.perf_counter()
             yield pa.Table.from_pylist([made], LABELLED)
 
-    def _label(self, row: dict[str, Any], labeller: Labeller) -> dict[str, Any]:
+    def _label(self, row: dict[str, Any], labeller: Labeler) -> dict[str, Any]:
         made = labeller.label(Recipe.from_json(row["recipe"]))
-        version_uri = None
+        rendition_uri = None
         if self._settings.keep is not None:
             name = f"{row['label_id']}.{EXTENSION}"
-            version_uri = store_version(
-                self._settings.keep, name, encode_lossless(made.version), self._settings.storage
+            rendition_uri = store_rendition(
+                self._settings.keep, name, encode_lossless(made.rendition), self._settings.storage
             )
-        return _row(row, made) | {"version_uri": version_uri, "ffmpeg": self._ffmpeg}
+        return _row(row, made) | {"rendition_uri": rendition_uri, "ffmpeg": self._ffmpeg}
 
     def _source(self, row: dict[str, Any]) -> Planes:
         segment = Segment.from_json(row["segment"])
@@ -158,7 +158,7 @@ class LabelWorker:
 
 
 def _row(row: dict[str, Any], made: Labelled) -> dict[str, Any]:
-    fidelity, cells, version = made.fidelity, made.cells, made.version
+    fidelity, cells, rendition = made.fidelity, made.cells, made.rendition
     return {
         "item": row["item"],
         "attempt": row["attempt"],
@@ -172,10 +172,10 @@ def _row(row: dict[str, Any], made: Labelled) -> dict[str, Any]:
         "num_rows": cells.shape[1],
         "num_cols": cells.shape[2],
         "cells": cells.ravel(),
-        "num_frames": version.num_frames,
-        "height_px": version.height_px,
-        "width_px": version.width_px,
-        "frame_rate": float(version.frame_rate),
+        "num_frames": rendition.num_frames,
+        "height_px": rendition.height_px,
+        "width_px": rendition.width_px,
+        "frame_rate": float(rendition.frame_rate),
         "libvmaf": fidelity.libvmaf,
         "vmaf_model": VMAF_MODEL,
     }

@@ -21,8 +21,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import ItemError, SpecError
-from kvq_batch.labels.rendition_store import read_version
-from kvq_batch.labels.splits import PARTS, named_parts, split_sources, stratified
+from kvq_batch.labels.rendition_store import read_rendition
+from kvq_batch.labels.splits import PARTS, named_splits, split_sources, stratified
 from kvq_batch.labels.tar_shards import SetFolder, Shards, npy
 from kvq_batch.labels.training_rows import COLUMNS, Target, training_rows
 from kvq_batch.media.lossless import decode_lossless
@@ -78,12 +78,12 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
     if request.num_bins is not None:
         ids, labels = rows["video_id"].to_pylist(), rows["mos"].to_pylist()
         rows = rows.take(pa.array(stratified(ids, labels, request.num_bins, request.seed)))
-    sources = rows["source_id"].to_pylist()
+    sources = rows["scene_id"].to_pylist()
     if request.part is None:
         parts = split_sources(sources, request.shares, request.seed)
         rows = rows.append_column("split", pa.array([parts[source] for source in sources]))
     else:
-        parts = named_parts(sources, rows["split"].to_pylist())
+        parts = named_splits(sources, rows["split"].to_pylist())
     files = _WRITERS[request.form](rows, request, folder, options)
     return SetSummary(
         num_clips=_in_order(Counter(rows["split"].to_pylist())),
@@ -160,7 +160,7 @@ def _members(row: dict[str, Any], request: SetRequest, options: StorageOptions) 
     told = {name: value for name, value in row.items() if name != "cells"} | {"label": row["mos"]}
     members = {"json": json.dumps(told, default=str, sort_keys=True).encode()}
     try:
-        clip = read_version(row["uri"], options)
+        clip = read_rendition(row["uri"], options)
         if request.clips == "file":
             extension = row["uri"].partition("?")[0].rpartition(".")[2].lower()
             members[extension] = clip

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, refusing
+from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, translate_storage_errors
 from kvq_batch.storage.redact import summary
 
 ID_COLUMNS = ("video_id", "file", "file_name", "filename", "name", "video", "video_name", "path", "uri", "flickr_id")
@@ -119,7 +119,7 @@ def dataset_name(source: str) -> str:
 
 
 def _content(source: str, options: StorageOptions) -> bytes:
-    with refusing(source):
+    with translate_storage_errors(source):
         file_system, path = filesystem(source, options)
         with file_system.open(path, "rb") as file:
             content: bytes = file.read()

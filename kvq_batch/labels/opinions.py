@@ -75,7 +75,7 @@ def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList, tell
 def _rows(labels: Labels, dataset: str, wanted: OpinionList) -> list[dict[str, Any]]:
     shown, scale = display_uri(wanted.source), wanted.scale
     low, high = (scale.low, scale.high) if wanted.better == "high" else (scale.high, scale.low)
-    sources, uris = labels.column("source_id"), labels.column("uri")
+    sources, uris = labels.column("scene_id"), labels.column("uri")
     spreads, counts = (_first(labels, names) for names in (_SPREADS, _COUNTS))
     now = datetime.now(UTC)
     rows = []
@@ -86,7 +86,7 @@ def _rows(labels: Labels, dataset: str, wanted: OpinionList) -> list[dict[str, A
             {
                 "dataset": dataset,
                 "video_id": name,
-                "source_id": (sources[place] if sources else None) or name,
+                "scene_id": (sources[place] if sources else None) or name,
                 "uri": uris[place] if uris else None,
                 "opinion": value,
                 "scale_low": low,

@@ -49,7 +49,7 @@ def split_sources(sources: Iterable[str], shares: Mapping[str, float], seed: int
     return dict(zip(names, parts, strict=True))
 
 
-def named_parts(sources: Sequence[str], parts: Sequence[str | None]) -> dict[str, str]:
+def named_splits(sources: Sequence[str], parts: Sequence[str | None]) -> dict[str, str]:
     """The part of each source, where every row names its own.
 
     Raises:

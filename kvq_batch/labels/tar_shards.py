@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from kvq_batch.domain.errors import FatalError, SpecError
-from kvq_batch.storage.errors import ADVICE, FOREIGN_ERRORS, told, trouble
-from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, refusing
-from kvq_batch.storage.retry import Patience
+from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
+from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, translate_storage_errors
+from kvq_batch.storage.retry import RetryPolicy
 
 SHARD_BYTES = 256 << 20
 """Size at which a shard is closed; one is held in memory."""
@@ -29,7 +29,7 @@ class SetFolder:
     def __init__(self, uri: str, options: StorageOptions) -> None:
         self.uri = absolute(uri)
         self._file_system, self._root = filesystem(self.uri, options)
-        with refusing(self.uri):
+        with translate_storage_errors(self.uri):
             if self._file_system.exists(self._root) and self._file_system.find(self._root):
                 raise SpecError(f"{display_uri(self.uri)} is not empty; name a new folder, so that no two sets mix")
 
@@ -38,10 +38,10 @@ class SetFolder:
         path = f"{self._root.rstrip('/')}/{name}"
         try:
             self._file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            Patience().repeat(lambda _: self._file_system.pipe_file(path, content))
+            RetryPolicy().repeat(lambda _: self._file_system.pipe_file(path, content))
         except FOREIGN_ERRORS as error:
             raise FatalError(
-                f"{display_uri(self.uri)}/{name} cannot be written: {ADVICE[trouble(error)]} ({told(error)})"
+                f"{display_uri(self.uri)}/{name} cannot be written: {HINTS[classify_error(error)]} ({told(error)})"
             ) from error
         return join(self.uri, name)
 

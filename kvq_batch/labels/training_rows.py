@@ -15,26 +15,26 @@ from kvq_batch.tables.session import Session
 Target = Literal["labels", "opinions", "teacher"]
 
 COLUMNS = (
-    "video_id", "uri", "mos", "source_id", "group_id", "target", "cells", "num_slots", "num_rows", "num_cols",
+    "video_id", "uri", "mos", "scene_id", "group_id", "target", "cells", "num_slots", "num_rows", "num_cols",
     "num_frames", "height_px", "width_px", "frame_rate",
 )  # fmt: skip
 """`mos` is the label, whatever it is of; `target` says what. `cells` are labels of the texture map's cells, flat."""
 
 _LABELS = """
-SELECT *, parse_filename(version_uri) AS file, 'vmaf' AS target FROM labels
+SELECT *, parse_filename(rendition_uri) AS file, 'vmaf' AS target FROM labels
 """
 
 _SELECT_LABELS = """
-SELECT file AS video_id, version_uri AS uri, vmaf AS mos, source_id, group_id, target, cells, num_slots, num_rows,
+SELECT file AS video_id, rendition_uri AS uri, vmaf AS mos, scene_id, group_id, target, cells, num_slots, num_rows,
     num_cols, num_frames, height_px, width_px, frame_rate, content_id AS source_content_id,
-    * EXCLUDE (file, version_uri, content_id, vmaf, source_id, group_id,
+    * EXCLUDE (file, rendition_uri, content_id, vmaf, scene_id, group_id,
     target, cells, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
     vmaf_slots, psnr_db_slots, ssim_slots)
 FROM ({rows}) WHERE {where} ORDER BY video_id
 """
 
 _OPINIONS = """
-SELECT o.video_id, coalesce(o.uri, c.uri) AS uri, o.mos, o.source_id, o.source_id AS group_id,
+SELECT o.video_id, coalesce(o.uri, c.uri) AS uri, o.mos, o.scene_id, o.scene_id AS group_id,
     'opinion' AS target, NULL::FLOAT[] AS cells, NULL::INTEGER AS num_slots, NULL::INTEGER AS num_rows,
     NULL::INTEGER AS num_cols, NULL::INTEGER AS num_frames, NULL::INTEGER AS height_px, NULL::INTEGER AS width_px,
     NULL::DOUBLE AS frame_rate, o.dataset, o.opinion, o.scale_low, o.scale_high, o.spread, o.num_opinions
@@ -43,7 +43,7 @@ FROM opinions o LEFT JOIN catalog c USING (video_id)
 
 # Of several clips none has the video's map: then there are no cells.
 _TEACHER = """
-SELECT s.video_id, s.uri, s.raw_score AS mos, {source} AS source_id, {source} AS group_id,
+SELECT s.video_id, s.uri, s.raw_score AS mos, {source} AS scene_id, {source} AS group_id,
     s.model_id AS target, [q * m.texture_scale + m.texture_offset FOR q IN m.texture]::FLOAT[] AS cells, m.num_slots,
     m.num_rows, m.num_cols, NULL::INTEGER AS num_frames, s.height_px, s.width_px, s.frame_rate, s.model_name,
     s.model_origin, s.content_id, s.mos AS calibrated_mos
@@ -71,7 +71,7 @@ def training_rows(
     else:
         known = session.sql("SELECT * FROM catalog LIMIT 0").column_names
         # A catalog of versions says which of them show one scene; without that word every video is its own.
-        source = "coalesce(c.source_id::VARCHAR, s.video_id)" if "source_id" in known else "s.video_id"
+        source = "coalesce(c.scene_id::VARCHAR, s.video_id)" if "scene_id" in known else "s.video_id"
         asked = _TEACHER.format(source=source)
         if model is not None:
             condition += " AND model_name = '{}'".format(model.replace("'", "''"))

@@ -31,7 +31,7 @@ class LabelledVideo:
     uri: str
     content_id: str
     label: float
-    source_id: str
+    scene_id: str
     part: str | None
     cells: Path | None
     pixels: str | None = None
@@ -59,7 +59,7 @@ def read_training_set(
     chosen = [video_id for video_id in matching.video_of if video_id is not None]
     places = {video_id: place for place, video_id in enumerate(rows)}
     resolved = resolve_content_ids(catalog.take([places[video_id] for video_id in chosen]), options)
-    sources = _column(labels, data.source_column, "source_id")
+    sources = _column(labels, data.source_column, "scene_id")
     parts = _column(labels, data.split_column, "split")
     cells = _column(labels, data.cells_column, None)
     pixels = _column(labels, mix_column, None)

@@ -24,12 +24,12 @@ def splice(frame: NDArray[np.uint8], grid: tuple[int, int], out: NDArray[np.uint
     if factor > 1:
         enlarged = [math.ceil(extent * factor) for extent in frame.shape[:2]]
         frame = resize(frame, (max(height, enlarged[0]), max(width, enlarged[1])))
-    rows = patch_places(frame.shape[0], height, grid[0])
-    columns = patch_places(frame.shape[1], width, grid[1])
+    rows = patch_offsets(frame.shape[0], height, grid[0])
+    columns = patch_offsets(frame.shape[1], width, grid[1])
     out[...] = frame[rows[:, None], columns[None, :]]
 
 
-def patch_places(
+def patch_offsets(
     num_pixels: int, num_wanted: int, num_patches: int, rng: np.random.Generator | None = None
 ) -> NDArray[np.int64]:
     """Pixels of one axis that the patches take, int64 [num_wanted], in order: the middle of each of equal cells.

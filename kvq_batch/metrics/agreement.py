@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.metrics.bootstrap import Figure, drawn_figures, mean_figure
+from kvq_batch.metrics.bootstrap import Figure, bootstrap_figures, mean_figure
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
 from kvq_batch.metrics.ranks import Pairs, Ranking, Real, pearson, spearman
 
@@ -71,7 +71,7 @@ class Agreement:
 
 
 def agree(
-    scores: Real, labels: Real, sources: Sequence[str] | None = None, num_draws: int = 1000, seed: int = 0
+    scores: Real, labels: Real, sources: Sequence[str] | None = None, n_resamples: int = 1000, seed: int = 0
 ) -> Agreement:
     """The agreement of `scores` with `labels` (both [N]); without `sources` every video is its own.
 
@@ -90,13 +90,13 @@ def agree(
         return Agreement(num, len(distinct), dict.fromkeys(FIGURES, Figure(None, reason=reason)), None)
     curve = fit_logistic(scores, labels)
     set_of_videos = _Videos(scores, labels, source_of, len(distinct), curve if isinstance(curve, Logistic) else None)
-    figures = drawn_figures(set_of_videos.figures, len(distinct), num_draws, seed) | _krcc(
-        set_of_videos, num_draws, seed
+    figures = bootstrap_figures(set_of_videos.figures, len(distinct), n_resamples, seed) | _krcc(
+        set_of_videos, n_resamples, seed
     )
     if isinstance(curve, str):
         figures |= {name: Figure(None, reason=curve) for name in ("plcc", "rmse")}
     # Where nobody names sources, there is nothing to explain.
-    figures["srcc_within"] = Figure(None) if sources is None else _within(set_of_videos, num_draws, seed)
+    figures["srcc_within"] = Figure(None) if sources is None else _within(set_of_videos, n_resamples, seed)
     is_step = isinstance(curve, Logistic) and curve.is_step(scores)
     return Agreement(num, len(distinct), figures, set_of_videos.curve, is_step)
 
@@ -145,12 +145,14 @@ class _Videos:
         return plcc, rmse
 
 
-def _krcc(videos: _Videos, num_draws: int, seed: int) -> dict[str, Figure]:
+def _krcc(videos: _Videos, n_resamples: int, seed: int) -> dict[str, Figure]:
     if len(videos.scores) > _MAX_FOR_KRCC:
         tau = float(kendalltau(videos.scores, videos.labels, method="asymptotic").statistic)
         return {"krcc": Figure(tau, reason=f"no interval of more than {_MAX_FOR_KRCC} videos")}
     pairs = Pairs(videos.scores, videos.labels, videos.source_of)
-    return drawn_figures(lambda draws: {"krcc": pairs.kendall(draws)}, videos.num_sources, num_draws, seed, num_draws)
+    return bootstrap_figures(
+        lambda draws: {"krcc": pairs.kendall(draws)}, videos.num_sources, n_resamples, seed, n_resamples
+    )
 
 
 def _why_none(scores: Real, labels: Real) -> str:
@@ -164,7 +166,7 @@ def _why_none(scores: Real, labels: Real) -> str:
     return ""
 
 
-def _within(videos: _Videos, num_draws: int, seed: int) -> Figure:
+def _within(videos: _Videos, n_resamples: int, seed: int) -> Figure:
     """Mean over sources of SRCC among the videos of one, with the interval over sources."""
     orders = []
     for source in range(videos.num_sources):
@@ -174,4 +176,4 @@ def _within(videos: _Videos, num_draws: int, seed: int) -> Figure:
             orders.append(float(spearman(Ranking(x), Ranking(y), np.ones((1, len(x))))[0]))
     if not orders:
         return Figure(None, reason=f"no source has {MIN_VERSIONS} videos")
-    return mean_figure(orders, num_draws, seed)
+    return mean_figure(orders, n_resamples, seed)

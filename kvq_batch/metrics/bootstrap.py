@@ -36,10 +36,10 @@ class Figure:
     reason: str = ""
 
 
-def drawn_figures(
-    measure: Measure, num_sources: int, num_draws: int, seed: int, chunk: int = CHUNK, unit: str = "sources"
+def bootstrap_figures(
+    measure: Measure, num_sources: int, n_resamples: int, seed: int, chunk: int = CHUNK, unit: str = "sources"
 ) -> dict[str, Figure]:
-    """Each figure that `measure` gives of every source once, with the percentiles of `num_draws` draws.
+    """Each figure that `measure` gives of every source once, with the percentiles of `n_resamples` draws.
 
     `measure` gets `chunk` draws at a time. Where a figure does not exist, or its interval, the reason says why.
     """
@@ -50,14 +50,14 @@ def drawn_figures(
     generator = np.random.default_rng(seed)
     shares = np.full(num_sources, 1 / num_sources)
     drawn: dict[str, list[Real]] = {name: [] for name in values}
-    for first in range(0, num_draws, chunk):
-        draws = generator.multinomial(num_sources, shares, size=min(chunk, num_draws - first)).astype(np.float64)
-        for name, found in measure(draws).items():
+    for first in range(0, n_resamples, chunk):
+        bootstrap = generator.multinomial(num_sources, shares, size=min(chunk, n_resamples - first)).astype(np.float64)
+        for name, found in measure(bootstrap).items():
             drawn[name].append(found)
     return {name: _figure(value, np.concatenate(drawn[name]), "") for name, value in values.items()}
 
 
-def mean_figure(values: Sequence[float], num_draws: int, seed: int, unit: str = "sources") -> Figure:
+def mean_figure(values: Sequence[float], n_resamples: int, seed: int, unit: str = "sources") -> Figure:
     """The mean of one value for each source, with its interval; NaN among them is left out and counted."""
     there = np.array([value for value in values if np.isfinite(value)])
     left_out = len(values) - len(there)
@@ -68,7 +68,7 @@ def mean_figure(values: Sequence[float], num_draws: int, seed: int, unit: str = 
     if len(there) < MIN_SOURCES:
         reasons.append(f"{len(there)} {unit} are too few for an interval")
     else:
-        means = np.random.default_rng(seed).choice(there, (num_draws, len(there))).mean(axis=1)
+        means = np.random.default_rng(seed).choice(there, (n_resamples, len(there))).mean(axis=1)
         low, high = _percentiles(means)
     return Figure(float(there.mean()), low, high, "; ".join(reasons))
 

@@ -103,7 +103,7 @@ class _Parameters:
     values: dict[str, Any]
 
 
-def find_reasons(
+def compute_due_reasons(
     connection: duckdb.DuckDBPyConnection,
     tables: Tables | None,
     videos: pa.Table,
@@ -121,8 +121,8 @@ def find_reasons(
     connection.register("refs", _refs(models))
     asked = _parameters(videos, models, select, now)
     _look_at(connection, videos, None)
-    for places, refs in _found(connection, _CURRENT, asked, "place", "ref"):
-        states[places, refs] = CURRENT
+    for indices, refs in _found(connection, _CURRENT, asked, "place", "ref"):
+        states[indices, refs] = CURRENT
     due = np.flatnonzero((states != CURRENT).any(axis=1))
     if not len(due):
         return Reasons(states)
@@ -131,15 +131,15 @@ def find_reasons(
         _look_at(connection, videos, due)
         asked = _parameters(videos.take(pa.array(due)), models, select, now)
     scored_at_s = np.zeros(states.shape, np.uint32)
-    for places, refs, reasons, times_s in _found(connection, _NEWEST, asked, "place", "ref", "reason", "scored_at_s"):
-        states[places, refs] = np.where(is_due[places, refs], reasons, CURRENT)
-        scored_at_s[places, refs] = times_s
+    for indices, refs, reasons, times_s in _found(connection, _NEWEST, asked, "place", "ref", "reason", "scored_at_s"):
+        states[indices, refs] = np.where(is_due[indices, refs], reasons, CURRENT)
+        scored_at_s[indices, refs] = times_s
     scored_seq: NDArray[np.int64] | None = None
     if select.age is not None:
         # Only where an age is asked for can a pair that is due have a score.
         scored_seq = np.full(states.shape, -1, np.int64)
-        for places, refs, seqs in _found(connection, _STANDING, asked, "place", "ref", "scored_seq"):
-            scored_seq[places, refs] = seqs
+        for indices, refs, seqs in _found(connection, _STANDING, asked, "place", "ref", "scored_seq"):
+            scored_seq[indices, refs] = seqs
         states[is_due & (scored_seq >= 0)] = _RE_SCORE
     _judge_tries(connection, asked, states, is_due, scored_seq, permanent_too=select.retry == "permanent")
     is_stale = (states >= 0) & (states != _RE_SCORE) & (scored_at_s > 0)
@@ -156,20 +156,20 @@ def _judge_tries(
     scored_seq: NDArray[np.int64] | None,
     permanent_too: bool,
 ) -> None:
-    for places, refs, permanent, seqs in _found(
+    for indices, refs, permanent, seqs in _found(
         connection, _TRIED, asked, "place", "ref", "is_permanent", "failed_seq"
     ):
-        scored = np.full(len(seqs), -1) if scored_seq is None else scored_seq[places, refs]
+        scored = np.full(len(seqs), -1) if scored_seq is None else scored_seq[indices, refs]
         is_out = permanent & (seqs > scored) & (not permanent_too)
         judged = np.where(is_out, QUARANTINED, np.where(scored >= 0, _RE_SCORE, _RETRY))
-        states[places, refs] = np.where(is_due[places, refs], judged, CURRENT)
+        states[indices, refs] = np.where(is_due[indices, refs], judged, CURRENT)
 
 
 def _look_at(connection: duckdb.DuckDBPyConnection, videos: pa.Table, rows: NDArray[np.int64] | None) -> None:
     """Makes the named rows of `videos` (None for all) the inner side of the joins."""
-    places = pa.array(np.arange(videos.num_rows) if rows is None else rows)
-    chosen = videos if rows is None else videos.take(places)
-    connection.register("videos", chosen.append_column("place", places))
+    indices = pa.array(np.arange(videos.num_rows) if rows is None else rows)
+    chosen = videos if rows is None else videos.take(indices)
+    connection.register("videos", chosen.append_column("place", indices))
 
 
 def _found(

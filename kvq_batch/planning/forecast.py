@@ -47,12 +47,12 @@ def forecast(
         )
     video_s = {**measured.video_s, DRIVER: DRIVER_VIDEO_S + DRIVER_BLOCK_S / block_size}
     driver = Stage(DRIVER, 1, MAX_SHARDS, 1.0, 0.0, None)
-    stages = laid_out([*(_unbounded(pool, cluster) for pool in pools), driver], video_s, cluster)
+    stages = scale_pools([*(_unbounded(pool, cluster) for pool in pools), driver], video_s, cluster)
     videos = {stage.name: num_videos for stage in stages}
     return estimate(stages, videos, replace(measured, video_s=video_s), prices, block_size)
 
 
-def laid_out(pools: Sequence[Stage], video_s: Mapping[str, float], cluster: Cluster) -> tuple[Stage, ...]:
+def scale_pools(pools: Sequence[Stage], video_s: Mapping[str, float], cluster: Cluster) -> tuple[Stage, ...]:
     """`pools` with fixed numbers of workers: one each, then one more for the slowest while it may have it.
 
     Raises: SpecError where there is no room for one worker of each.

@@ -18,7 +18,7 @@ from kvq_batch.domain.video import Hdr
 from kvq_batch.models.registry import describe
 
 MAX_MODELS = 62
-"""Models of one job: `wanted` is a bit mask in a signed 64-bit column."""
+"""Models of one job: `model_mask` is a bit mask in a signed 64-bit column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class JobModels:
     models: tuple[JobModel, ...]
     requests: tuple[FrameRequest, ...]
 
-    def drops_after(self, bit: int) -> tuple[int, ...]:
+    def drops_after(self, model_index: int) -> tuple[int, ...]:
         """Requests whose frames no model behind the `bit`-th needs any more."""
-        request = self.models[bit].request
-        is_needed = any(model.request == request for model in self.models[bit + 1 :])
+        request = self.models[model_index].request
+        is_needed = any(model.request == request for model in self.models[model_index + 1 :])
         return () if is_needed else (request,)
 
 

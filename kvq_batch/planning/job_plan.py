@@ -73,7 +73,7 @@ def plan_again(old: JobPlan, tell: Tell) -> JobPlan:
     return plan_job(old.job, tell)
 
 
-def foretell(job: Job, num_videos: int, cluster: Cluster, megapixels: float | None = None) -> Estimate:
+def estimate_cluster(job: Job, num_videos: int, cluster: Cluster, megapixels: float | None = None) -> Estimate:
     """What scoring `num_videos` with all models of `job` is expected to take on `cluster`; its catalog is not read.
 
     The videos are like those of earlier runs, or of the mean size `megapixels` (frames times their area).

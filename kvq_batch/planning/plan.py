@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 
 from kvq_batch.catalog.reader import CATALOG_COLUMNS, check_catalog
-from kvq_batch.catalog.selection import in_order, select_places, shard_condition
+from kvq_batch.catalog.selection import in_order, select_indices, shard_condition
 from kvq_batch.config.selection import EVERYTHING, Select
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import REASONS, ModelRef
 from kvq_batch.domain.shard import Shard
-from kvq_batch.planning.due import CURRENT, NUM_STATES, QUARANTINED, find_reasons
+from kvq_batch.planning.due import CURRENT, NUM_STATES, QUARANTINED, compute_due_reasons
 from kvq_batch.tables.database import connect, reading
 from kvq_batch.tables.delta import Tables
 
 _PAIRS_AT_ONCE = 1_000_000
 """Rows of the plan that are put together at a time: Arrow's texts end at 2 GiB a piece."""
 
-_DEPARTED = """
+_REMOVED = """
 SELECT video_id FROM known WHERE catalog = $catalog AND {in_shard}
 GROUP BY video_id HAVING arg_max(in_catalog, commit_seq) AND video_id NOT IN (SELECT video_id FROM catalog)
 ORDER BY video_id
@@ -59,14 +59,14 @@ class Plan:
     (`num_other_reasons`). `oldest_stale_at` is when the oldest score was made that is due to be replaced.
     """
 
-    pairs: Any
+    tasks: Any
     counts: Mapping[str, Mapping[str, int]]
     num_current: int
     num_quarantined: int
     num_other_reasons: int
     num_selected: int
     num_videos: int
-    departed: tuple[str, ...]
+    removed: tuple[str, ...]
     oldest_stale_at: datetime | None = None
 
     @property
@@ -94,23 +94,23 @@ def make_plan(
     check_catalog(catalog)
     if len({model.name for model in models}) != len(models):
         raise SpecError(f"models named twice: {', '.join(sorted(model.name for model in models))}; name each once")
-    places = select_places(catalog, select)
+    indices = select_indices(catalog, select)
     videos = catalog.select(["video_id", "content_id"])
     with connect() as connection, reading(tables.uri if tables else ""):
-        reasons = find_reasons(
-            connection, tables, videos if places is None else videos.take(places), models, select, now
+        reasons = compute_due_reasons(
+            connection, tables, videos if indices is None else videos.take(indices), models, select, now
         )
         states = reasons.states
-        departed = _departed(connection, tables, catalog, catalog_name, select.scope)
-    wanted = np.array([not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES)
-    is_planned = wanted[states]
+        removed = _removed(connection, tables, catalog, catalog_name, select.scope)
+    model_mask = np.array([not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES)
+    is_planned = model_mask[states]
     rows, refs = np.nonzero(is_planned)
     found = pa.table({
-        "place": pa.array(rows) if places is None else places.take(pa.array(rows)),
+        "place": pa.array(rows) if indices is None else indices.take(pa.array(rows)),
         "ref": pa.array(refs.astype(np.int32)), "reason": pa.array(states[rows, refs]),
     })  # fmt: skip
     return Plan(
-        pairs=_pairs(in_order(found, catalog, select), catalog, models),
+        tasks=_tasks(in_order(found, catalog, select), catalog, models),
         counts={
             str(reason): {
                 model.name: int(np.count_nonzero(is_planned[:, ref] & (states[:, ref] == code)))
@@ -123,7 +123,7 @@ def make_plan(
         num_other_reasons=int(np.count_nonzero((states >= 0) & ~is_planned)),
         num_selected=len(states),
         num_videos=int(np.count_nonzero(is_planned.any(axis=1))),
-        departed=departed,
+        removed=removed,
         oldest_stale_at=reasons.oldest_stale_at,
     )
 
@@ -150,19 +150,19 @@ def check_roots(tables: Tables, catalog: Any, catalog_root: str) -> None:
         )
 
 
-def _departed(
+def _removed(
     connection: duckdb.DuckDBPyConnection, tables: Tables | None, catalog: Any, catalog_name: str, shard: Shard
 ) -> tuple[str, ...]:
     if tables is None:
         return ()
     connection.register("catalog", catalog.select(["video_id"]))
     connection.register("known", tables.dataset("catalog"))
-    query = _DEPARTED.format(in_shard=shard_condition(shard))
+    query = _REMOVED.format(in_shard=shard_condition(shard))
     rows = connection.execute(query, {"catalog": catalog_name}).fetchall()
     return tuple(row[0] for row in rows)
 
 
-def _pairs(found: Any, catalog: Any, models: Sequence[ModelRef]) -> Any:
+def _tasks(found: Any, catalog: Any, models: Sequence[ModelRef]) -> Any:
     """`found` with the columns of the catalog and of the models; what repeats is stored as a dictionary."""
     texts = {
         "model_name": [model.name for model in models],
@@ -174,10 +174,10 @@ def _pairs(found: Any, catalog: Any, models: Sequence[ModelRef]) -> Any:
     pieces = []
     for start in range(0, max(found.num_rows, 1), _PAIRS_AT_ONCE):
         piece = found.slice(start, _PAIRS_AT_ONCE).combine_chunks()
-        pairs = columns.take(piece.column("place"))
+        tasks = columns.take(piece.column("place"))
         for name, values in texts.items():
             codes = piece.column("reason" if name == "reason" else "ref").combine_chunks()
             named = pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string()))
-            pairs = pairs.append_column(name, named)
-        pieces.append(pairs)
+            tasks = tasks.append_column(name, named)
+        pieces.append(tasks)
     return pa.concat_tables(pieces)

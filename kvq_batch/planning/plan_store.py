@@ -10,27 +10,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.storage.errors import ADVICE, FOREIGN_ERRORS, told, trouble
+from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
 from kvq_batch.storage.options import display_uri, display_uris, filesystem, is_local, join
-from kvq_batch.storage.retry import Patience
+from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.delta import Tables
 
 FOLDER = "plans"
 
 
-def store_plan(tables: Tables, run_id: str, pairs: pa.Table) -> str:
+def store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
     """Writes `pairs` and returns the address of the file. Raises: FatalError where the store refuses it."""
     uri = join(join(tables.uri, FOLDER), f"{run_id}.parquet")
-    shown = pairs.set_column(pairs.column_names.index("uri"), "uri", display_uris(pairs["uri"]))
+    shown = tasks.set_column(tasks.column_names.index("uri"), "uri", display_uris(tasks["uri"]))
     content = io.BytesIO()
     pq.write_table(shown, content, compression="zstd")
     try:
         file_system, path = filesystem(uri, tables.options)
         if is_local(uri):
             file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        Patience().repeat(lambda _: file_system.pipe_file(path, content.getvalue()))
+        RetryPolicy().repeat(lambda _: file_system.pipe_file(path, content.getvalue()))
     except FOREIGN_ERRORS as error:
         raise FatalError(
-            f"{display_uri(uri)}: the plan cannot be stored: {ADVICE[trouble(error)]} ({told(error)})"
+            f"{display_uri(uri)}: the plan cannot be stored: {HINTS[classify_error(error)]} ({told(error)})"
         ) from error
     return uri

@@ -37,8 +37,8 @@ def measured(tables: Tables | None, models: JobModels, megapixels: float | None 
     """
     if tables is None:
         return Throughput()
-    wanted = [(model.ref.name, model.ref.fingerprint, model.section.device) for model in models.models]
-    runs = past_runs(tables, wanted)
+    model_mask = [(model.ref.name, model.ref.fingerprint, model.section.device) for model in models.models]
+    runs = past_runs(tables, model_mask)
     found = throughput([_past(run) for run in runs])
     if megapixels is None or not found.num_runs:
         return found
@@ -58,11 +58,11 @@ def _videos_by_stage(job: Job, models: JobModels, plan: Plan) -> dict[str, int]:
             model.ref.name: sum(of.get(model.ref.name, 0) for of in plan.counts.values()) for model in models.models
         }
         return {DECODE: plan.num_videos, **by_model}
-    items = first_items(plan.pairs, models.models, most)
-    masks = items["wanted"].to_numpy()
+    items = first_items(plan.tasks, models.models, most)
+    masks = items["model_mask"].to_numpy()
     return {
         DECODE: items.num_rows,
-        **{model.ref.name: int(((masks >> bit) & 1).sum()) for bit, model in enumerate(models.models)},
+        **{model.ref.name: int(((masks >> model_index) & 1).sum()) for model_index, model in enumerate(models.models)},
     }
 
 

@@ -31,15 +31,15 @@ FOREIGN_ERRORS: tuple[type[Exception], ...] = (
 )  # fmt: skip
 """What fsspec, s3fs and delta-rs raise for a store that does not give what was asked."""
 
-Trouble = Literal[
+StorageErrorKind = Literal[
     "missing", "no_bucket", "forbidden", "credentials_expired", "no_credentials", "timeout", "unreachable", "damaged",
     "full", "changed", "other",
 ]  # fmt: skip
 
-MAY_PASS: frozenset[Trouble] = frozenset({"timeout", "unreachable", "damaged"})
+RETRYABLE: frozenset[StorageErrorKind] = frozenset({"timeout", "unreachable", "damaged"})
 """Troubles that the same request, a moment later, may not meet."""
 
-ADVICE: dict[Trouble, str] = {
+HINTS: dict[StorageErrorKind, str] = {
     "missing": "does not exist; correct the address",
     "no_bucket": "the bucket does not exist; create it or correct the address",
     "forbidden": "access is denied; check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and their rights",
@@ -63,7 +63,7 @@ _ADDRESS = re.compile(r"https?://\S+")
 _TREE = re.compile(r"(?:\x1b\[[0-9;]*m)*\s*↳(?:\x1b\[[0-9;]*m)*")
 
 
-def trouble(error: BaseException) -> Trouble:
+def classify_error(error: BaseException) -> StorageErrorKind:
     """What kind of refusal a foreign exception is, read from its class first and from its text where that is all."""
     text = _text(error)
     if re.search(_EXPIRED, text):
@@ -106,7 +106,7 @@ def _codes(error: BaseException) -> list[str]:
 _EXPIRED = r"ExpiredToken|TokenRefreshRequired|RequestExpired"
 
 # Before the texts: s3fs and the operating system speak in classes. delta-rs has OSError and DeltaError for all.
-_CLASSES: tuple[tuple[Trouble, tuple[type[BaseException], ...]], ...] = (
+_CLASSES: tuple[tuple[StorageErrorKind, tuple[type[BaseException], ...]], ...] = (
     ("no_credentials", (NoCredentialsError, PartialCredentialsError, ProfileNotFound)),
     ("missing", (FileNotFoundError, NotADirectoryError)),
     ("forbidden", (PermissionError,)),
@@ -114,7 +114,7 @@ _CLASSES: tuple[tuple[Trouble, tuple[type[BaseException], ...]], ...] = (
     ("unreachable", (ConnectionError, HTTPClientError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)),
     ("damaged", (FlexibleChecksumError,)),
 )
-_TEXTS: tuple[tuple[Trouble, str], ...] = (
+_TEXTS: tuple[tuple[StorageErrorKind, str], ...] = (
     ("no_bucket", r"NoSuchBucket|bucket does not exist"),
     ("no_credentials", r"no credentials found|credential provider was not enabled|loading credentials|IMDS|169\.254\."),
     ("changed", r"PreconditionFailed|pre-?conditions?|\b412\b"),

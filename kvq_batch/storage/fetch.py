@@ -17,11 +17,11 @@ from pathlib import Path
 
 from kvq_batch.domain.errors import FetchError, TransientError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import ADVICE, FOREIGN_ERRORS, told, trouble
+from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
 from kvq_batch.storage.listing import object_facts, stat_content_id
 from kvq_batch.storage.objects import ObjectStream, changed, open_object
 from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_local
-from kvq_batch.storage.retry import Patience
+from kvq_batch.storage.retry import RetryPolicy
 
 _CHECKED_TOKENS = ("etag:", "version:", "stat:", "ukey:")
 _FOLDER = "kvq-batch-fetch"
@@ -68,7 +68,7 @@ class Fetcher:
     options: StorageOptions
     scratch: Path
     max_file_bytes: int
-    patience: Patience = field(default_factory=Patience)
+    patience: RetryPolicy = field(default_factory=RetryPolicy)
     least_bytes_per_s: int = 16 * 2**10
 
     @contextmanager
@@ -248,11 +248,11 @@ def _scratch_errors(folder: Path) -> Iterator[None]:
 
 def _failure(uri: str, error: BaseException, attempts: int = 1) -> FetchError:
     """What a foreign exception means for this one video."""
-    kind = trouble(error)
+    kind = classify_error(error)
     if kind == "changed":
         return FetchError("content_changed", f"{display_uri(uri)} is not what the plan saw; the next run takes it anew")
     code = {"no_bucket": "missing", "other": "unreadable", "full": "unreadable"}.get(kind, kind)
-    return FetchError(code, f"{display_uri(uri)}: {ADVICE[kind]} ({told(error)}{_after(attempts)})")
+    return FetchError(code, f"{display_uri(uri)}: {HINTS[kind]} ({told(error)}{_after(attempts)})")
 
 
 def _after(attempts: int) -> str:

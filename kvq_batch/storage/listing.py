@@ -20,7 +20,15 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_local, is_s3, local_path, refusing
+from kvq_batch.storage.options import (
+    StorageOptions,
+    display_uri,
+    filesystem,
+    is_local,
+    is_s3,
+    local_path,
+    translate_storage_errors,
+)
 
 VIDEO_EXTENSIONS = frozenset(
     [
@@ -117,7 +125,7 @@ def list_below(root: str, options: StorageOptions) -> pa.Table:
 
     Raises SpecError where the store refuses; a local folder that does not exist is refused too.
     """
-    with refusing(root):
+    with translate_storage_errors(root):
         table = tabulate(_local_files(root) if is_local(root) else _remote_files(root, options))
     assert table is not None
     return table.sort_by("path")
@@ -210,6 +218,6 @@ def object_facts(uri: str, options: StorageOptions) -> tuple[str, int | None]:
 
 def list_file(uri: str, options: StorageOptions) -> pa.Table:
     """One object in LISTING_SCHEMA. Raises SpecError where there is none, or the store refuses."""
-    with refusing(uri):
+    with translate_storage_errors(uri):
         content_id, size_bytes = object_facts(uri, options)
     return pa.table([[filesystem(uri, options)[1]], [content_id], [size_bytes]], schema=LISTING_SCHEMA)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from fsspec.asyn import sync
 
 from kvq_batch.domain.errors import FetchError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, trouble
+from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
 from kvq_batch.storage.listing import content_id_of
 from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_s3, join, protocol
 
@@ -119,7 +119,7 @@ class ConditionalObject:
         try:
             found: tuple[bytes, str] = sync(self._file_system.loop, self._get)
         except FOREIGN_ERRORS as error:
-            if trouble(error) == "missing":
+            if classify_error(error) == "missing":
                 return None
             raise
         return found
@@ -130,7 +130,7 @@ class ConditionalObject:
         try:
             answer = self._file_system.call_s3("put_object", Bucket=self._bucket, Key=self._key, Body=text, **condition)
         except FOREIGN_ERRORS as error:
-            if trouble(error) == "changed":
+            if classify_error(error) == "changed":
                 return None
             raise
         return str(answer["ETag"])

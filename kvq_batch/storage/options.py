@@ -21,7 +21,7 @@ from botocore.exceptions import ProfileNotFound
 
 from kvq_batch.config.job import Storage
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.errors import ADVICE, FOREIGN_ERRORS, told, trouble
+from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
 from kvq_batch.storage.redact import SIGNATURE_NAMES, summary
 
 DEFAULT_REGION = "us-east-1"
@@ -212,12 +212,12 @@ def display_uris(uris: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
 
 
 @contextmanager
-def refusing(uri: str) -> Iterator[None]:
+def translate_storage_errors(uri: str) -> Iterator[None]:
     """Turns what a store raises inside into a SpecError that names `uri`, the trouble, and what to do about it."""
     try:
         yield
     except FOREIGN_ERRORS as error:
-        raise SpecError(f"{display_uri(uri)}: {ADVICE[trouble(error)]} ({told(error)})") from error
+        raise SpecError(f"{display_uri(uri)}: {HINTS[classify_error(error)]} ({told(error)})") from error
 
 
 def check_reachable(uri: str, options: StorageOptions) -> None:
@@ -225,7 +225,7 @@ def check_reachable(uri: str, options: StorageOptions) -> None:
 
     Raises SpecError for a missing bucket, denied access, no credentials, or an end point that does not answer.
     """
-    with refusing(uri):
+    with translate_storage_errors(uri):
         file_system, path = filesystem(uri, options)
         if is_s3(uri):
             bucket, _, prefix = path.partition("/")

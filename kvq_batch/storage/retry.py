@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kvq_batch.domain.errors import TransientError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, MAY_PASS, trouble
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RETRYABLE, classify_error
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ _PASSING: tuple[type[Exception], ...] = (TransientError, *FOREIGN_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """Picklable. `attempts` counts the first one, and none begins later than `total_s` after it.
 
     Pauses double from `first_pause_s` to at most `longest_pause_s`; each is shortened by chance, by up to a half, so
@@ -46,7 +46,7 @@ class Patience:
             except _PASSING as error:
                 pause_s = min(self.longest_pause_s, self.first_pause_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 is_late = time.monotonic() + pause_s - started > self.total_s
-                may_pass = isinstance(error, TransientError) or trouble(error) in MAY_PASS
+                may_pass = isinstance(error, TransientError) or classify_error(error) in RETRYABLE
                 if attempt >= self.attempts or is_late or not may_pass:
                     raise
             self.sleep(pause_s)

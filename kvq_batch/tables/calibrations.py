@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import new_run_id
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, refusing
+from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, translate_storage_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.schemas import make_rows
@@ -36,7 +36,7 @@ class Calibration:
 def read_calibration(source: str, options: StorageOptions | None = None) -> Calibration:
     """The calibration that `evaluate` wrote. Raises: SpecError for a file that is none, naming what is wrong."""
     shown = display_uri(source)
-    with refusing(source):
+    with translate_storage_errors(source):
         file_system, path = filesystem(source, options or StorageOptions())
         with file_system.open(path, "rb") as file:
             content = file.read()

@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, trouble
-from kvq_batch.storage.options import join, refusing
+from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
+from kvq_batch.storage.options import join, translate_storage_errors
 from kvq_batch.storage.redact import summary
 from kvq_batch.tables.data_files import statistics
 from kvq_batch.tables.database import connect, reading
-from kvq_batch.tables.delta import LoggedPart, Tables
+from kvq_batch.tables.delta import LoggedFile, Tables
 from kvq_batch.tables.schemas import RETRY_REQUESTED, TABLES
 from kvq_batch.tables.vacuum import files_of
 
@@ -54,13 +54,13 @@ class Finding:
     message: str
 
 
-def check_parts(tables: Tables, deep: bool = False) -> tuple[list[Finding], dict[str, list[LoggedPart]]]:
+def check_data_files(tables: Tables, deep: bool = False) -> tuple[list[Finding], dict[str, list[LoggedFile]]]:
     """Findings about single parts, and the parts of each table that can be read.
 
     Raises: SpecError where the tables as a whole are out of reach.
     """
     findings: list[Finding] = []
-    readable: dict[str, list[LoggedPart]] = {schema.name: [] for schema in TABLES}
+    readable: dict[str, list[LoggedFile]] = {schema.name: [] for schema in TABLES}
     with ThreadPoolExecutor(_THREADS) as pool:
         for schema in tables.schemas:
             name, parts = schema.name, tables.parts(schema.name)
@@ -75,7 +75,7 @@ def check_parts(tables: Tables, deep: bool = False) -> tuple[list[Finding], dict
 
 
 def _check(
-    tables: Tables, name: str, part: LoggedPart, stored: dict[str, Any], deep: bool
+    tables: Tables, name: str, part: LoggedFile, stored: dict[str, Any], deep: bool
 ) -> tuple[list[Finding], bool]:
     if part.path not in stored:
         return [Finding("error", "missing_part", name, part.path, "the log names it, and there is no such file")], False
@@ -92,14 +92,18 @@ def _check(
                 for group in range(file.num_row_groups):
                     file.read_row_group(group)
     except (pa.ArrowException, *FOREIGN_ERRORS) as error:
-        if isinstance(error, FOREIGN_ERRORS) and trouble(error) in ("forbidden", "no_credentials", "unreachable"):
-            with refusing(join(tables.uri, name)):
+        if isinstance(error, FOREIGN_ERRORS) and classify_error(error) in (
+            "forbidden",
+            "no_credentials",
+            "unreachable",
+        ):
+            with translate_storage_errors(join(tables.uri, name)):
                 raise
         return [Finding("error", "unreadable_part", name, part.path, summary(error, 200))], False
     return found, not any(finding.kind == "wrong_type" for finding in found)
 
 
-def _promises(name: str, part: LoggedPart, footer: Any) -> Iterator[Finding]:
+def _promises(name: str, part: LoggedFile, footer: Any) -> Iterator[Finding]:
     if part.num_rows != footer.num_rows:
         message = f"{footer.num_rows} rows are in it, the log says {part.num_rows}"
         yield Finding("error", "wrong_row_count", name, part.path, message)
@@ -116,7 +120,7 @@ def _promises(name: str, part: LoggedPart, footer: Any) -> Iterator[Finding]:
             yield Finding("error", "wrong_bounds", name, part.path, message)
 
 
-def _types(name: str, part: LoggedPart, have: Any, wanted: Any) -> Iterator[Finding]:
+def _types(name: str, part: LoggedFile, have: Any, wanted: Any) -> Iterator[Finding]:
     for field in have:
         index = wanted.get_field_index(field.name)
         if index >= 0 and not _is_same_type(field.type, wanted.field(index).type):
@@ -133,7 +137,7 @@ def _is_same_type(one: Any, other: Any) -> bool:
     return bool(one.equals(other))
 
 
-def _not_in_the_log(name: str, parts: Sequence[LoggedPart], stored: dict[str, Any]) -> Iterator[Finding]:
+def _not_in_the_log(name: str, parts: Sequence[LoggedFile], stored: dict[str, Any]) -> Iterator[Finding]:
     others = stored.keys() - {part.path for part in parts}
     if others:
         size = sum(stored[path][0] for path in others)
@@ -204,8 +208,8 @@ SELECT * FROM runs QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY commi
 
 _RUN_SUMS = """
 SELECT run_id AS subject, num_planned || ' were planned; ' || num_scored || ' scored, ' || num_failed || ' failed and '
-    || num_not_reached || ' not reached are ' || (num_scored + num_failed + num_not_reached) AS message
-FROM run_states WHERE state <> 'running' AND num_planned <> num_scored + num_failed + num_not_reached ORDER BY subject
+    || num_remaining || ' not reached are ' || (num_scored + num_failed + num_remaining) AS message
+FROM run_states WHERE state <> 'running' AND num_planned <> num_scored + num_failed + num_remaining ORDER BY subject
 """
 
 _RUN_ROWS = """
@@ -233,7 +237,7 @@ FROM run_states WHERE state = 'running' ORDER BY subject
 """
 
 
-def check_rows(tables: Tables, readable: Mapping[str, Sequence[LoggedPart]]) -> list[Finding]:
+def check_rows(tables: Tables, readable: Mapping[str, Sequence[LoggedFile]]) -> list[Finding]:
     """Findings about rows of the `readable` parts of each table. Raises: SpecError where they cannot be read."""
     findings: list[Finding] = []
     last = tables.last_commit_seq()
@@ -259,7 +263,7 @@ def _questions(last: int) -> Iterator[tuple[Severity, str, str, str]]:
         yield "error", "without_score", table, _WITHOUT_SCORE.format(table=table)
         yield "info", "invisible", table, _INVISIBLE.format(table=table)
     yield "error", "clip_count", "clips", _CLIP_COUNT.format(table="clips", join="LEFT")
-    # A weightless model has no maps; where there is one, there is one for each clip.
+    # A handcrafted model has no maps; where there is one, there is one for each clip.
     yield "error", "clip_count", "maps", _CLIP_COUNT.format(table="maps", join="")
     yield "error", "run_sums", "runs", _RUN_SUMS
     yield "error", "run_scored", "scores", _RUN_ROWS.format(table="results", column="num_scored")
@@ -298,13 +302,13 @@ def check_tables(tables: Tables, deep: bool = False) -> list[Finding]:
     Raises: SpecError where the tables as a whole are out of reach.
     """
     tables.refresh(*_LOADED_IN_ORDER)
-    findings, readable = check_parts(tables, deep)
+    findings, readable = check_data_files(tables, deep)
     try:
         findings += check_rows(tables, readable)
     except SpecError:
         if deep:
             raise
         # A whole footer says nothing of the keys behind it; which part it is, only reading all of them tells.
-        findings, readable = check_parts(tables, deep=True)
+        findings, readable = check_data_files(tables, deep=True)
         findings += check_rows(tables, readable)
     return sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))

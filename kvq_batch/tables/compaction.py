@@ -25,12 +25,12 @@ from deltalake.transaction import RemoveAction
 from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.storage.errors import ADVICE, FOREIGN_ERRORS, told, trouble
-from kvq_batch.storage.options import display_uri, join, refusing
-from kvq_batch.storage.retry import Patience
-from kvq_batch.tables.data_files import ROW_GROUP_ROWS, Part, make_part
+from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
+from kvq_batch.storage.options import display_uri, join, translate_storage_errors
+from kvq_batch.storage.retry import RetryPolicy
+from kvq_batch.tables.data_files import ROW_GROUP_ROWS, DataFile, make_data_file
 from kvq_batch.tables.database import reading
-from kvq_batch.tables.delta import BOUNDED_COLUMNS, LoggedPart, Tables
+from kvq_batch.tables.delta import BOUNDED_COLUMNS, LoggedFile, Tables
 from kvq_batch.tables.schemas import find_schema
 
 TARGET_BYTES = 128 << 20
@@ -51,7 +51,7 @@ _LEAST_ROW_GROUP_ROWS = 512
 
 _COMMIT_ATTEMPTS = 50
 
-PATIENCE = Patience()
+PATIENCE = RetryPolicy()
 """As a writer has with its commits."""
 
 
@@ -106,7 +106,7 @@ def compact(tables: Tables, target_bytes: int = TARGET_BYTES) -> Iterator[Compac
             merged.add(_partition_of(group[0]))
         if not merged:
             continue
-        with refusing(join(tables.uri, name)):
+        with translate_storage_errors(join(tables.uri, name)):
             tables.delta(name).create_checkpoint()
             tables.delta(name).cleanup_metadata()
         after = tables.parts(name)
@@ -116,7 +116,7 @@ def compact(tables: Tables, target_bytes: int = TARGET_BYTES) -> Iterator[Compac
             yield Compaction(name, partition, len(old), len(new), sum(old), sum(new))
 
 
-def choose(parts: Sequence[LoggedPart], target_bytes: int) -> list[list[LoggedPart]]:
+def choose(parts: Sequence[LoggedFile], target_bytes: int) -> list[list[LoggedFile]]:
     """Groups of two or more parts to merge, each of one partition and of no more than the target together."""
     small = [
         part
@@ -126,7 +126,7 @@ def choose(parts: Sequence[LoggedPart], target_bytes: int) -> list[list[LoggedPa
         and part.size_bytes < _FULL_SHARE * target_bytes
         and part.num_rows < _FULL_SHARE * _MAX_ROWS
     ]
-    groups: list[list[LoggedPart]] = []
+    groups: list[list[LoggedFile]] = []
     size = rows = 0
     for part in sorted(small, key=lambda part: (_partition_of(part), part.low.get("commit_seq", 0), part.path)):
         num_rows = part.num_rows or 0
@@ -140,7 +140,7 @@ def choose(parts: Sequence[LoggedPart], target_bytes: int) -> list[list[LoggedPa
     return [group for group in groups if len(group) > 1]
 
 
-def merge(tables: Tables, name: str, group: Sequence[LoggedPart]) -> Part:
+def merge(tables: Tables, name: str, group: Sequence[LoggedFile]) -> DataFile:
     """One part with the rows of `group`, sorted; stored nowhere yet.
 
     Raises: SpecError where a part is missing or cannot be read. FatalError where the log promised other rows.
@@ -159,7 +159,7 @@ def merge(tables: Tables, name: str, group: Sequence[LoggedPart]) -> Part:
     rows = rows.sort_by([(column, "ascending") for column in order])
     fitting = _ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)
     stem = f"{max(part.high.get('commit_seq', 0) for part in group):016x}-merged"
-    part = make_part(
+    part = make_data_file(
         rows,
         schema,
         group[0].partition,
@@ -172,7 +172,7 @@ def merge(tables: Tables, name: str, group: Sequence[LoggedPart]) -> Part:
     return part
 
 
-def store(tables: Tables, name: str, part: Part, patience: Patience = PATIENCE) -> None:
+def store(tables: Tables, name: str, part: DataFile, patience: RetryPolicy = PATIENCE) -> None:
     """Writes the file of `part`; no reader sees it yet. Raises: FatalError where the store refuses it."""
 
     def write(attempt: int) -> None:
@@ -188,7 +188,9 @@ def store(tables: Tables, name: str, part: Part, patience: Patience = PATIENCE) 
         raise _fatal(tables, name, error) from error
 
 
-def replace(tables: Tables, name: str, group: Sequence[LoggedPart], part: Part, patience: Patience = PATIENCE) -> None:
+def replace(
+    tables: Tables, name: str, group: Sequence[LoggedFile], part: DataFile, patience: RetryPolicy = PATIENCE
+) -> None:
     """Commits `part`, which is stored, in place of `group`.
 
     Raises: FatalError where another compaction has replaced one of them, or the store fails.
@@ -243,7 +245,7 @@ def replace(tables: Tables, name: str, group: Sequence[LoggedPart], part: Part, 
         raise _fatal(tables, name, error) from error
 
 
-def _check_bounds(tables: Tables, name: str, column: str, rows: Any, group: Sequence[LoggedPart]) -> None:
+def _check_bounds(tables: Tables, name: str, column: str, rows: Any, group: Sequence[LoggedFile]) -> None:
     """Raises: FatalError where rows lie outside of what the log promised, so that readers had left them out."""
     if column not in rows.column_names or not all(column in part.low and column in part.high for part in group):
         return
@@ -256,17 +258,18 @@ def _check_bounds(tables: Tables, name: str, column: str, rows: Any, group: Sequ
         )
 
 
-def _remove(tables: Tables, name: str, part: Part) -> None:
+def _remove(tables: Tables, name: str, part: DataFile) -> None:
     file_system, root = tables.part_filesystem(name)
     file_system.rm_file(f"{root}/{part.path}")
 
 
 def _fatal(tables: Tables, name: str, error: Exception) -> FatalError:
     return FatalError(
-        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {ADVICE[trouble(error)]} ({told(error)}). "
+        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {HINTS[classify_error(error)]} "
+        f"({told(error)}). "
         "What was committed stays; start again"
     )
 
 
-def _partition_of(part: LoggedPart) -> str:
+def _partition_of(part: LoggedFile) -> str:
     return ",".join(part.partition.values())

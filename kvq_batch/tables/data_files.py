@@ -26,7 +26,7 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DataFile:
     """One Parquet file, not stored yet: its path below the table, its bytes, and the log entry that adds it."""
 
     path: str
@@ -35,7 +35,7 @@ class Part:
     num_rows: int
 
 
-def conform(rows: Any, table: TableSchema, schema: Any, run_id: str, commit_seq: int) -> Any:
+def align_to_schema(rows: Any, table: TableSchema, schema: Any, run_id: str, commit_seq: int) -> Any:
     """`rows` (pa.Table) with run and commit filled in, in the columns and types of `schema`.
 
     Columns of the table that are none of ours (added by a newer version, or by a catalog) may be left out.
@@ -75,21 +75,21 @@ def _cast(column: Any, field: Any, table: str) -> Any:
         ) from error
 
 
-def make_parts(rows: Any, table: TableSchema, commit_seq: int) -> Iterator[Part]:
+def make_data_files(rows: Any, table: TableSchema, commit_seq: int) -> Iterator[DataFile]:
     """One part per partition of `rows` (as `conform` returns them), sorted, zstd, with the bounds of the keys."""
     for values, group in _partitions(rows, table):
         group = group.sort_by([(name, "ascending") for name in table.sort_by])
-        yield make_part(group, table, values, f"{commit_seq:016x}")
+        yield make_data_file(group, table, values, f"{commit_seq:016x}")
 
 
-def make_part(
+def make_data_file(
     group: Any,
     table: TableSchema,
     values: Mapping[str, str | None],
     stem: str,
     row_group_rows: int = ROW_GROUP_ROWS,
     data_change: bool = True,
-) -> Part:
+) -> DataFile:
     """One part of `group`, sorted rows of the partition `values` without its column; named after `stem`.
 
     `data_change` is false for rows that the table holds already, in parts that this one replaces.
@@ -110,7 +110,7 @@ def make_part(
         data_change=data_change,
         stats=json.dumps(statistics(footer)),
     )
-    return Part(path, content, action, group.num_rows)
+    return DataFile(path, content, action, group.num_rows)
 
 
 def _partitions(rows: Any, table: TableSchema) -> Iterator[tuple[dict[str, str | None], Any]]:

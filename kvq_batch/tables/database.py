@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.options import display_uri, refusing
+from kvq_batch.storage.options import display_uri, translate_storage_errors
 from kvq_batch.storage.redact import summary
 
 MEMORY_LIMIT = "3GB"
@@ -44,11 +44,11 @@ def bound_memory(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
 @contextmanager
 def reading(uri: str) -> Iterator[None]:
     """Turns what DuckDB, Arrow or the store raise while tables below `uri` are read into a SpecError."""
-    with refusing(uri):
+    with translate_storage_errors(uri):
         try:
             yield
         except (duckdb.Error, pa.ArrowException, FileNotFoundError) as error:
-            missing = missing_part(error)
+            missing = missing_data_file(error)
             if missing is not None:
                 raise SpecError(
                     f"{display_uri(uri)}: the part {missing} is gone: the tables were compacted while they were read, "
@@ -57,7 +57,7 @@ def reading(uri: str) -> Iterator[None]:
             raise SpecError(f"{display_uri(uri)}: the tables cannot be read: {summary(error, 300)}") from error
 
 
-def missing_part(error: BaseException) -> str | None:
+def missing_data_file(error: BaseException) -> str | None:
     """Where the file should be that Arrow did not find, as its store names it; None for any other error."""
     found = _MISSING.search(str(error))
     return None if found is None else found[1]

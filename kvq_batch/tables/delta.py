@@ -29,7 +29,7 @@ from kvq_batch.storage.options import (
     filesystem,
     is_local,
     join,
-    refusing,
+    translate_storage_errors,
 )
 from kvq_batch.tables.schemas import ADDED_TABLES, TABLES, TableSchema, find_schema
 from kvq_batch.tables.transactions import progress_of, shard_count
@@ -50,7 +50,7 @@ _UNREADABLE_FEATURES = {"columnMapping", "deletionVectors"}
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedPart:
+class LoggedFile:
     """A part as the log tells of it: its true path below the table, and what is promised of its rows.
 
     `num_rows` is None, and a column has no bound, where the log does not say.
@@ -113,7 +113,7 @@ class Tables:
         for schema in TABLES:
             delta = _load(uri, schema.name, options)
             if delta is None:
-                with refusing(uri):
+                with translate_storage_errors(uri):
                     delta = _make(uri, schema, options)
             tables._deltas[schema.name] = delta
             tables._upgrade(schema)
@@ -140,7 +140,7 @@ class Tables:
     def refresh(self, *names: str) -> None:
         """Loads what was committed since; all tables where none is named. Raises: SpecError where out of reach."""
         for name in (name for name in names or self._deltas if name in self._deltas):
-            with refusing(join(self.uri, name)):
+            with translate_storage_errors(join(self.uri, name)):
                 self.delta(name).update_incremental()
 
     def progress(self, shard: Shard = WHOLE) -> Mapping[str, int]:
@@ -165,7 +165,7 @@ class Tables:
 
         Raises: SpecError where out of reach.
         """
-        with refusing(join(self.uri, name)):
+        with translate_storage_errors(join(self.uri, name)):
             for attempt in range(_ADD_ATTEMPTS):
                 known = self.arrow_schema(name)
                 missing = [field for field in fields if known.get_field_index(field.name) < 0]
@@ -180,13 +180,13 @@ class Tables:
                         raise
                 delta.update_incremental()
 
-    def parts(self, name: str) -> list[LoggedPart]:
+    def parts(self, name: str) -> list[LoggedFile]:
         """The parts of the loaded version; files that compaction has replaced are none of them."""
         if name not in self._deltas:
             return []
         partition_by = find_schema(name).partition_by
         return [
-            LoggedPart(
+            LoggedFile(
                 # The log has paths as URLs; parts that delta-rs writes itself have an escaped '@' in their true names.
                 path=unquote(action["path"]),
                 size_bytes=action["size_bytes"],
@@ -198,7 +198,7 @@ class Tables:
             for action in pa.table(self.delta(name).get_add_actions(flatten=True)).to_pylist()
         ]
 
-    def dataset(self, name: str, only: Collection[LoggedPart] | None = None) -> Any:
+    def dataset(self, name: str, only: Collection[LoggedFile] | None = None) -> Any:
         """pyarrow.dataset.Dataset over the parts of the loaded version, in the table's schema.
 
         Files that compaction has replaced are no part of it; columns of ours that the next run will add are null.
@@ -219,7 +219,7 @@ class Tables:
         ]
         return pads.FileSystemDataset(fragments, schema, form, file_system)
 
-    def open_part(self, name: str, part: LoggedPart) -> Any:
+    def open_part(self, name: str, part: LoggedFile) -> Any:
         """The file of `part` for reading by range, as pyarrow.NativeFile; to be closed."""
         return self._arrow_filesystem(name, [part]).open_input_file(part.path)
 
@@ -227,7 +227,7 @@ class Tables:
         """fsspec file system and path below which the parts of `name` stand."""
         return filesystem(join(self.uri, name), self.options)
 
-    def _arrow_filesystem(self, name: str, parts: Collection[LoggedPart]) -> Any:
+    def _arrow_filesystem(self, name: str, parts: Collection[LoggedFile]) -> Any:
         sizes = {part.path: part.size_bytes for part in parts}
         handler = DeltaStorageHandler(self.delta(name).table_uri, delta_options(self.uri, self.options), sizes)
         return pafs.PyFileSystem(handler)
@@ -256,7 +256,7 @@ class Tables:
 def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
     """The table, or None where there is none."""
     address = join(uri, name)
-    with refusing(uri):
+    with translate_storage_errors(uri):
         if is_local(uri):
             file_system, path = filesystem(address, options)
             # Opening a missing local table makes its folder; asking must leave no trace.
@@ -287,7 +287,7 @@ def _make(uri: str, schema: TableSchema, options: StorageOptions) -> DeltaTable:
         return made
 
 
-def _promise(part: LoggedPart) -> Any:
+def _promise(part: LoggedFile) -> Any:
     """What holds for every row of a part, as an Arrow expression, so that whole parts can be left out."""
     claims = [pc.field(name) == value for name, value in part.partition.items()]
     for name in part.low.keys() & part.high.keys():

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.options import display_uri, join, refusing
+from kvq_batch.storage.options import display_uri, join, translate_storage_errors
 from kvq_batch.tables.compaction import MARK
 from kvq_batch.tables.database import reading
 from kvq_batch.tables.delta import Tables
@@ -43,7 +43,7 @@ class Commit:
 def read_history(tables: Tables, name: str, limit: int) -> list[Commit]:
     """The newest commits of the table `name`, newest first. Raises: SpecError where the log is out of reach."""
     newest = tables.delta(name).version()
-    with refusing(join(tables.uri, name)):
+    with translate_storage_errors(join(tables.uri, name)):
         file_system, root = tables.part_filesystem(name)
         paths = {f"{root}/_delta_log/{v:020d}.json": v for v in range(newest, max(-1, newest - limit), -1)}
         texts = file_system.cat(list(paths), on_error="omit")

@@ -34,7 +34,16 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.storage.errors import FOREIGN_ERRORS
 from kvq_batch.storage.objects import ConditionalObject, names_beginning
-from kvq_batch.storage.options import StorageOptions, absolute, display_uri, is_local, is_s3, join, local_path, refusing
+from kvq_batch.storage.options import (
+    StorageOptions,
+    absolute,
+    display_uri,
+    is_local,
+    is_s3,
+    join,
+    local_path,
+    translate_storage_errors,
+)
 from kvq_batch.storage.redact import summary
 
 FILE = "lease.json"
@@ -117,7 +126,7 @@ def read_holder(uri: str, options: StorageOptions) -> Holder | None:
     Raises: SpecError where the place is out of reach.
     """
     uri = absolute(uri)
-    with refusing(uri):
+    with translate_storage_errors(uri):
         if is_local(uri):
             found = [_look(uri, shard)[1] for shard in known_shards(uri, options)]
         else:
@@ -179,7 +188,7 @@ def hold(
 @contextmanager
 def _local(uri: str, holder: Holder, shard: Shard) -> Iterator[Lease]:
     path = local_path(join(uri, file_of(shard)))
-    with refusing(uri):
+    with translate_storage_errors(uri):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not truncated on opening: until the lock is ours, what stands there is another's name.
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
@@ -188,11 +197,11 @@ def _local(uri: str, holder: Holder, shard: Shard) -> Iterator[Lease]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise _refused(uri, _parse(file.read(), uri)) from error
-        with refusing(uri):
+        with translate_storage_errors(uri):
             _parse(file.read(), uri)
             _overwrite(file, _text(holder, 0))
         try:
-            with refusing(uri):
+            with translate_storage_errors(uri):
                 for other in excluded(uri, StorageOptions(), shard):
                     is_held, owner = _look(uri, other)
                     if is_held:
@@ -205,7 +214,7 @@ def _local(uri: str, holder: Holder, shard: Shard) -> Iterator[Lease]:
 
 @contextmanager
 def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell, shard: Shard) -> Iterator[Lease]:
-    with refusing(uri):
+    with translate_storage_errors(uri):
         stored = ConditionalObject(join(uri, file_of(shard)), options)
         tag = _take(stored, uri, holder, tell)
     lease = Lease(uri, holder)
@@ -214,7 +223,7 @@ def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell, shard: Sh
     thread = threading.Thread(target=renewal.keep, args=(done,), name="lease", daemon=True)
     thread.start()
     try:
-        with refusing(uri):
+        with translate_storage_errors(uri):
             others = [ConditionalObject(join(uri, file_of(s)), options) for s in excluded(uri, options, shard)]
             if others:
                 # Watched at the same time: after a night of many shards, each may have to be seen running out.

@@ -47,7 +47,7 @@ def request_retries(
     with hold(uri, storage, Holder.this_process(run_id, "failures --retry"), tell):
         tables.refresh()
         with Session(tables) as session:
-            wanted = narrowed("standing_failures", error, stage, where)
+            wanted = narrowed("unresolved_failures", error, stage, where)
             chosen = session.sql(f"SELECT * FROM ({wanted}) WHERE permanent").to_pylist()
         if chosen:
             Writer(tables, run_id).commit(

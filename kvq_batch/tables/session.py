@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.errors import FOREIGN_ERRORS
-from kvq_batch.storage.options import StorageOptions, refusing
+from kvq_batch.storage.options import StorageOptions, translate_storage_errors
 from kvq_batch.storage.redact import redact
-from kvq_batch.tables.database import bound_memory, missing_part
+from kvq_batch.tables.database import bound_memory, missing_data_file
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import TABLES
 from kvq_batch.tables.views import RAW_PREFIX, create_views
@@ -53,7 +53,7 @@ class Session:
         bound_memory(self._connection, memory_limit)
         if num_threads is not None:
             self._connection.execute(f"SET threads = {int(num_threads)}")
-        with refusing(tables.uri):
+        with translate_storage_errors(tables.uri):
             for schema in TABLES:
                 self._connection.register(f"{RAW_PREFIX}{schema.name}", tables.dataset(schema.name))
         create_views(self._connection)
@@ -88,7 +88,7 @@ class Session:
 
     def _vanished(self, error: duckdb.Error) -> str | None:
         """What to say where a part is gone that this session's version of the tables has; None for other errors."""
-        location = missing_part(error)
+        location = missing_data_file(error)
         if location is None:
             return None
         newest = Tables.open(self.tables.uri, self.tables.options)

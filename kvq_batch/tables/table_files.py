@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, refusing
+from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, translate_storage_errors
 
 _EXTENSIONS = ("parquet", "csv", "jsonl", "ndjson")
 
@@ -30,7 +30,7 @@ def write_table(table: pa.Table, out: str, options: StorageOptions | None = None
     Raises: SpecError for another name, or a place out of reach.
     """
     extension = check_extension(out)
-    with refusing(out):
+    with translate_storage_errors(out):
         file_system, path = filesystem(out, options or StorageOptions())
         file_system.makedirs(file_system._parent(path), exist_ok=True)
         with file_system.open(path, "wb") as file:

@@ -37,7 +37,7 @@ def commit_seq_of(application: str, version: int) -> int | None:
     return version if is_writer and application != SHARDS_ID else None
 
 
-def claim_of(delta: DeltaTable, shard: Shard, epoch: int) -> list[Transaction]:
+def claim_transactions(delta: DeltaTable, shard: Shard, epoch: int) -> list[Transaction]:
     """What a claim of `epoch` for `shard` carries, by the loaded version of the table."""
     first = epoch << COUNTER_BITS
     count = shard_count(delta)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.options import join, refusing
+from kvq_batch.storage.options import join, translate_storage_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder
 
@@ -77,7 +77,7 @@ def leftovers(tables: Tables, hours: int, with_orphans: bool) -> Iterator[Leftov
     """
     for schema in tables.schemas:
         stored = files_of(tables, schema.name)
-        with refusing(join(tables.uri, schema.name)):
+        with translate_storage_errors(join(tables.uri, schema.name)):
             replaced = _vacuum(tables, schema.name, hours, full=False)
             # With full, delta-rs also names what it no longer remembers as removed.
             found = replaced | _vacuum(tables, schema.name, hours, full=True) if with_orphans else replaced
@@ -92,7 +92,7 @@ def delete_leftovers(tables: Tables, found: Collection[Leftover], hours: int, wi
     Raises: SpecError where the tables are out of reach, or may not be written.
     """
     for name in sorted({leftover.table for leftover in found}):
-        with refusing(join(tables.uri, name)):
+        with translate_storage_errors(join(tables.uri, name)):
             _vacuum(tables, name, hours, with_orphans, delete=True)
         tables.refresh(name)
 
@@ -102,7 +102,7 @@ def files_of(tables: Tables, name: str) -> dict[str, tuple[int, datetime]]:
 
     Raises: SpecError where the table is out of reach.
     """
-    with refusing(join(tables.uri, name)):
+    with translate_storage_errors(join(tables.uri, name)):
         file_system, root = tables.part_filesystem(name)
         found = file_system.find(root, detail=True)
     files = {}

@@ -141,7 +141,7 @@ VIEWS: Mapping[str, str] = {
     "failures": _FAILURES,
     "labels": _NEWEST.format(table="labels", keys="label_id"),
     "opinions": f"SELECT * FROM ({_NEWEST.format(table='opinions', keys='dataset, video_id')}) WHERE NOT is_withdrawn",
-    "standing_failures": _STANDING_FAILURES,
+    "unresolved_failures": _STANDING_FAILURES,
     "regions": _REGIONS,
 }
 
@@ -157,7 +157,7 @@ _ABOUT: Mapping[str, str] = {
     "failures": "every failure that was committed",
     "labels": "one row for each version of a source segment that was made and measured",
     "opinions": "the newest opinion of people on each video and data set",
-    "standing_failures": "the newest final failure of each video and model that was not scored since",
+    "unresolved_failures": "the newest final failure of each video and model that was not scored since",
     "regions": "one row for each cell of the maps of the current scores",
 }
 
@@ -202,7 +202,7 @@ def describe_views() -> dict[str, View]:
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> tuple[Column, ...]:
-    comments = {"scores_latest": "scores", "standing_failures": "failures", "regions": ""}.get(view, view)
+    comments = {"scores_latest": "scores", "unresolved_failures": "failures", "regions": ""}.get(view, view)
     own = {c.name: c.comment for schema in TABLES if schema.name == comments for c in schema.columns}
     rows = connection.execute(f'DESCRIBE "{view}"').fetchall()
     known = {column.name: column.comment for schema in TABLES for column in schema.columns}

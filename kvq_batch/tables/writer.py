@@ -20,13 +20,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.storage.errors import ADVICE, FOREIGN_ERRORS, told, trouble
-from kvq_batch.storage.options import display_uri, refusing
-from kvq_batch.storage.retry import Patience
-from kvq_batch.tables.data_files import Part, conform, make_parts
+from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
+from kvq_batch.storage.options import display_uri, translate_storage_errors
+from kvq_batch.storage.retry import RetryPolicy
+from kvq_batch.tables.data_files import DataFile, align_to_schema, make_data_files
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import COUNTER_BITS, DATA_TABLES, RESULT_TABLES, find_schema
-from kvq_batch.tables.transactions import application_id, claim_of
+from kvq_batch.tables.transactions import application_id, claim_transactions
 
 _FENCED_TABLES = (*RESULT_TABLES, "catalog")
 _CLAIM_ATTEMPTS = 20
@@ -65,12 +65,12 @@ class Writer:
     After a FatalError nothing more should be committed with this writer; a new one goes on.
     """
 
-    def __init__(self, tables: Tables, run_id: str, patience: Patience | None = None, shard: Shard = WHOLE) -> None:
+    def __init__(self, tables: Tables, run_id: str, patience: RetryPolicy | None = None, shard: Shard = WHOLE) -> None:
         self.tables = tables
         self.run_id = run_id
         self.shard = shard
         self._application = application_id(shard)
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self.last_commit = Commit()
         self._counter = 0
         # Table -> version up to which its log is known to hold no newer writer.
@@ -113,10 +113,10 @@ class Writer:
             self.tables.refresh()
             found = self.tables.progress(self.shard)
             epoch = (max(found.values(), default=0) >> COUNTER_BITS) + 1
-            with refusing(self.tables.uri):
+            with translate_storage_errors(self.tables.uri):
                 try:
                     for name in _FENCED_TABLES:
-                        self._log(name, [], claim_of(self.tables.delta(name), self.shard, epoch))
+                        self._log(name, [], claim_transactions(self.tables.delta(name), self.shard, epoch))
                 except CommitFailedError:
                     time.sleep(random.uniform(0, _CLAIM_PAUSE_S * (attempt + 1)))
                     continue
@@ -127,13 +127,13 @@ class Writer:
         started = time.perf_counter()
         self._counter += 1
         commit_seq = self.commit_seq
-        parts: dict[str, list[Part]] = {}
+        parts: dict[str, list[DataFile]] = {}
         for name, rows in rows_by_table.items():
             if rows is None or rows.num_rows == 0:
                 continue
             schema = find_schema(name)
-            full = conform(rows, schema, self.tables.arrow_schema(name), run_id or self.run_id, commit_seq)
-            parts[name] = list(make_parts(full, schema, commit_seq))
+            full = align_to_schema(rows, schema, self.tables.arrow_schema(name), run_id or self.run_id, commit_seq)
+            parts[name] = list(make_data_files(full, schema, commit_seq))
         for name, made in parts.items():
             self._store(name, made)
         for name, made in parts.items():
@@ -142,7 +142,7 @@ class Writer:
         self.last_commit = Commit(time.perf_counter() - started, size_bytes)
         return commit_seq
 
-    def _store(self, name: str, parts: list[Part]) -> None:
+    def _store(self, name: str, parts: list[DataFile]) -> None:
         def store(attempt: int) -> None:
             file_system, root = self.tables.part_filesystem(name)
             if isinstance(file_system, LocalFileSystem):
@@ -155,7 +155,7 @@ class Writer:
         except FOREIGN_ERRORS as error:
             raise self._fatal(name, error) from error
 
-    def _append(self, name: str, parts: list[Part], commit_seq: int) -> None:
+    def _append(self, name: str, parts: list[DataFile], commit_seq: int) -> None:
         def append(attempt: int) -> None:
             # After a fault, the answer may be what was lost, and not the commit.
             if attempt > 1 and self._has_landed(name, commit_seq):
@@ -219,6 +219,6 @@ class Writer:
 
     def _fatal(self, name: str, error: Exception) -> FatalError:
         return FatalError(
-            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {ADVICE[trouble(error)]} "
+            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {HINTS[classify_error(error)]} "
             f"({told(error)}). What was committed stays; start the job again"
         )

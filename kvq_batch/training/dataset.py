@@ -35,10 +35,10 @@ def samples_of(videos: "Sequence[LabelledVideo]") -> "list[Sample]":
     return [
         Sample(
             video.video_id,
-            video.source_id,
+            video.scene_id,
             video.label,
             parts[video.part],
-            None if video.pixels is None else f"{video.source_id}/{video.pixels}",
+            None if video.pixels is None else f"{video.scene_id}/{video.pixels}",
         )
         for video in videos
     ]
@@ -53,7 +53,7 @@ def decoded_source(
         SpecError: videos that cannot be decoded, or files that do not fit the network, by name.
     """
     from kvq_batch.training.frame_files import FrameFiles
-    from kvq_batch.training.rendition_files import VersionFiles
+    from kvq_batch.training.rendition_files import RenditionFiles
 
     maps = config.maps_shape(config.num_frames, *config.input_size)
     if job.views.slots is None:
@@ -70,7 +70,7 @@ def decoded_source(
     framing = _framing(job, config, sampling, labels[0])
     size = None if framing.is_cut else config.input_size
     files = _decoded(job, videos, [_request(sampling, size)], folder, progress)
-    versions = VersionFiles(samples_of(videos), [paths[0] for paths in files], labels, framing)
+    versions = RenditionFiles(samples_of(videos), [paths[0] for paths in files], labels, framing)
     versions.check()
     return versions
 

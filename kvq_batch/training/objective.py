@@ -14,7 +14,7 @@ from kvq_batch.models.kvq.config import Grid
 from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.training.cubes import cut_cubes, texture_of_cubes
 from kvq_batch.training.losses import cell_error, lpc_losses, pair_error, plcc_loss, rank_loss, score_error
-from kvq_batch.training.process_group import Group
+from kvq_batch.training.process_group import ProcessGroup
 from kvq_batch.training.settings import LossWeights
 
 
@@ -41,7 +41,9 @@ class Losses:
     predictions: Tensor
 
 
-def compute_losses(network: KvqNetwork, batch: TensorBatch, weights: LossWeights, cube: Grid, group: Group) -> Losses:
+def compute_losses(
+    network: KvqNetwork, batch: TensorBatch, weights: LossWeights, cube: Grid, group: ProcessGroup
+) -> Losses:
     """The loss of a batch under `weights`; `terms` holds each term that counts, and "loss", their weighted sum."""
     maps = network(batch.clips)
     predictions, labels = group.gather(maps.scores()), group.gather(batch.labels)
@@ -67,7 +69,7 @@ def compute_losses(network: KvqNetwork, batch: TensorBatch, weights: LossWeights
     total = torch.stack([getattr(weights, name) * term.double() for name, term in (whole | parts).items()]).sum()
     told = {name: term.detach().double().reshape(1) for name, term in (whole | parts).items()}
     if parts:
-        group.add_up([told[name] for name in parts])
+        group.all_reduce_sum([told[name] for name in parts])
     terms = {name: float(value) for name, value in told.items()}
     terms["loss"] = sum(getattr(weights, name) * value for name, value in terms.items())
     return Losses(total, terms, predictions.detach())

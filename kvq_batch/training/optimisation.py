@@ -11,13 +11,13 @@ from torch import Tensor
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.models.kvq.network import KvqNetwork
-from kvq_batch.training.process_group import Group
+from kvq_batch.training.process_group import ProcessGroup
 from kvq_batch.training.settings import Optimiser
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def rate_factor(step: int, warmup_steps: int, steps: int) -> float:
+def lr_factor(step: int, warmup_steps: int, steps: int) -> float:
     """What the learning rate of step `step` (from 0) is multiplied by.
 
     Published: step / W up to W, then 0.5 (1 + cos(pi (step - W) / steps)). So the first step of a warm-up changes
@@ -35,7 +35,7 @@ class Optimisation:
         self._settings = settings
         self._steps = steps
         self._named = dict(network.named_parameters())
-        self.averaged = {name: parameter.detach().clone() for name, parameter in self._named.items()}
+        self.ema_params = {name: parameter.detach().clone() for name, parameter in self._named.items()}
         groups = []
         for is_backbone in (True, False):
             rate = settings.learning_rate * (settings.backbone_factor if is_backbone else 1)
@@ -43,7 +43,7 @@ class Optimisation:
             groups.append({"params": parameters, "base_rate": rate})
         self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
-    def update(self, step: int, group: Group) -> float:
+    def update(self, step: int, group: ProcessGroup) -> float:
         """Sums the gradients of all processes, takes step `step`, and clears them; returns the gradient's norm.
 
         Raises:
@@ -55,7 +55,7 @@ class Optimisation:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        group.add_up(gradients)
+        group.all_reduce_sum(gradients)
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
             raise FatalError(
@@ -64,20 +64,20 @@ class Optimisation:
             )
         if self._settings.clip_norm is not None and norm > self._settings.clip_norm:
             torch._foreach_mul_(gradients, self._settings.clip_norm / norm)
-        factor = rate_factor(step, self._settings.warmup_steps, self._steps)
+        factor = lr_factor(step, self._settings.warmup_steps, self._steps)
         for entry in self._optimiser.param_groups:
             entry["lr"] = entry["base_rate"] * factor
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for name, average in self.averaged.items():
+            for name, average in self.ema_params.items():
                 average.lerp_(self._named[name], 1 - self._settings.ema_decay)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, averages and moments, named "<kind>/<parameter>"; the moments only after a first step."""
         found = {f"weight/{name}": parameter.detach() for name, parameter in self._named.items()}
-        found |= {f"average/{name}": average for name, average in self.averaged.items()}
+        found |= {f"average/{name}": average for name, average in self.ema_params.items()}
         for name, parameter in self._named.items():
             state = self._optimiser.state.get(parameter, {})
             found |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS if moment in state}
@@ -88,7 +88,7 @@ class Optimisation:
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(tensors[f"weight/{name}"])
-                self.averaged[name].copy_(tensors[f"average/{name}"])
+                self.ema_params[name].copy_(tensors[f"average/{name}"])
                 if step:
                     state = {moment: torch.empty_like(parameter) for moment in _MOMENTS}
                     for moment, value in state.items():

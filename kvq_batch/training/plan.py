@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.training.initialisation import initial_tensors, started_from, started_from_kinetics
-from kvq_batch.training.process_group import Group, TorchGroup
+from kvq_batch.training.process_group import ProcessGroup, TorchProcessGroup
 from kvq_batch.training.samples import ClipSource
 from kvq_batch.training.settings import Machine, TrainSettings
 from kvq_batch.training.trainer import STATE, Trainer, TrainObserver
@@ -32,7 +32,7 @@ class TrainingPlan:
     start: Path | None = None
     kinetics: Path | None = None
 
-    def trainer(self, group: Group | None = None, observer: TrainObserver | None = None) -> Trainer:
+    def trainer(self, group: ProcessGroup | None = None, observer: TrainObserver | None = None) -> Trainer:
         """The trainer of this process.
 
         Raises:
@@ -55,7 +55,7 @@ def train_as_member(plan: TrainingPlan) -> None:
 
     So a group that lost a process and is started again goes on. Whether a state may be there at all was decided before.
     """
-    group = TorchGroup(torch.device(plan.machine.device))
+    group = TorchProcessGroup(torch.device(plan.machine.device))
     # Asked together: the first process writes a state as soon as it begins.
     resumes = group.is_any((plan.folder / STATE).exists())
     plan.trainer(group).train(resume=resumes)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Group(Protocol):
+class ProcessGroup(Protocol):
     """`rank` of `size` processes; every call is made by all of them."""
 
     @property
@@ -25,7 +25,7 @@ class Group(Protocol):
         """The values [n, ...] of all processes in order of rank, [size * n, ...]; gradients flow to one's own."""
         ...
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor becomes its sum over all processes, in place."""
         ...
 
@@ -33,12 +33,12 @@ class Group(Protocol):
         """Whether any process claims so."""
         ...
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when every process is here."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank = 0
@@ -47,17 +47,17 @@ class Alone:
     def gather(self, values: Tensor) -> Tensor:
         return values
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Its own sum."""
 
     def is_any(self, claim: bool) -> bool:
         return claim
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Nobody else comes."""
 
 
-class TorchGroup:
+class TorchProcessGroup:
     """The processes of `torch.distributed`'s default group, which must be set up."""
 
     def __init__(self, device: torch.device) -> None:
@@ -77,7 +77,7 @@ class TorchGroup:
         parts[self.rank] = values
         return torch.cat(parts)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         # One message for all: hundreds of small ones cost more than the copy.
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
@@ -89,5 +89,5 @@ class TorchGroup:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         self.is_any(False)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.config.recipe import draw_cells
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.media.fragments import patch_places
+from kvq_batch.media.fragments import patch_offsets
 from kvq_batch.training.frame_files import loaded
 from kvq_batch.training.samples import Sample, Views, named, seed_of
 
@@ -47,7 +47,7 @@ class Framing:
 
 
 @dataclass(frozen=True)
-class VersionFiles:
+class RenditionFiles:
     """A `ClipSource` over files of versions.
 
     `frames[i]` is uint8 RGB [T, H, W, 3], `cells[i]` float32 [slots, rows, columns], labels of the cells of the whole
@@ -141,7 +141,7 @@ class VersionFiles:
         framing = self.framing
         grid = framing.grid if framing.is_cut else (1, 1)
         rows, columns = (
-            patch_places(extent, wanted, count, rng)
+            patch_offsets(extent, wanted, count, rng)
             for extent, wanted, count in zip(shape[1:3], framing.input_size, grid, strict=True)
         )
         return rows, columns

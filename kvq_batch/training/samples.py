@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import SpecError
 
-Part = Literal["train", "validation"]
+DataFile = Literal["train", "validation"]
 
 _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled clip; `source_id` names the scene that it shares with others, `part` its split, if it has one.
+    """One labelled clip; `scene_id` names the scene that it shares with others, `part` its split, if it has one.
 
     Samples of equal `frames_id` are versions of the same frames; of None nothing is known.
     """
 
     sample_id: str
-    source_id: str
+    scene_id: str
     label: float
-    part: Part | None = None
+    part: DataFile | None = None
     frames_id: str | None = None
 
 
@@ -76,7 +76,7 @@ def data_digest(samples: Sequence[Sample]) -> str:
     """sha256 hex over all that is known of samples, in order."""
     hasher = hashlib.sha256()
     for sample in samples:
-        facts = (sample.sample_id, sample.source_id, sample.label, sample.part, sample.frames_id)
+        facts = (sample.sample_id, sample.scene_id, sample.label, sample.part, sample.frames_id)
         hasher.update(repr(facts).encode())
     return hasher.hexdigest()
 
@@ -90,7 +90,7 @@ def split_samples(samples: Sequence[Sample], scale: tuple[float, float], share: 
     """
     _check_each(samples, scale)
     parts = _parts(samples, share, seed)
-    held_out = np.array([parts[sample.source_id] == "validation" for sample in samples], bool)
+    held_out = np.array([parts[sample.scene_id] == "validation" for sample in samples], bool)
     split = Split(np.flatnonzero(~held_out), np.flatnonzero(held_out))
     for name, places in (("training", split.train), ("validation", split.validation)):
         labels = {samples[place].label for place in places}
@@ -121,26 +121,26 @@ def _check_each(samples: Sequence[Sample], scale: tuple[float, float]) -> None:
         raise SpecError(f"samples that stand twice: {named(twice)}; keep one label of each")
 
 
-def _parts(samples: Sequence[Sample], share: float, seed: int) -> dict[str, Part]:
+def _parts(samples: Sequence[Sample], share: float, seed: int) -> dict[str, DataFile]:
     """The part of each source."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, DataFile] = {}
     for sample in samples:
-        if sample.part is not None and parts.setdefault(sample.source_id, sample.part) != sample.part:
+        if sample.part is not None and parts.setdefault(sample.scene_id, sample.part) != sample.part:
             raise SpecError(
-                f"source {sample.source_id!r} stands in both splits (at {sample.sample_id!r}): versions of one scene "
+                f"source {sample.scene_id!r} stands in both splits (at {sample.sample_id!r}): versions of one scene "
                 "are no independent samples; keep each source in one"
             )
-    open_sources = sorted({s.source_id for s in samples} - set(parts))
+    open_sources = sorted({s.scene_id for s in samples} - set(parts))
     if len(open_sources) + len(parts) < 2:
         raise SpecError(
             f"all {len(samples)} samples are of {len(open_sources) + len(parts)} source: none can be held out whole; "
-            "add other scenes, or name sources by `source_id`"
+            "add other scenes, or name sources by `scene_id`"
         )
     if open_sources and share and "validation" not in parts.values():
         by_hash = sorted(open_sources, key=lambda source: hashlib.sha256(f"{seed}:{source}".encode()).digest())
         count = max(1, round(share * len(open_sources)))
         parts |= dict.fromkeys(by_hash[:count], "validation")
-    return {source: parts.get(source, "train") for source in {s.source_id for s in samples}}
+    return {source: parts.get(source, "train") for source in {s.scene_id for s in samples}}
 
 
 def named(names: Iterable[str]) -> str:
@@ -151,7 +151,7 @@ def named(names: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class VersionSets:
+class RenditionSets:
     """Samples in sets of `size` versions of the same frames; `groups` are the places of all versions of each frames."""
 
     size: int
@@ -169,7 +169,7 @@ class VersionSets:
         return np.concatenate(sets)
 
 
-def version_sets(samples: Sequence[Sample], train: NDArray[np.int64], size: int) -> VersionSets | None:
+def rendition_sets(samples: Sequence[Sample], train: NDArray[np.int64], size: int) -> RenditionSets | None:
     """The sets of `size` versions that batches are made of; None where samples come one by one, size 1.
 
     Raises:
@@ -186,11 +186,11 @@ def version_sets(samples: Sequence[Sample], train: NDArray[np.int64], size: int)
                 f"frames {sample.sample_id!r} is one; give it its frames_id, or set training.versions = 1"
             )
         groups.setdefault(sample.frames_id, []).append(place)
-    return VersionSets(size, [np.array(group, np.int64) for group in groups.values()])
+    return RenditionSets(size, [np.array(group, np.int64) for group in groups.values()])
 
 
-def batch_places(
-    train: NDArray[np.int64], batch_size: int, step: int, seed: int, versions: VersionSets | None = None
+def batch_indices(
+    train: NDArray[np.int64], batch_size: int, step: int, seed: int, versions: RenditionSets | None = None
 ) -> NDArray[np.int64]:
     """The samples of step `step` (from 0): epochs are orders laid end to end and cut into batches.
 

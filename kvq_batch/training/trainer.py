@@ -31,9 +31,9 @@ from kvq_batch.training.cubes import check_cube
 from kvq_batch.training.curve import Curve
 from kvq_batch.training.initialisation import initial_tensors
 from kvq_batch.training.objective import TensorBatch, compute_losses
-from kvq_batch.training.optimisation import Optimisation, rate_factor
-from kvq_batch.training.process_group import Alone, Group
-from kvq_batch.training.samples import ClipSource, batch_places, data_digest, seed_of, split_samples, version_sets
+from kvq_batch.training.optimisation import Optimisation, lr_factor
+from kvq_batch.training.process_group import ProcessGroup, SingleProcess
+from kvq_batch.training.samples import ClipSource, batch_indices, data_digest, rendition_sets, seed_of, split_samples
 from kvq_batch.training.settings import Machine, TrainSettings
 from kvq_batch.training.state import Identity, Progress, read_state, replace_file, to_device, write_state
 from kvq_batch.training.validation import Validation, prediction_rows, validate
@@ -97,12 +97,12 @@ class Trainer:
         folder: Path,
         card: ModelCard,
         start: Mapping[str, Tensor] | None = None,
-        group: Group | None = None,
+        group: ProcessGroup | None = None,
         observer: TrainObserver | None = None,
     ) -> None:
         self._settings, self._machine, self._source = settings, machine, source
         self._folder, self._card = folder, card
-        self._group: Group = group or Alone()
+        self._group: ProcessGroup = group or SingleProcess()
         self._observer: TrainObserver = observer or SilentTraining()
         if settings.loss.lpc:
             check_cube(settings.config, settings.cube)
@@ -119,7 +119,7 @@ class Trainer:
             keep_freed_memory()
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
-        self._versions = version_sets(source.samples, self._split.train, settings.versions)
+        self._versions = rendition_sets(source.samples, self._split.train, settings.versions)
         drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)
         self._identity = Identity(
             settings.digest(),
@@ -131,8 +131,8 @@ class Trainer:
             settings.config, tensors, settings.dropout, settings.precision, machine.recompute
         )
         self._optimisation = Optimisation(self._network, settings.optimiser, settings.steps)
-        averaged = self._optimisation.averaged
-        self._scoring = scoring_network(settings.config, averaged, settings.precision)
+        ema_params = self._optimisation.ema_params
+        self._scoring = scoring_network(settings.config, ema_params, settings.precision)
 
     def train(self, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Trains to the end, or until `should_stop` (asked after every step), and says where it is then.
@@ -189,7 +189,7 @@ class Trainer:
             return progress
         self.check(resume=False)
         # The first process writes only when all have looked.
-        self._group.wait()
+        self._group.barrier()
         if self._is_first:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ class Trainer:
     def _batch(self, step: int) -> TensorBatch:
         """This process's share of the batch of a step, normalised, on the device."""
         settings, group = self._settings, self._group
-        places = batch_places(self._split.train, settings.batch_size, step, settings.seed, self._versions)
+        places = batch_indices(self._split.train, settings.batch_size, step, settings.seed, self._versions)
         share = settings.batch_size // group.size
         own = places[group.rank * share : (group.rank + 1) * share].tolist()
         views = self._source.read(own, seed_of(settings.seed, "view", step))
@@ -233,7 +233,7 @@ class Trainer:
         losses = compute_losses(self._network, batch, settings.loss, settings.cube, self._group)
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = self._optimisation.update(step, self._group)
-        rate = settings.optimiser.learning_rate * rate_factor(step, settings.optimiser.warmup_steps, settings.steps)
+        rate = settings.optimiser.learning_rate * lr_factor(step, settings.optimiser.warmup_steps, settings.steps)
         told = {"gradient_norm": norm, "learning_rate": rate, "seconds": round(time.monotonic() - started, 4)}
         return {"step": step + 1} | losses.terms | told
 
@@ -266,7 +266,7 @@ class Trainer:
 
     def _keep(self, validation: Validation | None) -> None:
         """The averaged weights as a checkpoint that a scorer loads, and what they gave on the validation set."""
-        tensors = {name: average.cpu().numpy() for name, average in self._optimisation.averaged.items()}
+        tensors = {name: average.cpu().numpy() for name, average in self._optimisation.ema_params.items()}
         card = dataclasses.replace(self._card, origin="trained")
         kept = checkpoint.Checkpoint(card, self._settings.config, tensors)
         replace_file(self._folder / BEST, lambda path: checkpoint.save(path, kept))
@@ -279,7 +279,7 @@ class Trainer:
             for curve in curves:
                 curve.flush()
             write_state(self._folder / STATE, self._optimisation.tensors(), progress, self._identity)
-        self._group.wait()
+        self._group.barrier()
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

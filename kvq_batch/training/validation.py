@@ -14,7 +14,7 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.metrics.ranks import Ranking, pearson, spearman
 from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.training.process_group import Group
+from kvq_batch.training.process_group import ProcessGroup
 from kvq_batch.training.samples import ClipSource
 
 
@@ -38,7 +38,7 @@ class Validation:
 
 
 def validate(
-    network: KvqNetwork, source: ClipSource, places: NDArray[np.int64], batch_size: int, step: int, group: Group
+    network: KvqNetwork, source: ClipSource, places: NDArray[np.int64], batch_size: int, step: int, group: ProcessGroup
 ) -> Validation:
     """The validation of a network in scoring mode on the fixed views of the samples at `places`.
 
@@ -53,7 +53,7 @@ def validate(
         clips = torch.from_numpy(source.read(places[rows].tolist(), None).clips).to(device)
         with torch.inference_mode():
             scores[torch.from_numpy(rows).to(device)] = network(normalise(clips)).scores()
-    group.add_up([scores])
+    group.all_reduce_sum([scores])
     found = scores.cpu().numpy()
     if not np.isfinite(found).all():
         raise FatalError(
@@ -76,6 +76,6 @@ def prediction_rows(source: ClipSource, validation: Validation) -> Sequence[dict
     """One row a held-out clip: its names, its label and its raw score."""
     samples = [source.samples[place] for place in validation.places]
     return [
-        {"sample_id": s.sample_id, "source_id": s.source_id, "label": s.label, "raw_score": score}
+        {"sample_id": s.sample_id, "scene_id": s.scene_id, "label": s.label, "raw_score": score}
         for s, score in zip(samples, validation.scores.tolist(), strict=True)
     ]

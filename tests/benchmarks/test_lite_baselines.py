@@ -171,7 +171,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append((f"scene{number}-later.mkv", label, f"scene{number}", '{"number": 1}', *rows[-1][4:]))
     with (folder / "set" / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("video_id", "mos", "source_id", "segment", "recipe", "split", "cells"))
+        writer.writerow(("video_id", "mos", "scene_id", "segment", "recipe", "split", "cells"))
         writer.writerows(rows)
     (folder / "job.toml").write_text(JOB.format(folder=folder))
     return folder

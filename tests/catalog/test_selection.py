@@ -33,13 +33,13 @@ def writer(tables: Tables) -> Writer:
 
 def plan_of(tables: Tables | None, catalog: Any, *models: ModelRef, now: datetime | None = None, **select: Any) -> Plan:
     plan = make_plan(tables, catalog, "nightly", models or [KVQ], Select(**select), now)
-    taken = plan.pairs.num_rows + plan.num_current + plan.num_quarantined + plan.num_other_reasons
+    taken = plan.tasks.num_rows + plan.num_current + plan.num_quarantined + plan.num_other_reasons
     assert taken == plan.num_selected * len(models or [KVQ])
     return plan
 
 
 def videos_of(plan: Plan) -> list[str]:
-    videos: list[str] = plan.pairs.column("video_id").to_pylist()
+    videos: list[str] = plan.tasks.column("video_id").to_pylist()
     return videos
 
 
@@ -50,7 +50,7 @@ def test_a_condition_asks_every_column_of_the_catalog(tables: Tables, writer: Wr
     plan = plan_of(tables, catalog, where="country = 'ch' AND Views < 10 AND video_id <> 'zz'")
     assert (videos_of(plan), plan.num_selected, plan.num_current) == (["c"], 2, 1)
     # What a selection leaves has not left the catalog.
-    assert plan.departed == ("gone",)
+    assert plan.removed == ("gone",)
     assert videos_of(plan_of(tables, catalog, where="false")) == []
 
 
@@ -125,7 +125,7 @@ def test_a_score_that_is_too_old_is_made_again_in_another_run(tables: Tables, wr
     writer.commit(make_batch(["young", "twice"], scored_at=NOW - timedelta(days=29)))
     assert plan_of(tables, catalog, now=NOW).num_current == 3
     plan = plan_of(tables, catalog, now=NOW, max_age="30d")
-    reasons = {row["video_id"]: row["reason"] for row in plan.pairs.to_pylist()}
+    reasons = {row["video_id"]: row["reason"] for row in plan.tasks.to_pylist()}
     assert (reasons, plan.num_current) == ({"old": "re-score", "new": "new"}, 2)
     assert videos_of(plan_of(tables, catalog, now=NOW, max_age="30d", reasons=("re-score",))) == ["old"]
 
@@ -151,7 +151,7 @@ def test_a_score_that_cannot_be_made_again_is_left_alone_until_asked(tables: Tab
     assert (videos_of(plan), plan.num_quarantined) == (["b"], 1)
     assert plan_of(tables, catalog, now=NOW).num_current == 2
     plan = plan_of(tables, catalog, now=NOW, max_age="30d", retry="permanent")
-    assert {row["video_id"]: row["reason"] for row in plan.pairs.to_pylist()} == {"a": "re-score", "b": "re-score"}
+    assert {row["video_id"]: row["reason"] for row in plan.tasks.to_pylist()} == {"a": "re-score", "b": "re-score"}
 
 
 def test_videos_are_scored_in_the_order_of_a_column() -> None:
@@ -159,7 +159,7 @@ def test_videos_are_scored_in_the_order_of_a_column() -> None:
     catalog = make_catalog(["a", "b", "c", "d", "e"], Views=views, tags=[["x"]] * 5)
     rising = plan_of(None, catalog, KVQ, LUMA, order_by="views")
     assert videos_of(rising) == [video for video in "ceadb" for _ in range(2)]
-    assert rising.pairs.column("model_name").to_pylist() == ["kvq-tiny", "luma"] * 5
+    assert rising.tasks.column("model_name").to_pylist() == ["kvq-tiny", "luma"] * 5
     assert videos_of(plan_of(None, catalog, order_by="views desc")) == list("adecb")
     assert videos_of(plan_of(None, catalog, order_by="video_id DESC", where="views = 3")) == ["d", "a"]
     with pytest.raises(SpecError, match=r"select.order_by: the catalog has no column 'view'; there are .*Views"):

@@ -197,7 +197,7 @@ def test_the_next_plan_tries_what_was_asked_for(tmp_path: Path) -> None:
     tables.refresh()
     plan = make_plan(tables, catalog, "nightly", [LUMA])
     assert plan.num_quarantined == 1
-    assert [(row["video_id"], row["reason"]) for row in plan.pairs.to_pylist()] == [("b", "retry")]
+    assert [(row["video_id"], row["reason"]) for row in plan.tasks.to_pylist()] == [("b", "retry")]
     assert [finding.kind for finding in check_tables(tables) if finding.kind == "unknown_run"] == []
 
 

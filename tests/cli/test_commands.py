@@ -136,7 +136,7 @@ def test_a_plan_shows_what_counts_and_json_everything(tmp_path: Path, videos: Pa
     assert "UNTRAINED: the weights of kvq-tiny@untrained-" in shown.stderr
     told = json.loads(call("plan", job, "--output", "json").stdout)
     assert len(told["pairs"]) == 6 * 2
-    assert [model["model_origin"] for model in told["models"]] == ["untrained", "weightless"]
+    assert [model["model_origin"] for model in told["models"]] == ["untrained", "handcrafted"]
     rows = list(csv.DictReader(io.StringIO(call("plan", job, "-o", "csv").stdout)))
     assert sum(int(row["videos"]) for row in rows) == 4
     assert not (tmp_path / "t").exists()

@@ -40,7 +40,7 @@ def test_three_formats_give_the_same_figures(study: Study) -> None:
     rows = list(csv.DictReader(io.StringIO(evaluate(study, "--by", "country", "-o", "csv").stdout)))
     assert [float(row["krcc"]) for row in rows] == [row["krcc"] for row in told["results"]]
     assert rows[0]["srcc_within"] == ""
-    table = evaluate(study, "--source", "source_id").stdout
+    table = evaluate(study, "--source", "scene_id").stdout
     assert f"{srcc:.3f} [" in table
     assert "srcc_within" in table
 

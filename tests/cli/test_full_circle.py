@@ -21,7 +21,7 @@ count = 2
 num_frames = 8
 height_px = 96
 width_px = 128
-[versions]
+[renditions]
 ladders = {{ h264 = [22, 34, 46], blur = [3] }}
 combinations = []
 regions = 2
@@ -79,7 +79,7 @@ num_threads = 1
 checkpoint_every = 4
 """
 
-PART = "CASE WHEN source_id LIKE '%/1' THEN 'validation' ELSE 'train' END"
+PART = "CASE WHEN scene_id LIKE '%/1' THEN 'validation' ELSE 'train' END"
 
 DIFFERENCES = """
 SELECT a.video_id, b.raw_score - a.raw_score AS change, a.model_origin FROM scores a JOIN scores b USING (video_id)

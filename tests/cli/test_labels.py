@@ -14,7 +14,7 @@ source = "synthetic:glow"
 num_frames = 4
 height_px = 64
 width_px = 96
-[versions]
+[renditions]
 ladders = {{ blur = [2] }}
 combinations = []
 regions = 1

@@ -24,7 +24,7 @@ from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
 
 ROOT = Path(__file__).parents[2]
 SHAPE = ClipShape(width_px=64, height_px=48, num_frames=32)
-PATIENCE_S = 240
+CLEANUP_TIMEOUT_S = 240
 _ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(comman
             # As a terminal does it: to the command and to all that it has started.
             os.killpg(running.pid, signal.SIGINT)
             break
-    stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
     log += [json.loads(line) for line in stderr.splitlines()]
     assert running.returncode == 130, (stdout, stderr, log[-5:])
     first = json.loads(stdout)
@@ -124,7 +124,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(comman
     assert command.left() == []
 
     again = command.start("run", "job.toml", "--output", "json")
-    stdout, stderr = again.communicate(timeout=PATIENCE_S)
+    stdout, stderr = again.communicate(timeout=CLEANUP_TIMEOUT_S)
     assert (again.returncode, json.loads(stdout)["planned"]) == (0, 0)
     assert stderr.splitlines() == ["nothing to score: every video of the catalog has its result"]
 
@@ -144,7 +144,7 @@ def on_a_terminal(command: Command, *arguments: str) -> tuple[dict[str, Any], st
         pass
     finally:
         os.close(ours)
-    stdout, _ = running.communicate(timeout=PATIENCE_S)
+    stdout, _ = running.communicate(timeout=CLEANUP_TIMEOUT_S)
     assert running.returncode == 0, seen.decode()
     return json.loads(stdout), _ESCAPE.sub(b"", seen).decode()
 
@@ -155,7 +155,7 @@ def test_score_of_a_folder_with_a_broken_file_ends_with_3_and_shows_nothing_but_
     write_demo_clips(tmp_path / "videos", 1, SHAPE, DISTORTIONS[:2])
     (tmp_path / "videos" / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
     running = command.start("score", "videos", "--tables", "tables", "--model", "kvq-tiny")
-    stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
     assert running.returncode == 3, stderr
     told = dict(line.split(None, 1) for line in stdout.splitlines())
     assert (told["scored"], told["failed"], told["state"]) == ("2", "1", "finished")

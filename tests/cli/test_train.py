@@ -78,7 +78,7 @@ class Material:
         self.rows = [(name, clip.scene, 90 - 35 * clip.level) for name, clip in zip(names, self.clips, strict=True)]
         self.frames = folder / "frames"
 
-    def labels(self, rows: list[tuple[Any, ...]], name: str = "labels.csv", header: str = "file,source_id,mos") -> Path:
+    def labels(self, rows: list[tuple[Any, ...]], name: str = "labels.csv", header: str = "file,scene_id,mos") -> Path:
         path = self.folder / name
         path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
         return path
@@ -117,7 +117,7 @@ def test_labels_and_videos_become_a_checkpoint_that_scores(material: Material, t
     assert (card.name, card.version, card.origin, card.training_data) == ("toy", "2", "trained", "demo clips")
     with (out / "predictions.csv").open() as file:
         held_out = list(csv.DictReader(file))
-    assert len({row["source_id"] for row in held_out}) == 1
+    assert len({row["scene_id"] for row in held_out}) == 1
     with Image.open(out / "curve.png") as picture:
         assert picture.size == (960, 420)
         assert len(picture.getcolors(1 << 24) or []) > 50
@@ -141,12 +141,12 @@ def test_the_four_field_list_is_read_as_it_is(material: Material, tmp_path: Path
 def test_a_split_of_the_list_is_kept_and_its_tests_are_left_alone(material: Material, tmp_path: Path) -> None:
     parts = {material.rows[0][1]: "train", material.rows[3][1]: "validation", material.rows[6][1]: "test"}
     rows = [(*row, parts[row[1]]) for row in material.rows]
-    labels = material.labels(rows, "split.csv", "file,source_id,mos,split")
+    labels = material.labels(rows, "split.csv", "file,scene_id,mos,split")
     facts = json.loads(call(material.job(tmp_path / "out", labels), "--dry-run", "-o", "json").stdout)
     assert (facts["trained_on"], facts["held_out"], facts["left_for_tests"]) == (3, 3, 3)
-    labels = material.labels([*rows[:-1], (*rows[-1][:3], "train")], "torn.csv", "file,source_id,mos,split")
+    labels = material.labels([*rows[:-1], (*rows[-1][:3], "train")], "torn.csv", "file,scene_id,mos,split")
     assert "stands in both splits" not in call(material.job(tmp_path / "out", labels), "--dry-run").output
-    labels = material.labels([(*rows[0][:3], "validation"), *rows[1:]], "torn.csv", "file,source_id,mos,split")
+    labels = material.labels([(*rows[0][:3], "validation"), *rows[1:]], "torn.csv", "file,scene_id,mos,split")
     assert "stands in both splits" in call(material.job(tmp_path / "out", labels), "--dry-run", exit_code=2).output
 
 
@@ -178,7 +178,7 @@ def test_labelled_cells_reach_the_loss(material: Material, tmp_path: Path) -> No
     cells = material.folder / "cells.npy"
     np.save(cells, np.full((4, 4, 4), 40.0, np.float32))
     rows = [(*row, "cells.npy" if row[2] == 90 else "") for row in material.rows]
-    labels = material.labels(rows, "cells.csv", "file,source_id,mos,cells")
+    labels = material.labels(rows, "cells.csv", "file,scene_id,mos,cells")
     job = material.job(tmp_path / "out", labels, data='cells_column = "cells"', loss="cells = 1.0", steps=4)
     call(job)
     with (tmp_path / "out" / "curve.csv").open() as file:

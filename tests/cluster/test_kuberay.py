@@ -221,8 +221,8 @@ def test_the_night_may_do_what_it_does_and_nothing_else() -> None:
     assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
     assert binding["subjects"] == [{"kind": "ServiceAccount", "name": pods()["start"]["serviceAccountName"]}]
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
-    accounts = {pods()[name]["serviceAccountName"] for name in ("head", "decode", "score")}
-    assert [nightly("ServiceAccount", name)["metadata"]["name"] for name in accounts] == ["kvq-ray"]
+    workload = {pods()[name]["serviceAccountName"] for name in ("head", "decode", "score")}
+    assert [nightly("ServiceAccount", name)["metadata"]["name"] for name in workload] == ["kvq-ray"]
 
 
 def test_a_night_ends_before_kuberay_ends_it() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import kvq_batch
 from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
-from tests.support.ray_head import PATIENCE_S, LocalCluster, Submitter, driver_on, kill
+from tests.support.ray_head import CLEANUP_TIMEOUT_S, LocalCluster, Submitter, driver_on, kill
 
 pytestmark = pytest.mark.faults
 
@@ -62,7 +62,7 @@ def wait_for(running: "subprocess.Popen[str]", word: str) -> str:
 
 
 def end_of(running: "subprocess.Popen[str]") -> tuple[int, dict[str, Any], str]:
-    stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
     assert stdout, stderr
     return running.returncode, json.loads(stdout), stderr
 
@@ -77,7 +77,7 @@ def check_all_scored_once_in_two_runs(submitter: Submitter, told: dict[str, Any]
     (counts,) = ask(submitter, "SELECT count(*) AS scores, count(DISTINCT video_id) AS videos FROM scores")
     assert counts == {"scores": NUM_VIDEOS, "videos": NUM_VIDEOS}
     states = ask(submitter, "SELECT run_id, arg_max(state, commit_seq) AS state FROM runs GROUP BY ALL ORDER BY ALL")
-    assert [row["state"] for row in states] == ["died", "finished"]
+    assert [row["state"] for row in states] == ["crashed", "finished"]
     assert states[1]["run_id"] == told["run_id"]
 
 

@@ -15,7 +15,7 @@ SMALLEST: dict[str, Any] = {"name": "l", "tables": "t", "sources": [{"source": "
 
 def test_the_smallest_job_has_defaults_for_the_rest() -> None:
     job = checked(LabelJob, SMALLEST, "l.toml")
-    assert Step("h264", 36) in {step for chain in job.versions.chains for step in chain}
+    assert Step("h264", 36) in {step for chain in job.renditions.chains for step in chain}
     assert job.keep is None
     assert job.make.workers.max == 1
 
@@ -23,16 +23,20 @@ def test_the_smallest_job_has_defaults_for_the_rest() -> None:
 def test_the_job_that_ships_is_valid() -> None:
     job = load_label_job(Path(__file__).parents[2] / "jobs" / "labels.toml")
     assert job.keep
-    assert job.versions.per_segment
+    assert job.renditions.per_segment
 
 
 @pytest.mark.parametrize(
     ("change", "key", "words"),
     [
-        ({"versions": {"ladders": {"sepia": [1]}}}, "versions.ladders", "no distortion 'sepia'"),
-        ({"versions": {"ladders": {"h264": [99]}}}, "versions.ladders", "takes 1 to 51"),
-        ({"versions": {"combinations": [["h264:30"]]}}, "versions.combinations", "write NAME-AMOUNT"),
-        ({"versions": {"ladders": {}, "combinations": [], "clean": False}}, "versions", "no distortion to draw from"),
+        ({"renditions": {"ladders": {"sepia": [1]}}}, "renditions.ladders", "no distortion 'sepia'"),
+        ({"renditions": {"ladders": {"h264": [99]}}}, "renditions.ladders", "takes 1 to 51"),
+        ({"renditions": {"combinations": [["h264:30"]]}}, "renditions.combinations", "write NAME-AMOUNT"),
+        (
+            {"renditions": {"ladders": {}, "combinations": [], "clean": False}},
+            "renditions",
+            "no distortion to draw from",
+        ),
         ({"segments": {"height_px": 100}}, "segments", "whole cells"),
         ({"segments": {"num_frames": 5}}, "segments", "even"),
         ({"sources": []}, "sources", "at least 1"),

@@ -66,9 +66,9 @@ def test_a_segment_that_cannot_be_is_refused(fields: dict[str, int], word: str) 
 
 def test_a_worn_segment_says_so_and_comes_back_from_its_text() -> None:
     plain = Segment(num_frames=10)
-    worn = replace(plain, worn=(Step("downscale", 2.0), Step("h264", 24.0)))
-    assert '"worn":[["downscale",2.0],["h264",24.0]]' in worn.segment_id
-    assert "worn" not in plain.segment_id
-    assert [Segment.from_json(segment.segment_id) for segment in (plain, worn)] == [plain, worn]
+    pre_degraded = replace(plain, pre_degraded=(Step("downscale", 2.0), Step("h264", 24.0)))
+    assert '"pre_degraded":[["downscale",2.0],["h264",24.0]]' in pre_degraded.segment_id
+    assert "pre_degraded" not in plain.segment_id
+    assert [Segment.from_json(segment.segment_id) for segment in (plain, pre_degraded)] == [plain, pre_degraded]
     with pytest.raises(SpecError, match="no distortion"):
-        Segment.from_json(plain.segment_id[:-1] + ',"worn":[["rust",1]]}')
+        Segment.from_json(plain.segment_id[:-1] + ',"pre_degraded":[["rust",1]]}')

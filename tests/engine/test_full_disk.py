@@ -14,7 +14,7 @@ from tests.support.s3 import S3Location
 pytestmark = pytest.mark.faults
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-PATIENCE_S = 400
+CLEANUP_TIMEOUT_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def played(namespace: list[str], *arguments: object) -> dict[str, Any]:
     command = [*namespace, sys.executable, "-m", "tests.support.full_disk", *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=Path(__file__).parents[2], check=False
+        command, capture_output=True, text=True, timeout=CLEANUP_TIMEOUT_S, cwd=Path(__file__).parents[2], check=False
     )
     assert done.returncode == 0, done.stderr
     outcome: dict[str, Any] = json.loads(done.stdout)

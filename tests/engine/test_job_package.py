@@ -16,7 +16,7 @@ from kvq_batch.config.labels import LabelJob
 from kvq_batch.config.load import checked, load_any_job, make_job
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.engine import job_package
-from kvq_batch.engine.job_package import JOB_FILE, Parcel, pack
+from kvq_batch.engine.job_package import JOB_FILE, JobPackage, pack
 
 VALUES: dict[str, Any] = {
     "name": "night",
@@ -30,7 +30,7 @@ def job(**changes: Any) -> Job:
     return make_job({**VALUES, **changes}, "here")
 
 
-def values_of(parcel: Parcel) -> dict[str, Any]:
+def values_of(parcel: JobPackage) -> dict[str, Any]:
     content = parcel.files[JOB_FILE]
     assert isinstance(content, bytes)
     return tomllib.loads(content.decode())

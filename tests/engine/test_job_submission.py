@@ -9,12 +9,20 @@ from typing import TypeVar
 
 import pytest
 
-from kvq_batch.domain.errors import HeadAwayError, SpecError, UnknownJobError
+from kvq_batch.domain.errors import HeadUnavailableError, SpecError, UnknownJobError
 from kvq_batch.engine.job_client import JobApi, Status, Submission, SubmittedJob
-from kvq_batch.engine.job_package import Parcel
-from kvq_batch.engine.job_submission import Ending, Patience, exit_code_of, follow, is_lost, see_through, wait_for_end
+from kvq_batch.engine.job_package import JobPackage
+from kvq_batch.engine.job_submission import (
+    Ending,
+    RetryPolicy,
+    exit_code_of,
+    follow,
+    is_lost,
+    submit_and_wait,
+    wait_for_end,
+)
 
-QUICK = Patience(restarts=2, away_s=0.2, poll_s=0.01, pause_s=0.0)
+QUICK = RetryPolicy(restarts=2, away_s=0.2, poll_s=0.01, pause_s=0.0)
 
 Answer = SubmittedJob | Exception
 Item = TypeVar("Item")
@@ -26,7 +34,7 @@ def job(
     return SubmittedJob("j", status, {}, None, None, exit_code, error_type, message)
 
 
-AWAY, UNKNOWN = HeadAwayError("no head"), UnknownJobError("no such job")
+AWAY, UNKNOWN = HeadUnavailableError("no head"), UnknownJobError("no such job")
 DONE, KILLED = job("SUCCEEDED", 0), job("FAILED", -9)
 
 
@@ -55,7 +63,7 @@ class Head(JobApi):
     async def tail(self, job_id: str) -> AsyncIterator[str]:
         for text in next(self._logs):
             if text == "broken":
-                raise HeadAwayError("the log broke off")
+                raise HeadUnavailableError("the log broke off")
             yield text
 
 
@@ -76,11 +84,11 @@ class Ears:
 
 
 def submission(number: int) -> Submission:
-    return Submission(f"j{number}", "true", Parcel({}), {})
+    return Submission(f"j{number}", "true", JobPackage({}), {})
 
 
 def seen(head: Head, ears: Ears | None = None) -> Ending:
-    return see_through(head, submission, ears or Ears(), QUICK)
+    return submit_and_wait(head, submission, ears or Ears(), QUICK)
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 130])
@@ -148,7 +156,7 @@ def test_a_head_that_comes_back_in_time_is_waited_for() -> None:
 
 def test_a_head_that_stays_away_is_given_up_and_nothing_is_submitted_again() -> None:
     head = Head([job(), AWAY])
-    with pytest.raises(HeadAwayError):
+    with pytest.raises(HeadUnavailableError):
         seen(head)
     assert head.submitted == ["j1"]
 
@@ -161,7 +169,7 @@ def test_submitting_again_waits_for_the_head_and_sends_nothing_twice() -> None:
 
 
 def test_a_head_that_is_not_there_at_first_is_said_at_once() -> None:
-    with pytest.raises(HeadAwayError):
+    with pytest.raises(HeadUnavailableError):
         seen(Head([DONE], submits=[AWAY]))
     with pytest.raises(SpecError):
         seen(Head([DONE], submits=[SpecError("no")]))

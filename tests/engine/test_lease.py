@@ -35,10 +35,10 @@ def test_a_killed_run_is_written_off_and_the_next_one_does_the_rest(slow_job: Jo
         assert wait_for(second, "finished").startswith("finished scored ")
     assert "its process died" in told
     died, finished = ask(slow_job.tables, "SELECT * FROM runs ORDER BY run_id")
-    assert (died["state"], finished["state"]) == ("died", "finished")
+    assert (died["state"], finished["state"]) == ("crashed", "finished")
     assert died["num_scored"] >= committed
-    assert died["num_scored"] + died["num_not_reached"] == 6 == died["num_scored"] + finished["num_scored"]
-    assert 0 <= died["num_repeated_at_most"] <= died["num_not_reached"]
+    assert died["num_scored"] + died["num_remaining"] == 6 == died["num_scored"] + finished["num_scored"]
+    assert 0 <= died["max_repeated"] <= died["num_remaining"]
     assert ask(slow_job.tables, TWICE) == []
     assert len(ask(slow_job.tables, "SELECT DISTINCT video_id FROM scores")) == 6
 
@@ -92,4 +92,4 @@ def test_a_run_paused_beyond_its_lease_is_expelled_and_nothing_stands_twice(
     assert ask(job.tables, TWICE, s3_prefix.options) == []
     assert len(ask(job.tables, "SELECT DISTINCT video_id FROM scores", s3_prefix.options)) == 6
     states = ask(job.tables, "SELECT state FROM runs ORDER BY commit_seq", s3_prefix.options)
-    assert [row["state"] for row in states] == ["died", "stopped", "finished"]
+    assert [row["state"] for row in states] == ["crashed", "stopped", "finished"]

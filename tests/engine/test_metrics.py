@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.cluster_utils import Cluster
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.metrics import COMMIT_SECONDS, DECLARED, OPEN, RUNS_BEGUN, Declared, Telemetry, metered
+from kvq_batch.engine.metrics import COMMIT_SECONDS, METRICS, OPEN, RUNS_BEGUN, MetricSpec, Telemetry, instrument
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from tests.engine.test_run import FAST, check_books, job_of, run
@@ -25,7 +25,7 @@ from tests.support.prometheus import ALERTS, CONFIG
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
-EXPORTED = {name: declared for declared in DECLARED for name in declared.exported}
+EXPORTED = {name: declared for declared in METRICS for name in declared.exported}
 
 # Of the node that tells: Ray's.
 RAYS_LABELS = {"SessionName", "WorkerId"}
@@ -37,15 +37,15 @@ def rules() -> list[dict[str, Any]]:
 
 
 def test_names_are_as_prometheus_wants_them() -> None:
-    for declared in DECLARED:
+    for declared in METRICS:
         assert re.fullmatch(r"kvq_batch_[a-z]+(_[a-z]+)*", declared.name), declared.name
         assert declared.name.endswith("_total") == (declared.kind == "counter"), declared.name
         assert bool(declared.boundaries) == (declared.kind == "histogram"), declared.name
         assert not re.search(r"_(s|ms|secs|mb|mib|kb)(_|$)", declared.name), f"{declared.name}: seconds and bytes"
-        assert declared.about.endswith("."), declared.name
+        assert declared.description.endswith("."), declared.name
         # What is unbounded would make a series a video.
         assert set(declared.tags) <= {"job_name", "stage", "model", "outcome", "state", "error"}, declared.name
-    assert len({declared.name for declared in DECLARED}) == len(DECLARED)
+    assert len({declared.name for declared in METRICS}) == len(METRICS)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_a_query_asks_for_what_is_told(where: str, query: str) -> None:
 
 def test_everything_that_is_told_is_shown_and_documented() -> None:
     asked = " ".join([*(query for _, query in queries()), *(rule["expr"] for rule in rules())])
-    for declared in DECLARED:
+    for declared in METRICS:
         assert any(re.search(rf"\b{name}\b", asked) for name in declared.exported), f"{declared.name} is shown nowhere"
     rows = dict(re.findall(r"^\| `ray_(kvq_batch_\w+)` \| (.*) \|$", DOCS.read_text(), re.MULTILINE))
-    assert rows == {declared.name: documented(declared) for declared in DECLARED}
+    assert rows == {declared.name: documented(declared) for declared in METRICS}
 
 
-def documented(declared: Declared) -> str:
-    return f"{declared.kind} | {', '.join(f'`{tag}`' for tag in declared.tags)} | {declared.about}"
+def documented(declared: MetricSpec) -> str:
+    return f"{declared.kind} | {', '.join(f'`{tag}`' for tag in declared.tags)} | {declared.description}"
 
 
 def test_the_dashboard_is_whole() -> None:
@@ -90,12 +90,12 @@ def test_the_dashboard_is_whole() -> None:
         assert panel["description"]
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
+        index = panel["gridPos"]
+        assert index["x"] + index["w"] <= 24
         taken.update(
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(index["x"], index["x"] + index["w"])
+            for y in range(index["y"], index["y"] + index["h"])
         )
     assert max(taken.values()) == 1, "panels lie over each other"
     for panel in panels:
@@ -143,8 +143,8 @@ def test_a_metered_worker_works_as_before_and_holds_nothing_that_was_handed_on()
     tags = {"job_name": "test", "stage": "decode", "model": ""}
     table = pa.table({"x": [1, 2]})
     # Not in a Ray: what is told goes nowhere, in silence.
-    assert [made["x"].to_pylist() for made in metered(Doubler, tags)(None)(table)] == [[1, 2, 1, 2]]
-    worker = metered(Splitter, tags)
+    assert [made["x"].to_pylist() for made in instrument(Doubler, tags)(None)(table)] == [[1, 2, 1, 2]]
+    worker = instrument(Splitter, tags)
     assert worker.__name__ == "Splitter"
     with pytest.raises(FatalError, match="no weights here"):
         worker("broken")

@@ -12,15 +12,15 @@ import pytest
 
 from kvq_batch.domain.errors import FatalError, FetchError, LabelError
 from kvq_batch.engine import metrics
-from kvq_batch.engine.metrics import Declared, Queues
-from kvq_batch.engine.metrics_observer import RunWatch, Watched
+from kvq_batch.engine.metrics import MetricSpec, Queues
+from kvq_batch.engine.metrics_observer import MetricsObserver, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel
-from kvq_batch.engine.retry_loop import told_in_the_books, work_off
+from kvq_batch.engine.retry_loop import record_failure_on_error, run_attempts
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.stopping import StopSign
+from kvq_batch.engine.stopping import StopCondition
 from kvq_batch.engine.summary import State
-from kvq_batch.engine.work_tracker import Account
+from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold
@@ -38,26 +38,26 @@ class Recorded:
         self.counts: dict[str, Counter[tuple[str, ...]]] = {}
         self.gauges: dict[str, float] = {}
 
-    def begin(self, counter: Declared, **tags: str) -> None:
+    def begin(self, counter: MetricSpec, **tags: str) -> None:
         self.counts.setdefault(counter.name, Counter())[self._of(counter, tags)] += 0
 
-    def add(self, counter: Declared, value: float, **tags: str) -> None:
+    def add(self, counter: MetricSpec, value: float, **tags: str) -> None:
         assert value >= 0
         self.counts.setdefault(counter.name, Counter())[self._of(counter, tags)] += value  # type: ignore[assignment]
 
-    def observe(self, histogram: Declared, value: float, **tags: str) -> None:
+    def observe(self, histogram: MetricSpec, value: float, **tags: str) -> None:
         self.add(histogram, 1, **tags)
 
-    def set(self, gauge: Declared, value: float, **tags: str) -> None:
+    def set(self, gauge: MetricSpec, value: float, **tags: str) -> None:
         self._of(gauge, tags)
         self.gauges[gauge.name] = value
 
-    def _of(self, declared: Declared, tags: Mapping[str, str]) -> tuple[str, ...]:
+    def _of(self, declared: MetricSpec, tags: Mapping[str, str]) -> tuple[str, ...]:
         assert {*tags, "job_name"} == set(declared.tags)
         return tuple(tags.values())
 
 
-class Books:
+class Recorder:
     """Takes what is finished; `states` are the ends that were written down."""
 
     def __init__(self, take: Callable[[], tuple[list[Row], list[Row]]]) -> None:
@@ -83,7 +83,7 @@ class Hears(SilentObserver):
         self.heard: list[str] = []
         self.states: Sequence[State] = ()
 
-    def progressed(self, account: Account) -> None:
+    def progressed(self, tracker: WorkTracker) -> None:
         self.heard.append("progressed")
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
@@ -110,10 +110,10 @@ def run(
     hears: Hears | None = None,
 ) -> Hears:
     """A run of two videos and a model whose pipeline yields `tables`, as `run_job` makes one of its parts."""
-    ledger = ledger_of(("x", "a"), ("y", "a"), max_attempts=1)
+    tracker = ledger_of(("x", "a"), ("y", "a"), max_attempts=1)
 
     def take() -> tuple[list[Row], list[Row]]:
-        rows = ledger.take()
+        rows = tracker.take()
         return rows.scores, rows.failures
 
     def pipeline(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
@@ -122,15 +122,15 @@ def run(
                 raise table
             yield table
 
-    books, hears, storage = Books(take), hears or Hears(), StorageOptions()
-    hears.states = books.states
-    watched = Watched("night", [("score", "a")], FAILING, stale_at)
+    recorder, hears, storage = Recorder(take), hears or Hears(), StorageOptions()
+    hears.states = recorder.states
+    watched = RunLabels("night", [("score", "a")], FAILING, stale_at)
     with ExitStack() as stack:
         lease = stack.enter_context(hold(str(folder), storage, Holder.this_process("run-1", "night"), hears.told))
         writer = Writer(Tables.create(str(folder), storage), "run-1")
-        stack.enter_context(told_in_the_books(books))
-        watch = stack.enter_context(RunWatch(watched, ledger, writer, Queues(), hears, lambda: outcome))
-        work_off(ledger, books, pipeline, lease, watch, StopSign(threading.Event()), lambda: False)
+        stack.enter_context(record_failure_on_error(recorder))
+        watch = stack.enter_context(MetricsObserver(watched, tracker, writer, Queues(), hears, lambda: outcome))
+        run_attempts(tracker, recorder, pipeline, lease, watch, StopCondition(threading.Event()), lambda: False)
     return hears
 
 
@@ -182,16 +182,16 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path, told: list[Recorded]) -> 
 
 
 def test_labels_are_counted_as_the_one_thing_that_their_run_makes(tmp_path: Path, told: list[Recorded]) -> None:
-    ledger = ledger_of(("x", "a"))
+    tracker = ledger_of(("x", "a"))
     writer = Writer(Tables.create(str(tmp_path), StorageOptions()), "run-1")
-    watched = Watched("night", [("label", "labels")], ("fetch", "label"))
+    watched = RunLabels("night", [("label", "labels")], ("fetch", "label"))
     error = LabelError("too_short", "two frames", True)
     failure = {"stage": error.stage, "model_name": "labels", "final": True, "error": error.code}
-    with RunWatch(watched, ledger, writer, Queues(), SilentObserver(), lambda: "finished") as watch:
+    with MetricsObserver(watched, tracker, writer, Queues(), SilentObserver(), lambda: "finished") as watch:
         watch.committed([{"label_id": "1"}, {"label_id": "2"}], [failure])
     (seen,) = told
     videos = seen.counts["kvq_batch_videos_total"]
     assert (videos["label", "labels", "scored"], videos["label", "labels", "failed"]) == (2, 1)
-    assert set(seen.gauges) == {declared.name for declared in metrics.DECLARED if declared.kind == "gauge"} - {
+    assert set(seen.gauges) == {declared.name for declared in metrics.METRICS if declared.kind == "gauge"} - {
         metrics.QUEUED.name
     }

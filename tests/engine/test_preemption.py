@@ -7,7 +7,7 @@ import ray
 from ray._private import state
 from ray.core.generated import common_pb2
 
-from kvq_batch.engine.ray_cluster import Departures
+from kvq_batch.engine.ray_cluster import PreemptionMonitor
 
 REASONS = dict(common_pb2.NodeDeathInfo.Reason.items())  # type: ignore[attr-defined]
 
@@ -37,23 +37,23 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
 
 def test_a_machine_that_was_taken_back_is_news_once(nodes: Nodes) -> None:
     nodes.dead["earlier"] = "AUTOSCALER_DRAIN_PREEMPTED"
-    seen = Departures()
-    assert not seen.are_news()
+    seen = PreemptionMonitor()
+    assert not seen.has_new_preemptions()
     nodes.dead["spot"] = "AUTOSCALER_DRAIN_PREEMPTED"
-    assert seen.are_news()
-    assert not seen.are_news()
+    assert seen.has_new_preemptions()
+    assert not seen.has_new_preemptions()
 
 
 @pytest.mark.parametrize("reason", ["UNEXPECTED_TERMINATION", "EXPECTED_TERMINATION", "AUTOSCALER_DRAIN_IDLE"])
 def test_a_machine_that_went_otherwise_excuses_nobody(nodes: Nodes, reason: str) -> None:
-    seen = Departures()
+    seen = PreemptionMonitor()
     nodes.dead["gone"] = reason
-    assert not seen.are_news()
+    assert not seen.has_new_preemptions()
 
 
 def test_a_machine_that_is_going_counts_and_an_idle_one_does_not(nodes: Nodes) -> None:
-    seen = Departures()
+    seen = PreemptionMonitor()
     nodes.draining = {"idle": 0}
-    assert not seen.are_news()
+    assert not seen.has_new_preemptions()
     nodes.draining = {"idle": 0, "spot": 1_795_263_981_457}
-    assert seen.are_news()
+    assert seen.has_new_preemptions()

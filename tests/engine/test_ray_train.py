@@ -33,12 +33,12 @@ class Dying(Stripes):
         self._mark = folder / "died"
         self._reads = 0
 
-    def read(self, places, draw):  # type: ignore[no-untyped-def]
+    def read(self, indices, draw):  # type: ignore[no-untyped-def]
         self._reads += draw is not None
         if self._reads == 7 and not self._mark.exists():
             self._mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(places, draw)
+        return super().read(indices, draw)
 
 
 @pytest.mark.faults
@@ -75,11 +75,11 @@ def test_a_lost_process_is_replaced_and_the_training_goes_on(tmp_path: Path) -> 
         assert np.allclose(tensor, found[name], atol=1e-6), name
 
 
-def refusing() -> None:
+def translate_storage_errors() -> None:
     raise SpecError("no such thing")
 
 
-@pytest.mark.parametrize("member", [refusing])
+@pytest.mark.parametrize("member", [translate_storage_errors])
 def test_what_a_process_refuses_is_said(tmp_path: Path, member: Callable[[], None]) -> None:
     with pytest.raises(SpecError, match="no such thing"):
         train_together(member, 2, "cpu", tmp_path, max_restarts=0)

@@ -22,7 +22,7 @@ from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions, run_job
 from kvq_batch.engine.stopping import INTERRUPTED
 from kvq_batch.engine.summary import RunSummary
-from kvq_batch.engine.work_tracker import Account
+from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
@@ -71,7 +71,7 @@ def check_books(job: Job, summary: RunSummary, storage: StorageOptions | None = 
         """,
         storage,
     )[0]
-    assert rows["ends"] == rows["pairs"] == summary.num_planned - summary.num_not_reached
+    assert rows["ends"] == rows["pairs"] == summary.num_planned - summary.num_remaining
     assert rows["scored"] == summary.num_scored
 
 
@@ -115,7 +115,7 @@ def test_every_input_ends_as_a_score_or_a_final_failure_and_the_same_job_does_no
         assert row["again"] == pytest.approx(row["raw_score"], abs=1e-4)
     assert {row["model_origin"] for row in ask(job.tables, "SELECT model_origin FROM scores")} == {
         "untrained",
-        "weightless",
+        "handcrafted",
     }
 
     again = run(job)
@@ -163,7 +163,7 @@ class KillsOneScorer(SilentObserver):
     def __init__(self) -> None:
         self.killed: list[int] = []
 
-    def progressed(self, account: Account) -> None:
+    def progressed(self, tracker: WorkTracker) -> None:
         if not self.killed:
             self.killed = pids_of("ScoreWorker")
             for pid in self.killed:
@@ -210,7 +210,7 @@ class StopsEarly(SilentObserver):
     def __init__(self) -> None:
         self.stop = threading.Event()
 
-    def progressed(self, account: Account) -> None:
+    def progressed(self, tracker: WorkTracker) -> None:
         self.stop.set()
 
 
@@ -230,8 +230,8 @@ def test_a_stop_commits_what_is_finished_and_the_next_run_does_the_rest(videos: 
 class Trips(SilentObserver):
     """Breaks the run from within, with results in hand that are not committed yet."""
 
-    def progressed(self, account: Account) -> None:
-        if account.num_scored:
+    def progressed(self, tracker: WorkTracker) -> None:
+        if tracker.num_scored:
             raise FatalError("the tables were taken over")
 
 
@@ -239,9 +239,9 @@ def test_whatever_ends_the_run_what_is_finished_is_committed(videos: Path, tmp_p
     job = job_of(videos, tmp_path / "tables", FAST | {"batch_size": 1}, run={"commit_every_s": 3600})
     with pytest.raises(FatalError, match="taken over"):
         run(job, observer=Trips())
-    (row,) = ask(job.tables, "SELECT state, message, num_scored, num_not_reached FROM runs")
+    (row,) = ask(job.tables, "SELECT state, message, num_scored, num_remaining FROM runs")
     assert (row["state"], row["message"]) == ("failed", "the tables were taken over")
-    assert row["num_scored"] + row["num_not_reached"] == 6
+    assert row["num_scored"] + row["num_remaining"] == 6
     assert len(ask(job.tables, "SELECT video_id FROM scores")) == row["num_scored"] > 0
 
 

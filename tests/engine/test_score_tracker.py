@@ -14,11 +14,11 @@ from kvq_batch.domain.identity import ModelRef
 from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, ScorerSpec
 from kvq_batch.domain.video import ClipFrames
-from kvq_batch.engine.score_tracker import Ledger
+from kvq_batch.engine.score_tracker import ScoreTracker
 from kvq_batch.engine.stopping import Breaker
 from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
-from kvq_batch.engine.work_tracker import MAX_ROUNDS_SPARED
-from kvq_batch.planning.items import items_of
+from kvq_batch.engine.work_tracker import MAX_PREEMPTED_ATTEMPTS
+from kvq_batch.planning.items import items_of_tasks
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.tables.schemas import make_rows
 
@@ -26,7 +26,7 @@ FACTS = {"width_px": 64, "height_px": 48, "num_frames": 10, "codec": "h264"}
 
 
 def job_model(name: str) -> JobModel:
-    card = ModelCard(name, "1", "0" * 64, "weightless", "for tests")
+    card = ModelCard(name, "1", "0" * 64, "handcrafted", "for tests")
     ref = ModelRef(name, card.model_id, "fp")
     return JobModel(Model(name=name), ModelOptions(name), ScorerSpec(card, FrameRequest()), ref, 0)
 
@@ -34,69 +34,77 @@ def job_model(name: str) -> JobModel:
 MODELS = (job_model("a"), job_model("b"))
 
 
-def pairs(*wanted: tuple[str, str]) -> pa.Table:
+def tasks(*model_mask: tuple[str, str]) -> pa.Table:
     rows = [
         {"video_id": video, "uri": f"/v/{video}", "content_id": f"stat:{video}", "model_name": model, "reason": "new"}
-        for video, model in wanted
+        for video, model in model_mask
     ]
     schema = [("video_id", "string"), ("uri", "string"), ("content_id", "string"), ("size_bytes", "int64")]
     schema += [("start_s", "float64"), ("end_s", "float64"), ("model_name", "string"), ("reason", "string")]
     return pa.Table.from_pylist(rows, pa.schema([(name, pa.type_for_alias(kind)) for name, kind in schema]))
 
 
-def ledger_of(*wanted: tuple[str, str], max_attempts: int = 3, breaker: Breaker | None = None) -> Ledger:
-    return Ledger(items_of(pairs(*wanted), MODELS), MODELS, max_attempts, breaker or Breaker(1000, 1.0))
+def ledger_of(*model_mask: tuple[str, str], max_attempts: int = 3, breaker: Breaker | None = None) -> ScoreTracker:
+    return ScoreTracker(items_of_tasks(tasks(*model_mask), MODELS), MODELS, max_attempts, breaker or Breaker(1000, 1.0))
 
 
 def scored(
-    item: int, bits: list[int], wanted: int, clip: int = 0, num_clips: int = 1, score: float = 1.0, attempt: int = 1
+    item: int,
+    model_indices: list[int],
+    model_mask: int,
+    clip: int = 0,
+    num_clips: int = 1,
+    score: float = 1.0,
+    attempt: int = 1,
 ) -> pa.Table:
     """What the last stage yields for one clip: results of the models `bits`, null for the others."""
     frames = ClipFrames(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4), np.arange(4) / 10)
-    row = ClipRow(item, attempt, wanted, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", "etag:1", 0.1, 1, 0.2)
+    row = ClipRow(
+        item, attempt, model_mask, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", "etag:1", 0.1, 1, 0.2
+    )
     stream = StreamRows(1)
     stream.add_clip(row, [frames])
     table = stream.take().drop_columns(["frames_0"])
     texture = np.full((2, 1, 1), score, np.float32)
     maps = maps_to_stream(quantise(texture, np.ones_like(texture)))
-    for bit in range(len(MODELS)):
+    for model_index in range(len(MODELS)):
         value: dict[str, Any] | None = None
-        if bit in bits:
+        if model_index in model_indices:
             value = {"raw_score": score, "outputs": [("x", 2 * score)], "maps": maps, "slot_scores": [score, score]}
             value |= {"score_s": 0.5}
-        table = table.append_column(f"result_{bit}", pa.array([value], RESULT))
+        table = table.append_column(f"result_{model_index}", pa.array([value], RESULT))
     return table
 
 
-def failed(item: int, wanted: int, error: ItemError, attempt: int = 1) -> pa.Table:
+def failed(item: int, model_mask: int, error: ItemError, attempt: int = 1) -> pa.Table:
     stream = StreamRows(1)
-    stream.add_failure(item, attempt, wanted, error)
+    stream.add_failure(item, attempt, model_mask, error)
     table = stream.take().drop_columns(["frames_0"])
-    for bit in range(len(MODELS)):
-        table = table.append_column(f"result_{bit}", pa.array([None], RESULT))
+    for model_index in range(len(MODELS)):
+        table = table.append_column(f"result_{model_index}", pa.array([None], RESULT))
     return table
 
 
 def test_items_hold_one_row_a_video_with_its_models_as_bits() -> None:
-    items = items_of(pairs(("x", "a"), ("x", "b"), ("y", "b")), MODELS).to_pylist()
-    assert [(row["item"], row["video_id"], row["wanted"]) for row in items] == [(0, "x", 3), (1, "y", 2)]
+    items = items_of_tasks(tasks(("x", "a"), ("x", "b"), ("y", "b")), MODELS).to_pylist()
+    assert [(row["item"], row["video_id"], row["model_mask"]) for row in items] == [(0, "x", 3), (1, "y", 2)]
 
 
 def test_a_score_closes_its_pair_once_and_a_second_one_changes_nothing() -> None:
-    ledger = ledger_of(("x", "a"))
-    ledger.add(scored(0, [0], 1))
-    ledger.add(scored(0, [0], 1, score=7.0))
-    rows = ledger.take()
+    tracker = ledger_of(("x", "a"))
+    tracker.add(scored(0, [0], 1))
+    tracker.add(scored(0, [0], 1, score=7.0))
+    rows = tracker.take()
     assert [row["raw_score"] for row in rows.scores] == [1.0]
-    assert (ledger.num_scored, ledger.num_open) == (1, 0)
-    assert not ledger.take()
+    assert (tracker.num_scored, tracker.num_open) == (1, 0)
+    assert not tracker.take()
 
 
 def test_rows_fit_the_tables() -> None:
-    ledger = ledger_of(("x", "a"), ("y", "a"))
-    ledger.add(scored(0, [0], 1))
-    ledger.add(failed(1, 1, DecodeError("undecodable", "no", True)))
-    rows = ledger.take()
+    tracker = ledger_of(("x", "a"), ("y", "a"))
+    tracker.add(scored(0, [0], 1))
+    tracker.add(failed(1, 1, DecodeError("undecodable", "no", True)))
+    rows = tracker.take()
     tables = {name: make_rows(name, getattr(rows, name)) for name in ("maps", "clips", "failures", "scores")}
     assert {name: table.num_rows for name, table in tables.items()} == dict.fromkeys(tables, 1)
     assert tables["scores"]["width_px"].to_pylist() == [64]
@@ -105,158 +113,158 @@ def test_rows_fit_the_tables() -> None:
 
 
 def test_a_video_of_several_clips_is_scored_when_all_are_there_by_their_mean() -> None:
-    ledger = ledger_of(("x", "a"))
-    ledger.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
-    ledger.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
-    assert not ledger.take()
-    ledger.add(scored(0, [0], 1, clip=0, num_clips=2, score=1.0))
-    (row,) = (rows := ledger.take()).scores
+    tracker = ledger_of(("x", "a"))
+    tracker.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
+    tracker.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
+    assert not tracker.take()
+    tracker.add(scored(0, [0], 1, clip=0, num_clips=2, score=1.0))
+    (row,) = (rows := tracker.take()).scores
     assert (row["raw_score"], row["score_spread"], row["num_clips"], row["outputs"]) == (2.0, 1.0, 2, [("x", 4.0)])
     assert [clip["clip_index"] for clip in rows.clips] == [0, 1]
 
 
 def test_models_of_one_video_close_apart() -> None:
-    ledger = ledger_of(("x", "a"), ("x", "b"))
-    ledger.add(scored(0, [0], 3))
-    assert (ledger.num_scored, ledger.num_open, ledger.num_videos_done) == (1, 1, 0)
-    assert ledger.open_items(2).to_pylist()[0]["wanted"] == 2
+    tracker = ledger_of(("x", "a"), ("x", "b"))
+    tracker.add(scored(0, [0], 3))
+    assert (tracker.num_scored, tracker.num_open, tracker.num_videos_done) == (1, 1, 0)
+    assert tracker.open_items(2).to_pylist()[0]["model_mask"] == 2
 
 
 def test_a_permanent_failure_is_final_for_every_model_that_asked() -> None:
-    ledger = ledger_of(("x", "a"), ("x", "b"))
-    ledger.add(failed(0, 3, DecodeError("truncated", "no", True)))
-    rows = ledger.take().failures
+    tracker = ledger_of(("x", "a"), ("x", "b"))
+    tracker.add(failed(0, 3, DecodeError("truncated", "no", True)))
+    rows = tracker.take().failures
     assert [(row["model_name"], row["final"], row["permanent"]) for row in rows] == [
         ("a", True, True),
         ("b", True, True),
     ]
-    assert (ledger.num_failed, ledger.num_videos_failed, ledger.num_open) == (2, 1, 0)
+    assert (tracker.num_failed, tracker.num_videos_failed, tracker.num_open) == (2, 1, 0)
 
 
 def test_what_may_pass_is_tried_again_and_final_at_the_last_attempt() -> None:
-    ledger = ledger_of(("x", "a"), max_attempts=2)
-    ledger.add(failed(0, 1, FetchError("timeout", "slow")))
-    assert ledger.settle(1) == 0
-    assert [row["attempt"] for row in ledger.open_items(2).to_pylist()] == [2]
-    ledger.add(failed(0, 1, FetchError("timeout", "slow"), attempt=2))
-    rows = ledger.take().failures
+    tracker = ledger_of(("x", "a"), max_attempts=2)
+    tracker.add(failed(0, 1, FetchError("timeout", "slow")))
+    assert tracker.finish_attempt(1) == 0
+    assert [row["attempt"] for row in tracker.open_items(2).to_pylist()] == [2]
+    tracker.add(failed(0, 1, FetchError("timeout", "slow"), attempt=2))
+    rows = tracker.take().failures
     assert [(row["attempt"], row["final"], row["permanent"]) for row in rows] == [(1, False, False), (2, True, False)]
-    assert (ledger.num_failed, ledger.num_retried) == (1, 1)
+    assert (tracker.num_failed, tracker.num_retried) == (1, 1)
 
 
 def test_a_missing_file_is_final_when_the_round_ends_and_not_before() -> None:
-    ledger = ledger_of(("x", "a"), ("y", "a"))
-    ledger.add(failed(0, 1, FetchError("missing", "gone")))
-    assert not ledger.take()
-    ledger.settle(1)
-    rows = {row["video_id"]: row for row in ledger.take().failures}
+    tracker = ledger_of(("x", "a"), ("y", "a"))
+    tracker.add(failed(0, 1, FetchError("missing", "gone")))
+    assert not tracker.take()
+    tracker.finish_attempt(1)
+    rows = {row["video_id"]: row for row in tracker.take().failures}
     assert (rows["x"]["final"], rows["x"]["permanent"], rows["y"]["error"]) == (True, False, "worker_died")
 
 
 def test_what_is_held_back_settles_nothing_when_the_run_gives_up() -> None:
-    ledger = ledger_of(("x", "a"))
-    ledger.add(failed(0, 1, FetchError("forbidden", "expired")))
-    ledger.give_up()
-    assert [row["final"] for row in ledger.take().failures] == [False]
-    assert (ledger.num_failed, ledger.num_open) == (0, 1)
+    tracker = ledger_of(("x", "a"))
+    tracker.add(failed(0, 1, FetchError("forbidden", "expired")))
+    tracker.abort()
+    assert [row["final"] for row in tracker.take().failures] == [False]
+    assert (tracker.num_failed, tracker.num_open) == (0, 1)
 
 
 def test_a_retry_that_succeeds_leaves_a_score_and_no_final_failure() -> None:
-    ledger = ledger_of(("x", "a"))
-    ledger.add(failed(0, 1, FetchError("timeout", "slow")))
-    ledger.open_items(2)
-    ledger.add(scored(0, [0], 1, attempt=2))
-    rows = ledger.take()
+    tracker = ledger_of(("x", "a"))
+    tracker.add(failed(0, 1, FetchError("timeout", "slow")))
+    tracker.open_items(2)
+    tracker.add(scored(0, [0], 1, attempt=2))
+    rows = tracker.take()
     assert [row["attempt"] for row in rows.scores] == [2]
     assert [row["final"] for row in rows.failures] == [False]
 
 
 def test_a_crash_that_comes_back_with_the_video_alone_is_the_fault_of_its_bytes() -> None:
-    ledger = ledger_of(("x", "a"))
-    ledger.add(failed(0, 1, DecodeError("decoder_crashed", "SIGSEGV", exit_signal="SIGSEGV")))
-    ledger.open_items(2)
-    ledger.add(failed(0, 1, DecodeError("decoder_crashed", "SIGSEGV", exit_signal="SIGSEGV"), attempt=2))
-    rows = ledger.take().failures
+    tracker = ledger_of(("x", "a"))
+    tracker.add(failed(0, 1, DecodeError("decoder_crashed", "SIGSEGV", exit_signal="SIGSEGV")))
+    tracker.open_items(2)
+    tracker.add(failed(0, 1, DecodeError("decoder_crashed", "SIGSEGV", exit_signal="SIGSEGV"), attempt=2))
+    rows = tracker.take().failures
     assert [(row["final"], row["permanent"]) for row in rows] == [(False, False), (True, True)]
     assert rows[1]["exit_signal"] == "SIGSEGV"
 
 
 def test_what_never_came_back_lost_its_worker_and_is_no_fault_of_the_bytes() -> None:
-    ledger = ledger_of(("x", "a"), ("y", "a"), max_attempts=2)
-    ledger.add(scored(0, [0], 1))
-    assert ledger.settle(1) == 1
-    ledger.open_items(2)
-    assert ledger.settle(2) == 1
-    rows = ledger.take().failures
+    tracker = ledger_of(("x", "a"), ("y", "a"), max_attempts=2)
+    tracker.add(scored(0, [0], 1))
+    assert tracker.finish_attempt(1) == 1
+    tracker.open_items(2)
+    assert tracker.finish_attempt(2) == 1
+    rows = tracker.take().failures
     assert [(row["video_id"], row["error"], row["final"], row["permanent"]) for row in rows] == [
         ("y", "worker_died", False, False),
         ("y", "worker_died", True, False),
     ]
-    assert ledger.num_open == 0
+    assert tracker.num_open == 0
 
 
 def test_what_a_dying_node_takes_along_trips_no_breaker_but_videos_that_kill_one_by_one_do() -> None:
-    ledger = ledger_of(*((f"v{i}", "a") for i in range(9)), breaker=Breaker(in_a_row=5, share=1.0))
-    ledger.open_items(1)
-    assert ledger.settle(1) == 9
-    assert ledger.breaker.cause is None
-    ledger.open_items(2)
-    assert ledger.settle(2) == 9
-    assert ledger.breaker.cause == "9 videos in a row failed at decode with worker_died"
+    tracker = ledger_of(*((f"v{i}", "a") for i in range(9)), breaker=Breaker(in_a_row=5, share=1.0))
+    tracker.open_items(1)
+    assert tracker.finish_attempt(1) == 9
+    assert tracker.breaker.cause is None
+    tracker.open_items(2)
+    assert tracker.finish_attempt(2) == 9
+    assert tracker.breaker.cause == "9 videos in a row failed at decode with worker_died"
 
 
 def test_a_round_in_which_machines_were_taken_back_is_no_try() -> None:
-    ledger = ledger_of(("x", "a"), ("y", "a"), max_attempts=1, breaker=Breaker(in_a_row=2, share=1.0))
+    tracker = ledger_of(("x", "a"), ("y", "a"), max_attempts=1, breaker=Breaker(in_a_row=2, share=1.0))
     # Half a video came back before its machine went: it does not mix with the next round.
-    ledger.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
-    assert ledger.settle(1, is_spared=True) == 2
-    assert (ledger.max_attempts, ledger.num_open, ledger.breaker.cause) == (2, 2, None)
-    ledger.open_items(2)
+    tracker.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
+    assert tracker.finish_attempt(1, was_preempted=True) == 2
+    assert (tracker.max_attempts, tracker.num_open, tracker.breaker.cause) == (2, 2, None)
+    tracker.open_items(2)
     for clip in (0, 1):
-        ledger.add(scored(0, [0], 1, clip=clip, num_clips=2, score=1.0, attempt=2))
-    assert ledger.settle(2) == 1
-    rows = ledger.take()
+        tracker.add(scored(0, [0], 1, clip=clip, num_clips=2, score=1.0, attempt=2))
+    assert tracker.finish_attempt(2) == 1
+    rows = tracker.take()
     assert [row["raw_score"] for row in rows.scores] == [1.0]
     assert [(row["video_id"], row["attempt"], row["error"], row["final"]) for row in rows.failures] == [
-        ("x", 1, "node_taken_back", False),
-        ("y", 1, "node_taken_back", False),
+        ("x", 1, "node_preempted", False),
+        ("y", 1, "node_preempted", False),
         ("y", 2, "worker_died", True),
     ]
 
 
 def test_a_video_that_kills_its_worker_is_not_spared_for_ever() -> None:
-    ledger = ledger_of(("x", "a"), max_attempts=2)
+    tracker = ledger_of(("x", "a"), max_attempts=2)
     attempt = 0
-    while ledger.num_open:
+    while tracker.num_open:
         attempt += 1
-        ledger.open_items(attempt)
-        ledger.settle(attempt, is_spared=True)
-    assert attempt == 2 + MAX_ROUNDS_SPARED
-    assert ledger.take().failures[-1]["error"] == "worker_died"
+        tracker.open_items(attempt)
+        tracker.finish_attempt(attempt, was_preempted=True)
+    assert attempt == 2 + MAX_PREEMPTED_ATTEMPTS
+    assert tracker.take().failures[-1]["error"] == "worker_died"
 
 
 def test_machines_that_are_taken_back_when_nothing_is_missing_cost_no_round() -> None:
-    ledger = ledger_of(("x", "a"), max_attempts=1)
-    ledger.add(scored(0, [0], 1))
-    assert ledger.settle(1, is_spared=True) == 0
-    assert ledger.max_attempts == 1
+    tracker = ledger_of(("x", "a"), max_attempts=1)
+    tracker.add(scored(0, [0], 1))
+    assert tracker.finish_attempt(1, was_preempted=True) == 0
+    assert tracker.max_attempts == 1
 
 
 def test_half_of_the_clips_of_a_lost_round_do_not_mix_with_the_next() -> None:
-    ledger = ledger_of(("x", "a"))
-    ledger.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
-    ledger.settle(1)
-    ledger.open_items(2)
+    tracker = ledger_of(("x", "a"))
+    tracker.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
+    tracker.finish_attempt(1)
+    tracker.open_items(2)
     for clip in (0, 1):
-        ledger.add(scored(0, [0], 1, clip=clip, num_clips=2, score=1.0, attempt=2))
-    assert [row["raw_score"] for row in ledger.take().scores] == [1.0]
+        tracker.add(scored(0, [0], 1, clip=clip, num_clips=2, score=1.0, attempt=2))
+    assert [row["raw_score"] for row in tracker.take().scores] == [1.0]
 
 
 def test_after_a_failure_the_clips_that_still_arrive_count_for_nothing() -> None:
-    ledger = ledger_of(("x", "a"))
-    ledger.add(failed(0, 1, FetchError("timeout", "slow")))
-    ledger.add(scored(0, [0], 1))
-    assert not ledger.take().scores
+    tracker = ledger_of(("x", "a"))
+    tracker.add(failed(0, 1, FetchError("timeout", "slow")))
+    tracker.add(scored(0, [0], 1))
+    assert not tracker.take().scores
 
 
 @pytest.mark.parametrize(("same", "expected"), [(True, True), (False, False)])

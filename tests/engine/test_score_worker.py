@@ -16,7 +16,7 @@ from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
 from kvq_batch.engine.score_worker import Batches, ScoreSettings, ScoreWorker, score_clips
 from kvq_batch.planning.job_models import describe_models
 
-SPEC = ScorerSpec(ModelCard("fake", "1", "0" * 64, "weightless", "for tests"), FrameRequest())
+SPEC = ScorerSpec(ModelCard("fake", "1", "0" * 64, "handcrafted", "for tests"), FrameRequest())
 
 
 @dataclass

@@ -39,7 +39,7 @@ def test_a_file_that_is_replaced_gets_no_score_of_its_old_name(videos: Path, tmp
     # The next run takes both for what they are now.
     again = plan_job(job)
     now = dict(zip(*(again.catalog[name].to_pylist() for name in ("video_id", "content_id")), strict=True))
-    assert again.plan.by_reason["content changed"] == again.plan.pairs.num_rows == 2
+    assert again.plan.by_reason["content changed"] == again.plan.tasks.num_rows == 2
     check_books(job, run_job(again))
     scored = ask(job.tables, "SELECT video_id, content_id, is_stale FROM scores_latest")
     assert {row["video_id"]: row["content_id"] for row in scored} == now

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.engine.stopping import INTERRUPTED, StopSign
+from kvq_batch.engine.stopping import INTERRUPTED, StopCondition
 from kvq_batch.planning.job_plan import plan_job
 from tests.engine.test_run import ask, check_books, job_of, run
 from tests.support.faults import MisbehavingDecodeWorker
@@ -30,8 +30,8 @@ def test_a_budget_ends_the_run_and_the_next_one_does_the_rest(videos: Path, tmp_
     said = {"deadline": "the deadline came: ", "max_cost": "budget.max_cost = 40 is spent"}
     assert first.state == "stopped"
     assert first.message.startswith(said[limit])
-    assert first.num_not_reached > 0
-    assert first.num_scored + first.num_not_reached == 7
+    assert first.num_remaining > 0
+    assert first.num_scored + first.num_remaining == 7
     assert not ask(job.tables, "SELECT * FROM failures WHERE final")
     (row,) = ask(job.tables, "SELECT state, message, cost, currency, core_hours, gpu_hours, expected_s FROM runs")
     assert (row["state"], row["message"], row["expected_s"]) == ("stopped", first.message, None)
@@ -43,7 +43,7 @@ def test_a_budget_ends_the_run_and_the_next_one_does_the_rest(videos: Path, tmp_
     again = job_of(videos, tmp_path / "tables")
     second = run(again)
     check_books(again, second)
-    assert (second.state, second.num_planned) == ("finished", first.num_not_reached)
+    assert (second.state, second.num_planned) == ("finished", first.num_remaining)
     assert len(ask(job.tables, "SELECT DISTINCT video_id FROM scores")) == 7
 
 
@@ -56,17 +56,17 @@ def test_a_deadline_that_has_passed_is_refused(videos: Path, tmp_path: Path) -> 
 
 def test_the_first_cause_is_kept() -> None:
     asked, past = threading.Event(), datetime.now(UTC) - timedelta(seconds=1)
-    assert not StopSign(asked).is_set()
-    assert not StopSign(asked, past + timedelta(days=1), 1.0, lambda: 0.5).is_set()
-    assert not StopSign(asked, None, 1.0, lambda: None).is_set()
-    late = StopSign(asked, past, 1.0, lambda: 2.0)
-    spent = StopSign(asked, None, 1.0, lambda: 1.0)
+    assert not StopCondition(asked).is_set()
+    assert not StopCondition(asked, past + timedelta(days=1), 1.0, lambda: 0.5).is_set()
+    assert not StopCondition(asked, None, 1.0, lambda: None).is_set()
+    late = StopCondition(asked, past, 1.0, lambda: 2.0)
+    spent = StopCondition(asked, None, 1.0, lambda: 1.0)
     assert late.is_set()
     assert spent.is_set()
     asked.set()
     assert late.is_set()
     assert "deadline came" in str(late.cause)
     assert spent.cause == "budget.max_cost = 1 is spent"
-    stopped = StopSign(asked, past)
+    stopped = StopCondition(asked, past)
     assert stopped.is_set()
     assert stopped.cause == INTERRUPTED

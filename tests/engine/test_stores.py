@@ -26,15 +26,15 @@ from tests.support.s3 import S3Location
 pytestmark = pytest.mark.faults
 
 
-def upload(place: S3Location, clips: Sequence[Path], *names: str) -> None:
+def upload(index: S3Location, clips: Sequence[Path], *names: str) -> None:
     for number, name in enumerate(names):
-        place.put(f"videos/{name}", clips[number % len(clips)].read_bytes())
+        index.put(f"videos/{name}", clips[number % len(clips)].read_bytes())
 
 
-def stored_job(place: S3Location, proxy: FaultProxy, tables: Path | str, **more: Any) -> Job:
+def stored_job(index: S3Location, proxy: FaultProxy, tables: Path | str, **more: Any) -> Job:
     """A job whose videos, and tables if they are on S3, are reached through the proxy."""
     storage = {"endpoint_url": proxy.endpoint_url, "region": "us-east-1"}
-    return job_of(f"{place.uri}/videos", tables, FAST | {"batch_size": 1}, storage=storage, **more)
+    return job_of(f"{index.uri}/videos", tables, FAST | {"batch_size": 1}, storage=storage, **more)
 
 
 def test_credentials_that_expire_stop_the_run_and_condemn_no_video(
@@ -51,10 +51,10 @@ def test_credentials_that_expire_stop_the_run_and_condemn_no_video(
     assert not any(row["final"] or row["permanent"] for row in rows)
     assert {row["error"] for row in rows} == {"credentials_expired"}
     assert all("renew them" in row["message"] for row in rows)
-    (ended,) = ask(job.tables, "SELECT state, num_scored, num_failed, num_not_reached FROM runs")
+    (ended,) = ask(job.tables, "SELECT state, num_scored, num_failed, num_remaining FROM runs")
     (kept,) = ask(job.tables, "SELECT count(*) AS num FROM scores")
     assert (ended["state"], ended["num_failed"], ended["num_scored"]) == ("failed", 0, kept["num"])
-    assert ended["num_not_reached"] == 24 - kept["num"]
+    assert ended["num_remaining"] == 24 - kept["num"]
 
     fault_proxy.clear()
     again = plan_job(job)
@@ -114,8 +114,8 @@ def test_a_full_object_store_stops_the_run_and_keeps_what_was_committed(
     tables = Tables.open(job.tables, fault_proxy.options())
     kept = tables.dataset("scores").to_table()["video_id"].to_pylist()
     assert 2 <= len(kept) < 8
-    (ended,) = ask(job.tables, "SELECT state, num_scored, num_not_reached, message FROM runs", fault_proxy.options())
-    assert (ended["state"], ended["num_scored"], ended["num_not_reached"]) == ("failed", len(kept), 8 - len(kept))
+    (ended,) = ask(job.tables, "SELECT state, num_scored, num_remaining, message FROM runs", fault_proxy.options())
+    assert (ended["state"], ended["num_scored"], ended["num_remaining"]) == ("failed", len(kept), 8 - len(kept))
     assert "no room left" in ended["message"]
     summary = run(job)
     check_books(job, summary, fault_proxy.options())
@@ -133,6 +133,6 @@ def test_weights_that_a_worker_finds_changed_end_the_run_before_the_first_score(
     with pytest.raises(FatalError, match=f"is {found.model_id} on this worker and {planned.model_id} where") as caught:
         run_job(plan)
     assert "ray::" not in str(caught.value)
-    (row,) = ask(job.tables, "SELECT state, num_scored, num_failed, num_not_reached FROM runs")
+    (row,) = ask(job.tables, "SELECT state, num_scored, num_failed, num_remaining FROM runs")
     assert tuple(row.values()) == ("failed", 0, 0, 6)
     assert ask(job.tables, "SELECT * FROM failures") == []

@@ -45,7 +45,7 @@ def test_a_model_that_scored_less_says_what_it_lacks(study: Study) -> None:
     assert luma.video_ids == study.videos[: NUM // 2]
     assert luma.num_unscored == NUM // 2
     assert luma.unscored[0] == study.videos[NUM // 2]
-    assert luma.origin == "weightless"
+    assert luma.origin == "handcrafted"
 
 
 def test_models_are_asked_for_by_name_or_id(study: Study) -> None:

@@ -26,7 +26,7 @@ class Brightness:
     """A scorer whose texture is the brightness of each cell, plus the number of the slot."""
 
     def __init__(self, is_blind: bool = False, factor: float = 1.0) -> None:
-        card = ModelCard("brightness", "1", "0" * 64, "weightless", "a scorer of the tests")
+        card = ModelCard("brightness", "1", "0" * 64, "handcrafted", "a scorer of the tests")
         frames = FrameRequest(Sampling(), (SIZE_PX, SIZE_PX))
         self.spec = ScorerSpec(card, frames, maps=() if is_blind else ("texture",))
         self.shapes: set[tuple[int, ...]] = set()
@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_protocol_by_scipy(tmp_path: Path) -> None:
     assert scorer.shapes == {(16, SIZE_PX, SIZE_PX, 3)}
     assert heard == list(range(1, NUM + 1))
     maps = [texture_of(tmp_path / "LPVQ" / f"{number}.png") for number in range(NUM)]
-    inter, intra = region_rows(rated, num_draws=200)
+    inter, intra = region_rows(rated, n_resamples=200)
     pool = np.concatenate([cells.ravel() for cells in maps]), labels.ravel()
     assert inter["srcc"] == pytest.approx(stats.spearmanr(*pool).statistic, abs=1e-6)
     assert inter["plcc"] == pytest.approx(stats.pearsonr(*pool).statistic, abs=1e-6)
@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_protocol_by_scipy(tmp_path: Path) -> None:
 def test_labels_of_two_values_give_the_area_under_the_roc_curve(tmp_path: Path) -> None:
     labels = make_region_set(tmp_path, "ours", is_binary=True, has_clean=True)
     rated = rate_regions(Brightness(), read_region_set(tmp_path))
-    rows = {(row["texture"], row["cells_of"]): row for row in region_rows(rated, num_draws=100)}
+    rows = {(row["texture"], row["cells_of"]): row for row in region_rows(rated, n_resamples=100)}
     maps = np.array([texture_of(tmp_path / "ours" / f"{number}.png") for number in range(NUM)])
     clean = np.array([texture_of(tmp_path / "ours" / f"clean{number}.png") for number in range(NUM)])
 
@@ -116,7 +116,7 @@ def test_groups_are_what_a_pattern_finds_in_names(tmp_path: Path) -> None:
 def test_files_hold_rows_and_cells(tmp_path: Path) -> None:
     labels = make_region_set(tmp_path, has_clean=True)
     rated = rate_regions(Brightness(), read_region_set(tmp_path))
-    rows = region_rows(rated, num_draws=100)
+    rows = region_rows(rated, n_resamples=100)
     written = write_regions(rated, rows, tmp_path / "out")
     assert [path.name for path in written] == ["regions.csv", "regions.parquet", "cells.csv", "cells.parquet"]
     assert pq.read_table(tmp_path / "out" / "regions.parquet").to_pylist() == rows
@@ -147,7 +147,7 @@ def test_pooling_to_any_grid_is_the_mean_over_area(rows: int, columns: int) -> N
 def test_a_constant_map_orders_nothing(tmp_path: Path) -> None:
     make_region_set(tmp_path)
     rated = rate_regions(Brightness(factor=0.0), read_region_set(tmp_path))
-    inter, intra = region_rows(rated, num_draws=100)
+    inter, intra = region_rows(rated, n_resamples=100)
     assert (inter["srcc"], intra["srcc"]) == (None, None)
     assert (inter["auc"], intra["auc"]) == (0.5, 0.5)
     assert "all equal: no order" in inter["remarks"]

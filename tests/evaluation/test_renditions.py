@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
-from kvq_batch.evaluation.renditions import ScoredVersion, version_rows
+from kvq_batch.evaluation.renditions import ScoredRendition, rendition_rows
 
 GRID = (2, 4)
 LOST = {"blur-1": 80.0, "blur-3": 40.0, "noise-8": 90.0, "noise-24": 70.0, "h264-30": 85.0, "h264-40": 50.0}
@@ -12,9 +12,9 @@ LOST = {"blur-1": 80.0, "blur-3": 40.0, "noise-8": 90.0, "noise-24": 70.0, "h264
 
 def version(
     source: str, recipe: Recipe, label: float, score: float, texture: np.ndarray | None = None
-) -> ScoredVersion:
+) -> ScoredRendition:
     flat = np.full(GRID, label)
-    return ScoredVersion(source, f"{source}/0", recipe, label, flat, score, flat if texture is None else texture)
+    return ScoredRendition(source, f"{source}/0", recipe, label, flat, score, flat if texture is None else texture)
 
 
 def step(text: str) -> Step:
@@ -22,7 +22,7 @@ def step(text: str) -> Step:
     return Step(name, float(amount))
 
 
-def whole(source: str) -> list[ScoredVersion]:
+def whole(source: str) -> list[ScoredRendition]:
     """A model that knows blur and codecs, and takes noise for detail."""
     found = [version(source, Recipe(), 100.0, 1.0)]
     for text, label in LOST.items():
@@ -31,8 +31,8 @@ def whole(source: str) -> list[ScoredVersion]:
     return found
 
 
-def figures(versions: list[ScoredVersion]) -> dict[tuple[str, str], float | None]:
-    return {(row["figure"], row["of"]): row["value"] for row in version_rows(versions, num_draws=20)}
+def figures(versions: list[ScoredRendition]) -> dict[tuple[str, str], float | None]:
+    return {(row["figure"], row["of"]): row["value"] for row in rendition_rows(versions, n_resamples=20)}
 
 
 def test_each_group_of_distortions_is_ordered_by_itself() -> None:
@@ -52,7 +52,7 @@ def test_a_region_is_found_alone_or_only_against_the_clean_clip() -> None:
     # What the scene itself does to the texture hides the region, until the clean clip is taken off.
     scene = np.array([[0.9, 0.9, 0.1, 0.1]] * 2)
     clean = version("one", Recipe(), 100.0, 1.0, scene)
-    region = ScoredVersion("one", "one/0", blurred, 70.0, cells, 0.7, scene - 0.3 * (cells < 50))
+    region = ScoredRendition("one", "one/0", blurred, 70.0, cells, 0.7, scene - 0.3 * (cells < 50))
     found = figures([*whole("one")[1:], clean, region])
     assert found["auc", "(all), alone"] == found["auc", "blur, alone"] == 0
     assert found["auc", "blur, against the clean version"] == 1

@@ -29,11 +29,11 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def labelled(study: Study) -> Labelled:
     with open_session(study.tables) as session:
-        return join_labels(session, read_labels(study.labels), Asked(by="country", source="source_id"))
+        return join_labels(session, read_labels(study.labels), Asked(by="country", source="scene_id"))
 
 
 def test_rows_are_all_videos_and_then_each_segment(study: Study, labelled: Labelled) -> None:
-    rows = rows_of(labelled, evaluate(labelled, num_draws=100))
+    rows = rows_of(labelled, evaluate(labelled, n_resamples=100))
     assert [(row["model_id"], row["segment"], row["videos"], row["sources"]) for row in rows] == [
         (KVQ.model_id, ALL, NUM, 12),
         (KVQ.model_id, "CH", NUM // 2, 12),
@@ -49,7 +49,7 @@ def test_rows_are_all_videos_and_then_each_segment(study: Study, labelled: Label
 
 
 def test_files_hold_what_the_rows_say(study: Study, labelled: Labelled, tmp_path: Path) -> None:
-    results = evaluate(labelled, num_draws=100)
+    results = evaluate(labelled, n_resamples=100)
     written = write_files(labelled, results, tmp_path / "new" / "out", Scale(0, 100))
     assert {path.name for path in written} == {path.name for path in (tmp_path / "new" / "out").iterdir()}
     rows = rows_of(labelled, results)
@@ -67,7 +67,7 @@ def test_files_hold_what_the_rows_say(study: Study, labelled: Labelled, tmp_path
 
 
 def test_the_calibration_is_the_curve_that_gives_labels(study: Study, labelled: Labelled, tmp_path: Path) -> None:
-    write_files(labelled, evaluate(labelled, num_draws=100), tmp_path, Scale(0, 100))
+    write_files(labelled, evaluate(labelled, n_resamples=100), tmp_path, Scale(0, 100))
     told = json.loads((tmp_path / f"{KVQ.model_id}.calibration.json").read_text())
     assert (told["calibration"], told["model_id"], told["scale"]) == ("study", KVQ.model_id, [0.0, 100.0])
     mos = told["b2"] + (told["b1"] - told["b2"]) / (1 + np.exp(-(study.scores - told["b3"]) / abs(told["b4"])))
@@ -76,7 +76,7 @@ def test_the_calibration_is_the_curve_that_gives_labels(study: Study, labelled: 
 
 
 def test_a_calibration_stays_on_the_scale_of_its_labels(study: Study, labelled: Labelled) -> None:
-    result = evaluate(labelled, num_draws=100)[0]
+    result = evaluate(labelled, n_resamples=100)[0]
     free = calibration(labelled, result, None)
     narrow = Scale(float(study.values.min()), float(study.values.max()))
     kept = calibration(labelled, result, narrow)
@@ -106,7 +106,7 @@ def test_a_step_makes_no_calibration(study: Study, tmp_path: Path) -> None:
     (tmp_path / "halves.csv").write_text("\n".join(["file,mos", *lines]) + "\n")
     with open_session(study.tables) as session:
         labelled = join_labels(session, read_labels(str(tmp_path / "halves.csv")), Asked(models=("kvq-tiny",)))
-    results = evaluate(labelled, num_draws=100)
+    results = evaluate(labelled, n_resamples=100)
     assert results[0].agreement.is_step
     names = {path.name for path in write_files(labelled, results, tmp_path / "out", None)}
     assert f"{KVQ.model_id}.png" in names
@@ -116,7 +116,7 @@ def test_a_step_makes_no_calibration(study: Study, tmp_path: Path) -> None:
 def test_a_folder_that_is_a_file_is_refused(labelled: Labelled, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(SpecError, match="out cannot be written"):
-        write_files(labelled, evaluate(labelled, num_draws=100), tmp_path / "out", None)
+        write_files(labelled, evaluate(labelled, n_resamples=100), tmp_path / "out", None)
 
 
 def scatter(num: int, groups: int | None = None) -> Scatter:

@@ -10,7 +10,7 @@ import pytest
 
 from kvq_batch.tables import compaction
 from kvq_batch.tables.compaction import compact
-from kvq_batch.tables.delta import LoggedPart, Tables
+from kvq_batch.tables.delta import LoggedFile, Tables
 from tests.support.crashes import die, upload_half
 from tests.support.trial import Trial, check, check_tables_whole, names_of
 
@@ -52,7 +52,7 @@ def doomed(step: str) -> None:
             die()
         real_store(tables, name, part)
 
-    def replace(tables: Tables, name: str, group: list[LoggedPart], part: Any) -> None:
+    def replace(tables: Tables, name: str, group: list[LoggedFile], part: Any) -> None:
         if name == "scores" and step == "before the commit":
             die()
         real_replace(tables, name, group, part)

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 
 from tests.faults.test_workers import most_in_vain
 from tests.support.driver import wait_for
-from tests.support.trial import PATIENCE_S, Trial, check, names_of
+from tests.support.trial import CLEANUP_TIMEOUT_S, Trial, check, names_of
 
 MakeTrial = Callable[..., Trial]
 Report = Callable[[str], None]
@@ -85,7 +85,7 @@ def test_machines_that_are_taken_back_are_no_try_of_any_video(
     with trial.start() as driver:
         # Ray runs a block once more by itself. So the machines go a second time while that one is at work.
         for _ in range(2):
-            made, deadline = trial.num_inferences, time.monotonic() + PATIENCE_S
+            made, deadline = trial.num_inferences, time.monotonic() + CLEANUP_TIMEOUT_S
             while trial.num_inferences == made:
                 assert driver.poll() is None
                 assert time.monotonic() < deadline, "nobody scores any more"
@@ -102,7 +102,7 @@ def test_machines_that_are_taken_back_are_no_try_of_any_video(
     repeated = check(trial)
     assert repeated <= most_in_vain(trial, 2)
     rows = trial.ask("SELECT error, final, count(*) AS n FROM failures WHERE error <> 'not_a_video' GROUP BY ALL")
-    assert [(row["error"], row["final"]) for row in rows] == [("node_taken_back", False)]
+    assert [(row["error"], row["final"]) for row in rows] == [("node_preempted", False)]
     report(f"all machines taken back, twice: {rows[0]['n']} tried again as no try, {repeated} repeated")
 
 

@@ -57,7 +57,7 @@ def test_four_drivers_on_four_shards_die_and_go_on(
     trial.job = whole
     repeated = check(trial)
     states = trial.ask("SELECT state, count(*) AS runs FROM runs GROUP BY state ORDER BY state")
-    assert [(row["state"], row["runs"]) for row in states] == [("died", NUM_SHARDS), ("finished", NUM_SHARDS)]
+    assert [(row["state"], row["runs"]) for row in states] == [("crashed", NUM_SHARDS), ("finished", NUM_SHARDS)]
     kept = len(trial.healthy) - sum(int(line.split()[-1]) for line in told)
     assert 0 < kept < len(trial.healthy)
     assert repeated <= promised(trial)

@@ -5,7 +5,7 @@ import pytest
 
 from kvq_batch.config.recipe import STEPS, Cells, Patch, Recipe, Step
 from kvq_batch.domain.errors import LabelError
-from kvq_batch.labeling.distortions import apply, make_version
+from kvq_batch.labeling.distortions import apply, make_rendition
 from kvq_batch.media.planes import Planes
 from tests.support.pristine import pristine
 
@@ -26,9 +26,9 @@ MILD_AND_STRONG = {
 }
 
 
-def error(version: Planes) -> float:
+def error(rendition: Planes) -> float:
     """Mean squared error of luma."""
-    return float(np.mean((version.planes()[0].astype(np.float64) - pristine().planes()[0]) ** 2))
+    return float(np.mean((rendition.planes()[0].astype(np.float64) - pristine().planes()[0]) ** 2))
 
 
 def test_every_step_is_tried() -> None:
@@ -61,8 +61,8 @@ def test_steps_follow_each_other() -> None:
 
 def test_lost_packets_lose_no_frame_and_spare_the_first() -> None:
     for seed in range(3):
-        version = apply(pristine(), (Step("packet_loss", 0.5),), seed)
-        errors = np.abs(version.planes()[0].astype(int) - pristine().planes()[0]).mean((1, 2))
+        rendition = apply(pristine(), (Step("packet_loss", 0.5),), seed)
+        errors = np.abs(rendition.planes()[0].astype(int) - pristine().planes()[0]).mean((1, 2))
         assert errors[-1] > 2 * errors[0]
 
 
@@ -77,24 +77,24 @@ def test_a_freeze_shows_earlier_frames() -> None:
 
 def test_a_region_is_distorted_and_nothing_else() -> None:
     cells = Cells(1, 2, 2, 3)
-    version = make_version(pristine(), Recipe((), (Patch(cells, (Step("blur", 4),)),)))
-    changed = np.any(version.planes()[0] != pristine().planes()[0], axis=0)
+    rendition = make_rendition(pristine(), Recipe((), (Patch(cells, (Step("blur", 4),)),)))
+    changed = np.any(rendition.planes()[0] != pristine().planes()[0], axis=0)
     inside = np.zeros(changed.shape, bool)
     inside[32:96, 64:160] = True
     assert not changed[~inside].any()
     assert changed[inside].mean() > 0.9
-    chroma = np.any(version.planes()[1] != pristine().planes()[1], axis=0)
+    chroma = np.any(rendition.planes()[1] != pristine().planes()[1], axis=0)
     assert not chroma[:16].any()
     assert chroma[16:48, 32:80].any()
 
 
 def test_a_mix_is_made_of_its_versions() -> None:
     bad, good = (Step("h264", 48),), (Step("h264", 18),)
-    mixed = make_version(pristine(), Recipe(bad, (Patch(Cells(0, 0, 4, 3), good),), seed=2)).planes()[0]
+    mixed = make_rendition(pristine(), Recipe(bad, (Patch(Cells(0, 0, 4, 3), good),), seed=2)).planes()[0]
     assert np.array_equal(mixed[:, :, :96], apply(pristine(), good, 2).planes()[0][:, :, :96])
     assert np.array_equal(mixed[:, :, 96:], apply(pristine(), bad, 2).planes()[0][:, :, 96:])
 
 
 def test_a_rectangle_outside_the_frame_is_refused() -> None:
     with pytest.raises(LabelError, match="4 x 6 cells"):
-        make_version(pristine(), Recipe((), (Patch(Cells(3, 0, 2, 1), (Step("blur", 4),)),)))
+        make_rendition(pristine(), Recipe((), (Patch(Cells(3, 0, 2, 1), (Step("blur", 4),)),)))

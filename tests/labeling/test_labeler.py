@@ -4,7 +4,7 @@ import numpy as np
 
 from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
 from kvq_batch.labeling.fidelity import measure, slot_means
-from kvq_batch.labeling.labeler import Labeller
+from kvq_batch.labeling.labeler import Labeler
 from kvq_batch.media.planes import stacked
 from tests.support.pristine import pristine
 
@@ -19,20 +19,20 @@ def test_the_source_itself_is_at_the_top() -> None:
 
 
 def test_psnr_is_that_of_the_same_frames() -> None:
-    version = Labeller(pristine()).label(Recipe((Step("noise", 12),), seed=1))
-    difference = version.version.planes()[0].astype(np.float64) - pristine().planes()[0]
+    rendition = Labeler(pristine()).label(Recipe((Step("noise", 12),), seed=1))
+    difference = rendition.rendition.planes()[0].astype(np.float64) - pristine().planes()[0]
     by_hand = 10 * np.log10(255**2 / (difference**2).mean((1, 2)))
-    assert np.allclose(version.fidelity.psnr_db, by_hand, atol=1e-4)
+    assert np.allclose(rendition.fidelity.psnr_db, by_hand, atol=1e-4)
 
 
 def test_a_ladder_falls() -> None:
-    labeller = Labeller(pristine())
+    labeller = Labeler(pristine())
     scores = [labeller.label(Recipe((Step("h264", crf),))).fidelity.vmaf.mean() for crf in (20, 32, 44)]
     assert scores[0] > scores[1] + 5 > scores[2] + 10
 
 
 def test_cells_bear_the_version_that_stands_in_them() -> None:
-    labeller = Labeller(pristine(), kept_bytes=1)
+    labeller = Labeler(pristine(), kept_bytes=1)
     good, bad = Recipe((Step("h264", 20),), seed=3), Recipe((Step("h264", 45),), seed=3)
     mixed = labeller.label(Recipe(good.steps, (Patch(Cells(1, 1, 2, 3), bad.steps),), seed=3))
     assert mixed.cells.shape == (4, 4, 6)
@@ -46,7 +46,7 @@ def test_cells_bear_the_version_that_stands_in_them() -> None:
 
 
 def test_a_region_of_a_clean_frame() -> None:
-    labelled = Labeller(pristine()).label(Recipe((), (Patch(Cells(0, 0, 2, 2), (Step("blur", 3),)),)))
+    labelled = Labeler(pristine()).label(Recipe((), (Patch(Cells(0, 0, 2, 2), (Step("blur", 3),)),)))
     assert labelled.cells[:, 2:, 2:].min() > 95
     assert labelled.cells[:, :2, :2].max() < 80
     assert np.ptp(labelled.cells[:, 2:, 2:], axis=(1, 2)).max() == 0
@@ -57,7 +57,7 @@ def test_slots_are_pairs_of_frames() -> None:
 
 
 def test_stacking_keeps_every_plane() -> None:
-    other = Labeller(pristine()).label(Recipe((Step("exposure", 1),))).version
+    other = Labeler(pristine()).label(Recipe((Step("exposure", 1),))).rendition
     both = stacked(pristine(), other).planes()
     for plane, upper, lower in zip(both, pristine().planes(), other.planes(), strict=True):
         half = plane.shape[1] // 2
@@ -67,6 +67,6 @@ def test_stacking_keeps_every_plane() -> None:
 
 def test_a_label_is_the_same_twice() -> None:
     recipe = Recipe((Step("downscale", 2), Step("hevc", 34)), seed=8)
-    first, second = (Labeller(pristine()).label(recipe) for _ in range(2))
+    first, second = (Labeler(pristine()).label(recipe) for _ in range(2))
     assert np.array_equal(first.fidelity.vmaf, second.fidelity.vmaf)
-    assert np.array_equal(first.version.data, second.version.data)
+    assert np.array_equal(first.rendition.data, second.rendition.data)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from kvq_batch.config.labels import LabelJob, Versions
+from kvq_batch.config.labels import LabelJob, Renditions
 from kvq_batch.config.load import checked
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labeling.planning import label_blocks, plan_labels
-from kvq_batch.labeling.recipes import draw_recipes, draw_worn, segment_seed
+from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed
 
 SEGMENT = Segment(seed=5)
 
@@ -22,25 +22,25 @@ def label_job(tables: Path | str, *sources: dict[str, Any], **more: Any) -> Labe
         "tables": str(tables),
         "sources": list(sources),
         "segments": {"num_frames": 4, "height_px": 64, "width_px": 96},
-        "versions": {"ladders": {"blur": [1, 3], "h264": [30, 45]}, "combinations": [], "regions": 1, "mixes": 1},
+        "renditions": {"ladders": {"blur": [1, 3], "h264": [30, 45]}, "combinations": [], "regions": 1, "mixes": 1},
         "make": {"workers": {"num_cpus": 0.5}},
     }
     return checked(LabelJob, values | more, "labels.toml")
 
 
 def test_recipes_are_those_of_the_seed() -> None:
-    versions = Versions(per_segment=6, regions=3, mixes=3)
-    first = draw_recipes(versions, SEGMENT)
-    assert first == draw_recipes(versions, SEGMENT)
-    assert first != draw_recipes(versions, Segment(seed=6))
+    renditions = Renditions(per_segment=6, regions=3, mixes=3)
+    first = draw_recipes(renditions, SEGMENT)
+    assert first == draw_recipes(renditions, SEGMENT)
+    assert first != draw_recipes(renditions, Segment(seed=6))
     assert len(first) == len(set(first)) <= 1 + 6 + 3 + 3
     assert first[0] == Recipe((), (), 5)
     assert {recipe.seed for recipe in first} == {5}
 
 
 def test_rectangles_hold_another_version_of_those_beside_them() -> None:
-    versions = Versions(clean=False, per_segment=5, regions=40, mixes=40)
-    recipes = draw_recipes(versions, SEGMENT)
+    renditions = Renditions(clean=False, per_segment=5, regions=40, mixes=40)
+    recipes = draw_recipes(renditions, SEGMENT)
     whole = {recipe.steps for recipe in recipes if not recipe.patches}
     patched = [recipe for recipe in recipes if recipe.patches]
     assert len(patched) == 80
@@ -54,8 +54,8 @@ def test_rectangles_hold_another_version_of_those_beside_them() -> None:
 
 
 def test_all_of_a_ladder_where_nothing_is_drawn() -> None:
-    versions = Versions(regions=0, mixes=0)
-    assert [recipe.steps for recipe in draw_recipes(versions, SEGMENT)] == [(), *versions.chains]
+    renditions = Renditions(regions=0, mixes=0)
+    assert [recipe.steps for recipe in draw_recipes(renditions, SEGMENT)] == [(), *renditions.chains]
 
 
 def test_seeds_of_sources_have_nothing_to_do_with_each_other() -> None:
@@ -66,20 +66,20 @@ def test_seeds_of_sources_have_nothing_to_do_with_each_other() -> None:
 def test_a_plan_is_the_same_twice_and_counts_its_sources(tmp_path: Path) -> None:
     job = label_job(tmp_path / "tables", {"source": "synthetic:all", "count": 2}, segments={"per_source": 2})
     first, second = plan_labels(job), plan_labels(job)
-    assert first.versions.equals(second.versions)
+    assert first.renditions.equals(second.renditions)
     assert (first.num_sources, first.num_segments) == (22, 44)
-    ids = first.versions["label_id"].to_pylist()
+    ids = first.renditions["label_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 44 * 7
     assert not (tmp_path / "tables").exists()
 
 
 def test_blocks_are_of_one_segment(tmp_path: Path) -> None:
     job = label_job(tmp_path / "tables", {"source": "synthetic:leaves", "count": 3})
-    versions = plan_labels(job).versions
-    assert [block.num_rows for block in label_blocks(versions, 5)] == [5, 2] * 3
-    assert all(len(set(block["video_id"].to_pylist())) == 1 for block in label_blocks(versions, 5))
-    assert [block.num_rows for block in label_blocks(versions, 1)] == [1] * 21
-    assert label_blocks(versions.slice(0, 0), 5) == []
+    renditions = plan_labels(job).renditions
+    assert [block.num_rows for block in label_blocks(renditions, 5)] == [5, 2] * 3
+    assert all(len(set(block["video_id"].to_pylist())) == 1 for block in label_blocks(renditions, 5))
+    assert [block.num_rows for block in label_blocks(renditions, 1)] == [1] * 21
+    assert label_blocks(renditions.slice(0, 0), 5) == []
 
 
 def test_sources_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_sources_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 
 def test_each_segment_draws_one_of_the_wears_and_all_are_drawn() -> None:
-    worn = ((), ("downscale-2",), ("blur-1.2", "h264-24"))
-    drawn = [draw_worn(worn, 5, number) for number in range(6)]
+    pre_degraded = ((), ("downscale-2",), ("blur-1.2", "h264-24"))
+    drawn = [draw_pre_degraded(pre_degraded, 5, number) for number in range(6)]
     assert drawn[:3] == drawn[3:]
-    assert {tuple(map(str, chain)) for chain in drawn} == set(worn)
-    assert [draw_worn(worn, 5, number) for number in range(6)] == drawn
-    assert draw_worn((), 5, 0) == ()
+    assert {tuple(map(str, chain)) for chain in drawn} == set(pre_degraded)
+    assert [draw_pre_degraded(pre_degraded, 5, number) for number in range(6)] == drawn
+    assert draw_pre_degraded((), 5, 0) == ()

@@ -13,9 +13,9 @@ from kvq_batch.config.labels import LabelJob
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.segment import Segment
 from kvq_batch.engine.observer import SilentObserver
-from kvq_batch.engine.work_tracker import Account
+from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.labeling.fidelity import slot_means
-from kvq_batch.labeling.labeler import Labeller
+from kvq_batch.labeling.labeler import Labeler
 from kvq_batch.labeling.planning import plan_labels
 from kvq_batch.labeling.run import LabelOptions, LabelSummary, run_labels
 from kvq_batch.labeling.scenes import make_scene
@@ -47,7 +47,7 @@ def run(job: LabelJob, observer: SilentObserver | None = None, **options: Any) -
 def check_books(job: LabelJob, summary: LabelSummary, storage: StorageOptions | None = None) -> None:
     """Nothing lost, nothing twice, and the tables agree with themselves."""
     (row,) = ask(job.tables, ENDS.format(run_id=summary.run_id), storage)
-    assert row["ends"] == row["versions"] == summary.num_planned - summary.num_not_reached
+    assert row["ends"] == row["versions"] == summary.num_planned - summary.num_remaining
     assert row["labels"] == summary.num_made
     findings = check_tables(Tables.open(job.tables, storage))
     assert [finding for finding in findings if finding.severity != "info"] == []
@@ -60,7 +60,7 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
     (videos / "page.mp4").write_bytes(b"<html></html>")
     (videos / "small.png").write_bytes(b"no picture")
     sources = ({"source": str(videos)}, {"source": "synthetic:glow"})
-    job = label_job(tmp_path / "tables", *sources, versions=FEW, keep=str(tmp_path / "kept"), run={"max_attempts": 2})
+    job = label_job(tmp_path / "tables", *sources, renditions=FEW, keep=str(tmp_path / "kept"), run={"max_attempts": 2})
     summary = run(job)
     check_books(job, summary)
     assert (summary.state, summary.num_sources, summary.num_planned) == ("finished", 6, 30)
@@ -76,7 +76,7 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
         assert (row["num_slots"], row["num_rows"], row["num_cols"]) == (2, 2, 3)
         assert len(row["cells"]) == 12
         assert len(row["vmaf_slots"]) == 2
-        assert row["group_id"].startswith(f"{row['source_id']}/")
+        assert row["group_id"].startswith(f"{row['scene_id']}/")
         assert (row["vmaf"] > 95) == (row["kind"] == "clean")
     again = run(job)
     assert (again.num_planned, again.state) == (0, "finished")
@@ -86,14 +86,14 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
 
 def _check_against_the_library(row: dict[str, Any]) -> None:
     """A row says what the library says, and the kept version is the version."""
-    made = Labeller(segment_of_scene("glow", 0, Segment.from_json(row["segment"]))).label(
+    made = Labeler(segment_of_scene("glow", 0, Segment.from_json(row["segment"]))).label(
         Recipe.from_json(row["recipe"])
     )
     assert row["vmaf"] == made.fidelity.vmaf.mean()
     assert np.array_equal(np.float32(row["vmaf_slots"]), slot_means(made.fidelity.vmaf))
     assert np.array_equal(np.float32(row["cells"]), made.cells.ravel())
-    kept = decode_lossless(Path(row["version_uri"]).read_bytes(), row["height_px"], row["width_px"], STILL_RATE)
-    assert np.array_equal(kept.data, made.version.data)
+    kept = decode_lossless(Path(row["rendition_uri"]).read_bytes(), row["height_px"], row["width_px"], STILL_RATE)
+    assert np.array_equal(kept.data, made.rendition.data)
 
 
 @pytest.mark.faults
@@ -104,15 +104,15 @@ def test_a_source_that_kills_its_worker_costs_only_itself(videos: Path, tmp_path
     first.rename(videos / "kill-always.mp4")
     second.rename(videos / "kill-once.mp4")
     third.rename(videos / "fine.mp4")
-    versions = FEW | {"regions": 0, "mixes": 0}
-    job = label_job(tmp_path / "tables", {"source": str(videos)}, versions=versions, run={"max_attempts": 2})
+    renditions = FEW | {"regions": 0, "mixes": 0}
+    job = label_job(tmp_path / "tables", {"source": str(videos)}, renditions=renditions, run={"max_attempts": 2})
     summary = run(job, worker=DyingLabelWorker)
     check_books(job, summary)
     assert (summary.num_planned, summary.num_made, summary.num_failed) == (9, 6, 3)
     (failed,) = ask(job.tables, "SELECT DISTINCT video_id, error, permanent FROM failures WHERE final")
     assert tuple(failed.values()) == ("kill-always.mp4", "worker_died", False)
     # Not the bytes' fault for sure: the next run tries again.
-    assert plan_labels(job).versions.num_rows == 3
+    assert plan_labels(job).renditions.num_rows == 3
 
 
 class StopsEarly(SilentObserver):
@@ -121,13 +121,13 @@ class StopsEarly(SilentObserver):
     def __init__(self) -> None:
         self.stop = threading.Event()
 
-    def progressed(self, account: Account) -> None:
+    def progressed(self, tracker: WorkTracker) -> None:
         self.stop.set()
 
 
 @pytest.mark.faults
 def test_a_stop_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path: Path) -> None:
-    job = label_job(tmp_path / "tables", {"source": "synthetic:leaves", "count": 8}, versions=FEW)
+    job = label_job(tmp_path / "tables", {"source": "synthetic:leaves", "count": 8}, renditions=FEW)
     observer = StopsEarly()
     first = run(job, observer, stop=observer.stop)
     assert first.state == "stopped"
@@ -146,10 +146,10 @@ def test_a_bucket_gives_sources_and_takes_labels_and_versions(clips: Sequence[Pa
     s3_prefix.put("sources/a.mp4", clips[0].read_bytes())
     storage = {"endpoint_url": s3_prefix.options.endpoint_url, "region": s3_prefix.options.region}
     source = {"source": f"{s3_prefix.uri}/sources"}
-    job = label_job(f"{s3_prefix.uri}/tables", source, versions=FEW, keep=f"{s3_prefix.uri}/kept", storage=storage)
+    job = label_job(f"{s3_prefix.uri}/tables", source, renditions=FEW, keep=f"{s3_prefix.uri}/kept", storage=storage)
     summary = run(job)
     check_books(job, summary, s3_prefix.options)
     assert summary.num_made == 5
-    (row, *_) = ask(job.tables, "SELECT version_uri, content_id FROM labels", s3_prefix.options)
-    assert row["version_uri"].startswith(f"{s3_prefix.uri}/kept/")
+    (row, *_) = ask(job.tables, "SELECT rendition_uri, content_id FROM labels", s3_prefix.options)
+    assert row["rendition_uri"].startswith(f"{s3_prefix.uri}/kept/")
     assert row["content_id"].startswith("etag:")

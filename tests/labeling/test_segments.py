@@ -107,7 +107,7 @@ def test_segments_of_a_scene_differ() -> None:
 
 def test_a_worn_source_has_lost_detail_before_it_counts_as_the_source() -> None:
     sharp = Segment(num_frames=4, height_px=64, width_px=96, seed=1)
-    soft = replace(sharp, worn=(Step("blur", 2.0), Step("noise", 3.0)))
+    soft = replace(sharp, pre_degraded=(Step("blur", 2.0), Step("noise", 3.0)))
     one, two = (segment_of_scene("leaves", 1, segment) for segment in (sharp, soft))
-    assert np.array_equal(two.data, apply(one, soft.worn, 2).data)
+    assert np.array_equal(two.data, apply(one, soft.pre_degraded, 2).data)
     assert not np.array_equal(one.data, two.data)

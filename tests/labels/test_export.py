@@ -37,7 +37,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labels of three scenes, five versions each, kept."""
     folder = tmp_path_factory.mktemp("labels")
     sources = [{"source": f"synthetic:{name}"} for name in ("leaves", "glow", "page")]
-    job = label_job(folder / "tables", *sources, versions=FEW, keep=str(folder / "kept"))
+    job = label_job(folder / "tables", *sources, renditions=FEW, keep=str(folder / "kept"))
     assert run_labels(plan_labels(job)).num_made == 15
     return folder / "tables"
 
@@ -57,14 +57,14 @@ def test_a_table_with_splits_and_cells(tables: Path, tmp_path: Path) -> None:
     summary = export(tables, tmp_path / "set")
     assert dict(summary.num_clips) == {"train": 5, "validation": 5, "test": 5}
     rows = pq.read_table(tmp_path / "set" / "labels.parquet").to_pylist()
-    for source in {row["source_id"] for row in rows}:
-        assert len({row["split"] for row in rows if row["source_id"] == source}) == 1
+    for source in {row["scene_id"] for row in rows}:
+        assert len({row["split"] for row in rows if row["scene_id"] == source}) == 1
     for row in rows:
         cells = np.load(tmp_path / "set" / row["cells"])
         assert cells.dtype == np.float32
         assert cells.shape == (row["num_slots"], row["num_rows"], row["num_cols"]) == (2, 2, 3)
         assert Path(row["uri"]).name == row["video_id"]
-        assert row["group_id"].startswith(row["source_id"])
+        assert row["group_id"].startswith(row["scene_id"])
     # The set is a catalog of its clips.
     catalog = read_catalog(Catalog(source=str(tmp_path / "set" / "labels.parquet")), StorageOptions())
     found = resolve_content_ids(catalog, StorageOptions()).to_pylist()
@@ -86,7 +86,7 @@ def test_a_csv_and_a_list_are_read_by_our_own_reader(tables: Path, tmp_path: Pat
         assert all(Path(name).exists() for name in listed.names)
     with (tmp_path / "csv" / "labels.csv").open(newline="") as file:
         header = next(csv.reader(file))
-    assert header[:6] == ["video_id", "uri", "mos", "source_id", "group_id", "target"]
+    assert header[:6] == ["video_id", "uri", "mos", "scene_id", "group_id", "target"]
 
 
 @pytest.mark.parametrize("clips", ["file", "frames"])
@@ -130,7 +130,7 @@ def test_what_cannot_be_exported_is_refused(tables: Path, tmp_path: Path) -> Non
     (tmp_path / "full" / "x").write_text("x")
     with pytest.raises(SpecError, match="not empty"):
         export(tables, tmp_path / "full")
-    job = label_job(tmp_path / "tables", {"source": "synthetic:glow"}, versions={**FEW, "regions": 0, "mixes": 0})
+    job = label_job(tmp_path / "tables", {"source": "synthetic:glow"}, renditions={**FEW, "regions": 0, "mixes": 0})
     run_labels(plan_labels(job))
     with pytest.raises(SpecError, match="keep"):
         export(tmp_path / "tables", tmp_path / "c", shares=parse_shares("1/0/0"))
@@ -146,7 +146,7 @@ def test_a_teacher_gives_scores_and_maps(scored: Scored, tmp_path: Path) -> None
 
 
 def test_opinions_are_exported_on_one_scale(tmp_path: Path) -> None:
-    (tmp_path / "mos.csv").write_text("video_id,uri,mos,source_id\na,/v/a.mp4,1,s\nb,/v/b.mp4,5,s\nc,/v/c.mp4,3,t\n")
+    (tmp_path / "mos.csv").write_text("video_id,uri,mos,scene_id\na,/v/a.mp4,1,s\nb,/v/b.mp4,5,s\nc,/v/c.mp4,3,t\n")
     tables = str(tmp_path / "tables")
     import_opinions(tables, StorageOptions(), OpinionList(str(tmp_path / "mos.csv"), Scale(1, 5)))
     export(tables, tmp_path / "set", target="opinions", shares=parse_shares("1/1/0"))

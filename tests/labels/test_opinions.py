@@ -10,7 +10,7 @@ from kvq_batch.labels.opinions import Imported, OpinionList, import_opinions
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.session import open_session
 
-LIST = "video_id,mos,source_id,std,votes\na.mp4,1.5,s,0.4,20\nb.mp4,4.5,s,,\n"
+LIST = "video_id,mos,scene_id,std,votes\na.mp4,1.5,s,0.4,20\nb.mp4,4.5,s,,\n"
 
 
 def bring(folder: Path, text: str, **more: object) -> Imported:
@@ -30,7 +30,7 @@ def test_a_list_is_taken_in_with_its_scale(tmp_path: Path) -> None:
     assert (done.dataset, done.num_opinions, done.num_withdrawn, done.num_in_catalog) == ("study", 2, 0, 0)
     first, second = opinions(tmp_path)
     assert (first["opinion"], first["mos"], first["scale_low"], first["scale_high"]) == (1.5, 12.5, 1.0, 5.0)
-    assert (first["spread"], first["num_opinions"], first["source_id"]) == (0.4, 20, "s")
+    assert (first["spread"], first["num_opinions"], first["scene_id"]) == (0.4, 20, "s")
     assert (second["mos"], second["spread"], second["num_opinions"]) == (87.5, None, None)
 
 

@@ -8,7 +8,7 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import Window
 from kvq_batch.media.decode import Decoding, decode_clips
 from kvq_batch.media.decoders import open_reader
-from kvq_batch.media.fragments import patch_places, splice
+from kvq_batch.media.fragments import patch_offsets, splice
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.media.resize import resize
 from tests.support.material import Material
@@ -22,7 +22,7 @@ def coded(height: int, width: int) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize(("num_pixels", "num_wanted", "num_patches"), [(448, 224, 7), (1080, 224, 7), (541, 96, 3)])
 def test_patches_stand_in_the_middle_of_their_cells(num_pixels: int, num_wanted: int, num_patches: int) -> None:
-    places = patch_places(num_pixels, num_wanted, num_patches).reshape(num_patches, -1)
+    places = patch_offsets(num_pixels, num_wanted, num_patches).reshape(num_patches, -1)
     cell = num_pixels / num_patches
     assert (np.diff(places, axis=1) == 1).all()
     for i, patch in enumerate(places):
@@ -35,7 +35,7 @@ def test_pixels_are_those_of_the_frame_untouched() -> None:
     frame = coded(200, 256)
     out = np.empty((64, 96, 3), np.uint8)
     splice(frame, (2, 3), out)
-    rows, columns = patch_places(200, 64, 2), patch_places(256, 96, 3)
+    rows, columns = patch_offsets(200, 64, 2), patch_offsets(256, 96, 3)
     assert (out[:, :, 0] == (rows % 256)[:, None]).all()
     assert (out[:, :, 1] == (columns % 256)[None, :]).all()
 
@@ -48,7 +48,7 @@ def test_a_frame_too_small_is_enlarged_and_keeps_its_shape(height: int, width: i
     factor = max(224 / height, 224 / width)
     size = (max(224, int(np.ceil(height * factor))), max(224, int(np.ceil(width * factor))))
     larger = resize(frame, size)
-    expected = larger[patch_places(size[0], 224, 7)[:, None], patch_places(size[1], 224, 7)[None, :]]
+    expected = larger[patch_offsets(size[0], 224, 7)[:, None], patch_offsets(size[1], 224, 7)[None, :]]
     assert (out == expected).all()
 
 

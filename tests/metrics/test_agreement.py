@@ -22,7 +22,7 @@ def logistic(x: Real, b1: float, b2: float, b3: float, b4: float) -> Real:
 
 def test_every_figure_is_scipys() -> None:
     x, y = videos(150)
-    found = {name: figure.value for name, figure in agree(x, y, num_draws=20).figures.items()}
+    found = {name: figure.value for name, figure in agree(x, y, n_resamples=20).figures.items()}
     b, _ = curve_fit(logistic, x, y, p0=(y.max(), y.min(), x.mean(), x.std() / 4))
     curve = logistic(x, *b)
     # The published code's own lines (KVQ_SPEC section 5).
@@ -49,7 +49,7 @@ def test_intervals_are_those_of_drawing_whole_sources() -> None:
     shift = generator.normal(size=20)[sources] * 2
     labels = generator.normal(size=240) + shift
     scores = labels + generator.normal(size=20)[sources] * 2 + generator.normal(size=240) * 0.2
-    found = agree(scores, labels, [f"s{source}" for source in sources], num_draws=2000, seed=1).figures["srcc"]
+    found = agree(scores, labels, [f"s{source}" for source in sources], n_resamples=2000, seed=1).figures["srcc"]
     drawn = []
     for _ in range(2000):
         chosen = generator.integers(0, 20, 20)
@@ -58,7 +58,7 @@ def test_intervals_are_those_of_drawing_whole_sources() -> None:
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert found.low == pytest.approx(low, abs=0.03)
     assert found.high == pytest.approx(high, abs=0.03)
-    alone = agree(scores, labels, num_draws=500).figures["srcc"]
+    alone = agree(scores, labels, n_resamples=500).figures["srcc"]
     assert alone.low is not None
     assert alone.high is not None
     assert found.high is not None
@@ -68,7 +68,7 @@ def test_intervals_are_those_of_drawing_whole_sources() -> None:
 
 def test_the_same_seed_gives_the_same_intervals_and_they_hold_the_figure() -> None:
     x, y = videos(80)
-    first, second, other = (agree(x, y, num_draws=200, seed=seed) for seed in (3, 3, 4))
+    first, second, other = (agree(x, y, n_resamples=200, seed=seed) for seed in (3, 3, 4))
     assert first == second
     assert first.figures != other.figures
     for name in ("srcc", "krcc", "plcc", "rmse", "plcc_linear", "rmse_linear"):
@@ -86,13 +86,13 @@ def test_order_within_sources_is_the_mean_of_their_own() -> None:
     labels = generator.normal(size=48)
     scores = labels + generator.normal(size=48) * 0.4 + 10 * generator.normal(size=8)[sources]
     own = [stats.spearmanr(scores[sources == s], labels[sources == s]).statistic for s in range(8)]
-    figure = agree(scores, labels, [str(s) for s in sources], num_draws=300).figures["srcc_within"]
+    figure = agree(scores, labels, [str(s) for s in sources], n_resamples=300).figures["srcc_within"]
     assert figure.value == pytest.approx(np.mean(own))
     assert figure.low is not None
     assert figure.low <= np.mean(own)
     # A source whose scores are all one has no order; it is left out by name, not counted as one.
     scores[sources == 0] = 1.0
-    flat = agree(scores, labels, [str(s) for s in sources], num_draws=300).figures["srcc_within"]
+    flat = agree(scores, labels, [str(s) for s in sources], n_resamples=300).figures["srcc_within"]
     assert flat.value == pytest.approx(np.mean(own[1:]))
     assert flat.reason == "1 of 8 sources are left out: all equal"
 
@@ -126,7 +126,7 @@ def test_few_sources_give_figures_without_intervals() -> None:
 def test_few_different_scores_keep_the_figures_that_need_no_curve() -> None:
     x = np.tile([1.0, 2.0], 6)
     y = np.arange(12.0)
-    row = agree(x, y, num_draws=50).row()
+    row = agree(x, y, n_resamples=50).row()
     assert row["plcc"] is None
     assert row["rmse"] is None
     assert row["b1"] is None
@@ -138,7 +138,7 @@ def test_an_order_that_hangs_on_one_source_has_no_interval() -> None:
     """Five of six sources score the same: a third of the draws has no order."""
     x = np.zeros(12)
     x[:2] = [1.0, 2.0]
-    row = agree(x, np.arange(12.0), [str(i // 2) for i in range(12)], num_draws=300).row()
+    row = agree(x, np.arange(12.0), [str(i // 2) for i in range(12)], n_resamples=300).row()
     assert row["srcc"] is not None
     assert row["srcc_low"] is None
     assert "of the draws have no such figure" in row["remarks"]
@@ -154,9 +154,9 @@ def test_a_curve_that_is_a_step_is_named() -> None:
     generator = np.random.default_rng(3)
     x = np.concatenate([generator.normal(size=40) - 20, generator.normal(size=40) + 20])
     y = np.repeat([20.0, 80.0], 40) + generator.normal(size=80)
-    agreement = agree(x, y, num_draws=50)
+    agreement = agree(x, y, n_resamples=50)
     assert agreement.is_step
     assert agreement.row()["plcc"] > 0.99
     assert "the best curve is a step at a score of" in agreement.row()["remarks"]
     x, y = videos(80)
-    assert not agree(x, y, num_draws=50).is_step
+    assert not agree(x, y, n_resamples=50).is_step

@@ -29,13 +29,13 @@ def test_drawn_sources_give_what_scipy_gives_of_repeated_values(has_ties: bool, 
     generator = np.random.default_rng(2)
     # Sources of unlike size, in no order.
     source_of = generator.permutation(np.arange(60) % num_sources)
-    draws = generator.multinomial(num_sources, np.full(num_sources, 1 / num_sources), size=8).astype(np.float64)
-    weights = draws[:, source_of]
+    bootstrap = generator.multinomial(num_sources, np.full(num_sources, 1 / num_sources), size=8).astype(np.float64)
+    weights = bootstrap[:, source_of]
     np.testing.assert_allclose(pearson(x, y, weights), oracle(stats.pearsonr, x, y, weights), atol=1e-12)
     found = spearman(Ranking(x), Ranking(y), weights)
     np.testing.assert_allclose(found, oracle(stats.spearmanr, x, y, weights), atol=1e-12)
     np.testing.assert_allclose(
-        Pairs(x, y, source_of).kendall(draws), oracle(stats.kendalltau, x, y, weights), atol=1e-6
+        Pairs(x, y, source_of).kendall(bootstrap), oracle(stats.kendalltau, x, y, weights), atol=1e-6
     )
 
 
@@ -62,9 +62,9 @@ def test_concordance_of_two_labels_is_the_area_under_the_roc_curve() -> None:
     is_good = generator.random(80) < 0.3
     x = np.round(generator.normal(size=80) + is_good, 1)
     source_of = np.arange(80) % 9
-    draws = generator.multinomial(9, np.full(9, 1 / 9), size=5).astype(np.float64)
-    found = Pairs(x, is_good.astype(np.float64), source_of).concordance(draws)
-    for share, times in zip(found, draws[:, source_of].astype(int), strict=True):
+    bootstrap = generator.multinomial(9, np.full(9, 1 / 9), size=5).astype(np.float64)
+    found = Pairs(x, is_good.astype(np.float64), source_of).concordance(bootstrap)
+    for share, times in zip(found, bootstrap[:, source_of].astype(int), strict=True):
         good, bad = (np.repeat(x[chosen], times[chosen]) for chosen in (is_good, ~is_good))
         expected = stats.mannwhitneyu(good, bad).statistic / (len(good) * len(bad))
         assert share == pytest.approx(expected, abs=1e-6)

@@ -8,7 +8,7 @@ import pytest
 from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.scorer import ModelOptions, Scorer
-from kvq_batch.labeling.distortions import make_version
+from kvq_batch.labeling.distortions import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.fragments import splice
 from kvq_batch.media.planes import Planes
@@ -56,7 +56,7 @@ def test_it_comes_with_its_weights_and_a_card_that_says_what_they_are() -> None:
 
 
 def test_its_score_falls_as_the_rate_does(scorer: Scorer, source: Planes) -> None:
-    ladder = [make_version(source, Recipe((Step("h264", crf),))) for crf in (22, 32, 40, 48)]
+    ladder = [make_rendition(source, Recipe((Step("h264", crf),))) for crf in (22, 32, 40, 48)]
     scores = [prediction.raw_score for prediction in scorer.score([clip_of(version) for version in ladder])]
     assert scores == sorted(scores, reverse=True), scores
     assert scores[0] - scores[-1] > 0.1
@@ -64,9 +64,9 @@ def test_its_score_falls_as_the_rate_does(scorer: Scorer, source: Planes) -> Non
 
 def test_its_texture_is_low_where_a_region_was_distorted(scorer: Scorer, source: Planes) -> None:
     patch = Patch(Cells(0, 0, 11, 8), (Step("blur", 3),))
-    clean, blurred = scorer.score([clip_of(source), clip_of(make_version(source, Recipe((), (patch,))))])
+    clean, gaussian_blur = scorer.score([clip_of(source), clip_of(make_rendition(source, Recipe((), (patch,))))])
     assert clean.texture is not None
-    assert blurred.texture is not None
-    change = (blurred.texture - clean.texture).mean(0)
+    assert gaussian_blur.texture is not None
+    change = (gaussian_blur.texture - clean.texture).mean(0)
     # Eight of fifteen columns of cells are blurred: the left three of the map's seven wholly, the right three not.
     assert change[:, :3].mean() < change[:, 4:].mean() - 0.02

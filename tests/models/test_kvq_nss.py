@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from kvq_batch.models.kvq.nss import NUM_NATURAL, natural_statistics
+from kvq_batch.models.kvq.nss import NUM_NATURAL, nss_features
 from kvq_batch.models.kvq.pixels import bands_of_tiles
 
 SIDE = 16
@@ -20,7 +20,7 @@ def measured(grey: NDArray[np.floating], red: NDArray[np.floating] | None = None
     luma = torch.from_numpy(np.asarray(grey, np.float32))[None]
     finest = next(bands_of_tiles(luma, 1))
     reddish = luma if red is None else torch.from_numpy(np.asarray(red, np.float32))[None]
-    return torch.stack(list(natural_statistics(luma, finest, reddish, luma, SIDE)), dim=-1)[0].numpy()
+    return torch.stack(list(nss_features(luma, finest, reddish, luma, SIDE)), dim=-1)[0].numpy()
 
 
 def noise(sigma: float, shape: tuple[int, int] = (64, 96)) -> NDArray[np.float64]:

@@ -47,9 +47,9 @@ def test_one_frame_has_no_temporal_difference() -> None:
 def test_blur_is_less_sharp_and_noise_more() -> None:
     generator = np.random.default_rng(1)
     clip = np.kron(generator.integers(60, 200, (4, 12, 12, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
-    blurred = (clip.astype(int) + np.roll(clip, 1, 1) + np.roll(clip, 1, 2) + np.roll(clip, (1, 1), (1, 2))) // 4
+    gaussian_blur = (clip.astype(int) + np.roll(clip, 1, 1) + np.roll(clip, 1, 2) + np.roll(clip, (1, 1), (1, 2))) // 4
     noisy = np.clip(clip + generator.normal(0, 8, clip.shape), 0, 255)
-    scores = [score(version.astype(np.uint8)).raw_score for version in (blurred, clip, noisy)]
+    scores = [score(version.astype(np.uint8)).raw_score for version in (gaussian_blur, clip, noisy)]
     assert scores == sorted(scores)
 
 

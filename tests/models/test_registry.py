@@ -56,7 +56,7 @@ def test_declarations() -> None:
     assert tiny.card.model_id.startswith("kvq-tiny@untrained-")
     assert "UNTRAINED" in tiny.card.summary
     luma = registry.describe(ModelOptions("luma-sharpness"))
-    assert luma.card.origin == "weightless"
+    assert luma.card.origin == "handcrafted"
     # One decode serves both.
     assert tiny.frames == luma.frames == FrameRequest()
     assert tiny.maps == ("texture", "saliency")

@@ -14,7 +14,7 @@ ON_GPUS = (Stage(DECODE, 1, 2, 1.0, 0.0, None), Stage("kvq", 1, 1, 1.0, 1.0, Non
 MEASURED = Throughput({DECODE: 1.0, "kvq": 0.2}, {"kvq": 500}, 2, startup_s=20.0, slowdown=1.25)
 
 
-def foretold(cluster: Cluster, pools: tuple[Stage, ...] = ON_CORES, measured: Throughput = MEASURED) -> Estimate:
+def predicted(cluster: Cluster, pools: tuple[Stage, ...] = ON_CORES, measured: Throughput = MEASURED) -> Estimate:
     return forecast(pools, 1_000_000, measured, cluster, PRICES, block_size=16)
 
 
@@ -23,7 +23,7 @@ def workers(found: Estimate) -> dict[str, int]:
 
 
 def test_cores_are_shared_so_that_every_stage_keeps_up_and_the_job_s_own_numbers_count_for_nothing() -> None:
-    found = foretold(Cluster(cores=121))
+    found = predicted(Cluster(cores=121))
     assert workers(found) == {DECODE: 100, "kvq": 20, DRIVER: 1}
     assert found.seconds is not None
     # Twenty seconds to start, a block of sixteen through model and driver, and 10,000 s of decoding.
@@ -37,7 +37,7 @@ def test_cores_are_shared_so_that_every_stage_keeps_up_and_the_job_s_own_numbers
 
 def test_drivers_are_added_as_they_are_needed_up_to_the_most_shards() -> None:
     quick = Throughput({DECODE: 0.01, "kvq": 0.002})
-    few, many = foretold(Cluster(cores=100), measured=quick), foretold(Cluster(cores=1_000_000), measured=quick)
+    few, many = predicted(Cluster(cores=100), measured=quick), predicted(Cluster(cores=1_000_000), measured=quick)
     assert 1 < workers(few)[DRIVER] < workers(many)[DRIVER] == MAX_SHARDS
     assert many.bound_by == DRIVER
     # What no driver has time for is not held either.
@@ -46,7 +46,7 @@ def test_drivers_are_added_as_they_are_needed_up_to_the_most_shards() -> None:
 
 def test_gpus_score_and_only_so_many_cores_decode_as_keep_them_busy() -> None:
     measured = Throughput({DECODE: 1.0, "kvq": 0.01})
-    starved, busy = foretold(Cluster(102, 2), ON_GPUS, measured), foretold(Cluster(1000, 2), ON_GPUS, measured)
+    starved, busy = predicted(Cluster(102, 2), ON_GPUS, measured), predicted(Cluster(1000, 2), ON_GPUS, measured)
     assert (starved.bound_by, workers(starved)) == (DECODE, {DECODE: 100, "kvq": 1, DRIVER: 1})
     assert workers(busy)["kvq"] == 2
     assert workers(busy)[DECODE] in (200, 201)
@@ -58,13 +58,13 @@ def test_gpus_score_and_only_so_many_cores_decode_as_keep_them_busy() -> None:
 
 def test_a_process_fills_a_core_however_little_of_one_it_reserves() -> None:
     pools = (Stage(DECODE, 1, 1, 0.25, 0.0, None), Stage("kvq", 1, 1, 4.0, 0.0, None))
-    assert workers(foretold(Cluster(10), pools)) == {DECODE: 5, "kvq": 1, DRIVER: 1}
+    assert workers(predicted(Cluster(10), pools)) == {DECODE: 5, "kvq": 1, DRIVER: 1}
 
 
 def test_what_cannot_be_told_is_refused() -> None:
     with pytest.raises(SpecError, match="no run in these tables tells what decode and kvq take: run a part"):
-        foretold(Cluster(8), measured=Throughput())
+        predicted(Cluster(8), measured=Throughput())
     with pytest.raises(SpecError, match="a driver take 3 cores and 0 GPUs; the cluster has fewer"):
-        foretold(Cluster(2))
+        predicted(Cluster(2))
     with pytest.raises(SpecError, match="take 3 cores and 1 GPUs; the cluster has fewer"):
-        foretold(Cluster(64), ON_GPUS)
+        predicted(Cluster(64), ON_GPUS)

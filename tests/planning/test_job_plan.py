@@ -82,8 +82,8 @@ def test_a_job_that_ships_plans(path: Path, videos: Path, tmp_path: Path) -> Non
     job = local(load_job(path), videos, tmp_path / "tables")
     planned = plan_job(job)
     count = LOCAL[job.name][1]
-    assert planned.plan.by_reason["new"] == planned.plan.pairs.num_rows == count * len(job.models)
-    assert planned.plan.pairs["uri"].to_pylist()[0].endswith(VIDEOS[0])
+    assert planned.plan.by_reason["new"] == planned.plan.tasks.num_rows == count * len(job.models)
+    assert planned.plan.tasks["uri"].to_pylist()[0].endswith(VIDEOS[0])
     assert not (tmp_path / "tables").exists()
     # All models of a job are scored from one decode, so they must agree on the frames.
     assert len(planned.models.requests) == 1
@@ -91,12 +91,12 @@ def test_a_job_that_ships_plans(path: Path, videos: Path, tmp_path: Path) -> Non
 
 def test_catalog_columns_of_a_job_reach_the_plan(videos: Path, tmp_path: Path) -> None:
     backfill = plan_job(local(load_job(ROOT / "jobs" / "backfill.toml"), videos, tmp_path / "tables"))
-    rows = backfill.plan.pairs.to_pylist()
+    rows = backfill.plan.tasks.to_pylist()
     assert [(row["start_s"], row["end_s"]) for row in rows[:2]] == [(0.0, 4.0), (4.0, 8.0)]
     assert all(row["video_id"].startswith("archive/") for row in rows)
     assert len({row["content_id"] for row in rows}) == len(rows)
     nightly = plan_job(local(load_job(ROOT / "jobs" / "nightly.toml"), videos, tmp_path / "tables"))
-    assert {row["content_id"] for row in nightly.plan.pairs.to_pylist()} == {f"crc:{video}" for video in VIDEOS}
+    assert {row["content_id"] for row in nightly.plan.tasks.to_pylist()} == {f"crc:{video}" for video in VIDEOS}
 
 
 def test_jobs_differ_where_results_differ(videos: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_planning_starts_no_ray_and_loads_no_torch(videos: Path, tmp_path: Path)
         "from kvq_batch.config.load import make_job\n"
         "job = make_job({'name': 'j', 'tables': sys.argv[2], 'catalog': {'source': sys.argv[1]},"
         " 'models': [{'name': 'kvq-tiny', 'weights': 'untrained'}]}, 'test')\n"
-        "print(plan_job(job).plan.pairs.num_rows, sorted({'torch', 'ray', 'av', 'decord'} & set(sys.modules)))\n"
+        "print(plan_job(job).plan.tasks.num_rows, sorted({'torch', 'ray', 'av', 'decord'} & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", code, str(videos), str(tmp_path / "tables")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)

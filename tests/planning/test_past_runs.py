@@ -24,8 +24,8 @@ def commit(writer: Writer, model: ModelRef, decoded: list[tuple[str, int, float]
         "decode_s": [seconds for _, _, seconds in decoded],
     }
     for name, values in columns.items():
-        place = scores.schema.get_field_index(name)
-        scores = scores.set_column(place, scores.schema.field(place), pa.array(values, scores.schema.types[place]))
+        index = scores.schema.get_field_index(name)
+        scores = scores.set_column(index, scores.schema.field(index), pa.array(values, scores.schema.types[index]))
     writer.commit(replace(batch, scores=scores))
 
 

@@ -32,13 +32,13 @@ def writer(tables: Tables) -> Writer:
 
 
 def reasons(plan: Plan) -> dict[tuple[str, str], str]:
-    rows = plan.pairs.to_pylist()
+    rows = plan.tasks.to_pylist()
     return {(row["video_id"], row["model_name"]): row["reason"] for row in rows}
 
 
 def test_without_tables_everything_is_new() -> None:
     plan = make_plan(None, make_catalog(["b", "a"]), "nightly", [KVQ, LUMA])
-    assert [(r["video_id"], r["model_name"]) for r in plan.pairs.to_pylist()] == [
+    assert [(r["video_id"], r["model_name"]) for r in plan.tasks.to_pylist()] == [
         ("b", "kvq-tiny"),
         ("b", "luma"),
         ("a", "kvq-tiny"),
@@ -46,8 +46,8 @@ def test_without_tables_everything_is_new() -> None:
     ]
     assert plan.by_reason["new"] == 4
     assert plan.counts["new"] == {"kvq-tiny": 2, "luma": 2}
-    assert (plan.num_current, plan.num_quarantined, plan.departed) == (0, 0, ())
-    assert plan.pairs.column_names == [
+    assert (plan.num_current, plan.num_quarantined, plan.removed) == (0, 0, ())
+    assert plan.tasks.column_names == [
         "video_id", "uri", "content_id", "size_bytes", "start_s", "end_s",
         "model_name", "model_id", "fingerprint", "reason",
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_every_reason_in_one_plan(tables_place: tuple[str, StorageOptions]) -> N
     assert plan.by_reason == {
         "new": 1, "content changed": 2, "model changed": 1, "preprocessing changed": 1, "retry": 2, "re-score": 0,
     }  # fmt: skip
-    assert plan.pairs.num_rows + plan.num_current + plan.num_quarantined == len(ids)
+    assert plan.tasks.num_rows + plan.num_current + plan.num_quarantined == len(ids)
 
 
 def test_a_pair_is_a_video_and_a_model(tables: Tables, writer: Writer) -> None:
@@ -159,7 +159,7 @@ def test_the_newest_failure_says_whether_it_is_tried_again(tables: Tables, write
     writer.commit(make_failures(["a"], final=False, permanent=False))
     assert reasons(plan_of()) == {("a", "kvq-tiny"): "retry"}
     writer.commit(make_failures(["a"]))
-    assert (plan_of().num_quarantined, plan_of().pairs.num_rows) == (1, 0)
+    assert (plan_of().num_quarantined, plan_of().tasks.num_rows) == (1, 0)
     # What failed under other content, another model or other settings says nothing of this.
     writer.commit(make_failures(["a"], content="etag:0", final=False))
     writer.commit(make_failures(["a"], OTHER_SETTINGS, final=False))
@@ -183,14 +183,14 @@ def test_departed_videos_are_named_for_their_catalog_only(tables: Tables, writer
     writer.write_catalog(catalog_changes(tables, make_catalog(["a", "b", "c"]), "nightly"))
     writer.write_catalog(catalog_changes(tables, make_catalog(["x"]), "other"))
     today = make_catalog(["b"])
-    assert make_plan(tables, today, "nightly", [KVQ]).departed == ("a", "c")
+    assert make_plan(tables, today, "nightly", [KVQ]).removed == ("a", "c")
     writer.write_catalog(catalog_changes(tables, today, "nightly"))
-    assert make_plan(tables, today, "nightly", [KVQ]).departed == ()
+    assert make_plan(tables, today, "nightly", [KVQ]).removed == ()
 
 
 def test_an_empty_catalog_plans_nothing(tables: Tables) -> None:
     plan = make_plan(tables, make_catalog([]), "nightly", [KVQ])
-    assert (plan.pairs.num_rows, plan.num_current, plan.num_quarantined) == (0, 0, 0)
+    assert (plan.tasks.num_rows, plan.num_current, plan.num_quarantined) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

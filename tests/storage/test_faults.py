@@ -13,7 +13,7 @@ from kvq_batch.domain.identity import UNKNOWN_CONTENT
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.listing import list_below, object_facts
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.retry import Patience
+from kvq_batch.storage.retry import RetryPolicy
 from tests.support.proxy import (
     BROKEN,
     DENIED,
@@ -70,7 +70,7 @@ def put_plain(store: S3Location, name: str) -> str:
 
 
 def fetcher(options: StorageOptions, scratch: Path, attempts: int = 3) -> Fetcher:
-    return Fetcher(options, scratch, 10**8, Patience(attempts, sleep=slept))
+    return Fetcher(options, scratch, 10**8, RetryPolicy(attempts, sleep=slept))
 
 
 @pytest.mark.parametrize("name", PASSING)

@@ -22,7 +22,7 @@ from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
 from kvq_batch.storage.fetch import Fetcher, sweep_dead
 from kvq_batch.storage.listing import content_id_of, list_below
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.retry import Patience
+from kvq_batch.storage.retry import RetryPolicy
 from tests.support.s3 import S3Location, S3Server
 from tests.support.stores import LocalStore, Store
 
@@ -39,7 +39,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 
 def fetcher(store: Store, scratch: Path, max_file_bytes: int = 10**6) -> Fetcher:
-    return Fetcher(store.options, scratch, max_file_bytes, Patience(sleep=lambda _: None))
+    return Fetcher(store.options, scratch, max_file_bytes, RetryPolicy(sleep=lambda _: None))
 
 
 def listed(store: Store) -> str:
@@ -116,7 +116,7 @@ class TestContract:
 
     def test_in_several_threads(self, store: Store, scratch: Path) -> None:
         uris = [store.put(f"{i}.mp4", DATA + bytes([i])) for i in range(12)]
-        fetching = pickle.loads(pickle.dumps(replace(fetcher(store, scratch), patience=Patience(sleep=print))))
+        fetching = pickle.loads(pickle.dumps(replace(fetcher(store, scratch), patience=RetryPolicy(sleep=print))))
         seen: list[int] = []
 
         def take(i: int) -> None:
@@ -326,7 +326,7 @@ class TestFaults:
 
     def fetcher(self, faulty: FaultyStore, scratch: Path, attempts: int = 4) -> Fetcher:
         options = StorageOptions(faulty.end_point, "us-east-1")
-        return Fetcher(options, scratch, 10**6, Patience(attempts, sleep=lambda _: None))
+        return Fetcher(options, scratch, 10**6, RetryPolicy(attempts, sleep=lambda _: None))
 
 
 def test_any_protocol_of_fsspec(scratch: Path) -> None:

@@ -18,7 +18,7 @@ from kvq_batch.storage.options import (
     display_uris,
     filesystem,
     join,
-    refusing,
+    translate_storage_errors,
 )
 from tests.support.s3 import BUCKET, S3Location, S3Server
 
@@ -141,7 +141,10 @@ class TestRefusals:
 
     def test_folder_without_permission(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(SpecError, match="file/below: does not exist"), refusing(f"{tmp_path}/file/below"):
+        with (
+            pytest.raises(SpecError, match="file/below: does not exist"),
+            translate_storage_errors(f"{tmp_path}/file/below"),
+        ):
             (tmp_path / "file" / "below").stat()
 
     def test_nothing_is_refused_where_all_is_well(self, s3_prefix: S3Location, tmp_path: Path) -> None:
@@ -162,5 +165,5 @@ def _knock(door: str, uri: str, options: StorageOptions) -> None:
     if door == "fsspec":
         check_reachable(uri, options)
     else:
-        with refusing(uri):
+        with translate_storage_errors(uri):
             DeltaTable(uri, storage_options={**delta_options(uri, options), "max_retries": "1"})

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from kvq_batch.domain.errors import FetchError, TransientError
-from kvq_batch.storage.retry import Patience
+from kvq_batch.storage.retry import RetryPolicy
 
 
 class Flaky:
@@ -28,7 +28,7 @@ def pauses() -> list[float]:
 
 def test_it_returns_the_first_success_and_pauses_longer_each_time(pauses: list[float]) -> None:
     flaky = Flaky(*[TransientError("not now")] * 5)
-    patience = Patience(attempts=6, first_pause_s=1, longest_pause_s=4, sleep=pauses.append)
+    patience = RetryPolicy(attempts=6, first_pause_s=1, longest_pause_s=4, sleep=pauses.append)
     assert patience.repeat(flaky) == 6
     for pause_s, longest_s in zip(pauses, [1, 2, 4, 4, 4], strict=True):
         assert longest_s / 2 <= pause_s <= longest_s
@@ -36,7 +36,7 @@ def test_it_returns_the_first_success_and_pauses_longer_each_time(pauses: list[f
 
 def test_pauses_differ_by_chance(pauses: list[float]) -> None:
     for _ in range(20):
-        Patience(sleep=pauses.append).repeat(Flaky(TransientError("not now")))
+        RetryPolicy(sleep=pauses.append).repeat(Flaky(TransientError("not now")))
     assert all(first != second for first, second in pairwise(pauses))
 
 
@@ -44,20 +44,20 @@ def test_pauses_differ_by_chance(pauses: list[float]) -> None:
 def test_the_last_error_is_raised_when_the_attempts_are_over(error: Exception, pauses: list[float]) -> None:
     flaky = Flaky(*[error] * 9)
     with pytest.raises(type(error)):
-        Patience(attempts=3, sleep=pauses.append).repeat(flaky)
+        RetryPolicy(attempts=3, sleep=pauses.append).repeat(flaky)
     assert (len(pauses), len(flaky.errors)) == (2, 6)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), FetchError("x", "x")])
 def test_what_does_not_pass_is_not_tried_again(error: Exception, pauses: list[float]) -> None:
     with pytest.raises(type(error)):
-        Patience(sleep=pauses.append).repeat(Flaky(error))
+        RetryPolicy(sleep=pauses.append).repeat(Flaky(error))
     assert pauses == []
 
 
 def test_no_attempt_begins_after_the_time_is_over(pauses: list[float]) -> None:
     with pytest.raises(TransientError):
-        Patience(attempts=100, first_pause_s=1, longest_pause_s=64, total_s=0.4, sleep=pauses.append).repeat(
+        RetryPolicy(attempts=100, first_pause_s=1, longest_pause_s=64, total_s=0.4, sleep=pauses.append).repeat(
             Flaky(*[TransientError("x")] * 99)
         )
     assert pauses == []
@@ -66,4 +66,4 @@ def test_no_attempt_begins_after_the_time_is_over(pauses: list[float]) -> None:
 def test_what_is_no_fault_of_a_store_passes_through() -> None:
     fault: Callable[[int], int] = Flaky(ZeroDivisionError("a defect of ours"))
     with pytest.raises(ZeroDivisionError):
-        Patience().repeat(fault)
+        RetryPolicy().repeat(fault)

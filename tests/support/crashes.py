@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from kvq_batch.engine import run, run_recorder
 from kvq_batch.planning.plan_store import FOLDER, store_plan
 from kvq_batch.storage.options import filesystem, join
-from kvq_batch.tables.data_files import Part
+from kvq_batch.tables.data_files import DataFile
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import DATA_TABLES
 from kvq_batch.tables.writer import Batch, Writer
@@ -89,14 +89,14 @@ class DoomedWriter(Writer):
         self._counts = True
         return commit_seq
 
-    def _store(self, name: str, parts: list[Part]) -> None:
+    def _store(self, name: str, parts: list[DataFile]) -> None:
         if self._counts and self.point == f"inside the upload of {name}":
             file_system, root = self.tables.part_filesystem(name)
             upload_half(file_system, f"{root}/{parts[0].path}", parts[0].content.to_pybytes())
             die()
         super()._store(name, parts)
 
-    def _append(self, name: str, parts: list[Part], commit_seq: int) -> None:
+    def _append(self, name: str, parts: list[DataFile], commit_seq: int) -> None:
         self._reach(f"before the log of {name}")
         super()._append(name, parts, commit_seq)
         self._reach(f"after the log of {name}")
@@ -106,10 +106,10 @@ class DoomedWriter(Writer):
             die()
 
 
-def _doomed_store_plan(tables: Tables, run_id: str, pairs: pa.Table) -> str:
+def _doomed_store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
     if DoomedWriter.point == "before the plan":
         die()
-    uri = store_plan(tables, run_id, pairs)
+    uri = store_plan(tables, run_id, tasks)
     if DoomedWriter.point == "inside the plan":
         file_system, path = filesystem(join(join(tables.uri, FOLDER), f"{run_id}.parquet"), tables.options)
         content = file_system.cat_file(path)
@@ -128,8 +128,8 @@ def upload_half(file_system: Any, path: str, content: bytes) -> None:
         return
     bucket, _, key = path.partition("/")
     file_system.connect()
-    place = {"Bucket": bucket, "Key": key}
-    url = urlsplit(sync(file_system.loop, file_system.s3.generate_presigned_url, "put_object", Params=place))
+    index = {"Bucket": bucket, "Key": key}
+    url = urlsplit(sync(file_system.loop, file_system.s3.generate_presigned_url, "put_object", Params=index))
     head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(content)}\r\n\r\n"
     connection = socket.create_connection((url.hostname, url.port))
     connection.sendall(head.encode() + half)

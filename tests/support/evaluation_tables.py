@@ -48,9 +48,9 @@ def make_study(folder: Path) -> Study:
     writer.write_catalog(catalog_changes(tables, catalog, "nightly"))
     writer.commit(scored(videos, scores, KVQ))
     half = NUM // 2
-    writer.commit(scored(videos[:half], -scores[:half], LUMA, "weightless"))
+    writer.commit(scored(videos[:half], -scores[:half], LUMA, "handcrafted"))
     lines = [f"{Path(v).name},{y},{s}" for v, y, s in zip(videos, values, sources, strict=True)]
-    (folder / "study.csv").write_text("\n".join(["file,mos,source_id", *lines]) + "\n")
+    (folder / "study.csv").write_text("\n".join(["file,mos,scene_id", *lines]) + "\n")
     return Study(tables.uri, str(folder / "study.csv"), writer, videos, scores, values, sources)
 
 

@@ -15,7 +15,7 @@ VIDEOS = ("a", "b", "c")
 
 def run_row(state: str, scored: int, failed: int, planned: int, not_reached: int = 0) -> Any:
     row = make_run([KVQ, LUMA], state=state).to_pylist(maps_as_pydicts="lossy")[0]
-    counts = {"num_scored": scored, "num_failed": failed, "num_planned": planned, "num_not_reached": not_reached}
+    counts = {"num_scored": scored, "num_failed": failed, "num_planned": planned, "num_remaining": not_reached}
     return make_rows("runs", [{k: v for k, v in row.items() if k not in ("run_id", "commit_seq")} | counts])
 
 

@@ -80,7 +80,7 @@ class Counts:
     retry: int
     current: int
     quarantined: int
-    departed: int
+    removed: int
     scored: int
     failed: int
     not_reached: int
@@ -158,7 +158,7 @@ class Oracle:
     newest: dict[str, tuple[int, int]] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
 
-    def foretell(self, world: World, night: Night) -> Counts:
+    def estimate_cluster(self, world: World, night: Night) -> Counts:
         """The counts of the night, which is over when this returns."""
         counts: Counter[str] = Counter()
         due: list[str] = []
@@ -183,7 +183,7 @@ class Oracle:
             for video, content in world.now.items()
             if video in ever
         )
-        departed, self.listed = len(self.listed - set(world.now)), set(world.now)
+        removed, self.listed = len(self.listed - set(world.now)), set(world.now)
         return Counts(
             videos=len(world.now),
             new=counts["new"],
@@ -192,7 +192,7 @@ class Oracle:
             retry=counts["retry"],
             current=counts["current"],
             quarantined=counts["quarantined"],
-            departed=departed,
+            removed=removed,
             scored=outcomes["good"],
             failed=outcomes["broken"] + outcomes["missing"],
             not_reached=len(due[room:]),
@@ -287,7 +287,7 @@ max_failure_share = 1.0
             (row,) = session.sql("SELECT * FROM runs ORDER BY commit_seq DESC LIMIT 1").to_pylist()
             ((stale,),) = session.sql("SELECT count(*) FILTER (is_stale) FROM scores_latest").to_pydict().values()
         reasons = dict(row["planned_by_reason"])
-        assert sum(reasons.values()) == row["num_planned"] == plan.pairs.num_rows
+        assert sum(reasons.values()) == row["num_planned"] == plan.tasks.num_rows
         counts = Counts(
             videos=row["num_videos"],
             new=reasons.get("new", 0),
@@ -296,10 +296,10 @@ max_failure_share = 1.0
             retry=reasons.get("retry", 0),
             current=plan.num_current,
             quarantined=plan.num_quarantined,
-            departed=row["num_departed"],
+            removed=row["num_removed"],
             scored=row["num_scored"],
             failed=row["num_failed"],
-            not_reached=row["num_not_reached"],
+            not_reached=row["num_remaining"],
             stale=stale,
         )
         return counts, done.returncode, seconds
@@ -330,8 +330,8 @@ def live(folder: Path, size: int, week: Sequence[Night] = WEEK) -> Iterator[tupl
     for night in week:
         world.dawn(night)
         site.lay_out(dict(sorted(world.now.items())))
-        foretold = oracle.foretell(world, night)
-        yield foretold, *site.run(night)
+        predicted = oracle.estimate_cluster(world, night)
+        yield predicted, *site.run(night)
     site.check_whole(oracle)
 
 
@@ -344,9 +344,9 @@ def main() -> int:
     rows.append("|" + "---|" * (len(names) + 4))
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="kvq-nights-") as folder:
-        for number, (foretold, counts, code, seconds) in enumerate(live(Path(folder), size), 1):
+        for number, (predicted, counts, code, seconds) in enumerate(live(Path(folder), size), 1):
             differing = {
-                name: (value, getattr(counts, name)) for name, value in asdict(foretold).items()
+                name: (value, getattr(counts, name)) for name, value in asdict(predicted).items()
                 if value != getattr(counts, name)
             }  # fmt: skip
             wrong += bool(differing)

@@ -23,7 +23,7 @@ from tests.support.processes import Process, below
 from tests.support.s3 import free_ports
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 900.0
+CLEANUP_TIMEOUT_S = 900.0
 _STARTS = 4
 _TOLD = 4000
 _NOT_THEIRS = ("RAY_", "AWS_", "PYTHONPATH")
@@ -168,7 +168,7 @@ class Submitter:
         """stdout and stderr of a command that ends with `exit_code`."""
         process = self.start(*arguments)
         try:
-            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+            stdout, stderr = process.communicate(timeout=CLEANUP_TIMEOUT_S)
         finally:
             process.kill()
         assert process.returncode == exit_code, stdout + stderr
@@ -176,7 +176,7 @@ class Submitter:
 
 
 def wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + CLEANUP_TIMEOUT_S
     while not is_so():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.3)

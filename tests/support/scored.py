@@ -54,8 +54,8 @@ def make_scored(folder: Path, num_clips: int = 2) -> Scored:
 
 
 def without_maps(videos: Sequence[str], model: ModelRef, content: str) -> Batch:
-    """Scores of a weightless model."""
+    """Scores of a handcrafted model."""
     whole = make_batch(videos, model, content)
-    rows = [row | {"model_origin": "weightless"} for row in whole.scores.to_pylist(maps_as_pydicts="lossy")]
+    rows = [row | {"model_origin": "handcrafted"} for row in whole.scores.to_pylist(maps_as_pydicts="lossy")]
     rows = [{name: value for name, value in row.items() if name not in ("run_id", "commit_seq")} for row in rows]
     return Batch(None, whole.clips, None, make_rows("scores", rows))

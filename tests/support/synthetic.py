@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.models.kvq.config import KvqConfig
-from kvq_batch.training.process_group import Group
+from kvq_batch.training.process_group import ProcessGroup
 from kvq_batch.training.samples import Sample, Views
 from kvq_batch.training.settings import LossWeights, Machine, Optimiser, TrainSettings
 from kvq_batch.training.trainer import Trainer, TrainObserver
@@ -87,7 +87,7 @@ def toy_trainer(
     folder: Path,
     settings: TrainSettings,
     machine: Machine | None = None,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
     observer: TrainObserver | None = None,
 ) -> Trainer:
     machine = machine or Machine(num_threads=2, checkpoint_every=5)

@@ -73,7 +73,7 @@ class TallyFamily:
         if options.weights is None:
             raise SpecError("the model of the tests needs a file with its tally as weights")
         digest = hashlib.sha256(Path(options.weights).read_bytes()).hexdigest()
-        card = ModelCard("tally", "1", digest, "weightless", self.summary)
+        card = ModelCard("tally", "1", digest, "handcrafted", self.summary)
         return ScorerSpec(card, FRAMES, maps=("texture", "saliency"), devices=("cpu",))
 
     def build(self, options: ModelOptions) -> TallyScorer:

@@ -29,7 +29,7 @@ from tests.support.processes import Process, below
 from tests.support.s3 import S3Location
 from tests.support.tally import Tally, counted, install
 
-PATIENCE_S = 180.0
+CLEANUP_TIMEOUT_S = 180.0
 """How long the last processes of a dead run may take to notice."""
 
 _SLOW_TO_DIE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -155,7 +155,7 @@ def distinct(content: bytes, number: int) -> bytes:
 def names_of(num_videos: int, *poison: str) -> list[str]:
     """File names in the catalog's order, with each kind of `poison` somewhere in the middle, in the order given."""
     step = num_videos // (len(poison) + 1) if poison else num_videos
-    kinds = {step * (place + 1): kind for place, kind in enumerate(poison)}
+    kinds = {step * (index + 1): kind for index, kind in enumerate(poison)}
     return [f"v{number:03}{'-' + kinds[number] if number in kinds else ''}.mp4" for number in range(num_videos)]
 
 
@@ -177,7 +177,7 @@ def check(trial: Trial) -> int:
     # The run, or its resumption, ended; and the same command again would do nothing.
     assert trial.state()["state"] == "finished"
     plan = plan_again(trial)
-    assert plan.by_reason["retry"] == plan.pairs.num_rows == len(trial.poison) - plan.num_quarantined
+    assert plan.by_reason["retry"] == plan.tasks.num_rows == len(trial.poison) - plan.num_quarantined
 
     # The poison, and only the poison.
     final = trial.ask("SELECT DISTINCT video_id, error FROM failures WHERE final")
@@ -202,7 +202,7 @@ def check(trial: Trial) -> int:
     assert len(scored) == len(trial.healthy) == trial.ask("SELECT count(*) AS n FROM scores")[0]["n"]
 
     # Every run's sums.
-    off = "num_planned <> num_scored + num_failed + num_not_reached"
+    off = "num_planned <> num_scored + num_failed + num_remaining"
     assert trial.ask(f"SELECT * FROM runs WHERE state = 'running' OR {off}") == []
 
     check_tables_whole(trial)
@@ -236,7 +236,7 @@ def wait_for_death(processes: Sequence[Process], attendants: bool = False) -> No
 
     Raises: AssertionError naming those that stay.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + CLEANUP_TIMEOUT_S
     exempt = () if attendants else _SLOW_TO_DIE
     while alive := [process for process in processes if process.is_alive and not process.title.startswith(exempt)]:
         assert time.monotonic() < deadline, [f"{process} {process.title}" for process in alive]
@@ -245,5 +245,5 @@ def wait_for_death(processes: Sequence[Process], attendants: bool = False) -> No
 
 def promised(trial: Trial) -> int:
     """The most inferences that the runs of the trial that died say they made in vain."""
-    row = trial.ask("SELECT coalesce(sum(num_repeated_at_most), 0)::INT AS n FROM runs WHERE state = 'died'")[0]
+    row = trial.ask("SELECT coalesce(sum(max_repeated), 0)::INT AS n FROM runs WHERE state = 'died'")[0]
     return int(row["n"])

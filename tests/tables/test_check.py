@@ -15,8 +15,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import EXAMPLES, Finding, check_tables
 from kvq_batch.tables.compaction import compact, store
-from kvq_batch.tables.data_files import Part, make_part
-from kvq_batch.tables.delta import LoggedPart, Tables
+from kvq_batch.tables.data_files import DataFile, make_data_file
+from kvq_batch.tables.delta import LoggedFile, Tables
 from kvq_batch.tables.schemas import find_schema
 from kvq_batch.tables.writer import Batch, Writer
 from tests.support.finished_run import fill, run_row
@@ -59,7 +59,7 @@ def test_what_a_dying_run_left_is_told_and_no_error(tmp_path: Path) -> None:
     dying.write_run(run_row("running", 0, 0, 1, 1))
     whole = make_batch(["d", "e"], KVQ)
     dying.commit(Batch(maps=whole.maps, clips=whole.clips))
-    Writer(Tables.open(str(tmp_path)), "run-3").write_run(run_row("died", 0, 0, 1, 1), run_id="run-2")
+    Writer(Tables.open(str(tmp_path)), "run-3").write_run(run_row("crashed", 0, 0, 1, 1), run_id="run-2")
     findings = check(writer.tables)
     assert errors(findings) == set()
     invisible = [(f.table, f.message) for f in findings if f.kind == "invisible"]
@@ -67,19 +67,21 @@ def test_what_a_dying_run_left_is_told_and_no_error(tmp_path: Path) -> None:
     assert all("left by a dying run: 2 rows, invisible" in message for _, message in invisible)
 
 
-def first_part(tables: Tables, name: str) -> LoggedPart:
+def first_part(tables: Tables, name: str) -> LoggedFile:
     return next(part for part in tables.parts(name) if part.partition.get("model_id", KVQ.model_id) == KVQ.model_id)
 
 
-def path_of(tables: Tables, name: str, part: LoggedPart) -> Path:
+def path_of(tables: Tables, name: str, part: LoggedFile) -> Path:
     return Path(tables.uri) / name / part.path
 
 
-def rows_of(tables: Tables, name: str, part: LoggedPart) -> Any:
+def rows_of(tables: Tables, name: str, part: LoggedFile) -> Any:
     return pq.ParquetFile(path_of(tables, name, part)).read()
 
 
-def append(tables: Tables, name: str, part: Part, stats: dict[str, Any] | None = None, *removed: LoggedPart) -> None:
+def append(
+    tables: Tables, name: str, part: DataFile, stats: dict[str, Any] | None = None, *removed: LoggedFile
+) -> None:
     """A commit past every check of ours."""
     store(tables, name, part)
     action: AddAction = part.action
@@ -100,7 +102,7 @@ def append(tables: Tables, name: str, part: Part, stats: dict[str, Any] | None =
 def relog(tables: Tables, name: str, stats: dict[str, Any]) -> str:
     """The first part again, under a log entry that says something else; its path."""
     old = first_part(tables, name)
-    part = make_part(rows_of(tables, name, old), find_schema(name), old.partition, "relogged")
+    part = make_data_file(rows_of(tables, name, old), find_schema(name), old.partition, "relogged")
     append(tables, name, part, stats, old)
     return part.path
 
@@ -176,7 +178,7 @@ def test_a_part_of_other_types(tmp_path: Path) -> None:
     old = first_part(tables, "scores")
     rows = rows_of(tables, "scores", old)
     rows = rows.set_column(rows.column_names.index("width_px"), "width_px", pa.array(["wide"] * rows.num_rows))
-    part = make_part(rows, find_schema("scores"), old.partition, "typed")
+    part = make_data_file(rows, find_schema("scores"), old.partition, "typed")
     append(tables, "scores", part, None, old)
     assert ("wrong_type", "scores", part.path) in errors(check(tables))
 
@@ -186,7 +188,7 @@ def test_rows_that_stand_twice(tmp_path: Path, name: str) -> None:
     tables = fill(str(tmp_path)).tables
     old = max(tables.parts(name), key=lambda part: part.low["commit_seq"])
     rows = rows_of(tables, name, old)
-    append(tables, name, make_part(rows, find_schema(name), old.partition, "again"))
+    append(tables, name, make_data_file(rows, find_schema(name), old.partition, "again"))
     videos = set(rows.column("video_id").to_pylist())
     assert {("twice", name, video) for video in videos} <= errors(check(tables))
 
@@ -194,7 +196,7 @@ def test_rows_that_stand_twice(tmp_path: Path, name: str) -> None:
 def replaced_rows(tables: Tables, name: str, change: Callable[[Any], Any]) -> None:
     old = first_part(tables, name)
     rows = change(rows_of(tables, name, old))
-    append(tables, name, make_part(rows, find_schema(name), old.partition, "changed"), None, old)
+    append(tables, name, make_data_file(rows, find_schema(name), old.partition, "changed"), None, old)
 
 
 def test_clips_and_maps_that_do_not_fit_their_scores(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_rows_of_no_run_and_of_no_commit(tmp_path: Path) -> None:
     rows = rows.set_column(rows.column_names.index("commit_seq"), "commit_seq", ahead)
     nobody = pa.array(["nobody"] * rows.num_rows)
     rows = rows.set_column(rows.column_names.index("run_id"), "run_id", nobody)
-    append(tables, "scores", make_part(rows, find_schema("scores"), old.partition, "foreign"))
+    append(tables, "scores", make_data_file(rows, find_schema("scores"), old.partition, "foreign"))
     findings = check(tables)
     assert ("ahead_of_log", "scores", "nobody") in errors(findings)
     assert [f.subject for f in findings if f.kind == "unknown_run"] == ["nobody"]

@@ -5,7 +5,7 @@ import pytest
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.planning.plan_store import store_plan
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.retry import Patience
+from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.writer import Writer
 from tests.support.proxy import BROKEN, EXPIRED, FULL, SLOW_DOWN, Fault, FaultProxy, Lost, Reset, Short, slept
@@ -30,7 +30,7 @@ class Place:
         proxy.requests.clear()
 
     def new_writer(self, run_id: str) -> Writer:
-        return Writer(Tables.create(self.uri, self.options), run_id, Patience(attempts=2, sleep=slept))
+        return Writer(Tables.create(self.uri, self.options), run_id, RetryPolicy(attempts=2, sleep=slept))
 
     def scored(self) -> list[str]:
         """Videos with a score, as somebody sees them who comes later; maps of a score are there with it."""

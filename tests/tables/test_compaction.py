@@ -17,8 +17,8 @@ from kvq_batch.planning.plan import make_plan
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import Finding, check_tables
 from kvq_batch.tables.compaction import Compaction, choose, compact, merge, plan_compaction, replace, store
-from kvq_batch.tables.data_files import make_part, statistics
-from kvq_batch.tables.delta import LoggedPart, Tables
+from kvq_batch.tables.data_files import make_data_file, statistics
+from kvq_batch.tables.delta import LoggedFile, Tables
 from kvq_batch.tables.schemas import DATA_TABLES, find_schema
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.vacuum import delete_leftovers, leftovers
@@ -62,7 +62,7 @@ def answers(uri: str, options: StorageOptions) -> dict[str, Any]:
         found = {name: session.sql(f"SELECT * FROM {name} ORDER BY ALL") for name in QUESTIONS}
     catalog = make_catalog([f"shows/season-1/{number:04d}" for number in range(12)])
     plan = make_plan(tables, catalog, "nightly", [KVQ, LUMA])
-    return {**found, "pairs": plan.pairs, "counts": plan.counts, "current": plan.num_current}
+    return {**found, "pairs": plan.tasks, "counts": plan.counts, "current": plan.num_current}
 
 
 def errors(findings: list[Finding]) -> list[Finding]:
@@ -135,8 +135,8 @@ def test_rows_of_a_large_part_are_found_in_small_groups(tmp_path: Path) -> None:
 
 
 def test_only_small_neighbours_of_one_partition_are_merged() -> None:
-    def part(name: str, size: int, seq: int, model: str = "m", rows: int | None = 10) -> LoggedPart:
-        return LoggedPart(name, size, rows, {"model_id": model}, {"commit_seq": seq}, {"commit_seq": seq})
+    def part(name: str, size: int, seq: int, model: str = "m", rows: int | None = 10) -> LoggedFile:
+        return LoggedFile(name, size, rows, {"model_id": model}, {"commit_seq": seq}, {"commit_seq": seq})
 
     parts = [
         part("d", 40, 4),
@@ -200,10 +200,10 @@ def test_parts_with_other_rows_than_the_log_says_are_left_alone(tmp_path: Path) 
         ("narrow", {"numRecords": 2, "minValues": {"video_id": "b", "commit_seq": 0}}),
     ]
     for stem, stats in cases:
-        part = make_part(rows, find_schema("scores"), whole.partition, stem)
+        part = make_data_file(rows, find_schema("scores"), whole.partition, stem)
         (tmp_path / "scores" / part.path).write_bytes(part.content)
         told = statistics(pq.read_metadata(pa.BufferReader(part.content))) | stats
-        logged = LoggedPart(
+        logged = LoggedFile(
             part.path, part.action.size, told["numRecords"], whole.partition, told["minValues"], told["maxValues"]
         )
         with pytest.raises(FatalError, match=r"the log (promises 5 rows|has)"):

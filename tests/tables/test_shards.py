@@ -178,7 +178,7 @@ def test_a_shard_says_of_no_other_video_that_it_left(tmp_path: Path) -> None:
     first = in_shard(make_catalog(names), FOUR[0])["video_id"].to_pylist()
     tables = Tables.open(str(tmp_path))
     left = [name for name in names[:1] if name in first]
-    assert make_plan(tables, today, "nightly", [KVQ], Select(shard="1/4")).departed == tuple(left)
+    assert make_plan(tables, today, "nightly", [KVQ], Select(shard="1/4")).removed == tuple(left)
     assert catalog_changes(tables, today, "nightly", FOUR[0])["video_id"].to_pylist() == left
 
 

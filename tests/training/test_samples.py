@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.training.samples import Part, Sample, batch_places, data_digest, split_samples, version_sets
+from kvq_batch.training.samples import DataFile, Sample, batch_indices, data_digest, rendition_sets, split_samples
 
 SCALE = (0.0, 100.0)
 
@@ -23,7 +23,7 @@ def samples(num_sources: int = 10, versions: int = 3) -> list[Sample]:
 def test_no_source_stands_in_both_parts() -> None:
     rows = samples()
     split = split_samples(rows, SCALE, share=0.25, seed=0)
-    parts = [{rows[place].source_id for place in places} for places in (split.train, split.validation)]
+    parts = [{rows[place].scene_id for place in places} for places in (split.train, split.validation)]
     assert not parts[0] & parts[1]
     assert len(parts[1]) == 2
     assert sorted([*split.train, *split.validation]) == list(range(30))
@@ -32,10 +32,10 @@ def test_no_source_stands_in_both_parts() -> None:
 
 
 def test_a_split_that_samples_bring_is_kept() -> None:
-    parts: dict[int, Part] = {2: "validation", 7: "validation"}
-    rows = [Sample(s.sample_id, s.source_id, s.label, parts.get(n // 3, "train")) for n, s in enumerate(samples())]
+    parts: dict[int, DataFile] = {2: "validation", 7: "validation"}
+    rows = [Sample(s.sample_id, s.scene_id, s.label, parts.get(n // 3, "train")) for n, s in enumerate(samples())]
     split = split_samples(rows, SCALE, share=0.5, seed=0)
-    assert {rows[place].source_id for place in split.validation} == {"s2", "s7"}
+    assert {rows[place].scene_id for place in split.validation} == {"s2", "s7"}
 
 
 def test_nothing_is_held_out_where_nothing_is_asked_for() -> None:
@@ -74,10 +74,10 @@ def test_one_source_only_is_refused() -> None:
 
 
 def test_constant_labels_are_refused() -> None:
-    rows = [Sample(s.sample_id, s.source_id, 50.0) for s in samples()]
+    rows = [Sample(s.sample_id, s.scene_id, 50.0) for s in samples()]
     with pytest.raises(SpecError, match="labels of the training set are 50"):
         split_samples(rows, SCALE, 0.1, 0)
-    rows = [Sample(s.sample_id, s.source_id, s.label, "train") for s in samples()]
+    rows = [Sample(s.sample_id, s.scene_id, s.label, "train") for s in samples()]
     rows += [Sample(f"v{n}", "held", 7.0, "validation") for n in range(2)]
     with pytest.raises(SpecError, match="labels of the validation set are 7"):
         split_samples(rows, SCALE, 0.1, 0)
@@ -85,13 +85,13 @@ def test_constant_labels_are_refused() -> None:
 
 def test_batches_pass_every_sample_once_an_epoch() -> None:
     train = np.arange(100, 110)
-    drawn = np.concatenate([batch_places(train, 4, step, seed=1) for step in range(10)])
+    drawn = np.concatenate([batch_indices(train, 4, step, seed=1) for step in range(10)])
     for epoch in range(4):
         assert sorted(drawn[10 * epoch : 10 * epoch + 10]) == list(train)
     assert Counter(drawn.tolist()) == dict.fromkeys(range(100, 110), 4)
     assert drawn[:10].tolist() != drawn[10:20].tolist()
-    assert batch_places(train, 4, 3, seed=1).tolist() == drawn[12:16].tolist()
-    assert batch_places(train, 4, 3, seed=2).tolist() != drawn[12:16].tolist()
+    assert batch_indices(train, 4, 3, seed=1).tolist() == drawn[12:16].tolist()
+    assert batch_indices(train, 4, 3, seed=2).tolist() != drawn[12:16].tolist()
 
 
 def test_versions_of_the_same_frames_stand_side_by_side() -> None:
@@ -99,24 +99,24 @@ def test_versions_of_the_same_frames_stand_side_by_side() -> None:
     rows = [Sample(f"v{n}", frames, 1.0, frames_id=frames) for n, frames in enumerate("aaaaabbbbc")]
     train = np.arange(2, 12)
     held_out = [Sample("x", "x", 0.0, frames_id="a")] * 2
-    sets = version_sets([*held_out, *rows], train, 4)
+    sets = rendition_sets([*held_out, *rows], train, 4)
     assert sets is not None
     assert sets.count == 4
-    drawn = np.concatenate([batch_places(train, 8, step, 0, sets) for step in range(6)])
+    drawn = np.concatenate([batch_indices(train, 8, step, 0, sets) for step in range(6)])
     frames = np.array([rows[place - 2].frames_id for place in drawn]).reshape(-1, 4)
     assert all(len(set(row)) == 1 for row in frames)
     for epoch in range(3):
         assert set(drawn[16 * epoch : 16 * epoch + 16].tolist()) == set(train.tolist())
     assert len({tuple(drawn[16 * epoch : 16 * epoch + 16]) for epoch in range(3)}) == 3
-    assert batch_places(train, 8, 5, 0, sets).tolist() == drawn[40:48].tolist()
+    assert batch_indices(train, 8, 5, 0, sets).tolist() == drawn[40:48].tolist()
     whole = drawn.reshape(-1, 4)[frames[:, 0] == "b"]
     assert all(sorted(row) == [7, 8, 9, 10] for row in whole)
 
 
 def test_versions_of_unknown_frames_are_refused_by_name() -> None:
-    assert version_sets(samples(), np.arange(3), 1) is None
+    assert rendition_sets(samples(), np.arange(3), 1) is None
     with pytest.raises(SpecError, match=r"'s0-v1'.* frames_id, or set training.versions = 1"):
-        version_sets(samples(), np.arange(1, 3), 2)
+        rendition_sets(samples(), np.arange(1, 3), 2)
 
 
 def test_other_labels_are_other_data() -> None:

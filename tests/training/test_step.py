@@ -16,8 +16,8 @@ from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.training.assembly import trainable_network
 from kvq_batch.training.initialisation import initial_tensors, started_from_kinetics
 from kvq_batch.training.objective import TensorBatch, compute_losses
-from kvq_batch.training.optimisation import Optimisation, rate_factor
-from kvq_batch.training.process_group import Alone
+from kvq_batch.training.optimisation import Optimisation, lr_factor
+from kvq_batch.training.process_group import SingleProcess
 from kvq_batch.training.settings import LossWeights, Optimiser
 from tests.goldens import golden_recipe
 from tests.support.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, lively_tensors, noise_clips
@@ -34,7 +34,7 @@ def test_the_golden_step() -> None:
     network = trainable(as_torch(golden_tensors()))
     clips = np.stack([golden_recipe.normalise(golden_recipe.video(seed, 32, 64, 64)) for seed in (61, 62, 63)])
     batch = TensorBatch(torch.from_numpy(clips), torch.tensor([35, 71.5, 52.25]).double(), None)
-    found = compute_losses(network, batch, LossWeights(), (2, 32, 32), Alone())
+    found = compute_losses(network, batch, LossWeights(), (2, 32, 32), SingleProcess())
     assert np.abs(found.predictions.numpy() - golden["step.pred"][:, 0]).max() < 1e-4
     losses = [found.terms[name] for name in ("plcc", "rank", "lpc", "loss")]
     assert np.abs(np.array(losses) - golden["step.losses"]).max() < 1e-5
@@ -70,7 +70,7 @@ def test_computing_blocks_again_changes_no_gradient() -> None:
     for recompute in (False, True):
         network = trainable(as_torch(lively_tensors(SMALL)), dropout=0.5, recompute=recompute)
         torch.manual_seed(3)
-        losses = compute_losses(network, small_batch(), LossWeights(lpc=1.0), (2, 8, 8), Alone())
+        losses = compute_losses(network, small_batch(), LossWeights(lpc=1.0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
     for name, gradient in found[0].items():
@@ -82,7 +82,7 @@ def test_small_attentions_have_the_gradients_of_fused_ones(monkeypatch: pytest.M
     for largest in (attention._CPU_STEP_BYTES, 0):
         monkeypatch.setattr(attention, "_CPU_STEP_BYTES", largest)
         network = trainable(as_torch(lively_tensors(SMALL)))
-        losses = compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), Alone())
+        losses = compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
     for name, gradient in found[0].items():
@@ -111,13 +111,13 @@ def test_every_term_that_counts_is_told_and_weighed() -> None:
     network = trainable(as_torch(lively_tensors(SMALL)))
     weights = LossWeights(plcc=1, rank=0.5, lpc=0.25, score=2, cells=3, pairs=4)
     batch = dataclasses.replace(small_batch(cells=True), versions=2)
-    found = compute_losses(network, batch, weights, (2, 8, 8), Alone())
+    found = compute_losses(network, batch, weights, (2, 8, 8), SingleProcess())
     names = ("plcc", "rank", "lpc", "score", "cells", "pairs")
     expected = sum(getattr(weights, name) * found.terms[name] for name in names)
     assert min(found.terms[name] for name in names) > 0
     assert found.terms["loss"] == pytest.approx(expected)
     assert found.total.item() == pytest.approx(expected, rel=1e-6)
-    assert set(compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), Alone()).terms) == {
+    assert set(compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), SingleProcess()).terms) == {
         "plcc",
         "rank",
         "loss",
@@ -125,13 +125,13 @@ def test_every_term_that_counts_is_told_and_weighed() -> None:
 
 
 def test_the_rate_warms_up_and_falls_as_published() -> None:
-    found = [rate_factor(step, 10, 100) for step in range(100)]
+    found = [lr_factor(step, 10, 100) for step in range(100)]
     assert found[0] == 0
     assert found[5] == 0.5
     assert found[10] == 1
     assert found[60] == pytest.approx(0.5 * (1 + math.cos(math.pi * 50 / 100)))
     assert 0 < found[99] < 0.03
-    assert rate_factor(0, 0, 100) == 1
+    assert lr_factor(0, 0, 100) == 1
 
 
 def test_steps_are_adamw_with_two_rates_and_an_average() -> None:
@@ -147,19 +147,19 @@ def test_steps_are_adamw_with_two_rates_and_an_average() -> None:
         for name in names[:2]:
             gradient = generator.normal(size=expected[name].shape)
             by_name[name].grad = torch.tensor(gradient, dtype=torch.float32)
-            rate = 0.01 * (0.1 if "backbone" in name else 1) * rate_factor(step, 2, 5)
+            rate = 0.01 * (0.1 if "backbone" in name else 1) * lr_factor(step, 2, 5)
             first[name] = 0.9 * first[name] + 0.1 * gradient
             second[name] = 0.999 * second[name] + 0.001 * gradient**2
             expected[name] = expected[name] * (1 - rate * 0.05)
             corrected = np.sqrt(second[name] / (1 - 0.999 ** (step + 1))) + 1e-8
             expected[name] -= rate * first[name] / (1 - 0.9 ** (step + 1)) / corrected
-        expected[names[2]] = expected[names[2]] * (1 - 0.01 * rate_factor(step, 2, 5) * 0.05)
-        optimisation.update(step, Alone())
+        expected[names[2]] = expected[names[2]] * (1 - 0.01 * lr_factor(step, 2, 5) * 0.05)
+        optimisation.update(step, SingleProcess())
         for name in names:
             average[name] = 0.9 * average[name] + 0.1 * expected[name]
     for name in names:
         assert np.allclose(by_name[name].detach().numpy(), expected[name], atol=1e-6), name
-        assert np.allclose(optimisation.averaged[name].numpy(), average[name], atol=1e-6), name
+        assert np.allclose(optimisation.ema_params[name].numpy(), average[name], atol=1e-6), name
 
 
 def test_a_clipped_gradient_keeps_its_direction() -> None:
@@ -169,7 +169,7 @@ def test_a_clipped_gradient_keeps_its_direction() -> None:
         optimisation = Optimisation(network, Optimiser(clip_norm=clip_norm), steps=5)
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)
-        norms.append(optimisation.update(0, Alone()))
+        norms.append(optimisation.update(0, SingleProcess()))
         moments = [value for name, value in optimisation.tensors().items() if name.startswith("exp_avg/")]
         clipped = torch.cat([value.flatten() for value in moments]).norm().item() / 0.1
         assert clipped == pytest.approx(clip_norm or norms[0], rel=1e-4)
@@ -182,7 +182,7 @@ def test_a_gradient_that_is_no_number_ends_the_training() -> None:
     optimisation = Optimisation(network, Optimiser(), steps=5)
     network.vqa_head.fc_last.weight.grad = torch.full_like(before, math.nan)
     with pytest.raises(FatalError, match="step 3: the gradient is nan"):
-        optimisation.update(3, Alone())
+        optimisation.update(3, SingleProcess())
     assert torch.equal(network.vqa_head.fc_last.weight, before)
 
 

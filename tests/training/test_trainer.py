@@ -79,8 +79,8 @@ def test_a_tiny_member_learns_on_sources_that_it_has_not_seen(tmp_path: Path) ->
     clips = stripes.read([by_id[row["sample_id"]] for row in rows], None).clips
     found = [prediction.raw_score for prediction in scorer.score(list(clips))]
     assert np.allclose(found, [float(row["raw_score"]) for row in rows], atol=1e-6)
-    assert {row["source_id"] for row in rows} == {stripes.samples[by_id[row["sample_id"]]].source_id for row in rows}
-    assert len({row["source_id"] for row in rows}) == 2
+    assert {row["scene_id"] for row in rows} == {stripes.samples[by_id[row["sample_id"]]].scene_id for row in rows}
+    assert len({row["scene_id"] for row in rows}) == 2
 
 
 def test_the_checkpoint_says_what_it_is(whole: Path) -> None:

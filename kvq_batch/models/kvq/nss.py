@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvq_batch.models.kvq.pixels import FLOOR, blurred, highest, lowest, pooled, products
+from kvq_batch.models.kvq.pixels import FLOOR, avg_pool, gaussian_blur, max_pool, min_pool, products
 
 NUM_NATURAL = 19
 
@@ -22,55 +22,55 @@ _LOCAL_SIGMA = 7 / 6
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 # Of the mean size of the curvature of noise with a deviation of 1 (Immerkaer, CVIU 64(2), 1996).
 _CURVATURE_OF_NOISE = 4.79
-_LITTLE = 0.1
+_EPS = 0.1
 
 
-def natural_statistics(grey: Tensor, finest: Tensor, red: Tensor, blue: Tensor, side: int) -> Iterator[Tensor]:
+def nss_features(grey: Tensor, finest: Tensor, red: Tensor, blue: Tensor, side: int) -> Iterator[Tensor]:
     """NUM_NATURAL statistics of luma [n, h, w]; `finest` is its finest band, all in grey levels."""
     yield from _normalised(grey, side, _NEIGHBOURS)
     # At half the size, where a codec's blocks are four pixels and its blur is a sharp edge again.
-    yield from _normalised(pooled(grey, 2), side // 2, _NEIGHBOURS[:2])
+    yield from _normalised(avg_pool(grey, 2), side // 2, _NEIGHBOURS[:2])
     yield from _noise(grey, side)
     yield from _evenness(finest, side)
     yield _steepness(grey, side)
     for colour in (red, blue):
         difference = grey - colour
-        mean = pooled(difference, side)
-        yield torch.log((pooled(difference.square(), side) - mean.square()).clamp_(min=0) + _LITTLE) / 4
+        mean = avg_pool(difference, side)
+        yield torch.log((avg_pool(difference.square(), side) - mean.square()).clamp_(min=0) + _EPS) / 4
 
 
 def _normalised(grey: Tensor, side: int, neighbours: tuple[tuple[int, int], ...]) -> Iterator[Tensor]:
     """Power and shape of normalised luma, the local deviation, and how far neighbours agree."""
-    mean = blurred(grey, _LOCAL_SIGMA)
-    deviation = (blurred(grey.square(), _LOCAL_SIGMA) - mean.square()).abs().sqrt()
+    mean = gaussian_blur(grey, _LOCAL_SIGMA)
+    deviation = (gaussian_blur(grey.square(), _LOCAL_SIGMA) - mean.square()).abs().sqrt()
     normal = (grey - mean) / (deviation + 1)
-    power, size = pooled(normal.square(), side), pooled(normal.abs(), side)
+    power, size = avg_pool(normal.square(), side), avg_pool(normal.abs(), side)
     yield torch.log(power + 0.01) + 1
     # From 2 / pi of a Gaussian down to 1 / 2 of a Laplacian, and further.
     yield 4 * (torch.log(size.square() / (power + 1e-4) + 0.01) + 0.45)
-    yield pooled(torch.log(deviation + FLOOR), side) / 2
+    yield avg_pool(torch.log(deviation + FLOOR), side) / 2
     for down, right in neighbours:
-        yield 2 * pooled(products(normal, down, right), side) / (power + 0.02)
+        yield 2 * avg_pool(products(normal, down, right), side) / (power + 0.02)
 
 
 def _noise(grey: Tensor, side: int) -> Iterator[Tensor]:
     """Deviation of noise, as what has neither slope nor curve: of the patch, and where it is calmest."""
     across = F.pad(grey[:, :, 2:] - 2 * grey[:, :, 1:-1] + grey[:, :, :-2], (1, 1))
     curvature = F.pad(across[:, 2:] - 2 * across[:, 1:-1] + across[:, :-2], (0, 0, 1, 1)).abs() / _CURVATURE_OF_NOISE
-    yield torch.log(pooled(curvature, side) + _LITTLE) / 2
-    yield torch.log(lowest(pooled(curvature, 4), side // 4) + _LITTLE / 2) / 2
+    yield torch.log(avg_pool(curvature, side) + _EPS) / 2
+    yield torch.log(min_pool(avg_pool(curvature, 4), side // 4) + _EPS / 2) / 2
 
 
 def _evenness(finest: Tensor, side: int) -> Iterator[Tensor]:
     """Detail of the busiest and of the calmest block of 8: a codec leaves some as they were, and empties others."""
-    detail = torch.log(pooled(finest.square(), 8) + _LITTLE) / 4
-    yield highest(detail, side // 8)
-    yield lowest(detail, side // 8)
+    detail = torch.log(avg_pool(finest.square(), 8) + _EPS) / 4
+    yield max_pool(detail, side // 8)
+    yield min_pool(detail, side // 8)
 
 
 def _steepness(grey: Tensor, side: int) -> Tensor:
     """The steepest slope of a patch against all that luma moves in it: how narrow its sharpest edge is."""
     across = F.pad((grey[:, :, 2:] - grey[:, :, :-2]).abs(), (1, 1))
     down = F.pad((grey[:, 2:] - grey[:, :-2]).abs(), (0, 0, 1, 1))
-    slope = highest(torch.maximum(across, down) / 2, side)
-    return torch.log((slope + FLOOR) / (highest(grey, side) - lowest(grey, side) + 2)) + 1
+    slope = max_pool(torch.maximum(across, down) / 2, side)
+    return torch.log((slope + FLOOR) / (max_pool(grey, side) - min_pool(grey, side) + 2)) + 1

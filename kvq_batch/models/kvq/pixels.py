@@ -48,12 +48,12 @@ def bands_of_tiles(tiles: Tensor, count: int) -> Iterator[Tensor]:
     """The finest `count` bands of luma [n, h, w], the finest first: what lies between Gaussians of growing width."""
     finer = tiles
     for band in range(count):
-        coarser = blurred(tiles, _FIRST_SIGMA * _SIGMA_STEP**band)
+        coarser = gaussian_blur(tiles, _FIRST_SIGMA * _SIGMA_STEP**band)
         yield finer - coarser
         finer = coarser
 
 
-def blurred(tiles: Tensor, sigma: float) -> Tensor:
+def gaussian_blur(tiles: Tensor, sigma: float) -> Tensor:
     """Tiles [n, h, w] under a Gaussian, edges repeated.
 
     As two products with band matrices: convolutions of one channel took a third of a small member's training.
@@ -63,13 +63,13 @@ def blurred(tiles: Tensor, sigma: float) -> Tensor:
     return rows @ tiles @ columns.t()
 
 
-def pooled(values: Tensor, side: int) -> Tensor:
+def avg_pool(values: Tensor, side: int) -> Tensor:
     """Means over squares of [n, h, w]; what is left over of a row or column is left out, here and below."""
     # Rows first: whole rows add up at once. torch's pooling takes one and a half to twice the time, of maxima four.
     return _squares(_squares(values, side, 1).mean(2), side, 2).mean(3)
 
 
-def highest(values: Tensor, side: int) -> Tensor:
+def max_pool(values: Tensor, side: int) -> Tensor:
     """The largest of each square of [n, h, w]."""
     return _squares(_squares(values, side, 1).amax(2), side, 2).amax(3)
 
@@ -80,9 +80,9 @@ def _squares(values: Tensor, side: int, axis: int) -> Tensor:
     return torch.unflatten(values.narrow(axis, 0, whole * side), axis, (whole, side))
 
 
-def lowest(values: Tensor, side: int) -> Tensor:
+def min_pool(values: Tensor, side: int) -> Tensor:
     """The smallest of each square of [n, h, w]."""
-    return -highest(-values, side)
+    return -max_pool(-values, side)
 
 
 def products(values: Tensor, down: int, right: int) -> Tensor:

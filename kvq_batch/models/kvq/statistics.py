@@ -16,26 +16,26 @@ from torch import Tensor, nn
 
 from kvq_batch.models.kvq.blocks import NORM_EPS, linear, normalise_tokens
 from kvq_batch.models.kvq.config import CHANGING_BANDS, KvqConfig
-from kvq_batch.models.kvq.nss import natural_statistics
+from kvq_batch.models.kvq.nss import nss_features
 from kvq_batch.models.kvq.pixels import (
     FLOOR,
     MEAN,
     STD,
+    avg_pool,
     bands_of_tiles,
-    highest,
     in_tiles,
-    lowest,
     luma,
+    max_pool,
+    min_pool,
     padded_to,
-    pooled,
     products,
 )
 
 # Squared grey levels beside a variance that something is divided by.
-_LITTLE = 0.1
+_EPS = 0.1
 _GRID = 8
 # Every statistic is of the order of 1; a patch that is foreign in one shall not drown the others.
-_MOST = 4.0
+_CLIP = 4.0
 
 
 class StatisticsEmbedding(nn.Module):
@@ -72,14 +72,14 @@ def patch_statistics(clips: Tensor, config: KvqConfig) -> Tensor:
 
     grey = in_tiles(luma(clips), tile)
     bands = list(bands_of_tiles(grey, config.num_bands))
-    of_frames = [pooled(in_tiles(clips[:, colour], tile), side) for colour in range(3)]
+    of_frames = [avg_pool(in_tiles(clips[:, colour], tile), side) for colour in range(3)]
     of_frames += [*_light(grey, side), *_steps(grey, side)]
     for number, band in enumerate(bands):
         of_frames += _detail(band, side)
         if number == 0:
             of_frames += _further_neighbours(band, side)
     red, blue = (in_tiles(clips[:, colour] * STD[colour] + MEAN[colour], tile) for colour in (0, 2))
-    of_frames += natural_statistics(grey, bands[0], red, blue, side)
+    of_frames += nss_features(grey, bands[0], red, blue, side)
     of_changes: list[Tensor] = []
     for band in bands[:CHANGING_BANDS]:
         of_slots = band.view(-1, config.patch[0], rows * columns, *tile)
@@ -88,33 +88,33 @@ def patch_statistics(clips: Tensor, config: KvqConfig) -> Tensor:
     if config.patch[0] > 1:
         parts.append(torch.unflatten(to_grid(of_changes), 1, (-1, config.patch[0] - 1)))
     # [B, D, frames, H, W, S] -> [B, D, H, W, frames * S]
-    return torch.cat([part.permute(0, 1, 3, 4, 2, 5).flatten(4) for part in parts], dim=-1).clamp_(-_MOST, _MOST)
+    return torch.cat([part.permute(0, 1, 3, 4, 2, 5).flatten(4) for part in parts], dim=-1).clamp_(-_CLIP, _CLIP)
 
 
 def _light(grey: Tensor, side: int) -> Iterator[Tensor]:
     """Range and spread of luma, and the shares of it at either end."""
-    mean = pooled(grey, side)
-    yield highest(grey, side) / 64 - 2
-    yield lowest(grey, side) / 64 - 2
-    yield torch.log((pooled(grey * grey, side) - mean * mean).clamp_(min=0) + _LITTLE) / 4 - 1
-    yield 2 * pooled((grey < 3).float(), side)
-    yield 2 * pooled((grey > 252).float(), side)
+    mean = avg_pool(grey, side)
+    yield max_pool(grey, side) / 64 - 2
+    yield min_pool(grey, side) / 64 - 2
+    yield torch.log((avg_pool(grey * grey, side) - mean * mean).clamp_(min=0) + _EPS) / 4 - 1
+    yield 2 * avg_pool((grey < 3).float(), side)
+    yield 2 * avg_pool((grey > 252).float(), side)
 
 
 def _steps(grey: Tensor, side: int) -> Iterator[Tensor]:
     """Steps to the next pixel, along rows and columns: mean size, the largest, share of none, a grid of 8 in them."""
     for along in (grey, grey.transpose(1, 2)):
         size = F.pad((along[:, :, 1:] - along[:, :, :-1]).abs(), (0, 1))
-        mean = pooled(size, side)
-        largest = highest(size, side)
+        mean = avg_pool(size, side)
+        largest = max_pool(size, side)
         # Of each of the 8 places in a grid, the mean over rows of the patch and periods of the grid.
         of_columns = F.avg_pool2d(size[:, None], (side, 1))[:, 0]
         places = of_columns.view(*of_columns.shape[:2], -1, side // _GRID, _GRID).mean(3)
         found = (
-            torch.log(mean + _LITTLE) / 2,
-            torch.log((largest + FLOOR) / (mean + _LITTLE)) - 1,
-            2 * pooled((size < FLOOR).float(), side),
-            2 * torch.log((places.amax(-1) + _LITTLE) / (mean + _LITTLE)),
+            torch.log(mean + _EPS) / 2,
+            torch.log((largest + FLOOR) / (mean + _EPS)) - 1,
+            2 * avg_pool((size < FLOOR).float(), side),
+            2 * torch.log((places.amax(-1) + _EPS) / (mean + _EPS)),
         )
         yield from (values if along is grey else values.transpose(1, 2) for values in found)
 
@@ -122,31 +122,31 @@ def _steps(grey: Tensor, side: int) -> Iterator[Tensor]:
 def _detail(band: Tensor, side: int) -> Iterator[Tensor]:
     """How much there is in a band, how unevenly, and whether neighbours agree."""
     logarithm = torch.log(band.abs() + FLOOR)
-    mean = pooled(logarithm, side)
+    mean = avg_pool(logarithm, side)
     square = band * band
-    power = pooled(square, side)
+    power = avg_pool(square, side)
     yield mean
-    yield 2 * (pooled(logarithm.square_(), side) - mean * mean).clamp_(min=0).sqrt_() - 1
-    yield torch.log(power + _LITTLE) / 2 - 1
-    yield torch.log((pooled(square * square, side) + _LITTLE**2) / (power + _LITTLE).square()) - 1
+    yield 2 * (avg_pool(logarithm.square_(), side) - mean * mean).clamp_(min=0).sqrt_() - 1
+    yield torch.log(power + _EPS) / 2 - 1
+    yield torch.log((avg_pool(square * square, side) + _EPS**2) / (power + _EPS).square()) - 1
     yield _agreement(band, power, side, 0, 1)
     yield _agreement(band, power, side, 1, 0)
 
 
 def _further_neighbours(band: Tensor, side: int) -> Iterator[Tensor]:
-    power = pooled(band * band, side)
+    power = avg_pool(band * band, side)
     for down, right in ((1, 1), (1, -1), (0, 2), (2, 0)):
         yield _agreement(band, power, side, down, right)
 
 
 def _change(change: Tensor, side: int) -> Iterator[Tensor]:
     """How much of a band is new in a frame, and whether neighbours of it agree: noise is, and they do not."""
-    power = pooled(change * change, side)
-    yield pooled(torch.log(change.abs() + FLOOR), side)
-    yield torch.log(power + _LITTLE) / 2 - 1
+    power = avg_pool(change * change, side)
+    yield avg_pool(torch.log(change.abs() + FLOOR), side)
+    yield torch.log(power + _EPS) / 2 - 1
     yield _agreement(change, power, side, 0, 1)
 
 
 def _agreement(band: Tensor, power: Tensor, side: int, down: int, right: int) -> Tensor:
     """Correlation of pixels with those so many rows and columns on, about -1 to 1, times 2."""
-    return 2 * pooled(products(band, down, right), side) / (power + _LITTLE)
+    return 2 * avg_pool(products(band, down, right), side) / (power + _EPS)

@@ -41,7 +41,7 @@ class LumaSharpnessFamily:
             name=self.name,
             version=self.version,
             digest=hashlib.sha256(identity.encode()).hexdigest(),
-            origin="weightless",
+            origin="handcrafted",
             summary=self.summary,
             licence="Apache-2.0",
         )
