@@ -56,7 +56,7 @@ def test_models_are_asked_for_by_name_or_id(study: Study) -> None:
 
 
 def test_segments_and_sources_come_from_labels_catalog_scores_or_sql(study: Study) -> None:
-    found = of(join(study, Asked(by="country", source="SOURCE_ID")), KVQ)
+    found = of(join(study, Asked(by="country", source="SCENE_ID")), KVQ)
     assert found.segments == ("CH", "DE") * (NUM // 2)
     assert found.sources == study.sources
     assert set(of(join(study, Asked(by="codec")), KVQ).segments or ()) == {"h264"}

@@ -32,7 +32,7 @@ def crash_and_go_on(trial: Trial, point: str, report: Report) -> None:
     made = trial.num_inferences
     trial.finish()
     repeated = check(trial)
-    died = trial.ask("SELECT num_scored FROM runs WHERE state = 'died'")
+    died = trial.ask("SELECT num_scored FROM runs WHERE state = 'crashed'")
     if point in BEFORE_WORK:
         assert (made, repeated, len(died)) == (0, 0, 0)
     elif point == "after the last row":

