@@ -15,24 +15,6 @@ from kvq_batch.domain.errors import SpecError
 
 StageName = Literal["fetch", "probe", "decode", "score"]
 
-_ROWS = """
-SELECT video_id, model_id, model_name, stage, error, message, exit_signal, attempt, final, permanent,
-    is_retry_requested, run_id, uri, content_id, failed_at
-FROM ({failures}) ORDER BY video_id, model_name, commit_seq DESC, attempt
-"""
-
-_FOR_PEOPLE = """
-SELECT video_id, string_agg(model_name, ', ' ORDER BY model_name) AS models, stage, error,
-    CASE WHEN permanent THEN 'when it changes' ELSE 'next run' END AS tried_again, message
-FROM ({failures}) GROUP BY ALL ORDER BY ALL
-"""
-
-_SUMMARY = """
-SELECT stage, error, permanent, count(DISTINCT video_id) AS videos, max(failed_at) AS last_failed_at,
-    any_value(message) AS example
-FROM ({failures}) GROUP BY ALL ORDER BY videos DESC, stage, error
-"""
-
 
 def failures(
     tables: TablesArgument,
@@ -73,7 +55,8 @@ def failures(
       $ kvq-batch failures quality/ --retry --error out_of_memory
     """
     from kvq_batch.storage.options import StorageOptions
-    from kvq_batch.tables.retry_requests import narrowed, request_retries
+    from kvq_batch.tables.questions import count_failures, list_failures, select_failures
+    from kvq_batch.tables.retry_requests import request_retries
     from kvq_batch.tables.table_files import check_extension, write_table
 
     if summary + retry + (export is not None) > 1:
@@ -87,10 +70,10 @@ def failures(
         return out.note(f"{num} failure(s) for good are tried again by the next run" if num else _nothing(error, stage))
     if export is not None:
         check_extension(export)
-    chosen = narrowed("failures" if every else "unresolved_failures", error, stage, where)
-    listing = _FOR_PEOPLE if output is Format.TABLE and not every and export is None else _ROWS
+    selected = select_failures("failures" if every else "unresolved_failures", error, stage, where)
+    is_short = output is Format.TABLE and not every and export is None
     with open_tables(tables, endpoint_url, region) as session:
-        answer = session.sql((_SUMMARY if summary else listing).format(failures=chosen))
+        answer = count_failures(session, selected) if summary else list_failures(session, selected, is_short)
     if export is not None:
         write_table(answer, export, storage)
         return out.note(f"wrote {export}: {answer.num_rows} failures")

@@ -17,43 +17,6 @@ from kvq_batch.domain.errors import SpecError
 if TYPE_CHECKING:
     from kvq_batch.tables.session import Session
 
-_TOTALS = """
-SELECT (SELECT count(*) FROM catalog) AS videos, (SELECT count(*) FROM runs) AS num_runs,
-    (SELECT count(*) FROM scores_latest WHERE NOT is_stale) AS current_scores,
-    (SELECT count(*) FROM scores_latest WHERE is_stale) AS stale_scores,
-    (SELECT count(*) FROM unresolved_failures) AS failures,
-    (SELECT max(scored_at) FROM scores) AS last_scored_at,
-    (SELECT max(commit_seq) FROM (
-        SELECT commit_seq FROM scores UNION ALL SELECT commit_seq FROM failures UNION ALL SELECT commit_seq FROM runs
-    )) AS last_commit_seq
-"""
-
-_MODELS = """
-SELECT m.model_id, m.origin AS model_origin, count(s.video_id) FILTER (NOT s.is_stale) AS current_scores,
-    count(s.video_id) FILTER (s.is_stale) AS stale_scores,
-    (SELECT count(*) FROM unresolved_failures f WHERE f.model_id = m.model_id) AS failures
-FROM models m LEFT JOIN scores_latest s ON s.model_id = m.model_id
-WHERE m.calibration IS NULL GROUP BY ALL ORDER BY m.model_id
-"""
-
-_RUNS = """
-SELECT run_id, job, state, started_at, seconds, num_planned AS planned, num_scored AS scored, num_failed AS failed,
-    num_remaining AS not_reached, expected_s, core_hours, gpu_hours, cost, currency, message
-FROM runs ORDER BY commit_seq DESC LIMIT {limit}
-"""
-
-# A run's id begins with the time of its start.
-_RUNS_FOR_PEOPLE = """
-SELECT run_id, job, num_planned AS planned, num_scored AS scored, num_failed AS failed, num_remaining AS "left",
-    state || CASE WHEN message <> '' THEN ': ' || message ELSE '' END AS state
-FROM runs ORDER BY commit_seq DESC LIMIT {limit}
-"""
-
-_COLUMNS = """
-SELECT table_name, column_name, lower(data_type) AS type FROM information_schema.columns
-ORDER BY table_name, ordinal_position
-"""
-
 # Views that show what a model made of a video.
 _SHOWS_SCORES = re.compile(r"\b(scores|scores_latest|clips|maps|regions)\b", re.IGNORECASE)
 _UNKNOWN_NAME = re.compile(r"does not exist|not found in FROM|Referenced (?:table|column)", re.IGNORECASE)
@@ -75,10 +38,12 @@ def status(
 
       $ kvq-batch status s3://bucket/quality
     """
+    from kvq_batch.tables.questions import count_totals, list_models, list_runs
+
     with open_tables(tables, endpoint_url, region) as session:
-        totals = session.sql(_TOTALS).to_pylist()[0]
-        models = session.sql(_MODELS)
-        runs = session.sql((_RUNS_FOR_PEOPLE if output is Format.TABLE else _RUNS).format(limit=limit))
+        totals = count_totals(session)
+        models = list_models(session)
+        runs = list_runs(session, limit, is_short=output is Format.TABLE)
     out = Output(output)
     if output is Format.JSON:
         out.record({**totals, "models": models.to_pylist(), "runs": runs.to_pylist()})
@@ -112,15 +77,17 @@ def query(
       $ kvq-batch query quality/ "SELECT cell_row, avg(texture) AS texture \\
           FROM regions GROUP BY ALL ORDER BY ALL" --output csv
     """
+    from kvq_batch.tables.questions import list_untrained_models, list_view_columns
+
     if views == (sql is not None):
         raise SpecError('say one of both: a question in SQL ("SELECT ..."), or --views')
     out = Output(output)
     with open_tables(tables, endpoint_url, region) as session:
         if sql is None:
-            out.rows(_described(session), ["view", "column", "type", "meaning"])
+            out.rows(list_view_columns(session), ["view", "column", "type", "meaning"])
             return
         answer = _asked(session, sql)
-        untrained = _untrained(session) if _SHOWS_SCORES.search(sql) else []
+        untrained = list_untrained_models(session) if _SHOWS_SCORES.search(sql) else []
     answer = answer.rename_columns(_distinct(answer.column_names))
     out.rows(_rows_of(answer), answer.column_names)
     out.warn_untrained(untrained)
@@ -174,26 +141,6 @@ def _asked(session: "Session", sql: str) -> Any:
         if _UNKNOWN_NAME.search(str(error)):
             raise SpecError(f"{error}\n`kvq-batch query TABLES --views` lists the views and their columns") from error
         raise
-
-
-def _described(session: "Session") -> list[dict[str, str]]:
-    """Every column of every view as these tables have it, columns of the catalog's owner too."""
-    from kvq_batch.tables.views import describe_views
-
-    known = describe_views()
-    meaning = {(view.name, column.name): column.comment for view in known.values() for column in view.columns}
-    columns: dict[str, list[dict[str, str]]] = {name: [] for name in known}
-    for row in session.sql(_COLUMNS).to_pylist():
-        view, column = row["table_name"], row["column_name"]
-        if view in columns:
-            told = meaning.get((view, column), "column of your catalog")
-            columns[view].append({"view": view, "column": column, "type": row["type"], "meaning": told})
-    return [row for rows in columns.values() for row in rows]
-
-
-def _untrained(session: "Session") -> list[str]:
-    rows = session.sql("SELECT DISTINCT model_id FROM scores WHERE model_origin = 'untrained'").to_pylist()
-    return [row["model_id"] for row in rows]
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -12,19 +12,12 @@ from kvq_batch.domain.identity import new_run_id
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, Tell, hold
+from kvq_batch.tables.questions import select_failures
 from kvq_batch.tables.schemas import RETRY_REQUESTED, make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Batch, Writer
 
 _IDENTITY = ("video_id", "uri", "content_id", "model_id", "model_name", "fingerprint", "stage")
-
-
-def narrowed(failures: str, error: str | None = None, stage: str | None = None, where: str | None = None) -> str:
-    """SQL for the rows of `failures` (a view) with this error, of this stage, that meet a condition, where given."""
-    conditions = [f"{column} = '{_quoted(value)}'" for column, value in (("error", error), ("stage", stage)) if value]
-    # On a line of its own, so that a comment in it ends there.
-    conditions += [f"({where}\n)"] if where else []
-    return f"SELECT * FROM {failures}" + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 
 
 def request_retries(
@@ -47,7 +40,7 @@ def request_retries(
     with hold(uri, storage, Holder.this_process(run_id, "failures --retry"), tell):
         tables.refresh()
         with Session(tables) as session:
-            wanted = narrowed("unresolved_failures", error, stage, where)
+            wanted = select_failures("unresolved_failures", error, stage, where)
             chosen = session.sql(f"SELECT * FROM ({wanted}) WHERE permanent").to_pylist()
         if chosen:
             Writer(tables, run_id).commit(
@@ -66,7 +59,3 @@ def _request(row: Mapping[str, Any], asked_by: str) -> dict[str, Any]:
         "permanent": False,
         "failed_at": datetime.now(UTC),
     }
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")
