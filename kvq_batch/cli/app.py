@@ -8,6 +8,7 @@ Commands import what they need when they run, so that `--help` costs neither tor
 command of its own.
 """
 
+import logging
 import sys
 import traceback
 from typing import Annotated, Any
@@ -19,23 +20,28 @@ from kvq_batch import __version__
 from kvq_batch.cli import demo, evaluation, failures, jobs, labels, maintenance, models, submission, tables
 from kvq_batch.cli.evaluate_renditions import evaluate_renditions
 from kvq_batch.cli.forecast import forecast
-from kvq_batch.cli.output import Output
-from kvq_batch.cli.progress import log_of
+from kvq_batch.cli.logs import logging_to_stderr
 from kvq_batch.cli.train import train
 from kvq_batch.domain.errors import KvqBatchError, SpecError
+
+_logger = logging.getLogger(__name__)
 
 
 class Commands(TyperGroup):
     """Runs a command; whatever it raises ends as one clear sentence and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        with logging_to_stderr(ctx):
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KvqBatchError as error:
-            _say(ctx, f"error: {error}")
+            _logger.error("error: %s", error)
             raise typer.Exit(2 if isinstance(error, SpecError) else 1) from error
         except KeyboardInterrupt as error:
-            _say(ctx, "interrupted")
+            _logger.error("interrupted")
             raise typer.Exit(130) from error
         except (typer.Exit, typer.Abort, BrokenPipeError):
             # Nobody reads our stdout any more (`| head`): no fault of anyone's.
@@ -46,14 +52,10 @@ class Commands(TyperGroup):
             # A bug of ours: the traceback helps, but may carry what nobody should see.
             from kvq_batch.storage.redact import redact
 
-            _say(ctx, redact("".join(traceback.format_exception(error))), style="dim")
-            _say(ctx, f"error: {type(error).__name__}: {redact(str(error))}; this is a bug, please report it")
+            _logger.error("%s", redact("".join(traceback.format_exception(error))), extra={"style": "dim"})
+            name, message = type(error).__name__, redact(str(error))
+            _logger.error("error: %s: %s; this is a bug, please report it", name, message)
             raise typer.Exit(1) from error
-
-
-def _say(ctx: Any, text: str, style: str = "red") -> None:
-    log = log_of(ctx)
-    Output(tell=None if log is None else log.told).note(text, style=style)
 
 
 def is_usage_error(error: Exception) -> bool:

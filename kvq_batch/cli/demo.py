@@ -66,6 +66,7 @@ FROM scores_latest s WHERE s.model_name = '{model}' ORDER BY s.video_id"""
 
 
 def demo(
+    context: typer.Context,
     full: Annotated[
         bool, typer.Option("--full", help="Run the whole KVQ network (UNTRAINED; some 30 s a clip on two cores).")
     ] = False,
@@ -105,7 +106,7 @@ def demo(
     planned = plan_job(load_job(job_file))
     show_plan(planned, output)
     _step(output, f"kvq-batch run {job_file}")
-    summary = execute(planned, None, None)
+    summary = execute(planned, context)
     finish(summary, planned, output, f"kvq-batch run {job_file}")
     if not full:
         output.note(MEANING)

@@ -4,26 +4,30 @@ Progress and words go to stderr, the plan and the outcome to stdout. This module
 of what is scored.
 """
 
+import logging
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from kvq_batch.cli.estimate_report import budget_sentences, expected_record, expected_sentences, stage_rows_for_people
-from kvq_batch.cli.output import Format, Output, Tell
-from kvq_batch.cli.progress import JsonLog, RunProgress
+from kvq_batch.cli.logs import JsonHandler, RunLog, handler_of
+from kvq_batch.cli.output import Format, Output
+from kvq_batch.cli.progress import RunProgress
 
 if TYPE_CHECKING:
     from kvq_batch.engine.summary import RunSummary
     from kvq_batch.planning.job_models import JobModel
     from kvq_batch.planning.job_plan import JobPlan
 
-# How soon somebody who has asked for an end is told so.
-_LOOK_S = 0.1
+_logger = logging.getLogger(__name__)
+
+_POLL_INTERVAL_S = 0.1
+"""How soon after a signal the message about it is logged."""
 
 
 def show_plan(planned: "JobPlan", output: Output) -> None:
@@ -72,48 +76,58 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
     output.warn_untrained(_untrained(planned))
 
 
-def execute(planned: "JobPlan", address: str | None, log: JsonLog | None, run_id: str | None = None) -> "RunSummary":
+def execute(
+    planned: "JobPlan", context: typer.Context, address: str | None = None, run_id: str | None = None
+) -> "RunSummary":
     """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
     from kvq_batch.engine.run import RunOptions, run_job
 
     job = planned.job
     score_workers = sum(model.workers.max for model in job.models)
-    observer = RunProgress({"decode": job.decode.workers.max, "score": score_workers}) if log is None else log
-    with stopping_on_signals(observer.note) as stop, observer:
+    observer = observer_of(context, {"decode": job.decode.workers.max, "score": score_workers})
+    with stop_on_signals() as stop, observer:
         return run_job(planned, observer, RunOptions(address=address, stop=stop, run_id=run_id))
 
 
-@contextmanager
-def stopping_on_signals(tell: Tell) -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second signal interrupts at once."""
-    stop, is_over = threading.Event(), threading.Event()
-    is_asked = False
+def observer_of(
+    context: typer.Context, workers: Mapping[str, int], unit: str = "videos", done: str = "scored"
+) -> RunProgress | RunLog:
+    """Return the observer of a run: JSON lines with `--log json`, else a progress bar."""
+    handler = handler_of(context)
+    return RunLog(handler) if isinstance(handler, JsonHandler) else RunProgress(workers, unit, done)
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal is_asked
-        if is_asked:
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C or SIGTERM sets; a second signal interrupts at once."""
+    stop, is_over = threading.Event(), threading.Event()
+    is_stopping = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal is_stopping
+        if is_stopping:
             raise KeyboardInterrupt
-        is_asked = True
+        is_stopping = True
         stop.set()
 
-    # A signal comes in the middle of whatever the main thread does, of a write to the same stream, too; a stream that
-    # is written to from within a write of its own raises.
-    def tell_when_asked() -> None:
-        while not stop.is_set() and not is_over.wait(_LOOK_S):
+    # A signal handler may interrupt the main thread in the middle of a write to stderr. A stream raises if it is
+    # written to from within one of its own writes, so a thread logs the message.
+    def log_when_set() -> None:
+        while not stop.is_set() and not is_over.wait(_POLL_INTERVAL_S):
             pass
         if stop.is_set():
-            tell("stopping: committing what is finished (again to stop at once)")
+            _logger.info("stopping: committing what is finished (press Ctrl-C again to stop at once)")
 
-    teller = threading.Thread(target=tell_when_asked, name="stop-teller", daemon=True)
-    teller.start()
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=log_when_set, name="log-stop", daemon=True)
+    thread.start()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         is_over.set()
-        teller.join()
+        thread.join()
 
 
 def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:

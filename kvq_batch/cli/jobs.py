@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvq_batch.cli.execution import command_line, execute, finish, show_plan
+from kvq_batch.cli.logs import status, use_json_log
 from kvq_batch.cli.options import (
     AddressOption,
     DeadlineOption,
@@ -33,7 +34,6 @@ from kvq_batch.cli.options import (
     WhereOption,
 )
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.cli.progress import log_of, use_log
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
@@ -170,12 +170,13 @@ def run(
     """
     from kvq_batch.config.load import load_job
 
-    told = use_log(context).told if log == "json" else None
+    if log == "json":
+        use_json_log(context)
     planned = _planned(as_asked(load_job(job), context))
     if dry_run:
-        return show_plan(planned, Output(output, told))
-    summary = execute(planned, address, log_of(context), run_id)
-    finish(summary, planned, Output(output, told), command_line("run", job) + (f" --shard {shard}" if shard else ""))
+        return show_plan(planned, Output(output))
+    summary = execute(planned, context, address, run_id)
+    finish(summary, planned, Output(output), command_line("run", job) + (f" --shard {shard}" if shard else ""))
     return None
 
 
@@ -221,12 +222,13 @@ def score(
       $ kvq-batch score videos/ --tables quality/
       $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
-    told = use_log(context).told if log == "json" else None
+    if log == "json":
+        use_json_log(context)
     planned = _planned(as_asked(score_job(source, tables, model, weights, device, endpoint_url, region), context))
     if dry_run:
-        return show_plan(planned, Output(output, told))
-    summary = execute(planned, address, log_of(context))
-    finish(summary, planned, Output(output, told), "the same command")
+        return show_plan(planned, Output(output))
+    summary = execute(planned, context, address)
+    finish(summary, planned, Output(output), "the same command")
     return None
 
 
@@ -274,9 +276,7 @@ def as_asked(job: "Job", context: typer.Context) -> "Job":
 
 
 def _planned(job: "Job") -> "JobPlan":
-    from rich.console import Console
-
     from kvq_batch.planning.job_plan import plan_job
 
-    with Console(stderr=True).status("planning") as status:
-        return plan_job(job, status.update)
+    with status("planning"):
+        return plan_job(job)

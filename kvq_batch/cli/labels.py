@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvq_batch.cli.execution import command_line, stopping_on_signals
+from kvq_batch.cli.execution import command_line, observer_of, stop_on_signals
+from kvq_batch.cli.logs import status, use_json_log
 from kvq_batch.cli.options import (
     AddressOption,
     DryRunOption,
@@ -20,7 +21,6 @@ from kvq_batch.cli.options import (
     TablesArgument,
 )
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.cli.progress import RunProgress, log_of, use_log
 
 if TYPE_CHECKING:
     from kvq_batch.labeling.planning import LabelPlan
@@ -53,22 +53,20 @@ def make(
 
     Exit codes: as `kvq-batch run`.
     """
-    from rich.console import Console
-
     from kvq_batch.config.load import load_label_job
     from kvq_batch.labeling.planning import plan_labels
     from kvq_batch.labeling.run import LabelOptions, run_labels
 
-    told = use_log(context).told if log == "json" else None
-    out = Output(output, told)
-    with Console(stderr=True).status("planning") as status:
-        planned = plan_labels(load_label_job(job), status.update)
+    if log == "json":
+        use_json_log(context)
+    out = Output(output)
+    with status("planning"):
+        planned = plan_labels(load_label_job(job))
     if dry_run:
         _show_plan(planned, out)
         return
-    most = planned.job.make.workers.max
-    observer = log_of(context) or RunProgress({"make": most}, "versions", "labelled")
-    with stopping_on_signals(observer.note) as stop, observer:
+    observer = observer_of(context, {"make": planned.job.make.workers.max}, "renditions", "labelled")
+    with stop_on_signals() as stop, observer:
         summary = run_labels(planned, observer, LabelOptions(address, stop=stop, run_id=run_id))
     _finish(summary, planned, out, command_line("labels make", job))
 

@@ -5,9 +5,10 @@ Commands build values and never print by themselves. This module decides no exit
 
 import csv
 import json
+import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -21,7 +22,7 @@ UNTRAINED_WARNING = (
     "UNTRAINED: the weights of {names} are random. Such scores exercise the pipeline; they say NOTHING of quality."
 )
 
-Tell = Callable[[str], None]
+_logger = logging.getLogger(__name__)
 
 # Characters that a folded cell keeps at least, and between two columns.
 _LEAST, _GAP = 12, 2
@@ -36,12 +37,10 @@ class Format(StrEnum):
 
 
 class Output:
-    """Writes rows in one format to stdout and notes to stderr, or to `tell` where a log takes them."""
+    """Write rows in one format to stdout, and log notes."""
 
-    def __init__(self, format: Format = Format.TABLE, tell: Tell | None = None) -> None:
+    def __init__(self, format: Format = Format.TABLE) -> None:
         self.format = format
-        self._tell = tell
-        self._notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def rows(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None, title: str = "") -> None:
         """Rows of equal keys; `columns` names them where there may be no row. JSON and CSV are written as they come."""
@@ -77,11 +76,8 @@ class Output:
             self._print(grid)
 
     def note(self, text: str, style: str = "") -> None:
-        """A sentence for the person at the terminal; never part of the data."""
-        if self._tell is not None:
-            self._tell(text.strip())
-        else:
-            self._notes.print(escape(text), style=style or None)
+        """Log a message for the user; it is never part of the data."""
+        _logger.info("%s", text, extra={"style": style})
 
     def text(self, text: str) -> None:
         """A piece of text as it is, to stdout: a log is data, too."""
@@ -97,7 +93,7 @@ class Output:
         """Say loudly that scores of these untrained models are no scores; nothing where there is none."""
         found = sorted(set(names))
         if found:
-            self.note(UNTRAINED_WARNING.format(names=", ".join(found)), style="bold yellow")
+            _logger.warning(UNTRAINED_WARNING.format(names=", ".join(found)), extra={"style": "bold yellow"})
 
     def _table(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
         table = Table(title=_title(title), title_justify="left", header_style="bold", box=None, pad_edge=False)

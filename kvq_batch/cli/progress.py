@@ -1,60 +1,53 @@
-"""What a person sees of a run while it goes, and what a log collector reads.
+"""Progress bars on stderr: of runs, trainings and evaluations. Without a terminal nothing is drawn.
 
-A bar on a terminal; nothing where stderr is no terminal; one JSON object a line where asked for. All of it on stderr.
-This module reads the account and never writes to it.
+Messages appear above the bar through `logging`.
 """
 
-import json
-import sys
+import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+from kvq_batch.cli.logs import terminal_console
 
 if TYPE_CHECKING:
     from kvq_batch.engine.rows import Row
     from kvq_batch.engine.work_tracker import WorkTracker
+    from kvq_batch.training.validation import Validation
 
-_LOG = "kvq_batch.log"
+_logger = logging.getLogger(__name__)
 
-_OF_A_SCORE = ("video_id", "model_id", "model_origin", "raw_score", "num_clips", "decode_s", "score_s")
-_OF_A_LABEL = ("label_id", "video_id", "scene_id", "name", "vmaf", "rendition_uri", "make_s")
-_OF_A_FAILURE = ("video_id", "model_id", "stage", "error", "message", "attempt", "final", "permanent")
+_POLL_INTERVAL_S = 2.0
+"""How often a training in other processes is looked at."""
 
 
-class RunProgress:
-    """A bar with what is done and what failed, things a second, time left, and the stage that holds the others up.
+class ProgressBar:
+    """A bar with a count, a description and the time left."""
 
-    `workers` are the most workers of each stage that the account measures.
-    """
-
-    def __init__(self, workers: Mapping[str, int], things: str = "videos", done: str = "scored") -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._workers = workers
-        self._things = things
-        self._done = done
-        self._first: float | None = None
-        # In 80 columns every word of it stands; the bar takes what is left.
+    def __init__(self, description: str = "starting", total: int | None = None) -> None:
+        console = terminal_console()
+        # In 80 columns the whole description is shown; the bar takes the space that is left.
         self._bar = Progress(
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
             MofNCompleteColumn(),
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             TextColumn("ETA", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
-            console=self._console,
+            console=console,
             transient=True,
             expand=True,
-            # The engine parts Ray's words from ours meanwhile; two who hold the streams would trip over each other.
+            # The engine redirects Ray's output at the same time; two redirections of one stream break each other.
             redirect_stdout=False,
             redirect_stderr=False,
-            disable=not self._console.is_terminal,
+            disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=None)
+        self._task = self._bar.add_task(description, total=total)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -63,88 +56,97 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def update(self, completed: int | None = None, total: int | None = None, description: str | None = None) -> None:
+        self._bar.update(self._task, completed=completed, total=total, description=description)
+
+
+class RunProgress(ProgressBar):
+    """Observer of a run: counts, throughput, time left, and the stage that limits the throughput.
+
+    `workers` is the largest number of workers of each stage that the tracker measures.
+    """
+
+    def __init__(self, workers: Mapping[str, int], unit: str = "videos", done: str = "scored") -> None:
+        super().__init__()
+        self._workers = workers
+        self._unit = unit
+        self._done = done
+        self._started_s: float | None = None
+
     def started(self, run_id: str, num_videos: int) -> None:
-        self._bar.update(self._task, description="starting workers", total=num_videos)
+        self.update(description="starting workers", total=num_videos)
 
     def progressed(self, tracker: "WorkTracker") -> None:
         now = time.monotonic()
-        if self._first is None:
-            # Starting workers is no part of the speed: the clock starts when the first result was begun.
-            self._first = now - sum(tracker.busy_s.values())
-        elapsed_s = max(now - self._first, 1e-9)
-        busy = {stage: spent_s / elapsed_s / self._workers[stage] for stage, spent_s in tracker.busy_s.items()}
+        if self._started_s is None:
+            # The start of the workers does not count: the clock starts when work on the first result began.
+            self._started_s = now - sum(tracker.busy_s.values())
+        elapsed_s = max(now - self._started_s, 1e-9)
+        busy = {stage: busy_s / elapsed_s / self._workers[stage] for stage, busy_s in tracker.busy_s.items()}
         slowest = max(busy, key=lambda stage: busy[stage])
         rate = tracker.num_videos_done / elapsed_s
-        words = (
-            f"{tracker.num_scored} {self._done}, {tracker.num_failed} failed, {rate:.3g} {self._things}/s, "
+        description = (
+            f"{tracker.num_scored} {self._done}, {tracker.num_failed} failed, {rate:.3g} {self._unit}/s, "
             f"{slowest}-bound {min(busy[slowest], 1):.0%}"
         )
-        self._bar.update(self._task, completed=tracker.num_videos_done, description=words)
+        self.update(completed=tracker.num_videos_done, description=description)
 
     def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
-        """A bar needs no word for each commit."""
+        """Do nothing: the bar follows results, not commits."""
 
     def told(self, text: str) -> None:
-        if self._console.is_terminal:
-            self.note(text)
-
-    def note(self, text: str) -> None:
-        """A sentence above the bar, said without a terminal too."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        _logger.info(text)
 
 
-class JsonLog:
-    """One JSON object a line: what happened, when, in which run, to which video."""
+class TrainProgress(ProgressBar):
+    """Observer of a training: decoding, then steps with their loss; logs each validation."""
 
-    def __init__(self) -> None:
-        self._run_id: str | None = None
-        # Whoever stops a run is answered by a thread of its own.
-        self._lock = threading.Lock()
+    def decoded(self, done: int, total: int) -> None:
+        self.update(description="decoding", completed=done, total=total)
 
-    def __enter__(self) -> Self:
-        return self
+    def started(self, step: int, steps: int, num_train: int, num_validation: int) -> None:
+        self.update(description="training", completed=step, total=steps)
+        _logger.info("training on %d clips, %d held out; step %d of %d", num_train, num_validation, step, steps)
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing to put away."""
+    def stepped(self, step: int, row: Mapping[str, float]) -> None:
+        self.update(description=f"loss {row['loss']:.4f}", completed=step)
 
-    def started(self, run_id: str, num_videos: int) -> None:
-        self._run_id = run_id
-        self._write("run started", num_videos=num_videos)
+    def validated(self, validation: "Validation", is_best: bool) -> None:
+        _log_validation(validation.step, validation.srcc, validation.plcc, is_best)
 
-    def progressed(self, tracker: "WorkTracker") -> None:
-        """Each outcome is logged when it is committed."""
+    @contextmanager
+    def following(self, folder: Path, steps: int) -> Iterator[None]:
+        """Show a training that other processes write into `folder`."""
+        from kvq_batch.training.curve import read_curve
+        from kvq_batch.training.trainer import CURVE, VALIDATION
 
-    def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
-        for row in scores:
-            if "label_id" in row:
-                self._write("labelled", **{name: row[name] for name in _OF_A_LABEL})
-            else:
-                self._write("scored", **{name: row[name] for name in _OF_A_SCORE})
-        for row in failures:
-            self._write("failed", **{name: row[name] for name in _OF_A_FAILURE})
+        ended = threading.Event()
 
-    def told(self, text: str) -> None:
-        self._write("note", message=text)
+        def rows(name: str) -> list[dict[str, float]]:
+            path = folder / name
+            return read_curve(path) if path.exists() else []
 
-    def note(self, text: str) -> None:
-        self.told(text)
+        num_logged = len(rows(VALIDATION))
 
-    def _write(self, event: str, **fields: Any) -> None:
-        moment = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = {"time": moment, "run_id": self._run_id, "event": event, **fields}
-        with self._lock:
-            sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
-            sys.stderr.flush()
+        def follow() -> None:
+            nonlocal num_logged
+            while not ended.wait(_POLL_INTERVAL_S):
+                if curve := rows(CURVE):
+                    self.update(total=steps)
+                    self.stepped(int(curve[-1]["step"]), curve[-1])
+                for row in (validations := rows(VALIDATION))[num_logged:]:
+                    _log_validation(int(row["step"]), row["srcc"], row["plcc"], bool(row["is_best"]))
+                num_logged = max(num_logged, len(validations))
 
-
-def use_log(context: Any) -> JsonLog:
-    """A JSON log for the rest of this command, so that errors go there too."""
-    log = JsonLog()
-    context.meta[_LOG] = log
-    return log
+        thread = threading.Thread(target=follow, name="follow-training", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
-def log_of(context: Any) -> JsonLog | None:
-    """The log that this command writes, if it writes one."""
-    log = context.meta.get(_LOG)
-    return log if isinstance(log, JsonLog) else None
+def _log_validation(step: int, srcc: float, plcc: float, is_best: bool) -> None:
+    best = ", the best so far" if is_best else ""
+    _logger.info("step %d: SRCC %.4f, PLCC %.4f on held-out scenes%s", step, srcc, plcc, best)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvq_batch.cli.execution import command_line, stopping_on_signals
+from kvq_batch.cli.execution import command_line, stop_on_signals
 from kvq_batch.cli.options import AddressOption, OutputOption
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.cli.train_progress import TrainProgress
+from kvq_batch.cli.progress import TrainProgress
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.training.dataset import decoded_source, mix_column, samples_of
 
@@ -166,7 +166,7 @@ def _trained(
 
     started = time.monotonic()
     if job.machine.workers == 1:
-        with stopping_on_signals(progress.note) as stop:
+        with stop_on_signals() as stop:
             outcome = plan.trainer(observer=progress).train(resume, stop.is_set)
         return outcome.progress.is_finished, outcome.seconds
     from kvq_batch.engine.ray_train import train_together

@@ -1,8 +1,9 @@
-"""Data to stdout in three formats, words to stderr, nothing lost on the way."""
+"""Data goes to stdout in three formats, messages go to the log."""
 
 import csv
 import io
 import json
+import logging
 import os
 import pty
 import subprocess
@@ -76,21 +77,17 @@ def test_a_record_is_one_object_or_one_row(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.splitlines() == ["first  1", "b      0.123457"]
 
 
-def test_words_go_to_stderr_and_untrained_is_said_loudly(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_and_warnings_go_to_the_log(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     output = Output()
-    output.note("hello [bold]")
-    output.warn_untrained([])
-    output.warn_untrained(["b@1", "a@1", "b@1"])
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.splitlines() == ["hello [bold]", UNTRAINED_WARNING.format(names="a@1, b@1")]
-
-
-def test_words_go_to_the_log_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[str] = []
-    Output(tell=told.append).note("\nhello")
-    assert told == ["hello"]
-    assert capsys.readouterr() == ("", "")
+    with caplog.at_level(logging.INFO):
+        output.note("100% [bold]")
+        output.warn_untrained([])
+        output.warn_untrained(["b@1", "a@1", "b@1"])
+    assert capsys.readouterr().out == ""
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "100% [bold]"),
+        ("WARNING", UNTRAINED_WARNING.format(names="a@1, b@1")),
+    ]
 
 
 def test_on_a_terminal_sentences_fold_and_ids_do_not() -> None:

@@ -1,34 +1,33 @@
-"""The first signal asks for an end and says so, whatever was being written just then; the second one interrupts."""
+"""The first signal sets the stop event and logs a message; the second one interrupts."""
 
+import logging
 import signal
 import threading
 
 import pytest
 
-from kvq_batch.cli.execution import stopping_on_signals
+from kvq_batch.cli.execution import stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_end_is_asked_for_once_and_told_from_outside_of_what_was_interrupted(number: signal.Signals) -> None:
-    told: list[tuple[str, threading.Thread]] = []
+def test_first_signal_stops_and_second_interrupts(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
     before = signal.getsignal(number)
-    with stopping_on_signals(lambda text: told.append((text, threading.current_thread()))) as stop:
+    with caplog.at_level(logging.INFO), stop_on_signals() as stop:
         assert not stop.is_set()
         signal.raise_signal(number)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-    ((text, thread),) = told
-    assert "committing what is finished" in text
-    # A handler runs in the middle of whatever the main thread writes, and must not write itself.
-    assert thread is not threading.main_thread()
+    (record,) = caplog.records
+    assert "committing what is finished" in record.getMessage()
+    # A handler interrupts the main thread in the middle of its writes and must not write itself.
+    assert record.thread != threading.main_thread().ident
     assert signal.getsignal(number) is before
 
 
-def test_nothing_is_told_where_nobody_asks() -> None:
-    told: list[str] = []
-    with stopping_on_signals(told.append) as stop:
+def test_nothing_is_logged_without_a_signal(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), stop_on_signals() as stop:
         pass
     assert not stop.is_set()
-    assert not told
-    assert "stop-teller" not in {thread.name for thread in threading.enumerate()}
+    assert not caplog.records
+    assert "log-stop" not in {thread.name for thread in threading.enumerate()}
