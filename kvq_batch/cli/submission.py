@@ -1,18 +1,24 @@
-"""Commands for jobs on a cluster: submit, jobs, logs, stop, through the dashboard's address at its head.
+"""Commands for jobs on a cluster: `submit`, `jobs`, `logs` and `stop`, through the dashboard of its head.
 
-They make of a job file what is sent, and show what Ray's Job API answers; nothing is planned or scored here.
+`JobSubmission` builds what is sent: the package, the entry point of the driver, and the metadata. Each submission is a
+run with an id that is known before the run starts.
 """
 
+import re
 import shlex
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvq_batch.cli.job_submission import JobSubmission, job_as_asked, parse_resources, told_of
+from kvq_batch import __version__
+from kvq_batch.cli.jobs import as_asked
 from kvq_batch.cli.options import (
     DeadlineOption,
     JobArgument,
+    LogFormat,
     LogOption,
     MaxAgeOption,
     MaxCostOption,
@@ -30,48 +36,63 @@ from kvq_batch.cli.output import Format, Output
 from kvq_batch.domain.errors import HeadUnavailableError, SpecError
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.job_client import JobApi, Submission, SubmittedJob
+    from kvq_batch.config.job import Job
+    from kvq_batch.config.labels import LabelJob
+    from kvq_batch.engine.job_package import JobPackage
+    from kvq_batch.engine.job_submission import JobApi, SubmitRequest, SubmittedJob
 
-HeadOption = Annotated[
+DashboardOption = Annotated[
     str | None,
     typer.Option(
         "--address",
         envvar="RAY_API_SERVER_ADDRESS",
-        help="Dashboard of the cluster, http://HEAD:8265. Its token: RAY_AUTH_MODE=token, RAY_AUTH_TOKEN_PATH=FILE.",
+        help="Dashboard of the cluster, http://HEAD:8265. For its token, set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN_PATH=FILE.",
         show_default=False,
     ),
 ]
 JobIdArgument = Annotated[
-    str, typer.Argument(metavar="JOB_ID", help="As `submit` and `jobs` say it.", show_default=False)
+    str, typer.Argument(metavar="JOB_ID", help="Job id, as printed by `submit` and `jobs`.", show_default=False)
 ]
+
+DEFAULT_RESTARTS = 3
+
+_RESOURCE = re.compile(r"([^=\s]+)=([0-9]*\.?[0-9]+)")
+
+_COLUMNS = ("job_id", "status", "job", "started", "seconds", "exit_code", "run_id")
 
 
 def submit(
     context: typer.Context,
     job: JobArgument,
-    address: HeadOption = None,
+    address: DashboardOption = None,
     shared: Annotated[
         list[str] | None,
         typer.Option(
             "--shared",
-            help="Folder that every machine mounts under this name; may be repeated.",
+            help="Folder that every machine mounts under the same path. Can be repeated.",
             show_default=False,
         ),
     ] = None,
     installed: Annotated[
-        bool, typer.Option("--installed", help="Use the kvq-batch that the cluster has (its image), send none.")
+        bool, typer.Option("--installed", help="Use the kvq-batch installed on the cluster; do not send this one.")
     ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Pass on the log, and end with the exit code of the run.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Print the log and exit with the exit code of the run.")] = False,
     restarts: Annotated[
         int | None,
-        typer.Option("--restarts", min=0, help="With --wait: starts after a loss. Default: 3.", show_default=False),
+        typer.Option(
+            "--restarts",
+            min=0,
+            help=f"With --wait: maximum restarts of a lost driver. Default: {DEFAULT_RESTARTS}.",
+            show_default=False,
+        ),
     ] = None,
     entrypoint_num_cpus: Annotated[
         float,
         typer.Option(
-            "--entrypoint-num-cpus", min=0, help="CPUs of the driver, on any machine. Default: on the head, none."
+            "--entrypoint-num-cpus",
+            min=0,
+            help="CPUs to reserve for the driver, on any machine. Default: none, on the head.",
         ),
     ] = 0.0,
     entrypoint_resources: Annotated[
@@ -79,7 +100,7 @@ def submit(
         typer.Option(
             "--entrypoint-resource",
             metavar="NAME=AMOUNT",
-            help="Resource of the machine of the driver; may be repeated.",
+            help="Resource that the driver's machine must have. Can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -94,66 +115,65 @@ def submit(
     max_cost: MaxCostOption = None,
     deadline: DeadlineOption = None,
     time_zone: TimeZoneOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent, and exit.")] = False,
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Run a job (or a label job) on a Ray cluster, through its Job API.
+    """Submit a scoring job or a label job to a Ray cluster.
 
-    What is sent: this package, the job without comments, and the weights that
-    it names. No credentials: a job that holds any is refused, and machines
-    find theirs by the AWS chain (a role, a mounted secret). With --wait, a run
-    whose driver or head is lost is submitted again; it does what is missing.
+    Sends this package, the job without comments, and its local weights. Sends
+    no credentials: a job that contains any is rejected, and the machines find
+    theirs through the AWS chain (a role, a mounted secret). With --wait, a run
+    whose driver or head is lost is submitted again and does what is missing.
 
     Examples:
 
       $ kvq-batch submit nightly.toml --address http://HEAD:8265 --wait
       $ kvq-batch submit nightly.toml --dry-run --output json
 
-    Exit codes: 0 submitted, 2 refused; with --wait those of `kvq-batch run`,
-    1 where the driver is lost once too often, 130 where it is stopped.
+    Exit codes: 0 submitted, 2 rejected. With --wait those of `kvq-batch run`,
+    1 if the driver is lost too often, 130 if the job is stopped.
     """
     from kvq_batch.engine.job_package import pack
 
     if restarts is not None and not wait:
-        raise SpecError("--restarts needs --wait: Ray starts no driver again by itself, this command does")
-    asked = job_as_asked(job, context, datetime.now(UTC))
-    parcel = pack(asked, str(job), shared or (), carries_project=not installed)
-    sending = JobSubmission(asked, parcel, log, entrypoint_num_cpus, parse_resources(entrypoint_resources or []))
+        raise SpecError("--restarts requires --wait: this command restarts lost drivers, Ray does not.")
+    loaded = load_job_with_options(job, context, datetime.now(UTC))
+    package = pack(loaded, str(job), shared or (), include_package=not installed)
+    submission = JobSubmission(loaded, package, log, entrypoint_num_cpus, parse_resources(entrypoint_resources or []))
     out = Output(output)
     if dry_run:
-        _show(sending, out)
+        _show(submission, out)
     elif wait:
-        _submit_and_wait(sending, _api(address), 3 if restarts is None else restarts, out)
+        _submit_and_wait(submission, _connect(address), DEFAULT_RESTARTS if restarts is None else restarts, out)
     else:
-        api, submission = _api(address), sending.submission(1)
-        api.submit(submission)
-        out.record({**_named(submission), "address": api.address, **told_of(parcel)})
-        out.note(f"to see its log:  {_command('logs', submission.job_id, api)} --follow")
+        api, request = _connect(address), submission.request(1)
+        api.submit(request)
+        out.record({**_ids(request), "address": api.address, **describe_package(package)})
+        out.note(f"Show its log:  {_command('logs', request.job_id, api)} --follow")
 
 
 def list_jobs(
     job_id: Annotated[
-        str | None, typer.Argument(metavar="[JOB_ID]", help="All that is known of this one.", show_default=False)
+        str | None, typer.Argument(metavar="[JOB_ID]", help="Show the details of one job.", show_default=False)
     ] = None,
-    address: HeadOption = None,
-    all_: Annotated[bool, typer.Option("--all", help="Jobs of others, too.")] = False,
+    address: DashboardOption = None,
+    all_: Annotated[bool, typer.Option("--all", help="Include jobs of other programs.")] = False,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """List the jobs that were submitted to a cluster, the newest first.
+    """List the jobs of a cluster, newest first.
 
-    `run_id` is what the tables call the run. Of one JOB_ID, with its last
-    lines where it failed.
+    `run_id` is the id of the run in the tables. With JOB_ID, show the details
+    of one job, with the last lines of its log if it failed.
 
     Examples:
 
       $ kvq-batch jobs --address http://HEAD:8265
       $ kvq-batch jobs JOB_ID --output json
     """
-    api, out = _api(address), Output(output)
+    api, out = _connect(address), Output(output)
     if job_id is None:
-        found = [_row(job) for job in api.jobs() if all_ or "run_id" in job.metadata]
-        out.rows(found, columns=_COLUMNS)
+        out.rows([_row(job) for job in api.jobs() if all_ or "run_id" in job.metadata], columns=_COLUMNS)
     else:
         job = api.job(job_id)
         out.record({**_row(job), "error_type": job.error_type, "message": job.message, "metadata": dict(job.metadata)})
@@ -161,11 +181,11 @@ def list_jobs(
 
 def logs(
     job_id: JobIdArgument,
-    address: HeadOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    address: DashboardOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job ends.")] = False,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Print what the driver of a job has written, so far or until it ends.
+    """Print the log of a job's driver.
 
     Examples:
 
@@ -174,26 +194,26 @@ def logs(
     """
     from kvq_batch.engine.job_submission import follow as follow_job
 
-    api, out = _api(address), Output(output)
-    is_text = output is Format.TABLE
-    watcher = _Watcher(out, out.text if is_text else None)
+    api, out = _connect(address), Output(output)
+    pieces: list[str] = []
+    write = out.text if output is Format.TABLE else pieces.append
     if follow:
-        if follow_job(api, job_id, watcher) is None:
-            raise SpecError(f"{api.address} was started again meanwhile and does not know {job_id} any more")
+        if follow_job(api, job_id, _Listener(out.note, write)) is None:
+            raise SpecError(f"The head at {api.address} restarted and does not know job {job_id} any more.")
     else:
-        watcher.logged(api.log(job_id))
-    if not is_text:
-        lines = "".join(watcher.kept).splitlines()
+        write(api.log(job_id))
+    if output is not Format.TABLE:
+        lines = "".join(pieces).splitlines()
         out.rows(({"line": number, "text": text} for number, text in enumerate(lines, 1)), columns=("line", "text"))
 
 
 def stop(
     job_id: JobIdArgument,
-    address: HeadOption = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has ended.")] = True,
+    address: DashboardOption = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job has ended.")] = True,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Stop a job as Ctrl-C stops a run: what is finished is committed.
+    """Stop a job and commit its finished results, like Ctrl-C.
 
     Example:
 
@@ -201,95 +221,195 @@ def stop(
     """
     from kvq_batch.engine.job_submission import wait_for_end
 
-    api, out = _api(address), Output(output)
+    api, out = _connect(address), Output(output)
     was_running = api.stop(job_id)
     job = wait_for_end(api, job_id) if wait and was_running else api.job(job_id)
     out.record({"job_id": job_id, "was_running": was_running, "status": job.status})
     if not was_running:
-        out.note(f"{job_id} was over already")
+        out.note(f"{job_id} had already ended.")
 
 
-class _Watcher:
-    """Our words as notes; the driver's log as it comes, or kept."""
+class JobSubmission:
+    """A job and everything that a submission of it needs; each `request` is a run of its own."""
 
-    def __init__(self, output: Output, pass_on: Any) -> None:
-        self.told = output.note
-        self.kept: list[str] = []
-        self.logged = pass_on or self.kept.append
+    def __init__(
+        self,
+        job: "Job | LabelJob",
+        package: "JobPackage",
+        log: LogFormat,
+        num_cpus: float,
+        resources: dict[str, float],
+    ) -> None:
+        self.job, self.package = job, package
+        self._log, self._num_cpus, self._resources = log, num_cpus, resources
+        self._first_job_id: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The command of the driver: `run` or `labels make`."""
+        from kvq_batch.config.job import Job
+
+        return "run" if isinstance(self.job, Job) else "labels make"
+
+    def entrypoint(self, run_id: str) -> str:
+        """Return the shell command of the driver; with `exec`, Ray sees its exit code and signals reach it."""
+        from kvq_batch.engine.job_package import JOB_FILE
+
+        words = ["python", "-m", "kvq_batch.cli", *self.command.split(), JOB_FILE]
+        words += ["--address", "auto", "--run-id", run_id, "--log", self._log]
+        return f"exec {shlex.join(words)}"
+
+    def request(self, number: int) -> "SubmitRequest":
+        """Return the `number`-th submission, with a new run id."""
+        from kvq_batch.domain.identity import new_run_id
+        from kvq_batch.engine.job_submission import SubmitRequest
+        from kvq_batch.storage.options import absolute, display_uri
+
+        run_id = new_run_id()
+        job_id = f"{self.job.name}-{run_id}"
+        self._first_job_id = self._first_job_id or job_id
+        metadata = {
+            "job_name": self.job.name,
+            "command": self.command,
+            "run_id": run_id,
+            "tables": display_uri(absolute(self.job.tables)),
+            "submitted_by": f"kvq-batch {__version__}",
+        }
+        if number > 1:
+            metadata["restart_of"] = self._first_job_id
+        return SubmitRequest(job_id, self.entrypoint(run_id), self.package, metadata, self._num_cpus, self._resources)
 
 
-def _submit_and_wait(sending: JobSubmission, api: "JobApi", restarts: int, out: Output) -> None:
-    from kvq_batch.engine.job_submission import RetryPolicy, submit_and_wait
+def load_job_with_options(path: Path, context: typer.Context, now: datetime) -> "Job | LabelJob":
+    """Load a job file and apply the options of the command line; a deadline at a time of day becomes a date after
+    `now`.
 
-    started, sent = datetime.now(UTC), []
+    Raises: SpecError as `load_any_job`; and for options that do not apply to a label job.
+    """
+    from kvq_batch.config.budget import Budget
+    from kvq_batch.config.job import Job
+    from kvq_batch.config.load import load_any_job, with_values
+    from kvq_batch.config.selection import Select
 
-    def submission(number: int) -> "Submission":
-        sent.append(sending.submission(number))
-        return sent[-1]
-
-    try:
-        ending = submit_and_wait(api, submission, _Watcher(out, out.aside), RetryPolicy(restarts))
-    except (KeyboardInterrupt, HeadUnavailableError):
-        job_id = sent[-1].job_id
-        out.note(f"{job_id} goes on without us; its log:  {_command('logs', job_id, api)} --follow")
-        out.note(f"to stop it:  {_command('stop', job_id, api)}")
-        raise
-    out.record({
-        **_named(sent[-1]),
-        "status": ending.status,
-        "exit_code": ending.exit_code,
-        "submitted": ending.num_submitted,
-        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
-    })  # fmt: skip
-    if ending.exit_code:
-        out.note(f"{ending.job_id} {ending.status.lower()}: {ending.message}")
-        raise typer.Exit(ending.exit_code)
+    job = load_any_job(path)
+    if isinstance(job, Job):
+        job = as_asked(job, context)
+        deadline = job.budget.deadline_after(now)
+        # A restart after that time of day would otherwise use the next day's.
+        moment = None if deadline is None else deadline.isoformat(timespec="minutes")
+        return with_values(job, {"budget": {"deadline": moment}}, origin="the command line")
+    keys = [*Select.model_fields, *Budget.model_fields]
+    given = [key for key in keys if context.params.get(key)]
+    if given:
+        raise SpecError(f"{path} is a label job, and {', '.join(given)} applies to scoring jobs only. Remove it.")
+    return job
 
 
-def _show(sending: JobSubmission, out: Output) -> None:
-    from kvq_batch.engine.job_package import JOB_FILE
-
-    parcel, told = sending.parcel, told_of(sending.parcel)
-    record = {"job": sending.job.name, "entrypoint": sending.entrypoint("RUN_ID"), **told}
-    if out.format is Format.JSON:
-        content = parcel.files[JOB_FILE]
-        assert isinstance(content, bytes)
-        record["sizes_bytes"] = parcel.sizes_bytes
-        record["job_file"] = content.decode()
-    out.record(record)
-    out.note("nothing was sent")
-
-
-def _named(submission: "Submission") -> dict[str, Any]:
+def describe_package(package: "JobPackage") -> dict[str, Any]:
+    """Return a summary of a job package for the user: which kvq-batch the driver uses, other files, size."""
+    sizes = package.sizes_bytes
+    other_files = [name for name in sizes if not name.startswith("kvq_batch")]
+    is_included = len(other_files) < len(sizes)
     return {
-        "job_id": submission.job_id,
-        "run_id": submission.metadata["run_id"],
-        "job": submission.metadata["job_name"],
+        "kvq_batch": f"{__version__}, sent with the job" if is_included else "as installed on the cluster",
+        "other_files": ", ".join(other_files),
+        "files": len(sizes),
+        "bytes": sum(sizes.values()),
     }
 
 
-_COLUMNS = ("job_id", "status", "job", "started", "seconds", "exit_code", "run_id")
+def parse_resources(texts: list[str]) -> dict[str, float]:
+    """Return amounts by name from NAME=AMOUNT texts. Raises: SpecError."""
+    resources = {}
+    for text in texts:
+        match = _RESOURCE.fullmatch(text)
+        if match is None:
+            raise SpecError(f"Invalid --entrypoint-resource {text!r}: expected NAME=AMOUNT, such as head=1.")
+        resources[match[1]] = float(match[2])
+    return resources
+
+
+class _Listener:
+    """Prints messages as notes and passes the driver's log to `write`."""
+
+    def __init__(self, note: Callable[[str], None], write: Callable[[str], None]) -> None:
+        self.message = note
+        self.log = write
+
+
+def _submit_and_wait(submission: JobSubmission, api: "JobApi", restarts: int, out: Output) -> None:
+    from kvq_batch.engine.job_submission import ResubmitPolicy, submit_and_wait
+
+    started, requests = datetime.now(UTC), []
+
+    def make_request(number: int) -> "SubmitRequest":
+        requests.append(submission.request(number))
+        return requests[-1]
+
+    try:
+        result = submit_and_wait(api, make_request, _Listener(out.note, out.aside), ResubmitPolicy(restarts))
+    except (KeyboardInterrupt, HeadUnavailableError):
+        job_id = requests[-1].job_id
+        out.note(f"{job_id} keeps running. Show its log:  {_command('logs', job_id, api)} --follow")
+        out.note(f"Stop it:  {_command('stop', job_id, api)}")
+        raise
+    out.record({
+        **_ids(requests[-1]),
+        "status": result.status,
+        "exit_code": result.exit_code,
+        "submitted": result.num_submitted,
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+    })  # fmt: skip
+    if result.exit_code:
+        out.note(f"{result.job_id} {result.status.lower()}: {result.message}")
+        raise typer.Exit(result.exit_code)
+
+
+def _show(submission: JobSubmission, out: Output) -> None:
+    from kvq_batch.engine.job_package import JOB_FILE
+
+    package = submission.package
+    record = {
+        "job": submission.job.name,
+        "entrypoint": submission.entrypoint("RUN_ID"),
+        **describe_package(package),
+    }
+    if out.format is Format.JSON:
+        content = package.files[JOB_FILE]
+        assert isinstance(content, bytes)
+        record["sizes_bytes"] = package.sizes_bytes
+        record["job_file"] = content.decode()
+    out.record(record)
+    out.note("Dry run: nothing was sent.")
+
+
+def _ids(request: "SubmitRequest") -> dict[str, Any]:
+    return {
+        "job_id": request.job_id,
+        "run_id": request.metadata["run_id"],
+        "job": request.metadata["job_name"],
+    }
 
 
 def _row(job: "SubmittedJob") -> dict[str, Any]:
     seconds = None
     if job.started is not None:
         seconds = round(((job.ended or datetime.now(UTC)) - job.started).total_seconds(), 1)
-    told = (job.job_id, job.status, job.metadata.get("job_name"), job.started, seconds, job.exit_code)
-    return dict(zip(_COLUMNS, (*told, job.metadata.get("run_id")), strict=True))
+    values = (job.job_id, job.status, job.metadata.get("job_name"), job.started, seconds, job.exit_code)
+    return dict(zip(_COLUMNS, (*values, job.metadata.get("run_id")), strict=True))
 
 
-def _api(address: str | None) -> "JobApi":
-    """The Job API at `address`. Raises: SpecError where that is none, or nobody answers there."""
-    from kvq_batch.engine.job_client import JobApi
+def _connect(address: str | None) -> "JobApi":
+    """Return a client of the Job API at `address`. Raises: SpecError if it is invalid or does not answer."""
+    from kvq_batch.engine.job_submission import JobApi
     from kvq_batch.storage.redact import holds_secret
 
     if address is None:
-        raise SpecError("--address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS) says where the cluster is")
+        raise SpecError("No cluster given. Use --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS.")
     if holds_secret(address):
-        raise SpecError("--address holds credentials; leave them out: a token is set by RAY_AUTH_TOKEN_PATH=FILE")
+        raise SpecError("--address contains credentials. Remove them; set a token with RAY_AUTH_TOKEN_PATH=FILE.")
     if not address.startswith(("http://", "https://")):
-        raise SpecError(f"--address is the dashboard of the cluster, http://HEAD:8265, and not {address!r}")
+        raise SpecError(f"Invalid --address {address!r}: expected the dashboard of the cluster, http://HEAD:8265.")
     return JobApi(address.rstrip("/"))
 
 

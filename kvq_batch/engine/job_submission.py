@@ -1,58 +1,321 @@
-"""A submitted job, watched to its end, and submitted again where its driver or the head was lost.
+"""Submission of jobs to a Ray cluster: the Job API client, following a job, resubmission of lost drivers.
 
-    the driver ends by itself           its exit code is the answer, good or bad; nothing is started again
-    somebody stops the job              130, as for Ctrl-C
-    the driver is killed (SIGKILL)      submitted again: its node went, or ran out of memory
-    the supervisor of the driver dies   the same
-    the head gives no answer            asked again, for as long as `away_s`
-    the head came back, not knowing it  submitted again
+`submit_and_wait` submits a job and follows it to its end:
 
-A run that is started again does what the tables lack: their lease keeps out a driver that lives after all. Ray starts
-no driver again by itself. This module knows nothing of what a job does.
+    the driver exits                        return its exit code, success or failure; no resubmission
+    someone stops the job                   return 130, as for Ctrl-C
+    the driver is killed (SIGKILL)          submit again: its node was lost, or out of memory
+    the supervisor of the driver dies       submit again
+    the head does not answer                keep polling for up to `head_timeout_s`
+    the head restarts without the job       submit again
+
+Ray does not restart drivers. A run that is submitted again does what is missing in the tables; the lease of the tables
+keeps it out if the first driver is still alive.
+
+Ray reads the token of the cluster itself (RAY_AUTH_TOKEN, else the file in RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token)
+and sends it in a header only.
 """
 
 import asyncio
 import logging
+import os
+import re
 import signal
+import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Generic, Literal, Protocol, TypeVar, cast
 
-from kvq_batch.domain.errors import HeadUnavailableError, UnknownJobError
-from kvq_batch.engine.job_client import STOP_WAIT_S, JobApi, Status, Submission, SubmittedJob
+import aiohttp
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobSubmissionClient, JobType
+
+from kvq_batch.domain.errors import HeadUnavailableError, KvqBatchError, SpecError, UnknownJobError
+from kvq_batch.engine.job_package import JobPackage
+from kvq_batch.storage.redact import redact, summary
 
 _LOGGER = logging.getLogger(__name__)
 
+Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+Result = TypeVar("Result")
+
 INTERRUPTED = 130
+
+STOP_WAIT_S = 300
+"""Seconds between SIGTERM and SIGKILL when a job is stopped, so that the driver can commit. Ray's default is 3."""
+
+REQUEST_TIMEOUT_S = 60.0
+"""Time limit of a short request. Ray's client has none."""
+
+TRANSFER_TIMEOUT_S = 900.0
+"""Time limit of a request that sends a job package or reads a whole log."""
+
+_VERBOSE_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that report packages and connections on stderr, between the lines of the driver's log."""
+
+_TOKEN_LOCATIONS = "RAY_AUTH_TOKEN, a file named by RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
+
+_STATUS_ERROR = re.compile(r"Request failed with status code (\d+): (.*)\.", re.DOTALL)
+"""Message of the RuntimeError that Ray's client raises for an HTTP error; `tests/cluster` checks it on a real head."""
 
 _LOST = frozenset({
     "JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE", "JOB_SUPERVISOR_ACTOR_START_FAILURE",
 })  # fmt: skip
-"""What Ray says of a driver whose end nobody saw. The last: a head that recovered its memory, and finds it nowhere."""
+"""Error types of drivers whose end Ray did not see. The last one: a restarted head that recovered its state and does
+not find the driver."""
 
 _KILLED = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
 
-_LAST_WORDS_S = 10.0
-"""Allowed for the log of a job that is over."""
+_FINAL_LOG_S = 10.0
+"""Time limit for reading the rest of the log when the job is over."""
 
-_LONGEST_PAUSE_S = 60.0
+_LONGEST_BACKOFF_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """`restarts` of lost drivers, seconds that the head may be `away_s`, seconds from look to look, and the first pause
-    before a restart; the next ones are twice as long each."""
+class SubmitRequest:
+    """One submission of a job.
+
+    `metadata` is visible to everyone who reaches the dashboard. Without `num_cpus` and `resources` the driver runs on
+    the head.
+    """
+
+    job_id: str
+    entrypoint: str
+    package: JobPackage
+    metadata: Mapping[str, str]
+    num_cpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """State of a submitted job as the cluster reports it.
+
+    `exit_code` is that of the driver: negative after a signal, None if the driver did not exit or Ray did not see it.
+    Times are in UTC.
+    """
+
+    job_id: str
+    status: Status
+    metadata: Mapping[str, str]
+    started: datetime | None
+    ended: datetime | None
+    exit_code: int | None
+    error_type: str | None
+    message: str
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+class JobApi:
+    """Client of Ray's Job API at `address`, the http(s) address of the cluster's dashboard.
+
+    Wraps the public `JobSubmissionClient` with time limits and the errors of this project. `timeout_s` limits each
+    short request.
+
+    Every method raises:
+        HeadUnavailableError: the head does not answer.
+        SpecError: the head rejects the request.
+        UnknownJobError: the head does not know the job.
+    """
+
+    def __init__(self, address: str, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        # For Ray's client, this variable and RAY_ADDRESS take precedence over its argument.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
+        for name in _VERBOSE_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            self._client = self._call(lambda: JobSubmissionClient(address))
+        except HeadUnavailableError as error:
+            raise SpecError(f"{error}; start the cluster, or correct the address of its dashboard") from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise SpecError(self._not_a_dashboard(error)) from error
+
+    def submit(self, request: SubmitRequest) -> None:
+        """Upload the job package and start the driver; a package that the head already has is not sent again."""
+        # Detects a head that hangs without waiting for the time limit of the upload.
+        self._call(self._client.get_version)
+        with tempfile.TemporaryDirectory(prefix="kvq-batch-submit-") as folder:
+            request.package.write(Path(folder))
+            try:
+                self._call(
+                    lambda: self._client.submit_job(
+                        entrypoint=request.entrypoint,
+                        submission_id=request.job_id,
+                        runtime_env={
+                            "working_dir": folder,
+                            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+                        },
+                        metadata=dict(request.metadata),
+                        entrypoint_num_cpus=request.num_cpus or None,
+                        entrypoint_resources=dict(request.resources) or None,
+                    ),
+                    TRANSFER_TIMEOUT_S,
+                )
+            except ValueError as error:
+                raise SpecError(f"{self.address}: cannot submit the job: {redact(str(error))}") from error
+
+    def job(self, job_id: str) -> SubmittedJob:
+        """Return the state of one job."""
+        return _submitted_job(self._call(lambda: self._client.get_job_info(job_id)))
+
+    def jobs(self) -> list[SubmittedJob]:
+        """Return all submitted jobs that the head knows, newest first."""
+        details = [job for job in self._call(self._client.list_jobs) if job.type == JobType.SUBMISSION]
+        jobs = [_submitted_job(job) for job in details]
+        return sorted(jobs, key=lambda job: job.started or datetime.min.replace(tzinfo=UTC), reverse=True)
+
+    def log(self, job_id: str) -> str:
+        """Return what the driver has written so far, stdout and stderr together."""
+        return str(self._call(lambda: self._client.get_job_logs(job_id), TRANSFER_TIMEOUT_S))
+
+    async def tail(self, job_id: str) -> AsyncIterator[str]:
+        """Yield the log from its start as it grows, until the job is over or the connection is lost."""
+        try:
+            async for text in self._client.tail_job_logs(job_id):
+                yield text
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            raise HeadUnavailableError(f"{self.address}: lost the log stream: {redact(str(error))}") from error
+
+    def stop(self, job_id: str) -> bool:
+        """Send SIGTERM to the driver; return whether it was running."""
+        return bool(self._call(lambda: self._client.stop_job(job_id)))
+
+    def _call(self, function: Callable[[], Result], timeout_s: float | None = None) -> Result:
+        """Return `function()`, with a time limit and with the errors of Ray's client translated."""
+        thread = _CallThread(function)
+        thread.start()
+        try:
+            return thread.wait(self._timeout_s if timeout_s is None else timeout_s)
+        except AuthenticationError as error:
+            raise SpecError(self._explain_authentication(error)) from error
+        except requests.JSONDecodeError as error:
+            raise SpecError(self._not_a_dashboard(error)) from error
+        except (requests.RequestException, ConnectionError, TimeoutError) as error:
+            raise HeadUnavailableError(f"No Ray head answers at {self.address}: {_root_cause(error)}") from error
+        except RuntimeError as error:
+            match = _STATUS_ERROR.fullmatch(str(error))
+            if match is None:
+                raise
+            raise self._http_error(int(match[1]), redact(match[2]).strip()) from error
+
+    def _http_error(self, status: int, text: str) -> KvqBatchError:
+        if status == 404:
+            return UnknownJobError(
+                f"{self.address}: {text}; `kvq-batch jobs` lists the jobs that the head knows (a restarted head "
+                "forgets earlier jobs)"
+            )
+        if status >= 500:
+            return HeadUnavailableError(f"The head at {self.address} fails ({status}): {_last_line(text)}")
+        return SpecError(f"The head at {self.address} rejects the request ({status}): {_last_line(text)}")
+
+    def _not_a_dashboard(self, error: Exception) -> str:
+        return (
+            f"{self.address} does not answer like the dashboard of a Ray head: {summary(error, 200)}; "
+            "correct the address"
+        )
+
+    def _explain_authentication(self, error: AuthenticationError) -> str:
+        text = str(error)
+        if text.startswith("Authentication required"):
+            return (
+                f"{self.address} requires a token, and none was sent: set RAY_AUTH_MODE=token, and put the token of "
+                f"the cluster into {_TOKEN_LOCATIONS}"
+            )
+        if text.startswith("Authentication failed"):
+            return (
+                f"{self.address} rejects the token that was sent: use the token that the cluster was started with, in "
+                f"{_TOKEN_LOCATIONS} (the first one found is used)"
+            )
+        reason = text.partition(". ")[0]
+        return f"RAY_AUTH_MODE is token, but no token was found: put it into {_TOKEN_LOCATIONS} ({reason})"
+
+
+class _CallThread(threading.Thread, Generic[Result]):
+    """Thread for one call of Ray's client, which has no time limit of its own.
+
+    A call that takes too long is abandoned: the thread is a daemon and does not keep the process alive.
+    """
+
+    _outcome: Result
+
+    def __init__(self, function: Callable[[], Result]) -> None:
+        super().__init__(name="ray-job-api", daemon=True)
+        self._function = function
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._outcome = self._function()
+        except (AuthenticationError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            self._error = error
+
+    def wait(self, timeout_s: float) -> Result:
+        """Return the result or raise the error of the call. Raises: TimeoutError after `timeout_s`."""
+        self.join(timeout_s)
+        if self.is_alive():
+            raise TimeoutError(f"no answer in {timeout_s:g} s")
+        if self._error is not None:
+            raise self._error
+        return self._outcome
+
+
+def _submitted_job(details: JobDetails) -> SubmittedJob:
+    return SubmittedJob(
+        job_id=details.submission_id or "",
+        status=cast(Status, str(details.status)),
+        metadata=details.metadata or {},
+        started=_utc(details.start_time),
+        ended=_utc(details.end_time),
+        exit_code=details.driver_exit_code,
+        error_type=details.error_type,
+        message=redact(details.message or ""),
+    )
+
+
+def _utc(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the message of the innermost error, such as "[Errno 111] Connection refused"."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return redact(str(error))
+
+
+def _last_line(text: str) -> str:
+    """Return the last line of a traceback from the head."""
+    return text.splitlines()[-1] if text else "no reason given"
+
+
+@dataclass(frozen=True, slots=True)
+class ResubmitPolicy:
+    """How long `submit_and_wait` waits, and how often it submits again.
+
+    `restarts` limits the submissions after the first; `head_timeout_s` the time without an answer of the head; `poll_s`
+    is the time between two requests; `backoff_s` the wait before the first restart, doubled for each further one.
+    """
 
     restarts: int = 3
-    away_s: float = 900.0
+    head_timeout_s: float = 900.0
     poll_s: float = 2.0
-    pause_s: float = 5.0
+    backoff_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How it ended: the job as it was submitted last, the exit code to end with, how often it was submitted."""
+class SubmissionResult:
+    """Result of `submit_and_wait`: the last submission, the exit code for the process, the number of submissions."""
 
     job_id: str
     status: Status | Literal["LOST"]
@@ -61,23 +324,23 @@ class Ending:
     message: str
 
 
-class Watcher(Protocol):
-    """Who is told: words of ours, and the driver's log as it comes."""
+class JobListener(Protocol):
+    """Receives messages about a submission, and the driver's log as it arrives."""
 
-    def told(self, text: str) -> None: ...
+    def message(self, text: str) -> None: ...
 
-    def logged(self, text: str) -> None: ...
+    def log(self, text: str) -> None: ...
 
 
 def is_lost(job: SubmittedJob) -> bool:
-    """Whether the driver ended by no doing of its own, as far as the cluster knows."""
+    """Return whether the driver was killed from outside, as far as the cluster knows."""
     if job.status != "FAILED":
         return False
     return job.exit_code in _KILLED if job.exit_code is not None else job.error_type in _LOST
 
 
 def exit_code_of(job: SubmittedJob) -> int:
-    """The exit code of a job that is over: the driver's own, as a shell would give it."""
+    """Return the exit code of a job that is over, as a shell would report it."""
     if job.status == "SUCCEEDED":
         return 0
     if job.status == "STOPPED":
@@ -87,67 +350,76 @@ def exit_code_of(job: SubmittedJob) -> int:
 
 
 def submit_and_wait(
-    api: JobApi, submission: Callable[[int], Submission], watcher: Watcher, patience: RetryPolicy = RetryPolicy()
-) -> Ending:
-    """Submits `submission(1)`, watches it to its end, and submits the next number where it was lost.
+    api: JobApi,
+    make_request: Callable[[int], SubmitRequest],
+    listener: JobListener,
+    policy: ResubmitPolicy = ResubmitPolicy(),
+) -> SubmissionResult:
+    """Submit `make_request(1)` and follow it to its end; if the driver is lost, submit the request of the next number.
 
     Raises:
-        HeadAwayError: the head gave no answer for longer than the patience allows; the job may go on.
-        SpecError: the head refuses the job.
+        HeadUnavailableError: the head did not answer for `head_timeout_s`; the job may still run.
+        SpecError: the head rejects the job.
     """
-    number, sent = 1, submission(1)
-    api.submit(sent)
+    number, request = 1, make_request(1)
+    api.submit(request)
     while True:
-        watcher.told(f"{sent.job_id} is submitted")
-        job = asyncio.run(_watch(api, sent.job_id, watcher, patience))
+        listener.message(f"Submitted {request.job_id}.")
+        job = asyncio.run(_watch(api, request.job_id, listener, policy))
         if job is not None and not is_lost(job):
-            return Ending(sent.job_id, job.status, exit_code_of(job), number, job.message)
-        what = "the head came back and does not know it" if job is None else f"its driver is lost ({_reason(job)})"
-        if number > patience.restarts:
-            return Ending(sent.job_id, "LOST", 1, number, f"{what}, and {number} submissions are enough")
-        pause_s = min(patience.pause_s * 2 ** (number - 1), _LONGEST_PAUSE_S)
-        watcher.told(f"{sent.job_id}: {what}; again in {pause_s:g} s (restart {number} of {patience.restarts})")
-        time.sleep(pause_s)
-        number, sent = number + 1, submission(number + 1)
-        _submit_again(api, sent, watcher, patience)
+            return SubmissionResult(request.job_id, job.status, exit_code_of(job), number, job.message)
+        reason = "the head restarted and does not know the job" if job is None else f"lost the driver ({_reason(job)})"
+        if number > policy.restarts:
+            return SubmissionResult(request.job_id, "LOST", 1, number, f"{reason}; gave up after {number} submissions")
+        backoff_s = min(policy.backoff_s * 2 ** (number - 1), _LONGEST_BACKOFF_S)
+        listener.message(
+            f"{request.job_id}: {reason}; submitting again in {backoff_s:g} s (restart {number} of {policy.restarts})"
+        )
+        time.sleep(backoff_s)
+        number, request = number + 1, make_request(number + 1)
+        _submit_again(api, request, listener, policy)
 
 
-def follow(api: JobApi, job_id: str, watcher: Watcher, patience: RetryPolicy = RetryPolicy()) -> SubmittedJob | None:
-    """Passes on the log of a job until it is over; None where the head lost its memory meanwhile.
+def follow(
+    api: JobApi, job_id: str, listener: JobListener, policy: ResubmitPolicy = ResubmitPolicy()
+) -> SubmittedJob | None:
+    """Pass on the log of a job until it is over; return None if the head restarted and forgot it.
 
-    Raises: UnknownJobError where the head does not know it to begin with; HeadAwayError as `submit_and_wait`.
+    Raises:
+        UnknownJobError: the head does not know the job at the start.
+        HeadUnavailableError: the head did not answer for `head_timeout_s`.
     """
     api.job(job_id)
-    return asyncio.run(_watch(api, job_id, watcher, patience))
+    return asyncio.run(_watch(api, job_id, listener, policy))
 
 
 def wait_for_end(api: JobApi, job_id: str, longest_s: float = 1.5 * STOP_WAIT_S) -> SubmittedJob:
-    """The job when it is over, or as it is after `longest_s` seconds. Raises: as `JobApi.job`."""
+    """Return the job when it is over, or its state after `longest_s` seconds. Raises: as `JobApi.job`."""
     deadline = time.monotonic() + longest_s
     while not (job := api.job(job_id)).is_over and time.monotonic() < deadline:
         time.sleep(1.0)
     return job
 
 
-def _submit_again(api: JobApi, submission: Submission, watcher: Watcher, patience: RetryPolicy) -> None:
-    away = _Absence(watcher, patience)
+def _submit_again(api: JobApi, request: SubmitRequest, listener: JobListener, policy: ResubmitPolicy) -> None:
+    outage = _Outage(listener, policy)
     while True:
         try:
-            return api.submit(submission)
+            return api.submit(request)
         except HeadUnavailableError as error:
-            away.noted(error)
-        time.sleep(patience.poll_s)
+            outage.record(error)
+        time.sleep(policy.poll_s)
         try:
-            # The answer may have been lost, and the job be at work.
-            api.job(submission.job_id)
+            # The head may have started the job although its answer was lost.
+            api.job(request.job_id)
         except (UnknownJobError, HeadUnavailableError):
             continue
         return None
 
 
-async def _watch(api: JobApi, job_id: str, watcher: Watcher, patience: RetryPolicy) -> SubmittedJob | None:
-    """The job when it is over, its log passed on; None where the head does not know it (any more)."""
-    log, away = _Log(api, job_id, watcher), _Absence(watcher, patience)
+async def _watch(api: JobApi, job_id: str, listener: JobListener, policy: ResubmitPolicy) -> SubmittedJob | None:
+    """Pass on the log of a job; return the job when it is over, or None when the head does not know it."""
+    log, outage = _LogReader(api, job_id, listener), _Outage(listener, policy)
     reading: asyncio.Task[None] | None = None
     while True:
         try:
@@ -155,66 +427,66 @@ async def _watch(api: JobApi, job_id: str, watcher: Watcher, patience: RetryPoli
         except UnknownJobError:
             return None
         except HeadUnavailableError as error:
-            away.noted(error)
-            await asyncio.sleep(patience.poll_s)
+            outage.record(error)
+            await asyncio.sleep(policy.poll_s)
             continue
-        away.ended()
-        if reading is None or (reading.done() and not (job.is_over and log.is_whole)):
-            # Also when it is over: what it wrote since the line broke off, or before anybody listened.
+        outage.end()
+        if reading is None or (reading.done() and not (job.is_over and log.is_complete)):
+            # Also when the job is over: read what it wrote since the stream was lost, or before it was opened.
             reading = asyncio.create_task(log.read())
-        await asyncio.wait({reading}, timeout=_LAST_WORDS_S if job.is_over else patience.poll_s)
+        await asyncio.wait({reading}, timeout=_FINAL_LOG_S if job.is_over else policy.poll_s)
         if job.is_over:
             reading.cancel()
             return job
         if reading.done():
-            await asyncio.sleep(patience.poll_s)
+            await asyncio.sleep(policy.poll_s)
 
 
-class _Log:
-    """The log of a job, each character passed on once, however often its reading breaks off."""
+class _LogReader:
+    """Reads the log of a job and passes each character on once, also when the stream is lost and read again."""
 
-    def __init__(self, api: JobApi, job_id: str, watcher: Watcher) -> None:
-        self._api, self._job_id, self._watcher = api, job_id, watcher
-        self._num_told = 0
-        self.is_whole = False
+    def __init__(self, api: JobApi, job_id: str, listener: JobListener) -> None:
+        self._api, self._job_id, self._listener = api, job_id, listener
+        self._num_passed = 0
+        self.is_complete = False
 
     async def read(self) -> None:
-        """Until the job is over, which `is_whole` then says, or the line breaks off."""
-        self.is_whole, index = False, 0
+        """Read until the job is over, which sets `is_complete`, or until the stream is lost."""
+        self.is_complete, position = False, 0
         try:
             async for text in self._api.tail(self._job_id):
-                fresh = text[max(0, self._num_told - index) :]
-                index += len(text)
-                if fresh:
-                    self._num_told = index
-                    self._watcher.logged(fresh)
-            self.is_whole = True
+                new_text = text[max(0, self._num_passed - position) :]
+                position += len(text)
+                if new_text:
+                    self._num_passed = position
+                    self._listener.log(new_text)
+            self.is_complete = True
         except HeadUnavailableError as error:
-            # Whether anything is wrong, the next look at the job will tell.
+            # The next request for the job's state reports whether the head is away.
             _LOGGER.info("%s", error)
 
 
-class _Absence:
-    """How long the head has given no answer; told once each time, and borne for `away_s`."""
+class _Outage:
+    """Time since the head stopped answering; reported once, and an error after `head_timeout_s`."""
 
-    def __init__(self, watcher: Watcher, patience: RetryPolicy) -> None:
-        self._watcher, self._away_s = watcher, patience.away_s
+    def __init__(self, listener: JobListener, policy: ResubmitPolicy) -> None:
+        self._listener, self._timeout_s = listener, policy.head_timeout_s
         self._since: float | None = None
 
-    def noted(self, error: HeadUnavailableError) -> None:
-        """Raises the error itself where this has lasted too long."""
+    def record(self, error: HeadUnavailableError) -> None:
+        """Record a request without an answer. Raises: `error`, if the outage lasts too long."""
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            self._watcher.told(f"{error}; waiting up to {self._away_s:g} s for it")
-        elif now - self._since > self._away_s:
+            self._listener.message(f"{error}; waiting up to {self._timeout_s:g} s for the head")
+        elif now - self._since > self._timeout_s:
             raise error
 
-    def ended(self) -> None:
+    def end(self) -> None:
         if self._since is not None:
-            self._watcher.told(f"the head is back after {time.monotonic() - self._since:.0f} s")
+            self._listener.message(f"The head answers again after {time.monotonic() - self._since:.0f} s.")
             self._since = None
 
 
 def _reason(job: SubmittedJob) -> str:
-    return "killed" if job.exit_code in _KILLED else (job.error_type or "nobody knows why").lower().replace("_", " ")
+    return "killed" if job.exit_code in _KILLED else (job.error_type or "unknown reason").lower().replace("_", " ")

@@ -1,4 +1,4 @@
-"""`submit` before anything is sent: what it would send, and what it refuses. Real heads stand in tests/cluster."""
+"""`submit` without a cluster: what it would send, and what it rejects. tests/cluster uses real heads."""
 
 import json
 import tomllib
@@ -41,62 +41,66 @@ def written(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_a_dry_run_shows_what_would_be_sent_and_asks_no_cluster(written: Callable[[str], Path], tmp_path: Path) -> None:
+def test_dry_run_shows_what_would_be_sent(written: Callable[[str], Path], tmp_path: Path) -> None:
     file = written(JOB)
-    said: dict[str, Any] = json.loads(
+    shown: dict[str, Any] = json.loads(
         call("submit", file, "--max-videos", "7", "--reason", "new", "--dry-run", "--output", "json").stdout
     )
-    assert said["entrypoint"].startswith("exec python -m kvq_batch.cli run job.toml --address auto --run-id ")
-    assert said["files"] == len(said["sizes_bytes"])
-    assert said["bytes"] == sum(said["sizes_bytes"].values())
-    assert {"job.toml", "kvq_batch/cli/__main__.py"} <= set(said["sizes_bytes"])
+    assert shown["entrypoint"].startswith("exec python -m kvq_batch.cli run job.toml --address auto --run-id ")
+    assert shown["files"] == len(shown["sizes_bytes"])
+    assert shown["bytes"] == sum(shown["sizes_bytes"].values())
+    assert {"job.toml", "kvq_batch/cli/__main__.py"} <= set(shown["sizes_bytes"])
     sent = tmp_path / "sent.toml"
-    sent.write_text(said["job_file"])
-    job, ours = load_job(sent), load_job(file)
+    sent.write_text(shown["job_file"])
+    job, original = load_job(sent), load_job(file)
     assert (job.budget.max_videos, job.select.reasons) == (7, ("new",))
-    assert job.models == ours.models
-    assert "comment" not in said["job_file"]
+    assert job.models == original.models
+    assert "comment" not in shown["job_file"]
     assert "nothing was sent" in call("submit", file, "--dry-run").stderr
 
 
-def test_an_hour_becomes_a_moment_so_that_a_restart_does_not_wait_for_tomorrows(written: Callable[[str], Path]) -> None:
+def test_deadline_at_a_time_of_day_becomes_a_date(written: Callable[[str], Path]) -> None:
     before = datetime.now(UTC)
-    said = json.loads(call("submit", written(JOB), "--deadline", "06:00", "--dry-run", "--output", "json").stdout)
-    moment = datetime.fromisoformat(tomllib.loads(said["job_file"])["budget"]["deadline"])
+    shown = json.loads(call("submit", written(JOB), "--deadline", "06:00", "--dry-run", "--output", "json").stdout)
+    moment = datetime.fromisoformat(tomllib.loads(shown["job_file"])["budget"]["deadline"])
     assert (moment.hour, moment.minute) == (6, 0)
     assert timedelta(0) < moment - before <= timedelta(days=1, minutes=1)
 
 
-def test_an_installed_package_is_not_sent(written: Callable[[str], Path]) -> None:
-    said = json.loads(call("submit", written(JOB), "--installed", "--dry-run", "--output", "json").stdout)
-    assert (list(said["sizes_bytes"]), said["kvq_batch"]) == (["job.toml"], "as the cluster has it")
+def test_installed_package_is_not_sent(written: Callable[[str], Path]) -> None:
+    shown = json.loads(call("submit", written(JOB), "--installed", "--dry-run", "--output", "json").stdout)
+    assert (list(shown["sizes_bytes"]), shown["kvq_batch"]) == (["job.toml"], "as installed on the cluster")
 
 
-def test_a_label_job_is_known_by_its_sources(written: Callable[[str], Path]) -> None:
+def test_label_job_is_recognised_and_rejects_scoring_options(written: Callable[[str], Path]) -> None:
     file = written(LABELS)
-    said = json.loads(call("submit", file, "--dry-run", "--output", "json").stdout)
-    assert "kvq_batch.cli labels make job.toml" in said["entrypoint"]
-    refused = call("submit", file, "--max-videos", "3", "--dry-run", exit_code=2)
-    assert "makes labels, and max_videos is for jobs that score" in refused.stderr
+    shown = json.loads(call("submit", file, "--dry-run", "--output", "json").stdout)
+    assert "kvq_batch.cli labels make job.toml" in shown["entrypoint"]
+    result = call("submit", file, "--max-videos", "3", "--dry-run", exit_code=2)
+    assert "is a label job, and max_videos applies to scoring jobs only" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("text", "arguments", "said"),
+    ("text", "arguments", "message"),
     [
-        (JOB, [], "--address http://HEAD:8265 (or RAY_API_SERVER_ADDRESS) says where"),
-        (JOB, ["--address", "head:6379"], "--address is the dashboard of the cluster, http://HEAD:8265, and not"),
-        (JOB, ["--address", "http://me:planted@head:8265"], "--address holds credentials"),
-        (JOB, ["--restarts", "2"], "--restarts needs --wait"),
-        (JOB, ["--entrypoint-resource", "head"], "write NAME=AMOUNT"),
-        (JOB.replace("s3://bucket/quality", "quality"), [], "tables: 'quality' is a path of this machine"),
-        (JOB.replace("s3://", "s3://me:planted@"), [], "tables, catalog.source holds credentials"),
+        (JOB, [], "No cluster given. Use --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS"),
+        (
+            JOB,
+            ["--address", "head:6379"],
+            "Invalid --address 'head:6379': expected the dashboard of the cluster, http://HEAD:8265",
+        ),
+        (JOB, ["--address", "http://me:planted@head:8265"], "--address contains credentials"),
+        (JOB, ["--restarts", "2"], "--restarts requires --wait"),
+        (JOB, ["--entrypoint-resource", "head"], "Invalid --entrypoint-resource 'head': expected NAME=AMOUNT"),
+        (JOB.replace("s3://bucket/quality", "quality"), [], "tables: 'quality' is a local path"),
+        (JOB.replace("s3://", "s3://me:planted@"), [], "tables, catalog.source contains credentials"),
         (JOB + 'access_key = "planted"\n', [], "models.0.access_key: unknown key"),
         ('name = "t"\n[training]\n', [], "is a training; start it where its devices are"),
     ],
 )
-def test_what_is_refused_is_named_and_no_secret_repeated(
-    written: Callable[[str], Path], text: str, arguments: list[str], said: str
+def test_rejections_name_the_problem_but_no_secret(
+    written: Callable[[str], Path], text: str, arguments: list[str], message: str
 ) -> None:
-    refused = call("submit", written(text), *arguments, exit_code=2)
-    assert said in refused.stderr
-    assert "planted" not in refused.output
+    result = call("submit", written(text), *arguments, exit_code=2)
+    assert message in result.stderr
+    assert "planted" not in result.output

@@ -1,4 +1,4 @@
-"""Submitted jobs whose drivers, heads and machines are really killed, or stopped: every video has one score."""
+"""Submitted jobs whose drivers, heads and machines are killed or stopped: every video gets exactly one score."""
 
 import json
 import shutil
@@ -26,10 +26,10 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def submitter(cluster: LocalCluster, tmp_path: Path) -> Submitter:
-    return somebody_with_a_job(cluster, tmp_path)
+    return make_submitter(cluster, tmp_path)
 
 
-def somebody_with_a_job(cluster: LocalCluster, tmp_path: Path) -> Submitter:
+def make_submitter(cluster: LocalCluster, tmp_path: Path) -> Submitter:
     (clip,) = write_demo_clips(tmp_path, 1, ClipShape(width_px=64, height_px=48, num_frames=16), DISTORTIONS[:1])
     (tmp_path / "videos").mkdir()
     for number in range(NUM_VIDEOS):
@@ -43,7 +43,7 @@ def somebody_with_a_job(cluster: LocalCluster, tmp_path: Path) -> Submitter:
 
 
 def submitted(submitter: Submitter, *arguments: str) -> "subprocess.Popen[str]":
-    """A submission that is waited for, when its run has committed something."""
+    """Start a submission with --wait; return when its run has committed results."""
     running = submitter.start(
         "submit", "night.toml", "--shared", ".", "--wait", "--log", "json", "--output", "json", *arguments
     )
@@ -53,12 +53,12 @@ def submitted(submitter: Submitter, *arguments: str) -> "subprocess.Popen[str]":
 
 def wait_for(running: "subprocess.Popen[str]", word: str) -> str:
     assert running.stderr is not None
-    seen = []
+    lines = []
     for line in running.stderr:
-        seen.append(line)
+        lines.append(line)
         if word in line:
             return line
-    raise AssertionError("".join(seen))
+    raise AssertionError("".join(lines))
 
 
 def end_of(running: "subprocess.Popen[str]") -> tuple[int, dict[str, Any], str]:
@@ -73,55 +73,51 @@ def ask(submitter: Submitter, sql: str) -> list[dict[str, Any]]:
         return rows
 
 
-def check_all_scored_once_in_two_runs(submitter: Submitter, told: dict[str, Any]) -> None:
+def check_all_scored_once_in_two_runs(submitter: Submitter, result: dict[str, Any]) -> None:
     (counts,) = ask(submitter, "SELECT count(*) AS scores, count(DISTINCT video_id) AS videos FROM scores")
     assert counts == {"scores": NUM_VIDEOS, "videos": NUM_VIDEOS}
     states = ask(submitter, "SELECT run_id, arg_max(state, commit_seq) AS state FROM runs GROUP BY ALL ORDER BY ALL")
     assert [row["state"] for row in states] == ["crashed", "finished"]
-    assert states[1]["run_id"] == told["run_id"]
+    assert states[1]["run_id"] == result["run_id"]
 
 
-def test_a_driver_that_is_killed_is_started_again_and_does_the_rest(
-    cluster: LocalCluster, submitter: Submitter
-) -> None:
+def test_killed_driver_is_submitted_again(cluster: LocalCluster, submitter: Submitter) -> None:
     running = submitted(submitter)
     kill(driver_on(cluster.machines)[1].pid)
-    exit_code, told, _ = end_of(running)
-    assert (exit_code, told["status"], told["submitted"]) == (0, "SUCCEEDED", 2)
-    check_all_scored_once_in_two_runs(submitter, told)
+    exit_code, result, _ = end_of(running)
+    assert (exit_code, result["status"], result["submitted"]) == (0, "SUCCEEDED", 2)
+    check_all_scored_once_in_two_runs(submitter, result)
     second, first = json.loads(submitter.call("jobs", "--output", "json")[0])
-    assert (first["status"], first["exit_code"], second["job_id"]) == ("FAILED", -9, told["job_id"])
-    known = json.loads(submitter.call("jobs", second["job_id"], "--output", "json")[0])
-    assert known["metadata"]["restart_of"] == first["job_id"]
+    assert (first["status"], first["exit_code"], second["job_id"]) == ("FAILED", -9, result["job_id"])
+    details = json.loads(submitter.call("jobs", second["job_id"], "--output", "json")[0])
+    assert details["metadata"]["restart_of"] == first["job_id"]
 
 
-def test_a_head_that_is_killed_and_started_again_gets_the_job_again(
-    cluster: LocalCluster, submitter: Submitter
-) -> None:
+def test_job_is_submitted_again_after_a_head_restart(cluster: LocalCluster, submitter: Submitter) -> None:
     running = submitted(submitter)
     cluster.machines.pop().kill()
     wait_for(running, "waiting up to")
     cluster.start_head()
-    exit_code, told, stderr = end_of(running)
-    assert (exit_code, told["status"], told["submitted"]) == (0, "SUCCEEDED", 2)
-    assert "the head came back and does not know it" in stderr
-    check_all_scored_once_in_two_runs(submitter, told)
+    exit_code, result, stderr = end_of(running)
+    assert (exit_code, result["status"], result["submitted"]) == (0, "SUCCEEDED", 2)
+    assert "the head restarted and does not know the job" in stderr
+    check_all_scored_once_in_two_runs(submitter, result)
 
 
-def test_restarts_are_counted(cluster: LocalCluster, submitter: Submitter) -> None:
+def test_restarts_are_limited(cluster: LocalCluster, submitter: Submitter) -> None:
     running = submitted(submitter, "--restarts", "0")
     kill(driver_on(cluster.machines)[1].pid)
-    exit_code, told, _ = end_of(running)
-    assert (exit_code, told["status"], told["submitted"]) == (1, "LOST", 1)
+    exit_code, result, _ = end_of(running)
+    assert (exit_code, result["status"], result["submitted"]) == (1, "LOST", 1)
 
 
-def test_a_job_that_is_stopped_commits_what_is_finished_and_is_not_started_again(submitter: Submitter) -> None:
+def test_stopped_job_commits_and_is_not_restarted(submitter: Submitter) -> None:
     running = submitted(submitter)
     (job,) = json.loads(submitter.call("jobs", "--output", "json")[0])
     stopped = json.loads(submitter.call("stop", job["job_id"], "--output", "json")[0])
     assert stopped == {"job_id": job["job_id"], "was_running": True, "status": "STOPPED"}
-    exit_code, told, stderr = end_of(running)
-    assert (exit_code, told["status"], told["submitted"]) == (130, "STOPPED", 1)
+    exit_code, result, stderr = end_of(running)
+    assert (exit_code, result["status"], result["submitted"]) == (130, "STOPPED", 1)
     assert "committing what is finished" in stderr
     (row,) = ask(submitter, "SELECT arg_max(state, commit_seq) AS state, max(num_scored) AS scored FROM runs")
     assert row["state"] == "stopped"
@@ -129,13 +125,13 @@ def test_a_job_that_is_stopped_commits_what_is_finished_and_is_not_started_again
     assert ask(submitter, "SELECT count(*) AS n FROM scores") == [{"n": row["scored"]}]
 
 
-def test_the_machine_of_the_driver_goes_and_another_takes_it(tmp_path: Path) -> None:
+def test_job_moves_when_the_driver_machine_is_lost(tmp_path: Path) -> None:
     with LocalCluster(num_cpus=0) as cluster:
         machines = [cluster.join(2, {"driver": 1}) for _ in range(2)]
-        submitter = somebody_with_a_job(cluster, tmp_path)
+        submitter = make_submitter(cluster, tmp_path)
         running = submitted(submitter, "--entrypoint-resource", "driver=1")
         driver_on(machines)[0].kill()
-        exit_code, told, stderr = end_of(running)
-        assert (exit_code, told["status"], told["submitted"]) == (0, "SUCCEEDED", 2)
-        assert "its driver is lost (job supervisor actor died)" in stderr
-        check_all_scored_once_in_two_runs(submitter, told)
+        exit_code, result, stderr = end_of(running)
+        assert (exit_code, result["status"], result["submitted"]) == (0, "SUCCEEDED", 2)
+        assert "lost the driver (job supervisor actor died)" in stderr
+        check_all_scored_once_in_two_runs(submitter, result)

@@ -1,4 +1,4 @@
-"""What goes to a cluster with a job, and what is refused: secrets, and places that the cluster would not see."""
+"""Files that are sent with a job, and jobs that are rejected: secrets, and paths that the cluster cannot see."""
 
 import json
 import os
@@ -30,27 +30,27 @@ def job(**changes: Any) -> Job:
     return make_job({**VALUES, **changes}, "here")
 
 
-def values_of(parcel: JobPackage) -> dict[str, Any]:
-    content = parcel.files[JOB_FILE]
+def values_of(package: JobPackage) -> dict[str, Any]:
+    content = package.files[JOB_FILE]
     assert isinstance(content, bytes)
     return tomllib.loads(content.decode())
 
 
-def test_the_parcel_is_the_package_and_the_job_and_nothing_else() -> None:
-    parcel = pack(job(), "night.toml")
-    package = Path(kvq_batch.__file__).parent
-    modules = {f"kvq_batch/{path.relative_to(package)}" for path in package.rglob("*.py")}
+def test_package_contains_modules_and_job_only() -> None:
+    package = pack(job(), "night.toml")
+    root = Path(kvq_batch.__file__).parent
+    modules = {f"kvq_batch/{path.relative_to(root)}" for path in root.rglob("*.py")}
     metadata = f"kvq_batch-{kvq_batch.__version__}.dist-info/METADATA"
-    assert set(parcel.files) == {*modules, "kvq_batch/py.typed", metadata, JOB_FILE}
-    assert values_of(parcel) == VALUES
-    assert sum(parcel.sizes_bytes.values()) < 4 * 2**20
+    assert set(package.files) == {*modules, "kvq_batch/py.typed", metadata, JOB_FILE}
+    assert values_of(package) == VALUES
+    assert sum(package.sizes_bytes.values()) < 4 * 2**20
 
 
-def test_a_cluster_that_has_the_package_gets_the_job_alone() -> None:
-    assert set(pack(job(), "night.toml", carries_project=False).files) == {JOB_FILE}
+def test_installed_package_is_not_sent() -> None:
+    assert set(pack(job(), "night.toml", include_package=False).files) == {JOB_FILE}
 
 
-def test_the_package_runs_from_where_it_was_unpacked(tmp_path: Path) -> None:
+def test_sent_modules_run_where_they_are_unpacked(tmp_path: Path) -> None:
     pack(job(), "night.toml").write(tmp_path)
     code = (
         "import json, kvq_batch\n"
@@ -71,7 +71,7 @@ def run_in(folder: Path, *arguments: str) -> str:
     ).stdout
 
 
-def test_weights_of_this_machine_go_along_and_those_of_every_machine_stay(tmp_path: Path) -> None:
+def test_local_weights_are_sent_and_shared_ones_are_not(tmp_path: Path) -> None:
     for name in ("mine/kvq.safetensors", "mine/b/kvq.safetensors", "mounted/kvq.pth"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
@@ -81,33 +81,33 @@ def test_weights_of_this_machine_go_along_and_those_of_every_machine_stay(tmp_pa
         {"name": "c", "weights": str(tmp_path / "mine/b/kvq.safetensors")},
         {"name": "d", "weights": str(tmp_path / "mounted/kvq.pth")},
     ]
-    parcel = pack(job(models=models), "night.toml", [str(tmp_path / "mounted")], carries_project=False)
-    assert [model["weights"] for model in values_of(parcel)["models"]] == [
+    package = pack(job(models=models), "night.toml", [str(tmp_path / "mounted")], include_package=False)
+    assert [model["weights"] for model in values_of(package)["models"]] == [
         "weights/0/kvq.safetensors",
         "untrained",
         "weights/1/kvq.safetensors",
         str(tmp_path / "mounted/kvq.pth"),
     ]
-    parcel.write(tmp_path / "there")
+    package.write(tmp_path / "there")
     assert (tmp_path / "there/weights/1/kvq.safetensors").read_text() == "mine/b/kvq.safetensors"
     assert len(list((tmp_path / "there").rglob("*.*"))) == 3
 
 
-def test_places_of_this_machine_are_refused_by_name_and_shared_ones_made_absolute(
+def test_local_paths_are_rejected_and_shared_ones_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     local = job(
         tables="tables", catalog={"source": "videos/*.mp4"}, models=[{"name": "kvq", "weights": "gone.safetensors"}]
     )
-    with pytest.raises(SpecError) as refused:
+    with pytest.raises(SpecError) as rejected:
         pack(local, "night.toml")
-    assert str(refused.value).splitlines()[1:] == [
-        "  models.0.weights: there is no file 'gone.safetensors' here",
-        "  tables: 'tables' is a path of this machine",
-        "  catalog.source: 'videos/*.mp4' is a path of this machine",
+    assert str(rejected.value).splitlines()[1:] == [
+        "  models.0.weights: file 'gone.safetensors' does not exist on this machine",
+        "  tables: 'tables' is a local path",
+        "  catalog.source: 'videos/*.mp4' is a local path",
     ]
-    assert "--shared" in str(refused.value)
+    assert "--shared" in str(rejected.value)
     shared = job(tables="tables", catalog={"source": "videos/*.mp4"})
     values = values_of(pack(shared, "night.toml", ["."]))
     assert values["tables"] == str(tmp_path / "tables")
@@ -116,12 +116,12 @@ def test_places_of_this_machine_are_refused_by_name_and_shared_ones_made_absolut
         pack(shared, "night.toml", [str(tmp_path / "tab")])
 
 
-def test_a_label_job_names_its_places_too(tmp_path: Path) -> None:
+def test_local_paths_of_label_jobs_are_rejected(tmp_path: Path) -> None:
     values = {"name": "n", "tables": "s3://b/t", "keep": "kept", "sources": [{"source": "synthetic:all"}]}
-    with pytest.raises(SpecError, match=r"1 of the places[^$]*keep: 'kept'"):
+    with pytest.raises(SpecError, match=r"1 of the paths[^$]*keep: 'kept'"):
         pack(checked(LabelJob, values, "here"), "labels.toml")
-    parcel = pack(checked(LabelJob, {**values, "keep": "s3://b/kept"}, "here"), "labels.toml")
-    assert values_of(parcel)["sources"] == [{"source": "synthetic:all"}]
+    package = pack(checked(LabelJob, {**values, "keep": "s3://b/kept"}, "here"), "labels.toml")
+    assert values_of(package)["sources"] == [{"source": "synthetic:all"}]
 
 
 @pytest.mark.parametrize(
@@ -137,22 +137,22 @@ def test_a_label_job_names_its_places_too(tmp_path: Path) -> None:
         ({"select": {"where": "a = 'plantedTOKEN-of-the-cluster'"}}, "select.where"),
     ],
 )
-def test_a_job_that_holds_credentials_is_refused_by_the_key(
+def test_job_with_credentials_is_rejected_with_its_key(
     changes: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "plantedVALUE-of-this-process")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "plantedTOKEN-of-the-cluster")
-    with pytest.raises(SpecError) as refused:
+    with pytest.raises(SpecError) as rejected:
         pack(job(**changes), "night.toml")
-    assert str(refused.value).startswith(f"night.toml: {key} holds credentials")
-    assert "planted" not in str(refused.value).lower()
+    assert str(rejected.value).startswith(f"night.toml: {key} contains credentials")
+    assert "planted" not in str(rejected.value).lower()
 
 
-def test_words_that_only_announce_a_credential_are_no_secret() -> None:
+def test_words_for_credentials_are_not_secrets() -> None:
     pack(job(catalog={"source": "s3://b/c.csv", "where": "title LIKE 'Basic training%'"}), "night.toml")
 
 
-def test_comments_of_the_file_stay_at_home(tmp_path: Path) -> None:
+def test_comments_of_the_job_file_are_not_sent(tmp_path: Path) -> None:
     file = tmp_path / "night.toml"
     file.write_text(
         "# aws_secret_access_key = plantedSECRET\n"
@@ -164,9 +164,9 @@ def test_comments_of_the_file_stay_at_home(tmp_path: Path) -> None:
     assert b"planted" not in content
 
 
-def test_what_is_larger_than_ray_takes_is_refused_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_package_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_package, "MAX_BYTES", 3 * 2**20)
     weights = tmp_path / "kvq.safetensors"
     weights.write_bytes(bytes(4 * 2**20))
-    with pytest.raises(SpecError, match=r"weights/0/kvq.safetensors alone 4 MiB; Ray takes 3 MiB.*--shared"):
+    with pytest.raises(SpecError, match=r"weights/0/kvq.safetensors: 4 MiB\), and Ray accepts 3 MiB.*--shared"):
         pack(job(models=[{"name": "kvq", "weights": str(weights)}]), "night.toml")

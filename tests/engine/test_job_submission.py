@@ -1,20 +1,27 @@
-"""When a submitted job is submitted again and when not, with a head whose answers are written down beforehand.
+"""When a submitted job is submitted again, with a head whose answers are scripted.
 
-What a real head answers when drivers and heads are killed is shown in tests/cluster.
+tests/cluster shows what a real head answers when drivers and heads are killed.
 """
 
+import json
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
 from typing import TypeVar
 
 import pytest
 
 from kvq_batch.domain.errors import HeadUnavailableError, SpecError, UnknownJobError
-from kvq_batch.engine.job_client import JobApi, Status, Submission, SubmittedJob
 from kvq_batch.engine.job_package import JobPackage
 from kvq_batch.engine.job_submission import (
-    Ending,
-    RetryPolicy,
+    JobApi,
+    ResubmitPolicy,
+    Status,
+    SubmissionResult,
+    SubmitRequest,
+    SubmittedJob,
     exit_code_of,
     follow,
     is_lost,
@@ -22,7 +29,7 @@ from kvq_batch.engine.job_submission import (
     wait_for_end,
 )
 
-QUICK = RetryPolicy(restarts=2, away_s=0.2, poll_s=0.01, pause_s=0.0)
+FAST = ResubmitPolicy(restarts=2, head_timeout_s=0.2, poll_s=0.01, backoff_s=0.0)
 
 Answer = SubmittedJob | Exception
 Item = TypeVar("Item")
@@ -34,28 +41,31 @@ def job(
     return SubmittedJob("j", status, {}, None, None, exit_code, error_type, message)
 
 
-AWAY, UNKNOWN = HeadUnavailableError("no head"), UnknownJobError("no such job")
+UNAVAILABLE, UNKNOWN = HeadUnavailableError("no head"), UnknownJobError("no such job")
 DONE, KILLED = job("SUCCEEDED", 0), job("FAILED", -9)
 
 
 class Head(JobApi):
-    """Answers `submits` and `looks` in their order, the last one for ever; its log is what `logs` holds by then."""
+    """Head that answers `job`, `submit` and `tail` from `states`, `submits` and `logs`; the last answer repeats."""
 
     def __init__(
-        self, looks: Sequence[Answer], submits: Sequence[Exception | None] = (None,), logs: Sequence[Sequence[str]] = ()
+        self,
+        states: Sequence[Answer],
+        submits: Sequence[Exception | None] = (None,),
+        logs: Sequence[Sequence[str]] = (),
     ) -> None:
         self.address = "http://head"
-        self._looks, self._submits, self._logs = _lasting(looks), _lasting(submits), _lasting(logs or [()])
+        self._states, self._submits, self._logs = _endless(states), _endless(submits), _endless(logs or [()])
         self.submitted: list[str] = []
 
-    def submit(self, submission: Submission) -> None:
+    def submit(self, request: SubmitRequest) -> None:
         error = next(self._submits)
         if error is not None:
             raise error
-        self.submitted.append(submission.job_id)
+        self.submitted.append(request.job_id)
 
     def job(self, job_id: str) -> SubmittedJob:
-        answer = next(self._looks)
+        answer = next(self._states)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -63,43 +73,43 @@ class Head(JobApi):
     async def tail(self, job_id: str) -> AsyncIterator[str]:
         for text in next(self._logs):
             if text == "broken":
-                raise HeadUnavailableError("the log broke off")
+                raise HeadUnavailableError("lost the log stream")
             yield text
 
 
-def _lasting(items: Sequence[Item]) -> Iterator[Item]:
+def _endless(items: Sequence[Item]) -> Iterator[Item]:
     return chain(items, repeat(items[-1]))
 
 
-class Ears:
+class RecordingListener:
     def __init__(self) -> None:
-        self.words: list[str] = []
-        self.log = ""
+        self.messages: list[str] = []
+        self.log_text = ""
 
-    def told(self, text: str) -> None:
-        self.words.append(text)
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
-    def logged(self, text: str) -> None:
-        self.log += text
-
-
-def submission(number: int) -> Submission:
-    return Submission(f"j{number}", "true", JobPackage({}), {})
+    def log(self, text: str) -> None:
+        self.log_text += text
 
 
-def seen(head: Head, ears: Ears | None = None) -> Ending:
-    return submit_and_wait(head, submission, ears or Ears(), QUICK)
+def make_request(number: int) -> SubmitRequest:
+    return SubmitRequest(f"j{number}", "true", JobPackage({}), {})
+
+
+def run(head: Head, listener: RecordingListener | None = None) -> SubmissionResult:
+    return submit_and_wait(head, make_request, listener or RecordingListener(), FAST)
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 130])
-def test_a_driver_that_ends_by_itself_is_the_answer(code: int) -> None:
+def test_exit_code_of_the_driver_is_returned(code: int) -> None:
     head = Head([job("PENDING"), job(), job("FAILED", code, "JOB_ENTRYPOINT_COMMAND_ERROR", "why")])
-    assert seen(head) == Ending("j1", "FAILED", code, 1, "why")
+    assert run(head) == SubmissionResult("j1", "FAILED", code, 1, "why")
     assert head.submitted == ["j1"]
 
 
-def test_a_stopped_job_ends_as_ctrl_c_does_and_stays_stopped() -> None:
-    assert seen(Head([job("STOPPED")])) == Ending("j1", "STOPPED", 130, 1, "")
+def test_stopped_job_returns_130_without_a_restart() -> None:
+    assert run(Head([job("STOPPED")])) == SubmissionResult("j1", "STOPPED", 130, 1, "")
 
 
 @pytest.mark.parametrize(
@@ -107,15 +117,15 @@ def test_a_stopped_job_ends_as_ctrl_c_does_and_stays_stopped() -> None:
     [KILLED, job("FAILED", 137), job("FAILED", None, "JOB_SUPERVISOR_ACTOR_DIED"), UNKNOWN],
     ids=["killed", "killed in a shell", "supervisor died", "head forgot"],
 )
-def test_a_lost_driver_is_submitted_again_under_another_name(lost: Answer) -> None:
-    head, ears = Head([job(), lost, job(), DONE]), Ears()
-    assert seen(head, ears) == Ending("j2", "SUCCEEDED", 0, 2, "")
+def test_lost_driver_is_submitted_again_with_a_new_id(lost: Answer) -> None:
+    head, listener = Head([job(), lost, job(), DONE]), RecordingListener()
+    assert run(head, listener) == SubmissionResult("j2", "SUCCEEDED", 0, 2, "")
     assert head.submitted == ["j1", "j2"]
-    assert any("restart 1 of 2" in word for word in ears.words)
+    assert any("restart 1 of 2" in message for message in listener.messages)
 
 
 @pytest.mark.parametrize(
-    "own",
+    "state",
     [
         job("FAILED", -11),
         job("FAILED", 127),
@@ -126,74 +136,159 @@ def test_a_lost_driver_is_submitted_again_under_another_name(lost: Answer) -> No
         DONE,
     ],
 )
-def test_what_would_only_happen_again_is_not_lost(own: SubmittedJob) -> None:
-    assert not is_lost(own)
+def test_permanent_failures_are_not_lost_drivers(state: SubmittedJob) -> None:
+    assert not is_lost(state)
 
 
 @pytest.mark.parametrize(
     ("over", "code"),
     [(DONE, 0), (job("STOPPED"), 130), (job("FAILED", 3), 3), (job("FAILED", -11), 139), (job("FAILED"), 1)],
 )
-def test_exit_codes_are_those_that_a_shell_gives(over: SubmittedJob, code: int) -> None:
+def test_exit_codes_match_those_of_a_shell(over: SubmittedJob, code: int) -> None:
     assert exit_code_of(over) == code
 
 
-def test_restarts_have_an_end() -> None:
+def test_restarts_are_limited() -> None:
     head = Head([KILLED])
-    ending = seen(head)
-    assert (ending.status, ending.exit_code, ending.num_submitted) == ("LOST", 1, 3)
-    assert "3 submissions" in ending.message
+    result = run(head)
+    assert (result.status, result.exit_code, result.num_submitted) == ("LOST", 1, 3)
+    assert "3 submissions" in result.message
     assert head.submitted == ["j1", "j2", "j3"]
 
 
-def test_a_head_that_comes_back_in_time_is_waited_for() -> None:
-    head, ears = Head([job(), AWAY, AWAY, job(), AWAY, DONE]), Ears()
-    assert seen(head, ears).exit_code == 0
+def test_short_outage_of_the_head_is_waited_for() -> None:
+    head, listener = Head([job(), UNAVAILABLE, UNAVAILABLE, job(), UNAVAILABLE, DONE]), RecordingListener()
+    assert run(head, listener).exit_code == 0
     assert head.submitted == ["j1"]
-    assert len([word for word in ears.words if "waiting up to" in word]) == 2
-    assert len([word for word in ears.words if "the head is back" in word]) == 2
+    assert len([message for message in listener.messages if "waiting up to" in message]) == 2
+    assert len([message for message in listener.messages if "The head answers again" in message]) == 2
 
 
-def test_a_head_that_stays_away_is_given_up_and_nothing_is_submitted_again() -> None:
-    head = Head([job(), AWAY])
+def test_long_outage_of_the_head_is_an_error() -> None:
+    head = Head([job(), UNAVAILABLE])
     with pytest.raises(HeadUnavailableError):
-        seen(head)
+        run(head)
     assert head.submitted == ["j1"]
 
 
-def test_submitting_again_waits_for_the_head_and_sends_nothing_twice() -> None:
-    # The second submission reaches a head that is away; then one that takes it and loses its own answer.
-    head = Head([KILLED, UNKNOWN, job(), DONE], submits=[None, AWAY, AWAY, None])
-    assert seen(head) == Ending("j2", "SUCCEEDED", 0, 2, "")
+def test_resubmission_waits_for_the_head_and_submits_once() -> None:
+    # The head is away for the second submission, and the answer to the third is lost.
+    head = Head([KILLED, UNKNOWN, job(), DONE], submits=[None, UNAVAILABLE, UNAVAILABLE, None])
+    assert run(head) == SubmissionResult("j2", "SUCCEEDED", 0, 2, "")
     assert head.submitted == ["j1"]
 
 
-def test_a_head_that_is_not_there_at_first_is_said_at_once() -> None:
+def test_failed_first_submission_is_an_error_at_once() -> None:
     with pytest.raises(HeadUnavailableError):
-        seen(Head([DONE], submits=[AWAY]))
+        run(Head([DONE], submits=[UNAVAILABLE]))
     with pytest.raises(SpecError):
-        seen(Head([DONE], submits=[SpecError("no")]))
+        run(Head([DONE], submits=[SpecError("no")]))
 
 
-def test_every_character_of_the_log_is_passed_on_once() -> None:
+def test_log_is_passed_on_once_across_broken_streams() -> None:
     logs = [["one\n", "broken"], ["one\n", "tw", "broken"], ["one\ntwo\n", "three\n"]]
-    ears = Ears()
-    assert follow(Head([job()] * 6 + [DONE], logs=logs), "j", ears, QUICK) == DONE
-    assert ears.log == "one\ntwo\nthree\n"
+    listener = RecordingListener()
+    assert follow(Head([job()] * 6 + [DONE], logs=logs), "j", listener, FAST) == DONE
+    assert listener.log_text == "one\ntwo\nthree\n"
 
 
-def test_the_log_of_a_job_that_is_over_is_told_too() -> None:
-    ears = Ears()
-    assert follow(Head([DONE], logs=[["all of it"]]), "j", ears, QUICK) == DONE
-    assert ears.log == "all of it"
+def test_log_of_a_finished_job_is_passed_on() -> None:
+    listener = RecordingListener()
+    assert follow(Head([DONE], logs=[["all of it"]]), "j", listener, FAST) == DONE
+    assert listener.log_text == "all of it"
 
 
-def test_following_what_nobody_knows_is_refused_and_a_head_that_forgets_is_told() -> None:
+def test_follow_rejects_unknown_jobs_and_reports_forgotten_ones() -> None:
     with pytest.raises(UnknownJobError):
-        follow(Head([UNKNOWN]), "j", Ears(), QUICK)
-    assert follow(Head([job(), job(), UNKNOWN]), "j", Ears(), QUICK) is None
+        follow(Head([UNKNOWN]), "j", RecordingListener(), FAST)
+    assert follow(Head([job(), job(), UNKNOWN]), "j", RecordingListener(), FAST) is None
 
 
-def test_waiting_for_the_end_has_an_end() -> None:
+def test_wait_for_end_has_a_time_limit() -> None:
     assert wait_for_end(Head([job()]), "j", longest_s=0.0).status == "RUNNING"
     assert wait_for_end(Head([DONE]), "j") == DONE
+
+
+class HttpHead(ThreadingHTTPServer):
+    """HTTP server that answers the version request of Ray's client, and all others with `status` and `body`."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int, body: str, version: str = '{"ray_version": "2.60.0", "version": "4"}') -> None:
+        super().__init__(("127.0.0.1", 0), _HttpHandler)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.answer, self.version = (status, body), (200, version)
+        self.released = threading.Event()
+
+    def __enter__(self) -> "HttpHead":
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.released.set()
+        self.shutdown()
+        self.server_close()
+
+
+class _HttpHandler(BaseHTTPRequestHandler):
+    server: HttpHead
+
+    def do_GET(self) -> None:
+        status, body = self.server.version if self.path == "/api/version" else self.server.answer
+        if body == "hang":
+            self.server.released.wait(60)
+            return
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture(autouse=True)
+def _no_dashboard_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `JobApi` sets it, and monkeypatch restores it.
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "error", "message"),
+    [
+        (404, "Job j does not exist", UnknownJobError, "Job j does not exist; `kvq-batch jobs` lists"),
+        (500, "Traceback:\nKeyError: 'x'", HeadUnavailableError, r"fails \(500\): KeyError: 'x'$"),
+        (503, "", HeadUnavailableError, r"fails \(503\): no reason given"),
+        (400, "bad id: password=planted", SpecError, r"rejects the request \(400\): bad id"),
+        (401, "no token", SpecError, "requires a token, and none was sent"),
+        (403, "wrong token", SpecError, "rejects the token that was sent"),
+        (200, "<html></html>", SpecError, "does not answer like the dashboard of a Ray head"),
+    ],
+)
+def test_http_errors_are_translated(status: int, text: str, error: type[Exception], message: str) -> None:
+    with HttpHead(status, text) as head:
+        api = JobApi(head.address)
+        with pytest.raises(error, match=message) as raised:
+            api.job("j")
+        assert "planted" not in str(raised.value)
+
+
+def test_head_that_hangs_is_unavailable_after_the_time_limit() -> None:
+    with HttpHead(200, "hang") as head:
+        api = JobApi(head.address, timeout_s=2.0)
+        started = time.monotonic()
+        with pytest.raises(HeadUnavailableError, match="no answer in 2 s"):
+            api.job("j")
+        assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("<html></html>", "does not answer like the dashboard of a Ray head"),
+        (json.dumps({"ray_version": "1.0"}), "does not answer like the dashboard of a Ray head"),
+        ("hang", "No Ray head answers at .*: no answer in 2 s; start the cluster"),
+    ],
+)
+def test_address_without_a_ray_head_is_rejected(version: str, message: str) -> None:
+    with HttpHead(200, "", version) as head, pytest.raises(SpecError, match=message):
+        JobApi(head.address, timeout_s=2.0)

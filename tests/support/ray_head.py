@@ -1,7 +1,7 @@
-"""A real Ray cluster of processes on this machine, with token authentication on: `ray start`, as operators do it.
+"""A real Ray cluster of local processes with token authentication, started with `ray start`.
 
-Every machine of it is one `ray start --block` with all that it starts, and goes like one that loses its power, by the
-numbers of its processes. No other Ray of this machine is touched.
+Each machine of the cluster is one `ray start --block` with its child processes. `kill` ends it like a power failure, by
+process id; other Ray clusters on this host are not affected.
 """
 
 import json
@@ -25,12 +25,12 @@ from tests.support.s3 import free_ports
 ROOT = Path(__file__).parents[2]
 CLEANUP_TIMEOUT_S = 900.0
 _STARTS = 4
-_TOLD = 4000
-_NOT_THEIRS = ("RAY_", "AWS_", "PYTHONPATH")
+_LOG_TAIL = 4000
+_REMOVED_VARIABLES = ("RAY_", "AWS_", "PYTHONPATH")
 
 
 class Machine:
-    """One machine: `ray start`, which was told to stay, and everything below it; its words are in `log`."""
+    """One machine: `ray start --block` and its child processes; its output is in `log`."""
 
     def __init__(self, command: tuple[list[str], dict[str, str]], log: Path) -> None:
         self.log = log
@@ -45,14 +45,17 @@ class Machine:
         return self._process.pid
 
     def is_up(self) -> bool:
-        """Waits for its start, which Ray itself gives up after 30 s: too few for a machine that is at its limit."""
-        wait_until(lambda: self._process.poll() is not None or "runtime started" in self.log.read_text(), "no start")
+        """Wait for the start and return whether it succeeded. Ray gives up after 30 s, too early on a busy host."""
+        wait_until(
+            lambda: self._process.poll() is not None or "runtime started" in self.log.read_text(),
+            "machine did not start",
+        )
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """All of it at once, without a word to anybody; one that went before tells why, for whom a test failed."""
+        """Kill all processes at once; if the machine had already exited, print its log to explain a failed test."""
         if self._process.poll() is not None:
-            sys.stderr.write(self.log.read_text()[-_TOLD:])
+            sys.stderr.write(self.log.read_text()[-_LOG_TAIL:])
         doomed = below(self.pid)
         self._process.kill()
         for process in doomed:
@@ -62,10 +65,10 @@ class Machine:
 
 
 class LocalCluster:
-    """A head that wants a token, and the machines that joined it."""
+    """A head that requires a token, and the machines that joined it."""
 
     def __init__(self, num_cpus: int) -> None:
-        # The paths of Ray's sockets may have 107 characters.
+        # Paths of Ray's sockets are limited to 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="kvq-ray-"))
         self.token = f"planted-token-{secrets.token_hex(24)}"
         self._num_cpus = num_cpus
@@ -88,23 +91,23 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_head(self) -> None:
-        """The head, at the same address each time; ready when its Job API answers."""
+        """Start the head, always at the same address, and wait until its Job API answers."""
         self._start(
             "--head", f"--port={self.port}", f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1",
             f"--ray-client-server-port={self._client_port}", f"--temp-dir={self.folder / 'r'}",
             f"--num-cpus={self._num_cpus}",
         )  # fmt: skip
-        wait_until(self._is_ready, "the head's Job API does not answer")
+        wait_until(self._is_ready, "the Job API of the head does not answer")
 
     def join(self, num_cpus: int, resources: Mapping[str, float]) -> Machine:
-        """One more machine."""
-        resources_of_it = json.dumps(dict(resources))
+        """Add a machine."""
+        resources_json = json.dumps(dict(resources))
         return self._start(
-            f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", f"--resources={resources_of_it}"
+            f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", f"--resources={resources_json}"
         )
 
     def get(self, path: str) -> str:
-        """What the dashboard answers to who has the token."""
+        """Return the dashboard's answer to a request with the token."""
         request = Request(self.address + path, headers={"Authorization": f"Bearer {self.token}"})
         with urlopen(request, timeout=30) as answer:
             text: str = answer.read().decode()
@@ -127,22 +130,22 @@ class LocalCluster:
 
     def _command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
         ray = Path(sys.executable).with_name("ray")
-        # Agents of several machines are on this one: each takes the port that it gets.
+        # Several agents share this host: each takes any free port.
         common = ["--block", "--disable-usage-stats", "--dashboard-agent-listen-port=0"]
         common.append(f"--object-store-memory={150 * 2**20}")
         return [str(ray), "start", *arguments, *common], self._environment()
 
     def _environment(self) -> dict[str, str]:
-        """That of a machine of its own: it knows neither this checkout nor whatever Ray the tests belong to."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_THEIRS)}
+        """Return the environment of a separate machine, without this checkout and the Ray of the tests."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_REMOVED_VARIABLES)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
-        patience = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240"}
-        return {**kept, **token, **patience, "PATH": path, "HOME": str(self.folder)}
+        startup = {"RAY_DASHBOARD_STARTUP_TIMEOUT_S": "240"}
+        return {**inherited, **token, **startup, "PATH": path, "HOME": str(self.folder)}
 
 
 class Submitter:
-    """Somebody at a terminal far from the cluster: `kvq-batch` in `folder`, with an environment of their own."""
+    """User at a terminal outside the cluster: runs `kvq-batch` in `folder` with a separate environment."""
 
     def __init__(self, cluster: LocalCluster, folder: Path) -> None:
         self.folder = folder
@@ -165,7 +168,7 @@ class Submitter:
         )
 
     def call(self, *arguments: str, exit_code: int = 0) -> tuple[str, str]:
-        """stdout and stderr of a command that ends with `exit_code`."""
+        """Run a command that must exit with `exit_code`; return its stdout and stderr."""
         process = self.start(*arguments)
         try:
             stdout, stderr = process.communicate(timeout=CLEANUP_TIMEOUT_S)
@@ -175,10 +178,10 @@ class Submitter:
         return stdout, stderr
 
 
-def wait_until(is_so: Callable[[], bool], otherwise: str) -> None:
+def wait_until(condition: Callable[[], bool], message: str) -> None:
     deadline = time.monotonic() + CLEANUP_TIMEOUT_S
-    while not is_so():
-        assert time.monotonic() < deadline, otherwise
+    while not condition():
+        assert time.monotonic() < deadline, message
         time.sleep(0.3)
 
 
@@ -186,12 +189,12 @@ def kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
-        # It was faster.
+        # The process has already exited.
         return
 
 
 def driver_on(machines: Sequence[Machine]) -> tuple[Machine, Process]:
-    """The driver that is at work, and the machine that it is on."""
+    """Return the running driver and its machine."""
     found = [
         (machine, process)
         for machine in machines
