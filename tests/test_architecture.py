@@ -49,7 +49,7 @@ def imports(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}: relative import in line {node.lineno}"
             module = node.module or ""
             yield module
-            if module.startswith("kvq_batch"):
+            if module.split(".")[0] in {"kvq_batch", "ray"}:
                 yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
@@ -75,6 +75,29 @@ def test_modules_import_their_own_layer_or_a_lower_one() -> None:
             if area in LAYER_OF and other in LAYER_OF and other != area and LAYER_OF[other] >= LAYER_OF[area]:
                 offenders.append(f"{name_of(path)} imports {imported}: not a lower layer")
     assert not offenders, "\n".join(offenders)
+
+
+def test_private_apis_of_ray_are_used_in_one_module() -> None:
+    offenders = []
+    for path in MODULES:
+        libraries = {imported.split(".")[0] for imported in imports(path)}
+        if "ray" not in libraries or name_of(path) == "kvq_batch.engine.ray_internals":
+            continue
+        offenders += [
+            f"{name_of(path)} imports {imported}"
+            for imported in imports(path)
+            if re.match(r"ray\.(.*\.)?(_\w+|core\.generated)\b", imported)
+        ]
+        offenders += [
+            f"{name_of(path)} uses {ast.unparse(node)}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr) and not is_own(node.value)
+        ]
+    assert not offenders, "\n".join(offenders)
+
+
+def is_own(value: ast.expr) -> bool:
+    return isinstance(value, ast.Name) and value.id in {"self", "cls"}
 
 
 def test_every_package_has_a_layer() -> None:

@@ -1,34 +1,49 @@
-"""What a run tells a Prometheus, all of it declared here, and told through Ray's own metrics.
+"""Prometheus metrics of a run: their declarations, the instrumentation of workers, and the observer that exports them.
 
-Ray puts `ray_` before each name and its own labels beside ours (node, session, worker), and adds what processes of one
-node tell. A value goes to the node's agent every ten seconds, and is dropped in silence where there is none. Labels of
-ours are few by nature: job, stage, model, outcome, error; never a video. The job's label is `job_name`, because `job`
-is Prometheus' own. Seconds are counters and no histograms where their sum matters: of a histogram Ray keeps the counts
-of its buckets alone and guesses the sum. This module times nothing and serves nothing.
+Ray exports the metrics. It prefixes each name with `ray_`, adds labels of its own (node, session, worker) and sums the
+processes of a node. Each process sends its values to the agent of its node every 10 s; without an agent Ray drops them
+silently.
 
-Workers of any stage that also tell how long they were starting, busy and waiting.
+Labels have few values by design: job, stage, model, outcome, error; never a video. The label of the job is `job_name`,
+because Prometheus uses `job` itself. Seconds whose sum matters are counters, not histograms: Ray keeps only the bucket
+counts of a histogram and estimates the sum.
 
-One place for all stages, around the worker and not in it. What a worker was given and what it makes pass through
-untouched; this module knows nothing of either. Seconds of the last ten seconds before a worker's end may never be told.
+Workers import this module too, so the types of the driver are imported for type checking only.
 """
 
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 from ray.util import metrics as ray_metrics
+
+if TYPE_CHECKING:
+    from kvq_batch.engine.observer import Observer
+    from kvq_batch.engine.rows import Row
+    from kvq_batch.engine.summary import State
+    from kvq_batch.engine.work_tracker import Work, WorkTracker
+    from kvq_batch.tables.writer import Writer
+
+REPEAT_S = 5.0
+"""Seconds between two exports of the gauges. Ray sends values every 10 s and drops a gauge that is silent for 20 s."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 
 _STAGE_TAGS = ("job_name", "stage", "model")
 
+_STATES: tuple["State", ...] = ("finished", "stopped", "failed")
+
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """One metric: its name without Ray's prefix, what it is, one line about it, the labels, the buckets."""
+    """Declaration of one metric: name without Ray's prefix, kind, one line of help, labels, buckets of a histogram."""
 
     name: str
     kind: Kind
@@ -38,72 +53,75 @@ class MetricSpec:
 
     @property
     def exported(self) -> tuple[str, ...]:
-        """The names that a Prometheus finds."""
+        """The names of the series in Prometheus."""
         endings = ("_bucket", "_count", "_sum") if self.kind == "histogram" else ("",)
         return tuple(f"ray_{self.name}{ending}" for ending in endings)
 
 
-RUNS_BEGUN = MetricSpec("kvq_batch_runs_begun_total", "counter", "Runs that began to work.")
+RUNS_STARTED = MetricSpec("kvq_batch_runs_started_total", "counter", "Runs that started.")
 RUNS_ENDED = MetricSpec(
     "kvq_batch_runs_ended_total",
     "counter",
-    "Runs that ended, by state: finished, stopped (by a budget or a person) or failed.",
+    "Runs that ended, by state: finished, stopped (by a budget or a user) or failed.",
     ("job_name", "state"),
 )
-RUN_ACTIVE = MetricSpec("kvq_batch_run_active", "gauge", "1 while a run is at work; gone 20 s after its driver.")
+RUN_ACTIVE = MetricSpec("kvq_batch_run_active", "gauge", "1 while a run is active; disappears 20 s after its driver.")
 VIDEOS = MetricSpec(
     "kvq_batch_videos_total",
     "counter",
-    "Committed outcomes of videos, one for each model: scored, failed (for this run), retried; at the stage where it "
-    "ended. Of a run that makes labels: versions, under the model 'labels'.",
+    "Committed outcomes, one per video and model: scored, failed (for this run) or retried, at the stage of the "
+    "outcome. Label runs count renditions, under the model 'labels'.",
     (*_STAGE_TAGS, "outcome"),
 )
 FAILURES = MetricSpec(
     "kvq_batch_failures_total",
     "counter",
-    "Committed failures, of the last try and of those before, by the error's class.",
+    "Committed failures, of last and of earlier attempts, by error class.",
     (*_STAGE_TAGS, "error"),
 )
-OPEN = MetricSpec("kvq_batch_open_scores", "gauge", "Scores (or labels) that the run has still to make.")
-QUEUED = MetricSpec("kvq_batch_queued_blocks", "gauge", "Blocks that wait for a worker of the stage.", _STAGE_TAGS)
+OPEN_TASKS = MetricSpec("kvq_batch_open_tasks", "gauge", "Tasks (scores or labels) that the run has not finished yet.")
+QUEUED_BLOCKS = MetricSpec(
+    "kvq_batch_queued_blocks", "gauge", "Blocks that wait for a worker of the stage.", _STAGE_TAGS
+)
 WORK_SECONDS = MetricSpec(
     "kvq_batch_work_seconds_total",
     "counter",
-    "Seconds of fetching, decoding, scoring (or labelling) of what came back; fetching overlaps decoding.",
+    "Seconds of fetching, decoding and scoring (or labelling) in returned results; fetching overlaps decoding.",
     _STAGE_TAGS,
 )
 WORKER_SECONDS = MetricSpec(
     "kvq_batch_worker_seconds_total",
     "counter",
-    "Seconds that workers of a pool were starting, busy or waiting (for input, or for room to hand on).",
+    "Seconds that workers of a pool were starting, busy or waiting (for input, or for room in the output).",
     (*_STAGE_TAGS, "state"),
 )
-FETCHED_BYTES = MetricSpec("kvq_batch_fetched_bytes_total", "counter", "Bytes of the videos that were decoded.")
-WRITTEN_BYTES = MetricSpec("kvq_batch_written_bytes_total", "counter", "Bytes of the parts that were committed.")
+FETCHED_BYTES = MetricSpec("kvq_batch_fetched_bytes_total", "counter", "Bytes of the decoded videos.")
+WRITTEN_BYTES = MetricSpec("kvq_batch_written_bytes_total", "counter", "Bytes of the committed data files.")
 COMMIT_SECONDS = MetricSpec(
     "kvq_batch_commit_seconds",
     "histogram",
-    "Commits of results, with all of their parts; the sum is Ray's guess from the buckets.",
+    "Duration of result commits, data files included; Ray estimates the sum from the buckets.",
     boundaries=(0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
 LAST_COMMIT = MetricSpec(
-    "kvq_batch_last_commit_timestamp_seconds", "gauge", "When the run last committed results, or else began; Unix time."
+    "kvq_batch_last_commit_timestamp_seconds",
+    "gauge",
+    "Time of the run's last commit of results, or of its start before the first one; Unix time.",
 )
 OLDEST_STALE = MetricSpec(
     "kvq_batch_oldest_stale_score_timestamp_seconds",
     "gauge",
-    "When the oldest score was made that is due to be replaced, as the plan found it; where none is, the moment of "
-    "that knowledge. Unix time.",
+    "Time of the oldest score that the plan replaces; if it replaces none, the time of the plan. Unix time.",
 )
 
 METRICS = (
-    RUNS_BEGUN,
+    RUNS_STARTED,
     RUNS_ENDED,
     RUN_ACTIVE,
     VIDEOS,
     FAILURES,
-    OPEN,
-    QUEUED,
+    OPEN_TASKS,
+    QUEUED_BLOCKS,
     WORK_SECONDS,
     WORKER_SECONDS,
     FETCHED_BYTES,
@@ -113,12 +131,10 @@ METRICS = (
     OLDEST_STALE,
 )
 
-_KINDS: Mapping[Kind, Any] = {"counter": ray_metrics.Counter, "gauge": ray_metrics.Gauge}
-
 
 @dataclass(slots=True)
 class Queues:
-    """Blocks that wait for each (stage, model), as Ray Data last saw them in this process; empty in any other."""
+    """Blocks that wait for each (stage, model), as Ray Data last reported in this process; a pickled copy is empty."""
 
     stages: tuple[tuple[str, str], ...] = ()
     lengths: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -128,45 +144,62 @@ class Queues:
 
 
 class Telemetry:
-    """Tells values from this process, with `tags` on each of them; only while the process belongs to a Ray."""
+    """Exports values of this process with `tags` on each; does nothing outside a Ray process."""
 
     def __init__(self, tags: Mapping[str, str]) -> None:
         self._tags = dict(tags)
-        self._made: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
 
-    def begin(self, counter: MetricSpec, **tags: str) -> None:
-        """The counter is there, and 0 if nothing was counted: the first event then is an increase as any other."""
-        # `inc` takes nothing below what it counts, and a counter that begins with its first event hides it from
-        # `rate` and `increase`.
-        self._metric(counter)._record(0.0, self._tags | tags)
+    def initialize(self, counter: MetricSpec, **tags: str) -> None:
+        """Export the counter before its first event.
+
+        `rate` and `increase` do not see the first event of a series that starts with it.
+        """
+        # Imported here because it imports Ray Data, which only the driver of a Ray run needs.
+        from kvq_batch.engine.ray_internals import export_zero
+
+        export_zero(self._metric(counter), self._tags | tags)
 
     def add(self, counter: MetricSpec, value: float, **tags: str) -> None:
-        """Counts `value` more; what is not above 0 is not counted."""
+        """Add `value` to the counter; values that are not positive are ignored."""
         if value > 0:
             self._metric(counter).inc(value, self._tags | tags)
 
     def set(self, gauge: MetricSpec, value: float, **tags: str) -> None:
-        """The gauge stands at `value` for 20 s, unless it is set again."""
+        """Set the gauge to `value` for 20 s, after which Ray drops it."""
         self._metric(gauge).set(value, self._tags | tags)
 
     def observe(self, histogram: MetricSpec, value: float, **tags: str) -> None:
-        """One event of so many units."""
+        """Record one event of size `value`."""
         self._metric(histogram).observe(value, self._tags | tags)
 
-    def _metric(self, declared: MetricSpec) -> Any:
-        if declared.name not in self._made:
-            self._made[declared.name] = _ray_metric(declared)
-        return self._made[declared.name]
+    def _metric(self, spec: MetricSpec) -> Any:
+        if spec.name not in self._metrics:
+            self._metrics[spec.name] = _make_ray_metric(spec)
+        return self._metrics[spec.name]
 
 
-def _ray_metric(declared: MetricSpec) -> Any:
-    if declared.kind == "histogram":
-        return ray_metrics.Histogram(declared.name, declared.description, list(declared.boundaries), declared.tags)
-    return _KINDS[declared.kind](declared.name, declared.description, declared.tags)
+def _make_ray_metric(spec: MetricSpec) -> Any:
+    match spec.kind:
+        case "counter":
+            return ray_metrics.Counter(spec.name, spec.description, spec.tags)
+        case "gauge":
+            return ray_metrics.Gauge(spec.name, spec.description, spec.tags)
+        case "histogram":
+            return ray_metrics.Histogram(spec.name, spec.description, list(spec.boundaries), spec.tags)
 
 
-class _Instrumented:
-    """A callable for Ray Data around an instance of `worker`."""
+def instrument(worker: type, tags: Mapping[str, str]) -> type:
+    """Return a class that works like `worker` and also exports how long it was starting, busy and waiting.
+
+    It keeps the name of `worker`, which is how Ray names its processes. Ray may lose the last 10 s before a worker
+    ends.
+    """
+    return type(worker.__name__, (_InstrumentedWorker,), {"worker": worker, "tags": dict(tags)})
+
+
+class _InstrumentedWorker:
+    """Ray Data callable that wraps an instance of `worker`; tables pass through unchanged."""
 
     worker: ClassVar[type]
     tags: ClassVar[Mapping[str, str]]
@@ -175,26 +208,139 @@ class _Instrumented:
         self._telemetry = Telemetry(self.tags)
         self._since = time.perf_counter()
         self._worker: Any = self.worker(settings)
-        self._spent("starting")
+        self._record("starting")
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        self._spent("waiting")
-        made = self._worker(rows)
-        tables = iter((made,)) if isinstance(made, pa.Table) else made
-        del made
-        # A list, so that nothing here holds the frames of a table that was handed on.
+        self._record("waiting")
+        output = self._worker(rows)
+        tables = iter((output,)) if isinstance(output, pa.Table) else output
+        del output
+        # A one-element list instead of a variable: nothing here keeps the frames of a yielded table alive.
         while table := [*islice(tables, 1)]:
-            self._spent("busy")
+            self._record("busy")
             yield table.pop()
-            self._spent("waiting")
-        self._spent("busy")
+            self._record("waiting")
+        self._record("busy")
 
-    def _spent(self, state: str) -> None:
+    def _record(self, state: str) -> None:
         now = time.perf_counter()
         self._telemetry.add(WORKER_SECONDS, now - self._since, state=state)
         self._since = now
 
 
-def instrument(worker: type, tags: Mapping[str, str]) -> type:
-    """A class that works as `worker` does and is called like it, which is how Ray names its processes."""
-    return type(worker.__name__, (_Instrumented,), {"worker": worker, "tags": dict(tags)})
+@dataclass(frozen=True, slots=True)
+class RunLabels:
+    """Labels that the metrics of one run use.
+
+    `result_stages` are the stages that produce results, each with its model; `failure_stages` are the stages that can
+    fail. `oldest_stale_at` is the time of the oldest score that the plan replaces, or None.
+    """
+
+    job_name: str
+    result_stages: Sequence["Work"]
+    failure_stages: Sequence[str]
+    oldest_stale_at: datetime | None = None
+
+
+class MetricsObserver:
+    """Observer that exports the metrics of a run and forwards each event to `observer`.
+
+    A context manager around the run. An exception ends the run as failed; otherwise `outcome` returns its state. Only
+    whole tables and commits are counted, never single videos. A thread repeats the gauges, because Ray drops a gauge
+    that is silent for 20 s, which is less than a slow block takes. A run without work exports its start, its end and
+    the age of its scores like any other.
+    """
+
+    def __init__(
+        self,
+        labels: RunLabels,
+        tracker: "WorkTracker",
+        writer: "Writer",
+        queues: Queues,
+        observer: "Observer",
+        outcome: Callable[[], "State"],
+    ) -> None:
+        self._labels = labels
+        self._tracker = tracker
+        self._writer = writer
+        self._queues = queues
+        self._observer = observer
+        self._outcome = outcome
+        self._telemetry = Telemetry({"job_name": labels.job_name})
+        self._exported_work: Mapping[Work, float] = {}
+        self._exported_bytes = 0
+        self._result_stages = {model: stage for stage, model in labels.result_stages}
+        self._last_commit = time.time()
+        stale_at = labels.oldest_stale_at
+        self._oldest_stale = self._last_commit if stale_at is None else stale_at.timestamp()
+        self._ended = threading.Event()
+        self._repeater = threading.Thread(target=self._repeat_gauges, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._telemetry.add(RUNS_STARTED, 1)
+        for state in _STATES:
+            self._telemetry.initialize(RUNS_ENDED, state=state)
+        for stage, model in self._labels.result_stages:
+            self._telemetry.initialize(VIDEOS, stage=stage, model=model, outcome="scored")
+            for failure_stage in self._labels.failure_stages:
+                self._telemetry.initialize(VIDEOS, stage=failure_stage, model=model, outcome="failed")
+        self._repeater.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        state = "failed" if kind is not None else self._outcome()
+        self._ended.set()
+        self._repeater.join()
+        self._telemetry.add(RUNS_ENDED, 1, state=state)
+        if state == "finished" and not self._tracker.num_failed:
+            self._oldest_stale = time.time()
+        self._export_gauges()
+        self._telemetry.set(RUN_ACTIVE, 0)
+
+    def started(self, run_id: str, num_videos: int) -> None:
+        self._observer.started(run_id, num_videos)
+
+    def progressed(self, tracker: "WorkTracker") -> None:
+        work = tracker.work_s
+        for (stage, model), seconds in work.items():
+            increase = seconds - self._exported_work.get((stage, model), 0.0)
+            self._telemetry.add(WORK_SECONDS, increase, stage=stage, model=model)
+        self._telemetry.add(FETCHED_BYTES, tracker.fetched_bytes - self._exported_bytes)
+        self._exported_work, self._exported_bytes = work, tracker.fetched_bytes
+        self._observer.progressed(tracker)
+
+    def committed(self, scores: Sequence["Row"], failures: Sequence["Row"]) -> None:
+        self._last_commit = time.time()
+        self._telemetry.observe(COMMIT_SECONDS, self._writer.last_commit.seconds)
+        self._telemetry.add(WRITTEN_BYTES, self._writer.last_commit.size_bytes)
+        # Label rows have no model name; a label run has one result stage only.
+        (first_model, *_) = self._result_stages
+        for model, num in Counter(row.get("model_name", first_model) for row in scores).items():
+            stage = self._result_stages[model]
+            self._telemetry.add(VIDEOS, num, stage=stage, model=model, outcome="scored")
+        for (stage, model, final), num in Counter(
+            (row["stage"], row["model_name"], row["final"]) for row in failures
+        ).items():
+            outcome = "failed" if final else "retried"
+            self._telemetry.add(VIDEOS, num, stage=stage, model=model, outcome=outcome)
+        for (stage, model, error), num in Counter(
+            (row["stage"], row["model_name"], row["error"]) for row in failures
+        ).items():
+            self._telemetry.add(FAILURES, num, stage=stage, model=model, error=error)
+        self._observer.committed(scores, failures)
+
+    def told(self, text: str) -> None:
+        self._observer.told(text)
+
+    def _repeat_gauges(self) -> None:
+        self._export_gauges()
+        while not self._ended.wait(REPEAT_S):
+            self._export_gauges()
+
+    def _export_gauges(self) -> None:
+        self._telemetry.set(RUN_ACTIVE, 1)
+        self._telemetry.set(OPEN_TASKS, self._tracker.num_open)
+        self._telemetry.set(LAST_COMMIT, self._last_commit)
+        self._telemetry.set(OLDEST_STALE, self._oldest_stale)
+        for (stage, model), num in self._queues.lengths.items():
+            self._telemetry.set(QUEUED_BLOCKS, num, stage=stage, model=model)

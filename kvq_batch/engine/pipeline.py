@@ -12,19 +12,17 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
 from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.metrics import Queues, instrument
+from kvq_batch.engine.ray_internals import StepCallback
 from kvq_batch.storage.redact import redact
 
 MAX_TASK_RETRIES = 1
@@ -63,15 +61,12 @@ class CancelledError(RuntimeError):
     """Raised inside Ray Data's own loop, which then ends its workers: from outside it cannot be asked to."""
 
 
-class _EachStep(ExecutionCallback):
-    def on_execution_step(self, executor: Any) -> None:
+class _EachStep(StepCallback):
+    def on_step(self, queued_blocks: Sequence[int]) -> None:
         context = DataContext.get_current()
         cancel, queues = context.get_config(_CANCEL), context.get_config(_QUEUES)
         if queues is not None:
-            pools = (state for operator, state in executor._topology.items() if isinstance(operator, MapOperator))
-            queues.lengths = {
-                stage: state.total_enqueued_input_blocks() for stage, state in zip(queues.stages, pools, strict=False)
-            }
+            queues.lengths = dict(zip(queues.stages, queued_blocks, strict=False))
         if cancel is not None and cancel.is_set():
             raise CancelledError("the run was stopped")
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
-from kvq_batch.engine.metrics_observer import MetricsObserver, RunLabels
+from kvq_batch.engine.metrics import MetricsObserver, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel, Stage, Stages, blocks_of, results
 from kvq_batch.engine.ray_cluster import PreemptionMonitor, cleanup_scratch, ray_cluster

@@ -1,4 +1,4 @@
-"""The watch over a run: what it tells of each way to end, without a Ray to tell it to."""
+"""`MetricsObserver`: the values that it exports for each way a run ends, recorded without Ray."""
 
 import threading
 from collections import Counter
@@ -12,8 +12,7 @@ import pytest
 
 from kvq_batch.domain.errors import FatalError, FetchError, LabelError
 from kvq_batch.engine import metrics
-from kvq_batch.engine.metrics import MetricSpec, Queues
-from kvq_batch.engine.metrics_observer import MetricsObserver, RunLabels
+from kvq_batch.engine.metrics import MetricsObserver, MetricSpec, Queues, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel
 from kvq_batch.engine.retry_loop import record_failure_on_error, run_attempts
@@ -30,35 +29,35 @@ from tests.engine.test_score_tracker import failed, ledger_of, scored
 FAILING = ("fetch", "probe", "decode", "score")
 
 
-class Recorded:
-    """Stands for the process' telemetry; keeps what it is told, by the labels beside the job."""
+class RecordedTelemetry:
+    """Replacement for `Telemetry` that keeps the values, by the labels other than the job."""
 
     def __init__(self, tags: Mapping[str, str]) -> None:
         assert tags == {"job_name": "night"}
         self.counts: dict[str, Counter[tuple[str, ...]]] = {}
         self.gauges: dict[str, float] = {}
 
-    def begin(self, counter: MetricSpec, **tags: str) -> None:
-        self.counts.setdefault(counter.name, Counter())[self._of(counter, tags)] += 0
+    def initialize(self, counter: MetricSpec, **tags: str) -> None:
+        self.counts.setdefault(counter.name, Counter())[self._labels(counter, tags)] += 0
 
     def add(self, counter: MetricSpec, value: float, **tags: str) -> None:
         assert value >= 0
-        self.counts.setdefault(counter.name, Counter())[self._of(counter, tags)] += value  # type: ignore[assignment]
+        self.counts.setdefault(counter.name, Counter())[self._labels(counter, tags)] += value  # type: ignore[assignment]
 
     def observe(self, histogram: MetricSpec, value: float, **tags: str) -> None:
         self.add(histogram, 1, **tags)
 
     def set(self, gauge: MetricSpec, value: float, **tags: str) -> None:
-        self._of(gauge, tags)
+        self._labels(gauge, tags)
         self.gauges[gauge.name] = value
 
-    def _of(self, declared: MetricSpec, tags: Mapping[str, str]) -> tuple[str, ...]:
-        assert {*tags, "job_name"} == set(declared.tags)
+    def _labels(self, spec: MetricSpec, tags: Mapping[str, str]) -> tuple[str, ...]:
+        assert {*tags, "job_name"} == set(spec.tags)
         return tuple(tags.values())
 
 
 class Recorder:
-    """Takes what is finished; `states` are the ends that were written down."""
+    """Recorder that takes finished rows; `states` are the states that it closed with."""
 
     def __init__(self, take: Callable[[], tuple[list[Row], list[Row]]]) -> None:
         self._take = take
@@ -78,27 +77,27 @@ class Recorder:
         return None
 
 
-class Hears(SilentObserver):
+class RecordingObserver(SilentObserver):
     def __init__(self) -> None:
-        self.heard: list[str] = []
+        self.events: list[str] = []
         self.states: Sequence[State] = ()
 
     def progressed(self, tracker: WorkTracker) -> None:
-        self.heard.append("progressed")
+        self.events.append("progressed")
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
-        self.heard.append(f"committed {len(scores)} and {len(failures)}")
+        self.events.append(f"committed {len(scores)} and {len(failures)}")
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
-    made: list[Recorded] = []
+def telemetry(monkeypatch: pytest.MonkeyPatch) -> list[RecordedTelemetry]:
+    made: list[RecordedTelemetry] = []
 
-    def make(tags: Mapping[str, str]) -> Recorded:
-        made.append(Recorded(tags))
+    def make(tags: Mapping[str, str]) -> RecordedTelemetry:
+        made.append(RecordedTelemetry(tags))
         return made[-1]
 
-    monkeypatch.setattr("kvq_batch.engine.metrics_observer.Telemetry", make)
+    monkeypatch.setattr("kvq_batch.engine.metrics.Telemetry", make)
     return made
 
 
@@ -107,9 +106,9 @@ def run(
     tables: Sequence[pa.Table | Exception],
     outcome: State,
     stale_at: datetime | None = None,
-    hears: Hears | None = None,
-) -> Hears:
-    """A run of two videos and a model whose pipeline yields `tables`, as `run_job` makes one of its parts."""
+    observer: RecordingObserver | None = None,
+) -> RecordingObserver:
+    """Run two videos and one model with a pipeline that yields `tables`, composed as in `run_job`."""
     tracker = ledger_of(("x", "a"), ("y", "a"), max_attempts=1)
 
     def take() -> tuple[list[Row], list[Row]]:
@@ -122,76 +121,78 @@ def run(
                 raise table
             yield table
 
-    recorder, hears, storage = Recorder(take), hears or Hears(), StorageOptions()
-    hears.states = recorder.states
-    watched = RunLabels("night", [("score", "a")], FAILING, stale_at)
+    recorder, observer, storage = Recorder(take), observer or RecordingObserver(), StorageOptions()
+    observer.states = recorder.states
+    labels = RunLabels("night", [("score", "a")], FAILING, stale_at)
     with ExitStack() as stack:
-        lease = stack.enter_context(hold(str(folder), storage, Holder.this_process("run-1", "night"), hears.told))
+        lease = stack.enter_context(hold(str(folder), storage, Holder.this_process("run-1", "night"), observer.told))
         writer = Writer(Tables.create(str(folder), storage), "run-1")
         stack.enter_context(record_failure_on_error(recorder))
-        watch = stack.enter_context(MetricsObserver(watched, tracker, writer, Queues(), hears, lambda: outcome))
+        watch = stack.enter_context(MetricsObserver(labels, tracker, writer, Queues(), observer, lambda: outcome))
         run_attempts(tracker, recorder, pipeline, lease, watch, StopCondition(threading.Event()), lambda: False)
-    return hears
+    return observer
 
 
-def test_a_run_that_ends_well_has_made_its_scores_new(tmp_path: Path, told: list[Recorded]) -> None:
+def test_finished_run_resets_age_of_scores(tmp_path: Path, telemetry: list[RecordedTelemetry]) -> None:
     long_ago = datetime(2026, 1, 1, tzinfo=UTC)
-    hears = run(tmp_path, [scored(0, [0], 1), scored(1, [0], 1)], "finished", long_ago)
-    (seen,) = told
+    observer = run(tmp_path, [scored(0, [0], 1), scored(1, [0], 1)], "finished", long_ago)
+    (seen,) = telemetry
     assert seen.counts["kvq_batch_videos_total"]["score", "a", "scored"] == 2
     series = {("score", "a", "scored"), *((stage, "a", "failed") for stage in FAILING)}
     assert set(seen.counts["kvq_batch_videos_total"]) == series
-    assert seen.counts["kvq_batch_runs_begun_total"] == {(): 1}
+    assert seen.counts["kvq_batch_runs_started_total"] == {(): 1}
     assert seen.counts["kvq_batch_runs_ended_total"] == {("finished",): 1, ("stopped",): 0, ("failed",): 0}
     work = seen.counts["kvq_batch_work_seconds_total"]
     assert work == pytest.approx({("fetch", ""): 0.2, ("decode", ""): 0.4, ("score", "a"): 1.0, ("score", "b"): 0.0})
     assert seen.counts["kvq_batch_fetched_bytes_total"] == {(): 18}
     assert seen.counts["kvq_batch_commit_seconds"] == {(): 1}
     assert seen.gauges["kvq_batch_run_active"] == 0
-    assert seen.gauges["kvq_batch_open_scores"] == 0
-    # Every score is new now.
+    assert seen.gauges["kvq_batch_open_tasks"] == 0
+    # No stale score is left.
     age_s = datetime.now(UTC).timestamp() - seen.gauges["kvq_batch_oldest_stale_score_timestamp_seconds"]
     assert age_s < 3600
-    assert hears.heard == ["progressed", "progressed", "committed 2 and 0"]
+    assert observer.events == ["progressed", "progressed", "committed 2 and 0"]
 
 
-def test_a_failure_leaves_old_scores_where_they_were(tmp_path: Path, told: list[Recorded]) -> None:
+def test_failure_keeps_age_of_scores(tmp_path: Path, telemetry: list[RecordedTelemetry]) -> None:
     long_ago = datetime(2026, 1, 1, tzinfo=UTC)
     run(tmp_path, [scored(0, [0], 1), failed(1, 1, FetchError("missing", "gone"))], "finished", long_ago)
-    (seen,) = told
+    (seen,) = telemetry
     assert seen.counts["kvq_batch_videos_total"]["fetch", "a", "failed"] == 1
     assert seen.counts["kvq_batch_failures_total"] == {("fetch", "a", "missing"): 1}
     assert seen.gauges["kvq_batch_oldest_stale_score_timestamp_seconds"] == long_ago.timestamp()
 
 
-def test_what_was_finished_before_a_run_broke_is_committed_and_counted(tmp_path: Path, told: list[Recorded]) -> None:
-    hears = Hears()
+def test_results_before_a_fatal_error_are_committed_and_counted(
+    tmp_path: Path, telemetry: list[RecordedTelemetry]
+) -> None:
+    observer = RecordingObserver()
     with pytest.raises(FatalError, match="the store burns"):
-        run(tmp_path, [scored(0, [0], 1), FatalError("the store burns")], "finished", hears=hears)
-    assert (hears.heard, hears.states) == (["progressed", "committed 1 and 0"], ["failed"])
-    (seen,) = told
+        run(tmp_path, [scored(0, [0], 1), FatalError("the store burns")], "finished", observer=observer)
+    assert (observer.events, observer.states) == (["progressed", "committed 1 and 0"], ["failed"])
+    (seen,) = telemetry
     assert seen.counts["kvq_batch_videos_total"]["score", "a", "scored"] == 1
     assert seen.counts["kvq_batch_runs_ended_total"] == {("finished",): 0, ("stopped",): 0, ("failed",): 1}
-    assert seen.gauges["kvq_batch_open_scores"] == 1
+    assert seen.gauges["kvq_batch_open_tasks"] == 1
 
 
-def test_a_run_that_is_stopped_says_so(tmp_path: Path, told: list[Recorded]) -> None:
+def test_stopped_run_is_counted_as_stopped(tmp_path: Path, telemetry: list[RecordedTelemetry]) -> None:
     run(tmp_path, [scored(0, [0], 1), scored(1, [0], 1)], "stopped")
-    (seen,) = told
+    (seen,) = telemetry
     assert seen.counts["kvq_batch_runs_ended_total"]["stopped",] == 1
 
 
-def test_labels_are_counted_as_the_one_thing_that_their_run_makes(tmp_path: Path, told: list[Recorded]) -> None:
+def test_label_run_counts_renditions(tmp_path: Path, telemetry: list[RecordedTelemetry]) -> None:
     tracker = ledger_of(("x", "a"))
     writer = Writer(Tables.create(str(tmp_path), StorageOptions()), "run-1")
-    watched = RunLabels("night", [("label", "labels")], ("fetch", "label"))
+    labels = RunLabels("night", [("label", "labels")], ("fetch", "label"))
     error = LabelError("too_short", "two frames", True)
     failure = {"stage": error.stage, "model_name": "labels", "final": True, "error": error.code}
-    with MetricsObserver(watched, tracker, writer, Queues(), SilentObserver(), lambda: "finished") as watch:
+    with MetricsObserver(labels, tracker, writer, Queues(), SilentObserver(), lambda: "finished") as watch:
         watch.committed([{"label_id": "1"}, {"label_id": "2"}], [failure])
-    (seen,) = told
+    (seen,) = telemetry
     videos = seen.counts["kvq_batch_videos_total"]
     assert (videos["label", "labels", "scored"], videos["label", "labels", "failed"]) == (2, 1)
-    assert set(seen.gauges) == {declared.name for declared in metrics.METRICS if declared.kind == "gauge"} - {
-        metrics.QUEUED.name
+    assert set(seen.gauges) == {spec.name for spec in metrics.METRICS if spec.kind == "gauge"} - {
+        metrics.QUEUED_BLOCKS.name
     }

@@ -1,4 +1,4 @@
-"""Which machines count as taken back, by Ray's table of nodes; a real one goes in tests/faults/test_nodes."""
+"""Which nodes count as preempted, by Ray's table of nodes. tests/faults/test_nodes.py removes a real one."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ REASONS = dict(common_pb2.NodeDeathInfo.Reason.items())  # type: ignore[attr-def
 
 
 class Nodes:
-    """What Ray says of its nodes: `dead` with their reasons, `draining` with their deadlines."""
+    """Replacement for Ray's table of nodes: `dead` with reasons, `draining` with deadlines."""
 
     def __init__(self) -> None:
         self.dead: dict[str, str] = {}
@@ -35,25 +35,25 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     return nodes
 
 
-def test_a_machine_that_was_taken_back_is_news_once(nodes: Nodes) -> None:
+def test_preempted_node_is_reported_once(nodes: Nodes) -> None:
     nodes.dead["earlier"] = "AUTOSCALER_DRAIN_PREEMPTED"
-    seen = PreemptionMonitor()
-    assert not seen.has_new_preemptions()
+    monitor = PreemptionMonitor()
+    assert not monitor.has_new_preemptions()
     nodes.dead["spot"] = "AUTOSCALER_DRAIN_PREEMPTED"
-    assert seen.has_new_preemptions()
-    assert not seen.has_new_preemptions()
+    assert monitor.has_new_preemptions()
+    assert not monitor.has_new_preemptions()
 
 
 @pytest.mark.parametrize("reason", ["UNEXPECTED_TERMINATION", "EXPECTED_TERMINATION", "AUTOSCALER_DRAIN_IDLE"])
-def test_a_machine_that_went_otherwise_excuses_nobody(nodes: Nodes, reason: str) -> None:
-    seen = PreemptionMonitor()
-    nodes.dead["gone"] = reason
-    assert not seen.has_new_preemptions()
+def test_other_deaths_are_not_preemptions(nodes: Nodes, reason: str) -> None:
+    monitor = PreemptionMonitor()
+    nodes.dead["dead"] = reason
+    assert not monitor.has_new_preemptions()
 
 
-def test_a_machine_that_is_going_counts_and_an_idle_one_does_not(nodes: Nodes) -> None:
-    seen = PreemptionMonitor()
+def test_draining_node_counts_only_with_a_deadline(nodes: Nodes) -> None:
+    monitor = PreemptionMonitor()
     nodes.draining = {"idle": 0}
-    assert not seen.has_new_preemptions()
+    assert not monitor.has_new_preemptions()
     nodes.draining = {"idle": 0, "spot": 1_795_263_981_457}
-    assert seen.has_new_preemptions()
+    assert monitor.has_new_preemptions()

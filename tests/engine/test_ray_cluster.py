@@ -1,4 +1,4 @@
-"""What the pools of a job take together, and a Ray that can never have it."""
+"""Start of a Ray cluster: required resources, clusters that are too small, signal handlers."""
 
 import os
 import signal
@@ -10,25 +10,25 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.engine.ray_cluster import ray_cluster, smallest
 
 
-def test_the_smallest_pools_are_summed_by_resource() -> None:
+def test_smallest_pools_are_summed_by_resource() -> None:
     decode = Workers(min=4, max=64, num_cpus=1, resources={"decode": 1})
     score = Workers(min=2, max=4, num_cpus=0.5, num_gpus=0.25, resources={"score": 0.5})
     assert smallest([decode, score]) == {"CPU": 5.0, "GPU": 0.5, "decode": 4.0, "score": 1.0}
 
 
-def test_a_resource_that_the_cluster_never_has_is_refused_by_name() -> None:
+def test_missing_resource_is_rejected() -> None:
     pools = [Workers(num_cpus=0.5, resources={"decode": 1})]
-    refused = r"take 1 decode together and the cluster has at most 0: .*resources\.decode"
-    with pytest.raises(SpecError, match=refused), ray_cluster(pools):
-        pytest.fail("it should not have started")
+    expected = r"need 1 decode, but the cluster has at most 0: .*resources\.decode"
+    with pytest.raises(SpecError, match=expected), ray_cluster(pools):
+        pytest.fail("the cluster started")
 
 
-def test_sigterm_stays_with_who_asked_for_it() -> None:
-    heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+def test_sigterm_handler_of_the_caller_is_kept() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
         with ray_cluster([Workers(num_cpus=0.5)]):
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
+    assert received == [signal.SIGTERM]
