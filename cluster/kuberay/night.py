@@ -1,9 +1,10 @@
-"""A night's work, as the Ray job of rayjob.yaml does it on the head: the run, then the merging of its small parts.
+"""Work of one night, run on the head by the Ray job of rayjob.yaml: the run, then the compaction of the tables.
 
     python night.py JOB [--deadline WHEN]
 
-Exit code 0 also where the budget ended the run (4): that is how a night ends, and KubeRay must not start it again.
-Every other code is the run's own: KubeRay tries again with a new cluster, and the tables say what is left to do.
+Exits with 0 also if the budget ended the run (4): that is the normal end of a night, and KubeRay must not restart it.
+Any other exit code is that of the run: KubeRay retries on a new cluster, and the run does what is missing in the
+tables.
 """
 
 import subprocess
@@ -22,7 +23,7 @@ def main(job_file: str, *options: str) -> int:
         return code
     storage = job.get("storage", {})
     where = [f"--{key.replace('_', '-')}={storage[key]}" for key in ("endpoint_url", "region") if key in storage]
-    # Nobody waits for this: what it leaves, the next night merges.
+    # A failure here is ignored: the next night compacts again.
     kvq_batch("tables", "compact", job["tables"], *where)
     return 0 if code == BUDGET_ENDED else code
 

@@ -1,10 +1,10 @@
-"""Starts tonight's RayJob, if last night's is over; runs in the CronJob of nightly.yaml, as its service account.
+"""Start tonight's RayJob if last night's is over; runs in the CronJob of nightly.yaml, with its service account.
 
     NIGHT_HOURS=5 python start_night.py RAYJOB_YAML
 
-The RayJob is the file's, with the end of the night as an absolute time: a run that is started again after its driver
-died ends when the night does, and not five hours later. RayJobs that are over are deleted, the newest seven excepted.
-This starts no pod itself and knows nothing of Ray: the operator does the rest.
+The RayJob is the one of the file, with the end of the night as an absolute time: a run that is restarted after a crash
+ends when the night does, not five hours later. RayJobs that are over are deleted, except for the newest seven. The
+KubeRay operator creates the pods.
 """
 
 import json
@@ -27,19 +27,19 @@ API = os.environ.get("KUBERNETES_API", "https://kubernetes.default.svc")
 
 
 def main(rayjob_file: str) -> int:
-    nights = sorted(ask("GET", f"?labelSelector={LABEL}")["items"], key=lambda night: night["metadata"]["name"])
-    if at_work := [name(night) for night in nights if status(night) not in OVER]:
-        sys.stderr.write(f"{', '.join(at_work)} is not over; tonight's is not started. kubectl get rayjobs says more\n")
+    nights = sorted(request_api("GET", f"?labelSelector={LABEL}")["items"], key=lambda night: night["metadata"]["name"])
+    if active := [name(night) for night in nights if status(night) not in OVER]:
+        sys.stderr.write(f"Did not start tonight's run: {', '.join(active)} is not over. See: kubectl get rayjobs\n")
         return 1
     now = datetime.now(UTC).replace(microsecond=0)
     end = now + timedelta(hours=float(os.environ["NIGHT_HOURS"]))
     tonight = yaml.safe_load(Path(rayjob_file).read_text(encoding="utf-8"))
     tonight["metadata"]["name"] += f"-{now:%Y%m%d-%H%M}"
     tonight["spec"]["entrypoint"] += f" --deadline {end.isoformat()}"
-    ask("POST", "", tonight)
-    sys.stderr.write(f"started {name(tonight)}, until {end.isoformat()}\n")
+    request_api("POST", "", tonight)
+    sys.stderr.write(f"Started {name(tonight)}, until {end.isoformat()}\n")
     for night in nights[: -NUM_KEPT + 1]:
-        ask("DELETE", f"/{name(night)}")
+        request_api("DELETE", f"/{name(night)}")
     return 0
 
 
@@ -51,10 +51,10 @@ def status(night: dict[str, Any]) -> str:
     return str(night.get("status", {}).get("jobDeploymentStatus", ""))
 
 
-def ask(verb: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The API server's answer about the RayJobs of this namespace. Exits with its words where it refuses."""
+def request_api(verb: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Send a request about the RayJobs of this namespace. Exit with the server's message if it is rejected."""
     namespace = (ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
-    request = urllib.request.Request(
+    api_request = urllib.request.Request(
         f"{API}/apis/ray.io/v1/namespaces/{namespace}/rayjobs{path}",
         None if body is None else json.dumps(body).encode(),
         {
@@ -65,13 +65,13 @@ def ask(verb: str, path: str, body: dict[str, Any] | None = None) -> dict[str, A
     )
     certificates = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt")) if API.startswith("https:") else None
     try:
-        with urllib.request.urlopen(request, timeout=30, context=certificates) as answer:
+        with urllib.request.urlopen(api_request, timeout=30, context=certificates) as answer:
             return dict(json.load(answer))
-    except urllib.error.HTTPError as refusal:
-        said = refusal.read().decode(errors="replace")[:500]
-        raise SystemExit(f"{verb} rayjobs{path}: {refusal.code} {refusal.reason}: {said}") from refusal
-    except urllib.error.URLError as silence:
-        raise SystemExit(f"{verb} rayjobs{path}: no answer from {API}: {silence.reason}") from silence
+    except urllib.error.HTTPError as error:
+        text = error.read().decode(errors="replace")[:500]
+        raise SystemExit(f"{verb} rayjobs{path}: {error.code} {error.reason}: {text}") from error
+    except urllib.error.URLError as error:
+        raise SystemExit(f"{verb} rayjobs{path}: no answer from {API}: {error.reason}") from error
 
 
 if __name__ == "__main__":

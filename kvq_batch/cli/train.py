@@ -169,7 +169,7 @@ def _trained(
         with stop_on_signals() as stop:
             outcome = plan.trainer(observer=progress).train(resume, stop.is_set)
         return outcome.progress.is_finished, outcome.seconds
-    from kvq_batch.engine.ray_train import train_together
+    from kvq_batch.engine.ray_train import train_distributed
     from kvq_batch.training.plan import train_as_member
     from kvq_batch.training.trainer import STATE
 
@@ -177,7 +177,7 @@ def _trained(
     cpu = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, device="cpu", num_threads=None))
     cpu.trainer().check(resume)
     with progress.following(plan.folder, plan.settings.steps):
-        train_together(
+        train_distributed(
             partial(train_as_member, plan),
             job.machine.workers,
             job.machine.device,

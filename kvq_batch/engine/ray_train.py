@@ -1,7 +1,7 @@
-"""Several processes that train together, started and started again by Ray Train.
+"""Distributed training with Ray Train: several processes, restarted when one is lost.
 
-What they run is handed in: this module knows no network and no loss. Nothing passes through Ray but the word that a
-process ended; states, curves and checkpoints stand in the training's folder, which every machine must see.
+Ray only learns that a process ended. States, curves and checkpoints are in the training's folder, which every machine
+must see.
 """
 
 import logging
@@ -19,45 +19,45 @@ from kvq_batch.domain.errors import FatalError, KvqBatchError
 from kvq_batch.engine.ray_cluster import connect, redirect_ray_output
 
 MAX_RESTARTS = 3
-"""Times that lost processes are replaced, and the training goes on from its last state; an error counts as a loss."""
+"""Maximum restarts of the process group after a failure; training resumes from its last state. Errors count too."""
 
 
-def train_together(
-    member: Callable[[], None],
+def train_distributed(
+    train: Callable[[], None],
     num_workers: int,
     device: Literal["cpu", "cuda"],
     folder: Path,
     address: str | None = None,
     max_restarts: int = MAX_RESTARTS,
 ) -> None:
-    """Runs `member` in `num_workers` processes with a `torch.distributed` group around them, until all are done.
+    """Run `train` in `num_workers` processes of one `torch.distributed` group until all of them return.
 
-    `member` must go on where an earlier group ended. On "cuda" each process has a GPU and the group talks by NCCL.
+    `train` must resume where an earlier group ended. On "cuda" each process has a GPU and the group uses NCCL.
 
     Raises:
-        KvqBatchError: what a process refused or ended with.
-        FatalError: processes were lost more often than `max_restarts` times, or ended with another error.
+        KvqBatchError: the error of this project that a process raised.
+        FatalError: the group failed more than `max_restarts` times, or a process raised another error.
     """
     backend = "nccl" if device == "cuda" else "gloo"
-    notes = folder.absolute() / "ray"
+    ray_folder = folder.absolute() / "ray"
     with redirect_ray_output(), _connected(address, num_workers):
         trainer = TorchTrainer(
-            member,
+            train,
             torch_config=TorchConfig(backend=backend),
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=device == "cuda"),
             run_config=RunConfig(
                 name="kvq-batch-train",
-                storage_path=str(notes),
+                storage_path=str(ray_folder),
                 failure_config=FailureConfig(max_failures=max_restarts),
             ),
         )
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
+            raise _find_cause(error) from error
         finally:
-            # Ray's own notes of its run; ours stand in the training's folder.
-            shutil.rmtree(notes, ignore_errors=True)
+            # Ray's own records of its run; the results are in the training's folder.
+            shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 @contextmanager
@@ -69,13 +69,13 @@ def _connected(address: str | None, num_workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _cause(error: Any) -> KvqBatchError:
-    """Our own error where a process ended with one, else what Ray says of it."""
+def _find_cause(error: Any) -> KvqBatchError:
+    """Return the error of this project that a process raised, or Ray's report as a FatalError."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         cause = getattr(failure, "cause", failure)
         if isinstance(cause, KvqBatchError):
             return cause
     logging.getLogger("kvq_batch.ray").error(str(error))
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return FatalError(f"the processes that train ended ({first}); what is stored can be resumed with --resume")
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return FatalError(f"The training processes failed ({first_line}). Resume from the last state with --resume.")

@@ -1,4 +1,4 @@
-"""cluster/aws.yaml: read by Ray's own launcher, and the commands in it by those who will run them."""
+"""cluster/aws.yaml: validated by Ray's cluster launcher; its commands are parsed by bash and by Ray."""
 
 import copy
 import shlex
@@ -23,7 +23,7 @@ def config() -> dict[str, Any]:
     return document
 
 
-def test_rays_launcher_takes_it(config: dict[str, Any]) -> None:
+def test_ray_launcher_accepts_the_file(config: dict[str, Any]) -> None:
     prepared = prepare_config(copy.deepcopy(config))
     validate_config(prepared)
     types = prepared["available_node_types"]
@@ -34,25 +34,25 @@ def test_rays_launcher_takes_it(config: dict[str, Any]) -> None:
     assert types["decode"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
-def test_rays_launcher_refuses_a_key_that_it_does_not_know(config: dict[str, Any]) -> None:
+def test_ray_launcher_rejects_an_unknown_key(config: dict[str, Any]) -> None:
     config["available_node_types"]["decode"]["max_wokers"] = 1
     with pytest.raises(ValidationError, match="max_wokers"):
         validate_config(prepare_config(config))
 
 
-def test_the_job_of_the_cluster_runs_here_too(config: dict[str, Any]) -> None:
+def test_cluster_has_the_resources_of_the_job(config: dict[str, Any]) -> None:
     job = load_job(KUBERAY / "job.toml")
     types = config["available_node_types"]
     pools = [job.decode.workers, *(model.workers for model in job.models)]
-    most: dict[str, float] = {}
+    capacity: dict[str, float] = {}
     for node in types.values():
         for name, amount in node["resources"].items():
-            most[name] = most.get(name, 0) + amount * node.get("max_workers", 0)
-    assert all(most.get(name, 0) >= amount for name, amount in smallest(pools).items())
+            capacity[name] = capacity.get(name, 0) + amount * node.get("max_workers", 0)
+    assert all(capacity.get(name, 0) >= amount for name, amount in smallest(pools).items())
     assert types["head"]["resources"] == {"CPU": 0}
 
 
-def test_every_group_has_its_image_and_no_secret_is_written_down(config: dict[str, Any]) -> None:
+def test_groups_have_images_and_files_hold_no_secret(config: dict[str, Any]) -> None:
     assert config["docker"]["image"].endswith(f":{__version__}-cpu")
     assert config["available_node_types"]["score"]["docker"]["worker_image"].endswith(f":{__version__}-cuda")
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
@@ -60,7 +60,7 @@ def test_every_group_has_its_image_and_no_secret_is_written_down(config: dict[st
     assert all("IamInstanceProfile" in node["node_config"] for node in config["available_node_types"].values())
 
 
-def test_the_commands_are_what_their_shells_and_ray_read(config: dict[str, Any]) -> None:
+def test_commands_are_valid_for_bash_and_ray(config: dict[str, Any]) -> None:
     score = config["available_node_types"]["score"]["worker_setup_commands"]
     commands = [
         *config["head_setup_commands"],
@@ -72,8 +72,8 @@ def test_the_commands_are_what_their_shells_and_ray_read(config: dict[str, Any])
     for command in commands:
         if command.startswith("ray start"):
             ray_start.make_context("start", shlex.split(command)[2:])
-    *_, watch = config["worker_start_ray_commands"]
-    script = shlex.split(watch)[3]
+    *_, spot_watcher = config["worker_start_ray_commands"]
+    script = shlex.split(spot_watcher)[3]
     subprocess.run(["bash", "-n", "-c", script], check=True)
     words = shlex.split(script[script.index("ray drain-node") :])
     assert drain_node.make_context("drain-node", words[2:]).params["deadline_remaining_seconds"] < 120

@@ -1,4 +1,4 @@
-"""cluster/kuberay: what the API server and Ray's autoscaler make of it, and whether it fits together."""
+"""cluster/kuberay: valid for the API server and Ray's autoscaler, and consistent with the job."""
 
 import json
 import re
@@ -18,7 +18,6 @@ from kvq_batch.engine.ray_cluster import smallest
 from tests.support.cluster_files import (
     KUBERAY,
     ROOT,
-    complaints,
     containers,
     documents,
     groups,
@@ -26,18 +25,19 @@ from tests.support.cluster_files import (
     num_bytes,
     pods,
     rayjob,
+    schema_errors,
 )
 
 GIB = 2**30
 
 WORKER_BYTES = GIB * 3 // 4
-"""A decoding worker beside its child: Python, Ray, Arrow, the rows of a block."""
+"""Memory of a decoding worker without its child process: Python, Ray, Arrow, the rows of a block."""
 
 FRAMES_BYTES = 2 * GIB
-"""Frames between children and workers, and Ray's own processes."""
+"""Frames in transit between child processes and workers, and Ray's own processes."""
 
 RAYLET_KILLS_AT = 0.95
-"""Share of a pod's memory from which Ray ends workers by itself."""
+"""Share of a pod's memory above which Ray kills workers."""
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +47,22 @@ def job() -> Job:
 
 @pytest.fixture(scope="module")
 def node_types() -> dict[str, dict[str, Any]]:
-    """What Ray's own autoscaler takes from the RayJob's cluster."""
+    """Node types that Ray's autoscaler derives from the cluster of the RayJob."""
     cluster = {"metadata": {"name": "c", "namespace": "kvq"}, "spec": rayjob()["spec"]["rayClusterSpec"]}
     types: dict[str, dict[str, Any]] = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     return types
 
 
-def test_every_object_is_what_its_schema_asks_for() -> None:
-    things = [rayjob(), *documents(KUBERAY / "nightly.yaml")]
-    assert [thing["kind"] for thing in things] == [
+def test_objects_match_their_schemas() -> None:
+    objects = [rayjob(), *documents(KUBERAY / "nightly.yaml")]
+    assert [item["kind"] for item in objects] == [
         "RayJob", "ServiceAccount", "Role", "RoleBinding", "ServiceAccount", "CronJob",
     ]  # fmt: skip
-    assert [complaint for thing in things for complaint in complaints(thing)] == []
+    assert [error for item in objects for error in schema_errors(item)] == []
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("spec.entrypiont", "x", "'entrypiont' was unexpected"),
         ("spec.rayClusterSpec.authOptions.mode", "on", "'on' is not one of ['disabled', 'token']"),
@@ -72,47 +72,47 @@ def test_every_object_is_what_its_schema_asks_for() -> None:
         ("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 0, "0 is not of type 'string'"),
     ],
 )
-def test_the_schema_refuses_what_the_api_server_refuses(path: str, value: object, said: str) -> None:
-    # Not a deep copy: what YAML's anchors share would be broken in several places.
+def test_schema_rejects_what_the_api_server_rejects(path: str, value: object, message: str) -> None:
+    # Not a deep copy, which would keep YAML anchors shared and break several places at once.
     broken = json.loads(json.dumps(rayjob()))
-    *way, last = path.split(".")
-    place: Any = broken
-    for step in way:
-        place = place[int(step) if step.isdigit() else step]
-    place[last] = value
-    (complaint,) = complaints(broken)
-    assert said in complaint
+    *parents, last = path.split(".")
+    holder: Any = broken
+    for key in parents:
+        holder = holder[int(key) if key.isdigit() else key]
+    holder[last] = value
+    (error,) = schema_errors(broken)
+    assert message in error
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_duplicate_key_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("spec:\n  replicas: 1\n  replicas: 2\n")
-    with pytest.raises(AssertionError, match="stands twice"):
+    with pytest.raises(AssertionError, match="duplicate key"):
         documents(file)
 
 
-def test_the_config_map_holds_what_the_pods_call(job: Job) -> None:
+def test_config_map_has_the_files_that_pods_use(job: Job) -> None:
     (kustomization,) = documents(KUBERAY / "kustomization.yaml")
     (generator,) = kustomization["configMapGenerator"]
     files = set(generator["files"])
     assert all((KUBERAY / name).is_file() for name in [*files, *kustomization["resources"]])
-    said = rayjob()["spec"]["entrypoint"] + " " + " ".join(next(containers(pods()["start"]))["command"])
-    assert set(re.findall(r"/etc/kvq/(\S+)", said)) == files
+    commands = rayjob()["spec"]["entrypoint"] + " " + " ".join(next(containers(pods()["start"]))["command"])
+    assert set(re.findall(r"/etc/kvq/(\S+)", commands)) == files
     for name, pod in pods().items():
         maps = [volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume]
         assert maps == ([generator["name"]] if name in ("head", "start") else [])
-    # The submitter's shell would run what stands behind these by itself, on its own pod.
+    # The submitter's shell would interpret these characters on its own pod.
     assert not set(rayjob()["spec"]["entrypoint"]) & set(";&|<>$`\"'")
     assert job.run.ray_address == "auto"
 
 
-def test_every_mount_has_its_volume_and_every_volume_its_use() -> None:
+def test_mounts_and_volumes_match() -> None:
     for pod in pods().values():
         mounted = {mount["name"] for container in containers(pod) for mount in container["volumeMounts"]}
         assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_images_are_of_this_version_and_ray_is_the_one_that_is_pinned() -> None:
+def test_images_and_ray_have_the_versions_of_the_project() -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == pinned["ray"]
     images = {name: {container["image"] for container in containers(pod)} for name, pod in pods().items()}
@@ -120,7 +120,7 @@ def test_images_are_of_this_version_and_ray_is_the_one_that_is_pinned() -> None:
     assert images == {"head": {cpu}, "decode": {cpu}, "score": {cpu, cuda}, "start": {cpu}}
 
 
-def test_no_secret_is_written_down_and_the_token_is_asked_for() -> None:
+def test_token_is_required_and_files_hold_no_secret() -> None:
     assert rayjob()["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token", "secretName": "kvq-ray-token"}
     secret = re.compile("KEY|TOKEN|SECRET|PASSWORD")
     for pod in pods().values():
@@ -129,7 +129,7 @@ def test_no_secret_is_written_down_and_the_token_is_asked_for() -> None:
                 assert not secret.search(variable["name"]) or "secretKeyRef" in variable["valueFrom"]
 
 
-def test_pods_run_as_nobody_in_particular_and_with_limits() -> None:
+def test_pods_run_unprivileged_with_limits() -> None:
     for pod in pods().values():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 1000
@@ -138,43 +138,43 @@ def test_pods_run_as_nobody_in_particular_and_with_limits() -> None:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             limits, requests = container["resources"]["limits"], container["resources"]["requests"]
             assert num_bytes(limits["memory"]) >= num_bytes(requests["memory"])
-            # A pod that may use more than it asked for is the first to go where the machine has no room.
+            # Kubernetes evicts pods first that use more memory than they requested.
             assert container["name"] in ("weights", "start") or limits["memory"] == requests["memory"]
 
 
-def test_each_stage_fits_into_its_group_and_no_other(job: Job, node_types: dict[str, dict[str, Any]]) -> None:
-    def homes(pool: Workers) -> list[str]:
-        asked = smallest([pool.model_copy(update={"min": 1})])
+def test_stages_fit_into_their_group_only(job: Job, node_types: dict[str, dict[str, Any]]) -> None:
+    def fitting_groups(pool: Workers) -> list[str]:
+        needed = smallest([pool.model_copy(update={"min": 1})])
         return [
             name
             for name, node in node_types.items()
-            if all(node["resources"].get(resource, 0) >= amount for resource, amount in asked.items() if amount)
+            if all(node["resources"].get(resource, 0) >= amount for resource, amount in needed.items() if amount)
         ]
 
-    assert homes(job.decode.workers) == ["decode"]
-    assert [homes(model.workers) for model in job.models] == [["score"], ["score"]]
+    assert fitting_groups(job.decode.workers) == ["decode"]
+    assert [fitting_groups(model.workers) for model in job.models] == [["score"], ["score"]]
     assert node_types["headgroup"]["resources"]["CPU"] == 0
 
 
-def test_the_groups_may_grow_to_what_the_pools_may(job: Job, node_types: dict[str, dict[str, Any]]) -> None:
+def test_groups_scale_to_the_largest_pools(job: Job, node_types: dict[str, dict[str, Any]]) -> None:
     decode, score = (node_types[name] for name in ("decode", "score"))
     assert (decode["min_workers"], score["min_workers"]) == (0, 0)
     assert job.decode.workers.max == decode["max_workers"] * decode["resources"]["decode"]
     kvq, sharpness = job.models
     assert kvq.workers.max == score["max_workers"] * score["resources"]["GPU"]
     assert sharpness.workers.max <= score["max_workers"] * score["resources"]["score"]
-    beside = kvq.workers.num_cpus + sharpness.workers.num_cpus * score["resources"]["score"]
-    assert beside <= score["resources"]["CPU"]
+    used_cpus = kvq.workers.num_cpus + sharpness.workers.num_cpus * score["resources"]["score"]
+    assert used_cpus <= score["resources"]["CPU"]
 
 
-def test_decoding_fits_into_its_pod_whatever_the_videos_are(job: Job) -> None:
+def test_decode_pod_has_room_for_the_largest_videos(job: Job) -> None:
     group = groups()["decode"]
     (container,) = group["template"]["spec"]["containers"]
     limits = container["resources"]["limits"]
     num_workers = int(group["resources"]["decode"])
     store = int(group["rayStartParams"]["object-store-memory"])
-    most = num_workers * (job.limits.max_memory_bytes + WORKER_BYTES) + store + FRAMES_BYTES
-    assert most <= RAYLET_KILLS_AT * num_bytes(limits["memory"])
+    needed_bytes = num_workers * (job.limits.max_memory_bytes + WORKER_BYTES) + store + FRAMES_BYTES
+    assert needed_bytes <= RAYLET_KILLS_AT * num_bytes(limits["memory"])
     disks = {volume["name"]: volume["emptyDir"]["sizeLimit"] for volume in group["template"]["spec"]["volumes"]}
     assert (
         num_workers * 2 * job.limits.max_file_bytes <= num_bytes(disks["tmp"]) <= num_bytes(limits["ephemeral-storage"])
@@ -182,7 +182,7 @@ def test_decoding_fits_into_its_pod_whatever_the_videos_are(job: Job) -> None:
 
 
 @pytest.mark.parametrize("name", ["head", "decode", "score"])
-def test_the_object_store_fits_into_shared_memory(name: str) -> None:
+def test_object_store_fits_into_shared_memory(name: str) -> None:
     group = groups()[name]
     (container,) = group["template"]["spec"]["containers"]
     volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
@@ -193,7 +193,7 @@ def test_the_object_store_fits_into_shared_memory(name: str) -> None:
     assert 1.1 * store <= num_bytes(shared_memory["sizeLimit"]) < num_bytes(container["resources"]["limits"]["memory"])
 
 
-def test_weights_are_fetched_to_where_the_job_looks_for_them(job: Job) -> None:
+def test_weights_are_fetched_to_the_path_of_the_job(job: Job) -> None:
     for name in ("head", "score"):
         (fetch,) = pods()[name]["initContainers"]
         assert fetch["command"][-1] == job.models[0].weights
@@ -203,19 +203,19 @@ def test_weights_are_fetched_to_where_the_job_looks_for_them(job: Job) -> None:
 
 
 @pytest.mark.parametrize("name", ["decode", "score"])
-def test_a_pod_that_ends_drains_its_node_within_its_grace(name: str) -> None:
+def test_pod_drains_its_node_within_the_grace_period(name: str) -> None:
     pod = pods()[name]
     *shell, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert shell == ["/bin/bash", "-c"]
     words = shlex.split(script.split(";")[0])
     assert words[:2] == ["ray", "drain-node"]
-    # Ray's own command line reads it.
+    # Parsed by Ray's own command line.
     options = drain_node.make_context("drain-node", words[2:]).params
     assert options["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
     assert options["deadline_remaining_seconds"] < pod["terminationGracePeriodSeconds"] <= 120
 
 
-def test_the_night_may_do_what_it_does_and_nothing_else() -> None:
+def test_cron_job_has_only_the_rights_it_needs() -> None:
     role, binding, cron = (nightly(kind) for kind in ("Role", "RoleBinding", "CronJob"))
     assert role["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["list", "create", "delete"]}]
     assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
@@ -225,7 +225,7 @@ def test_the_night_may_do_what_it_does_and_nothing_else() -> None:
     assert [nightly("ServiceAccount", name)["metadata"]["name"] for name in workload] == ["kvq-ray"]
 
 
-def test_a_night_ends_before_kuberay_ends_it() -> None:
+def test_night_ends_before_the_kuberay_deadline() -> None:
     (hours,) = [v["value"] for v in pods()["start"]["containers"][0]["env"] if v["name"] == "NIGHT_HOURS"]
     assert float(hours) * 3600 < rayjob()["spec"]["activeDeadlineSeconds"]
     assert rayjob()["spec"]["shutdownAfterJobFinishes"] is True

@@ -1,4 +1,4 @@
-"""The two scripts of a night, run as its pods run them: against an API server of ours, and a kvq-batch of ours."""
+"""The two scripts of a night, run as in their pods, with a local API server and a replacement for kvq-batch."""
 
 import json
 import os
@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 
 from kvq_batch.config.load import load_job, with_values
-from tests.support.cluster_files import KUBERAY, complaints, nightly
+from tests.support.cluster_files import KUBERAY, nightly, schema_errors
 
 RAYJOBS = "/apis/ray.io/v1/namespaces/kvq/rayjobs"
-LISTED = f"{RAYJOBS}?labelSelector=app.kubernetes.io/name=kvq-night"
+LIST_PATH = f"{RAYJOBS}?labelSelector=app.kubernetes.io/name=kvq-night"
 VERBS = {"GET": "list", "POST": "create", "DELETE": "delete"}
 
 
 class ApiServer(ThreadingHTTPServer):
-    """Holds RayJobs, and writes down what it was asked."""
+    """API server that holds RayJobs and records its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.nights: list[dict[str, Any]] = []
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         self.created: list[dict[str, Any]] = []
         self.token = "Bearer a-token"
 
@@ -52,14 +52,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: what was asked stands in `asked`."""
+        """Print nothing; `requests` has all requests."""
 
     def _answer(self, body: dict[str, Any]) -> None:
-        self.server.asked.append((self.command, self.path))
-        is_known = self.headers["Authorization"] == self.server.token
-        self.send_response(200 if is_known else 403)
+        self.server.requests.append((self.command, self.path))
+        is_authorized = self.headers["Authorization"] == self.server.token
+        self.send_response(200 if is_authorized else 403)
         self.end_headers()
-        self.wfile.write(json.dumps(body if is_known else {"message": "rayjobs.ray.io is forbidden"}).encode())
+        self.wfile.write(json.dumps(body if is_authorized else {"message": "rayjobs.ray.io is forbidden"}).encode())
 
 
 @pytest.fixture
@@ -86,46 +86,44 @@ def start(server: ApiServer, tmp_path: Path) -> Callable[[], "subprocess.Complet
     return run
 
 
-def test_tonight_is_started_with_its_end(server: ApiServer, start: Callable[[], Any]) -> None:
+def test_night_starts_with_a_deadline(server: ApiServer, start: Callable[[], Any]) -> None:
     server.add_night("kvq-night-20260101-0100", "Complete")
     before = datetime.now(UTC).replace(microsecond=0)
     done = start()
     assert done.returncode == 0, done.stderr
     (tonight,) = server.created
-    assert complaints(tonight) == []
+    assert schema_errors(tonight) == []
     assert tonight["metadata"]["name"].startswith(f"kvq-night-{before:%Y%m%d}-")
     entrypoint, _, deadline = tonight["spec"]["entrypoint"].partition(" --deadline ")
     assert entrypoint.endswith("/etc/kvq/job.toml")
-    # The job takes it for the moment that it is.
+    # The job accepts the deadline and keeps its value.
     job = with_values(load_job(KUBERAY / "job.toml"), {"budget": {"deadline": deadline}}, "the night")
     end = job.budget.deadline_after(before)
     assert end is not None
     assert timedelta(hours=5) <= end - before < timedelta(hours=5, minutes=2)
-    assert server.asked == [("GET", LISTED), ("POST", RAYJOBS)]
+    assert server.requests == [("GET", LIST_PATH), ("POST", RAYJOBS)]
 
 
 @pytest.mark.parametrize("status", ["Running", "Initializing", "Retrying", None])
-def test_a_night_that_is_not_over_is_left_alone(
-    server: ApiServer, start: Callable[[], Any], status: str | None
-) -> None:
+def test_active_night_is_not_disturbed(server: ApiServer, start: Callable[[], Any], status: str | None) -> None:
     server.add_night("kvq-night-20260101-0100", status)
     done = start()
     assert done.returncode == 1
     assert "kvq-night-20260101-0100 is not over" in done.stderr
-    assert server.asked == [("GET", LISTED)]
+    assert server.requests == [("GET", LIST_PATH)]
 
 
-def test_old_nights_go_and_seven_stay(server: ApiServer, start: Callable[[], Any]) -> None:
+def test_seven_newest_nights_are_kept(server: ApiServer, start: Callable[[], Any]) -> None:
     for day in (9, 3, 1, 2, 5, 4, 8, 7, 6):
         server.add_night(f"kvq-night-2026010{day}-0100", "Failed" if day % 2 else "Complete")
     assert start().returncode == 0
-    gone = [path for verb, path in server.asked if verb == "DELETE"]
-    assert gone == [f"{RAYJOBS}/kvq-night-2026010{day}-0100" for day in (1, 2, 3)]
+    deleted = [path for verb, path in server.requests if verb == "DELETE"]
+    assert deleted == [f"{RAYJOBS}/kvq-night-2026010{day}-0100" for day in (1, 2, 3)]
     (rule,) = nightly("Role")["rules"]
-    assert {VERBS[verb] for verb, _ in server.asked} == set(rule["verbs"])
+    assert {VERBS[verb] for verb, _ in server.requests} == set(rule["verbs"])
 
 
-def test_a_refusal_is_told_in_the_servers_words(server: ApiServer, start: Callable[[], Any]) -> None:
+def test_rejection_shows_the_message_of_the_server(server: ApiServer, start: Callable[[], Any]) -> None:
     server.token = "Bearer another"
     done = start()
     assert done.returncode == 1
@@ -135,12 +133,10 @@ def test_a_refusal_is_told_in_the_servers_words(server: ApiServer, start: Callab
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "is_compacted"),
+    ("code", "expected", "is_compacted"),
     [(0, 0, True), (4, 0, True), (3, 3, True), (1, 1, False), (2, 2, False), (130, 130, False)],
 )
-def test_a_night_ends_as_its_run_did_and_a_budget_is_no_failure(
-    tmp_path: Path, code: int, told: int, is_compacted: bool
-) -> None:
+def test_exit_code_of_a_night_with_budget_is_zero(tmp_path: Path, code: int, expected: int, is_compacted: bool) -> None:
     command = tmp_path / "kvq-batch"
     log = tmp_path / "log"
     command.write_text(f'#!/bin/bash\necho "$*" >> {log}\n[ "$1" = run ] && exit {code}\nexit 1\n')
@@ -148,7 +144,7 @@ def test_a_night_ends_as_its_run_did_and_a_budget_is_no_failure(
     words = [sys.executable, str(KUBERAY / "night.py"), str(KUBERAY / "job.toml"), "--deadline", "2026-01-01T06:00"]
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(words, env=os.environ | {"PATH": path}, capture_output=True, check=False, timeout=120)
-    assert done.returncode == told
+    assert done.returncode == expected
     run, *rest = log.read_text().splitlines()
     assert run == f"run {KUBERAY / 'job.toml'} --log json --deadline 2026-01-01T06:00"
     assert rest == (["tables compact s3://my-bucket/quality --region=eu-central-1"] if is_compacted else [])

@@ -1,4 +1,4 @@
-"""docs/operations.md: its commands are read by our command line, its SQL by our tables, its links lead somewhere."""
+"""docs/operations.md: its commands parse, its SQL runs, its links and alerts exist."""
 
 import re
 import shlex
@@ -18,35 +18,35 @@ TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 def commands() -> Iterator[list[str]]:
-    """The words of every `kvq-batch` line that is set as code; a quotation may go over lines."""
+    """Yield the words of every indented `kvq-batch` command; a quoted string may span lines."""
     for found in re.finditer(r"^ {4,}kvq-batch (.*(?:\n {8,}.*)*)$", TEXT, re.MULTILINE):
         yield shlex.split(found[1], comments=True)
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
-def test_every_command_is_one_of_ours(words: list[str]) -> None:
+def test_commands_are_valid(words: list[str]) -> None:
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
-    # Raises where an option is unknown, or its value is.
+    # Raises for an unknown option or an invalid value.
     command.make_context(command.name, words)
 
 
-def test_every_question_is_answered(tmp_path: Path) -> None:
+def test_queries_run(tmp_path: Path) -> None:
     Tables.create(str(tmp_path), StorageOptions())
-    questions = [words[2] for words in commands() if words[0] == "query"]
-    assert len(questions) == 2
+    queries = [words[2] for words in commands() if words[0] == "query"]
+    assert len(queries) == 2
     with open_session(str(tmp_path), StorageOptions()) as session:
-        for question in questions:
-            assert session.sql(question).num_rows == 0
+        for query in queries:
+            assert session.sql(query).num_rows == 0
 
 
-def test_every_alarm_says_what_to_do() -> None:
+def test_every_alert_is_documented() -> None:
     (rules,) = documents(CLUSTER / "prometheus" / "alerts.yml")
-    alarms = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
-    assert alarms == set(re.findall(r"^\| `(KvqBatch\w+)` \|", TEXT, re.MULTILINE))
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+    assert alerts == set(re.findall(r"^\| `(KvqBatch\w+)` \|", TEXT, re.MULTILINE))
 
 
-def test_every_link_leads_to_a_file() -> None:
+def test_links_point_to_files() -> None:
     for path in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / "docs" / path).exists(), path

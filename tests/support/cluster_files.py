@@ -1,6 +1,6 @@
-"""The files of cluster/, read and held against the schemas of those who will read them.
+"""Reads the files of cluster/ and validates them against the schemas of their consumers.
 
-YAML is read as strictly as can be: a key that stands twice is an error, where most readers take the last one silently.
+YAML is read strictly: a duplicate key is an error, where most parsers silently use the last one.
 """
 
 import json
@@ -27,33 +27,32 @@ SCHEMA_OF = {
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """The documents of a YAML file."""
+    """Return the documents of a YAML file."""
     text = path.read_text(encoding="utf-8")
     for node in yaml.compose_all(text, yaml.SafeLoader):
-        refuse_twice(node)
+        check_unique_keys(node)
     return list(yaml.safe_load_all(text))
 
 
-def refuse_twice(node: Any) -> None:
-    """Raises: AssertionError where a mapping of this YAML node, or one below it, has a key twice."""
+def check_unique_keys(node: Any) -> None:
+    """Raises: AssertionError if a mapping at or below this YAML node has a duplicate key."""
     if isinstance(node, yaml.MappingNode):
         keys = [key.value for key, _ in node.value]
-        assert len(set(keys)) == len(keys), f"{sorted(keys)}: one stands twice{node.start_mark}"
+        assert len(set(keys)) == len(keys), f"duplicate key in {sorted(keys)}{node.start_mark}"
         for _, value in node.value:
-            refuse_twice(value)
+            check_unique_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            refuse_twice(item)
+            check_unique_keys(item)
 
 
-def complaints(thing: dict[str, Any]) -> list[str]:
-    """What the API server would refuse of a Kubernetes object: each with its dotted path."""
+def schema_errors(item: dict[str, Any]) -> list[str]:
+    """Return the errors that the API server would report for a Kubernetes object, each with its dotted path."""
     resources = [Resource.from_contents(json.loads(path.read_text())) for path in SCHEMAS.glob("*.json")]
     registry: Registry[Any] = resources @ Registry()
-    validator = Draft202012Validator({"$ref": SCHEMA_OF[thing["kind"]]}, registry=registry)
+    validator = Draft202012Validator({"$ref": SCHEMA_OF[item["kind"]]}, registry=registry)
     return [
-        f"{'.'.join(str(part) for part in error.absolute_path)}: {error.message}"
-        for error in validator.iter_errors(thing)
+        f"{'.'.join(str(key) for key in error.absolute_path)}: {error.message}" for error in validator.iter_errors(item)
     ]
 
 
@@ -63,7 +62,7 @@ def rayjob() -> dict[str, Any]:
 
 
 def nightly(kind: str, name: str | None = None) -> dict[str, Any]:
-    """The one object of nightly.yaml of that kind, and name."""
+    """Return the only object of nightly.yaml with this kind and name."""
     (found,) = [
         document
         for document in documents(KUBERAY / "nightly.yaml")
@@ -73,25 +72,25 @@ def nightly(kind: str, name: str | None = None) -> dict[str, Any]:
 
 
 def groups() -> dict[str, dict[str, Any]]:
-    """The groups of the RayJob's cluster, `head` among them."""
+    """Return the groups of the RayJob's cluster, with the head as `head`."""
     cluster = rayjob()["spec"]["rayClusterSpec"]
     return {"head": cluster["headGroupSpec"], **{group["groupName"]: group for group in cluster["workerGroupSpecs"]}}
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The specs of all pods in cluster/kuberay, by group; the one that starts the night as `start`."""
+    """Return the specs of all pods in cluster/kuberay by group; the pod of the CronJob as `start`."""
     specs = {name: group["template"]["spec"] for name, group in groups().items()}
     return specs | {"start": nightly("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]}
 
 
 def containers(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The containers of a pod, those of its start first."""
+    """Yield the containers of a pod, init containers first."""
     yield from pod.get("initContainers", [])
     yield from pod["containers"]
 
 
 def num_bytes(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity in Mi, Gi or plain."""
+    """Return the bytes of a Kubernetes quantity in Mi, Gi or plain bytes."""
     for suffix, factor in (("Mi", 2**20), ("Gi", 2**30)):
         if quantity.endswith(suffix):
             return int(quantity.removesuffix(suffix)) * factor

@@ -1,4 +1,4 @@
-"""The dashboard's queries as Grafana sends them, with every variable set."""
+"""Queries of the dashboard as Grafana sends them, with all variables replaced."""
 
 import json
 import re
@@ -15,7 +15,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def queries() -> list[tuple[str, str]]:
-    """(panel's title, query) of each target."""
+    """Return (panel title, query) of each target."""
     return [
         (panel["title"], re.sub(r"\$\w+", lambda found: _VARIABLES[found[0]], target["expr"]))
         for panel in dashboard()["panels"]

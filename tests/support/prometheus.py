@@ -1,4 +1,4 @@
-"""A real Prometheus for a test, where the machine has one: on PATH, or in the folder `KVQ_BATCH_PROMETHEUS`."""
+"""A real Prometheus for tests, if installed: on PATH, or in the folder `KVQ_BATCH_PROMETHEUS`."""
 
 import json
 import os
@@ -19,9 +19,9 @@ DASHBOARD = CLUSTER / "grafana" / "kvq-batch.json"
 CONFIG = CLUSTER / "prometheus" / "prometheus.yml"
 ALERTS = CLUSTER / "prometheus" / "alerts.yml"
 
-NOT_HERE = (
-    "there is no prometheus here: install Debian's package `prometheus`, or name the folder of prometheus and promtool "
-    "in KVQ_BATCH_PROMETHEUS"
+NOT_INSTALLED = (
+    "prometheus is not installed: install Debian's package `prometheus`, or set KVQ_BATCH_PROMETHEUS to the folder of "
+    "prometheus and promtool"
 )
 
 
@@ -31,31 +31,31 @@ def find(program: str) -> str | None:
 
 
 class Prometheus:
-    """Asks one over HTTP."""
+    """Client of Prometheus' HTTP API."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self.started_at = time.time()
 
     def get(self, path: str, **parameters: Any) -> Any:
-        """`data` of the answer. Raises: HTTPError for a query that it refuses."""
+        """Return `data` of the answer. Raises: HTTPError for an invalid query."""
         with urlopen(f"{self._address}/api/v1/{path}?{urlencode(parameters)}", timeout=30) as answer:
-            told = json.load(answer)
-        assert told["status"] == "success", told
-        return told["data"]
+            body = json.load(answer)
+        assert body["status"] == "success", body
+        return body["data"]
 
     def now(self, query: str) -> list[Any]:
         result: list[Any] = self.get("query", query=query)["result"]
         return result
 
     def over_time(self, query: str) -> list[float]:
-        """Every value since the start, of all series, NaN left out."""
+        """Return every value of all series since the start, without NaN."""
         found = self.get("query_range", query=query, start=self.started_at, end=time.time(), step=1)["result"]
         values = [float(value) for series in found for _, value in series["values"]]
         return [value for value in values if value == value]
 
     def wait_for(self, query: str, timeout_s: float = 120) -> float:
-        """The value of the first series that the query finds. Raises: AssertionError where it finds none in time."""
+        """Return the value of the first series of the query. Raises: AssertionError if there is none in time."""
         deadline = time.monotonic() + timeout_s
         while not (found := self.now(query)):
             assert time.monotonic() < deadline, f"no answer in {timeout_s:g} s to {query}"
@@ -65,14 +65,14 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, discovery: Path) -> Iterator[Prometheus]:
-    """A Prometheus with our configuration, for the nodes that Ray lists in `discovery`; everything a second apart."""
+    """Start Prometheus with the project's configuration, for the nodes in `discovery`, with intervals of 1 s."""
     config = CONFIG.read_text()
-    for ours, faster in (
+    for original, replacement in (
         ("/tmp/ray/prom_metrics_service_discovery.json", str(discovery)),
         (": 15s", ": 1s"),
     ):
-        assert ours in config
-        config = config.replace(ours, faster)
+        assert original in config
+        config = config.replace(original, replacement)
     (folder / CONFIG.name).write_text(config)
     shutil.copy2(ALERTS, folder / ALERTS.name)
     address = f"127.0.0.1:{free_ports(1)[0]}"
@@ -86,17 +86,17 @@ def prometheus(folder: Path, discovery: Path) -> Iterator[Prometheus]:
     with (folder / "prometheus.log").open("w") as log:
         process = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
     try:
-        asked = Prometheus(f"http://{address}")
+        client = Prometheus(f"http://{address}")
         deadline = time.monotonic() + 60
         while True:
             try:
-                asked.get("status/runtimeinfo")
+                client.get("status/runtimeinfo")
                 break
             except OSError:
                 is_late = process.poll() is not None or time.monotonic() > deadline
                 assert not is_late, (folder / "prometheus.log").read_text()
                 time.sleep(0.2)
-        yield asked
+        yield client
     finally:
         process.terminate()
         process.wait(30)
