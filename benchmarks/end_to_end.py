@@ -21,7 +21,7 @@ from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.run import run_job
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips

@@ -23,7 +23,8 @@ from kvq_batch.domain.video import ClipFrames, VideoFacts, Window
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.stream import ClipRow, StreamRows
 from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.media.decode import Timings
@@ -130,7 +131,7 @@ def measure(worker: type, num_videos: int, batch_size: int, folder: Path) -> dic
     plan = make_plan(None, catalog, job.catalog_name, [model.ref for model in models.models])
     planned = JobPlan(job, models, catalog, str(folder), plan, expected(job, models, plan, None))
     watch = Watch()
-    summary = run_job(planned, watch, RunOptions(decode_worker=worker))
+    summary = run_job(planned, watch, RunOptions(worker=worker))
     assert summary.num_scored == num_videos
     assert watch.first is not None
     return {

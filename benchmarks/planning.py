@@ -8,6 +8,7 @@ content ids in a column) to the estimate, `plan_job` whole. Nothing is decoded.
 
 import argparse
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -130,12 +131,27 @@ def make_tables(folder: Path, num_videos: int, num_generations: int, order: str)
     return num_scores
 
 
+class _StepHandler(logging.Handler):
+    """Appends the time of each message, by the clock and by the work of all cores."""
+
+    def __init__(self, steps: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._steps.append((time.perf_counter(), time.process_time()))
+
+
 def plan_once(folder: Path, catalog: Path, name: str) -> dict[str, Any]:
     """Seconds and peak memory of one plan in this process, which must do nothing else."""
     job = job_of(folder, catalog, name)
     # When each step began, by the clock and by the work of all cores.
     steps: list[tuple[float, float]] = []
-    planned = plan_job(job, lambda text: steps.append((time.perf_counter(), time.process_time())))
+    handler = _StepHandler(steps)
+    logger = logging.getLogger("kvq_batch.planning")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    planned = plan_job(job)
     seconds, core_seconds = time.perf_counter() - steps[0][0], time.process_time() - steps[-1][1]
     num, counts = planned.catalog.num_rows, planned.plan.by_reason
     found = {reason: count for reason, count in counts.items() if count}

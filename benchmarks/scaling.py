@@ -27,7 +27,7 @@ from benchmarks.process_tree import ProcessTree
 from benchmarks.tables import print_table
 from kvq_batch.config.job import Job
 from kvq_batch.config.load import make_job
-from kvq_batch.engine.run import run_job
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 from kvq_batch.planning.estimate import Estimate, estimate
 from kvq_batch.planning.forecast import DRIVER, Cluster
@@ -105,7 +105,7 @@ class Took:
 def run_here(job: Job) -> dict[str, float]:
     """The run itself, in this process."""
     summary = run_job(plan_job(job))
-    return {"seconds": summary.seconds, "decode_s": summary.decode_s, "score_s": summary.score_s}
+    return {"seconds": summary.seconds, "decode_s": summary.work_s["decode"], "score_s": summary.work_s["score"]}
 
 
 def job_of(case: Case, folder: Path, tables: str = "tables") -> dict[str, Any]:

@@ -29,7 +29,8 @@ from kvq_batch.domain.video import ClipPolicy
 from kvq_batch.engine.decode_worker import DecodeWorker
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.media.decode import Decoding, decode_clips
 from kvq_batch.media.decoders import choose_decoder, open_reader
 from kvq_batch.media.probe import VideoLimits, probe
@@ -62,7 +63,7 @@ def ours(folder: Path, model: str, cores: int, tell: Tell) -> None:
         },
         "benchmark",
     )
-    run_job(plan_job(job), _Teller(tell), RunOptions(decode_worker=_CraftedDecodeWorker))
+    run_job(plan_job(job), _Teller(tell), RunOptions(worker=_CraftedDecodeWorker))
     with kvq_batch.open(tables) as quality:
         clips = quality.sql("SELECT video_id, frame_indices FROM clips").to_pylist()
     tell([{"video": clip["video_id"], "frames": clip["frame_indices"]} for clip in clips])

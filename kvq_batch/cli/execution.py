@@ -20,7 +20,7 @@ from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress
 
 if TYPE_CHECKING:
-    from kvq_batch.engine.summary import RunSummary
+    from kvq_batch.engine.run_recorder import RunSummary
     from kvq_batch.planning.job_models import JobModel
     from kvq_batch.planning.job_plan import JobPlan
 
@@ -80,7 +80,8 @@ def execute(
     planned: "JobPlan", context: typer.Context, address: str | None = None, run_id: str | None = None
 ) -> "RunSummary":
     """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
-    from kvq_batch.engine.run import RunOptions, run_job
+    from kvq_batch.engine.run import RunOptions
+    from kvq_batch.engine.score_run import run_job
 
     job = planned.job
     score_workers = sum(model.workers.max for model in job.models)

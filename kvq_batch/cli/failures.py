@@ -66,7 +66,7 @@ def failures(
     out, storage = Output(output), StorageOptions(endpoint_url, region)
     if retry:
         who = os.environ.get("USER") or f"user {os.getuid()}"
-        num = request_retries(tables, storage, who, error, stage, where, out.note)
+        num = request_retries(tables, storage, who, error, stage, where)
         return out.note(f"{num} failure(s) for good are tried again by the next run" if num else _nothing(error, stage))
     if export is not None:
         check_extension(export)

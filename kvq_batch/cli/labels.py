@@ -23,8 +23,8 @@ from kvq_batch.cli.options import (
 from kvq_batch.cli.output import Format, Output
 
 if TYPE_CHECKING:
+    from kvq_batch.engine.run_recorder import RunSummary
     from kvq_batch.labeling.planning import LabelPlan
-    from kvq_batch.labeling.run import LabelSummary
 
 app = typer.Typer(no_args_is_help=True, help="Make labels for training: degraded versions, each with what it is worth.")
 
@@ -54,8 +54,9 @@ def make(
     Exit codes: as `kvq-batch run`.
     """
     from kvq_batch.config.load import load_label_job
+    from kvq_batch.engine.run import RunOptions
     from kvq_batch.labeling.planning import plan_labels
-    from kvq_batch.labeling.run import LabelOptions, run_labels
+    from kvq_batch.labeling.run import run_labels
 
     if log == "json":
         use_json_log(context)
@@ -67,7 +68,7 @@ def make(
         return
     observer = observer_of(context, {"make": planned.job.make.workers.max}, "renditions", "labelled")
     with stop_on_signals() as stop, observer:
-        summary = run_labels(planned, observer, LabelOptions(address, stop=stop, run_id=run_id))
+        summary = run_labels(planned, observer, RunOptions(address, stop=stop, run_id=run_id))
     _finish(summary, planned, out, command_line("labels make", job))
 
 
@@ -179,7 +180,7 @@ def import_(
 
     shown = Output(output)
     wanted = OpinionList(source, Scale.from_text(scale), better, dataset, id_column, mos_column)
-    done = import_opinions(tables, StorageOptions(endpoint_url, region), wanted, shown.note)
+    done = import_opinions(tables, StorageOptions(endpoint_url, region), wanted)
     shown.record(
         {
             "dataset": done.dataset,
@@ -212,16 +213,16 @@ def _show_plan(planned: "LabelPlan", output: Output) -> None:
     output.record(
         {
             "job": planned.job.name,
-            "sources": planned.num_sources,
+            "sources": planned.num_references,
             "segments": planned.num_segments,
             "to_make": planned.renditions.num_rows,
-            "standing": planned.num_standing,
-            "not_tried_again": planned.num_given_up,
+            "standing": planned.num_current,
+            "not_tried_again": planned.num_quarantined,
         }
     )
 
 
-def _finish(summary: "LabelSummary", planned: "LabelPlan", output: Output, again: str) -> None:
+def _finish(summary: "RunSummary", planned: "LabelPlan", output: Output, again: str) -> None:
     """Prints the summary and leaves with the exit code that it deserves."""
     from kvq_batch.engine.stopping import INTERRUPTED
 
@@ -230,15 +231,15 @@ def _finish(summary: "LabelSummary", planned: "LabelPlan", output: Output, again
             "run_id": summary.run_id,
             "job": planned.job.name,
             "state": summary.state,
-            "sources": summary.num_sources,
-            "segments": summary.num_segments,
+            "sources": summary.num_videos,
+            "segments": planned.num_segments,
             "planned": summary.num_planned,
-            "labelled": summary.num_made,
+            "labelled": summary.num_scored,
             "failed": summary.num_failed,
             "not_reached": summary.num_remaining,
             "tried_again": summary.num_retried,
             "seconds": round(summary.seconds, 1),
-            "labels_per_worker_hour": round(summary.labels_per_worker_hour),
+            "labels_per_worker_hour": round(summary.results_per_worker_hour),
         }
     )
     tables = planned.job.tables
@@ -246,7 +247,7 @@ def _finish(summary: "LabelSummary", planned: "LabelPlan", output: Output, again
         output.note("nothing to make: every version has its label")
     if summary.num_failed:
         output.note(f"{summary.num_failed} failed; to see why:  {command_line('failures', tables)}")
-    if summary.num_made:
+    if summary.num_scored:
         question = "SELECT scene_id, name, vmaf FROM labels ORDER BY scene_id, vmaf"
         output.note(f'the labels:  {command_line("query", tables)} "{question}"')
         output.note("They are VMAF against the source, and no opinions of people.")

@@ -119,9 +119,6 @@ class RunLog:
         for row in failures:
             _event("failed", {name: row[name] for name in _FAILURE_FIELDS}, logging.WARNING)
 
-    def told(self, text: str) -> None:
-        _logger.info(text)
-
 
 def _event(event: str, fields: dict[str, Any], level: int = logging.INFO) -> None:
     _logger.log(level, event, extra={"event": event, "fields": fields})

@@ -94,9 +94,6 @@ class RunProgress(ProgressBar):
     def committed(self, scores: "Sequence[Row]", failures: "Sequence[Row]") -> None:
         """Do nothing: the bar follows results, not commits."""
 
-    def told(self, text: str) -> None:
-        _logger.info(text)
-
 
 class TrainProgress(ProgressBar):
     """Observer of a training: decoding, then steps with their loss; logs each validation."""

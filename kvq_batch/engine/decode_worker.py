@@ -1,10 +1,10 @@
-"""The decoding stage: items in, decoded clips out, whatever the videos do to their decoder.
+"""The decoding stage: items in, decoded clips out.
 
     fetch (this process, one video ahead) -> probe, sample, decode, resize (a child process) -> rows of the stream
 
-The worker never opens a video itself: a file that kills its decoder kills a child, and the next video gets a fresh
-one. Long videos are handed to the child in ranges of clips, so that memory is bounded by a range and not by the video.
-This module decides nothing about retries; the driver does.
+The worker itself never opens a video. A file that crashes or hangs its decoder costs one child process, and the next
+video gets a new one. Long videos are decoded in ranges of clips, so that memory is bounded by a range and not by the
+video. The driver decides about retries.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from kvq_batch.config.job import Job
+from kvq_batch.config.job import Decode, Job, Limits, Storage
 from kvq_batch.domain.errors import DecodeError, ItemError, TransientError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipPolicy, Window
@@ -34,94 +34,102 @@ from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.redact import redact
 
 CLIPS_PER_TASK = 4
-"""Clips that the child decodes in one go: 77 MB of standard frames, enough to make the hand-over cheap."""
+"""Clips that a child decodes per task: 77 MB of frames of 448 x 448, enough to make the transfer cheap."""
 
 TABLE_BYTES = 64 * 2**20
-"""Pixels that are handed on together: some standard clips, or hundreds of small ones."""
+"""Pixels per table that the stage yields: a few clips of 448 x 448, or hundreds of small ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeSettings:
-    """What a decoding worker must know; small and picklable."""
+class MediaSettings:
+    """How a worker fetches and decodes videos on its machine; small and picklable."""
 
-    requests: tuple[FrameRequest, ...]
-    clips: ClipPolicy
     limits: VideoLimits
     timeout_s: float
     max_file_bytes: int
     max_memory_bytes: int
-    decoder: DecoderChoice
     storage: StorageOptions
     scratch: str
     shared_memory: str
 
     @classmethod
-    def of(cls, job: Job, requests: tuple[FrameRequest, ...]) -> "DecodeSettings":
-        """The settings of `job` for the frames that its models want."""
+    def of(cls, video_limits: VideoLimits, limits: Limits, decode: Decode, storage: Storage) -> "MediaSettings":
+        """Return the settings of a job with these sections."""
         return cls(
-            requests=requests,
-            clips=job.clips.policy,
-            limits=VideoLimits(job.limits.max_frame_pixels, job.hdr),
-            timeout_s=job.limits.timeout_s,
-            max_file_bytes=job.limits.max_file_bytes,
-            max_memory_bytes=job.limits.max_memory_bytes,
-            decoder=job.decode.decoder,
-            storage=StorageOptions.from_spec(job.storage),
-            scratch=job.decode.scratch or tempfile.gettempdir(),
-            shared_memory=job.decode.shared_memory,
+            limits=video_limits,
+            timeout_s=limits.timeout_s,
+            max_file_bytes=limits.max_file_bytes,
+            max_memory_bytes=limits.max_memory_bytes,
+            storage=StorageOptions.from_spec(storage),
+            scratch=decode.scratch or tempfile.gettempdir(),
+            shared_memory=decode.shared_memory,
         )
+
+    def start(self, task_function: str = DECODE_TASK) -> tuple[Fetcher, IsolatedDecoder]:
+        """Return a fetcher and a decoder with a running child, after deleting the leftover files of killed workers."""
+        scratch, shared_memory = Path(self.scratch), Path(self.shared_memory)
+        sweep_dead(scratch)
+        sweep(shared_memory)
+        fetcher = Fetcher(self.storage, scratch, self.max_file_bytes)
+        decoder = IsolatedDecoder(1, shared_memory, self.timeout_s, self.max_memory_bytes, task_function)
+        return fetcher, decoder.__enter__()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """Settings of a decoding worker; small and picklable."""
+
+    requests: tuple[FrameRequest, ...]
+    clips: ClipPolicy
+    decoder: DecoderChoice
+    media: MediaSettings
+
+    @classmethod
+    def of(cls, job: Job, requests: tuple[FrameRequest, ...]) -> "DecodeSettings":
+        """Return the settings of `job` for the frame requests of its models."""
+        limits = VideoLimits(job.limits.max_frame_pixels, job.hdr)
+        media = MediaSettings.of(limits, job.limits, job.decode, job.storage)
+        return cls(requests, job.clips.policy, job.decode.decoder, media)
 
 
 class DecodeWorker:
-    """Callable that Ray Data builds once per actor. `task_function` names what its children run."""
+    """Callable that Ray Data builds once per actor. `task_function` names the function that its children run."""
 
     task_function: ClassVar[str] = DECODE_TASK
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
-        scratch = Path(settings.scratch)
-        # What a worker that was killed has left here is nobody's.
-        sweep_dead(scratch)
-        sweep(Path(settings.shared_memory))
-        self._fetcher = Fetcher(settings.storage, scratch, settings.max_file_bytes)
+        self._fetcher, self._decoder = settings.media.start(self.task_function)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="fetch")
-        self._decoder = IsolatedDecoder(
-            1, Path(settings.shared_memory), settings.timeout_s, settings.max_memory_bytes, self.task_function
-        )
-        self._decoder.__enter__()
 
     def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
-        """Rows of the stream, some videos at a time, or some clips of a long one."""
+        """Yield rows of the stream: several videos per table, or several clips of a long video."""
         rows = items.to_pylist()
-        made = StreamRows(len(self._settings.requests))
+        decoded = StreamRows(len(self._settings.requests))
         fetched = [self._fetch(row) for row in rows[:1]]
         for number, row in enumerate(rows):
             fetched += [self._fetch(following) for following in rows[number + 1 : number + 2]]
-            for _ in self._decode_item(row, fetched.pop(0), made):
-                if made.num_bytes >= TABLE_BYTES:
-                    yield made.take()
-        if len(made):
-            yield made.take()
+            for _ in self._decode_item(row, fetched.pop(0), decoded):
+                if decoded.num_bytes >= TABLE_BYTES:
+                    yield decoded.take()
+        if len(decoded):
+            yield decoded.take()
 
     def _fetch(self, item: dict[str, Any]) -> "Future[_Fetched]":
         return self._ahead.submit(_Fetched, self._fetcher.fetch(item["uri"], item["content_id"], item["size_bytes"]))
 
-    def _decode_item(self, item: dict[str, Any], fetching: "Future[_Fetched]", made: StreamRows) -> Iterator[None]:
-        """Adds the item's rows to `made`; yields whenever a reader may take what is there."""
+    def _decode_item(self, item: dict[str, Any], fetching: "Future[_Fetched]", decoded: StreamRows) -> Iterator[None]:
+        """Add the item's rows to `decoded`; yield whenever the caller may take them."""
         key = (item["item"], item["attempt"], item["model_mask"])
         try:
             with ExitStack() as stack:
                 fetched = fetching.result()
                 stack.callback(fetched.close)
-                yield from self._clips(item, fetched.video, made)
-        except ItemError as error:
-            made.add_failure(*key, error)
-        except TransientError as error:
-            made.add_failure(*key, DecodeError("no_room", redact(str(error))))
-        except Exception as error:  # noqa: BLE001 - the worker's outermost frame: one video never takes another along
-            made.add_failure(*key, DecodeError(type(error).__name__, redact(str(error))))
+                yield from self._decode_clips(item, fetched.video, decoded)
+        except Exception as error:  # noqa: BLE001 - the worker's outermost frame: a bad video must not affect others
+            decoded.add_failure(*key, as_item_error(error, DecodeError))
 
-    def _clips(self, item: dict[str, Any], video: LocalVideo, made: StreamRows) -> Iterator[None]:
+    def _decode_clips(self, item: dict[str, Any], video: LocalVideo, decoded: StreamRows) -> Iterator[None]:
         settings = self._settings
         task = DecodeTask(
             path=video.path,
@@ -129,7 +137,7 @@ class DecodeWorker:
             requests=settings.requests,
             clips=_windows(item) or settings.clips,
             max_clips=CLIPS_PER_TASK,
-            limits=settings.limits,
+            limits=settings.media.limits,
             decoder=settings.decoder,
         )
         first_clip, num_clips = 0, 1
@@ -141,13 +149,13 @@ class DecodeWorker:
             num_clips, probed = part.num_clips, part.probed
             first_clip += len(part.clips)
             if first_clip >= num_clips:
-                # A file that is read in place may have changed under the decoder: then no clip of it counts.
+                # A file that is read where it is may have changed meanwhile: then no clip of it counts.
                 video.confirm()
-            self._add(item, video, part, decode_s, made)
+            self._add(item, video, part, decode_s, decoded)
             yield
 
     def _add(
-        self, item: dict[str, Any], video: LocalVideo, part: DecodedVideo, decode_s: float, made: StreamRows
+        self, item: dict[str, Any], video: LocalVideo, part: DecodedVideo, decode_s: float, decoded: StreamRows
     ) -> None:
         facts = json.dumps(asdict(part.facts))
         for clip in part.clips:
@@ -167,11 +175,11 @@ class DecodeWorker:
                 fetch_attempts=video.attempts,
                 decode_s=decode_s,
             )
-            made.add_clip(row, clip.frames)
+            decoded.add_clip(row, clip.frames)
 
 
 class _Fetched:
-    """A fetched video that lives until it is closed, whichever thread does that."""
+    """A fetched video that exists until it is closed, from any thread."""
 
     def __init__(self, fetching: AbstractContextManager[LocalVideo]) -> None:
         self._fetching = fetching
@@ -181,8 +189,16 @@ class _Fetched:
         self._fetching.__exit__(None, None, None)
 
 
+def as_item_error(error: Exception, kind: type[ItemError]) -> ItemError:
+    """Return `error` as a failure of one item; errors of other types become a `kind` that is not permanent."""
+    if isinstance(error, ItemError):
+        return error
+    code = "no_room" if isinstance(error, TransientError) else type(error).__name__
+    return kind(code, redact(str(error)))
+
+
 def _windows(item: dict[str, Any]) -> tuple[Window, ...] | None:
-    """The stretch that the catalog names for this row, if it names one."""
+    """Return the time range that the catalog names for this row, or None."""
     if item["start_s"] is None and item["end_s"] is None:
         return None
     return (Window(item["start_s"] or 0.0, float("inf") if item["end_s"] is None else item["end_s"]),)

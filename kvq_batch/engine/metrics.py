@@ -27,7 +27,7 @@ from ray.util import metrics as ray_metrics
 if TYPE_CHECKING:
     from kvq_batch.engine.observer import Observer
     from kvq_batch.engine.rows import Row
-    from kvq_batch.engine.summary import State
+    from kvq_batch.engine.run_recorder import State
     from kvq_batch.engine.work_tracker import Work, WorkTracker
     from kvq_batch.tables.writer import Writer
 
@@ -328,9 +328,6 @@ class MetricsObserver:
         ).items():
             self._telemetry.add(FAILURES, num, stage=stage, model=model, error=error)
         self._observer.committed(scores, failures)
-
-    def told(self, text: str) -> None:
-        self._observer.told(text)
 
     def _repeat_gauges(self) -> None:
         self._export_gauges()

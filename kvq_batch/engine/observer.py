@@ -1,6 +1,7 @@
-"""Who watches a run: a progress bar, a log, a test.
+"""Observers of a run: progress bars, event logs, metrics, tests.
 
-Called from the driver's thread only, so that watching needs no lock. An observer changes nothing.
+A run calls its observer from the driver's main thread only, so observers need no locks. An observer must not change the
+tracker. Messages are not part of the interface: they go to `logging`, below the logger "kvq_batch".
 """
 
 from collections.abc import Sequence
@@ -11,28 +12,23 @@ from kvq_batch.engine.work_tracker import WorkTracker
 
 
 class Observer(Protocol):
-    """Hears of a run as it goes."""
+    """Receives the progress of a run."""
 
     def started(self, run_id: str, num_videos: int) -> None:
-        """The run has its place in the tables; work begins."""
+        """Called when the run is recorded in the tables and work begins."""
 
     def progressed(self, tracker: WorkTracker) -> None:
-        """Results arrived."""
+        """Called after results arrived."""
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
-        """These rows stand in the tables now."""
-
-    def told(self, text: str) -> None:
-        """Something that a person may want to know."""
+        """Called after these rows were committed."""
 
 
 class SilentObserver:
-    """Watches and says nothing."""
+    """Ignores all progress. Base class for observers that need some of the methods."""
 
     def started(self, run_id: str, num_videos: int) -> None: ...
 
     def progressed(self, tracker: WorkTracker) -> None: ...
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None: ...
-
-    def told(self, text: str) -> None: ...

@@ -1,9 +1,11 @@
-"""The stages of a run as one Ray Data pipeline: items -> one pool of workers after the other -> results.
+"""The Ray Data pipeline of a run: items -> one actor pool per stage -> result tables.
 
-Why it is made so stands in the design: actor pools (task stages would fuse with decoding and block the GPU), a block
-of one score batch (a stage's outputs are held until its input block ends), finite restarts and retries (without an
-end, an input that kills its process is tried for ever), errored blocks dropped (the driver reconciles what is
-missing). This module keeps no books: what does not come out here is the driver's to notice.
+Choices, and why:
+
+- Actor pools: task stages would be fused with decoding and block the GPU.
+- A block is one score batch: Ray Data holds the outputs of a stage until its input block ends.
+- Finite restarts and retries: without a limit, Ray retries an input that kills its process for ever.
+- Errored blocks are dropped: the driver notices which results are missing (`engine/work_tracker.py`).
 """
 
 import logging
@@ -26,28 +28,28 @@ from kvq_batch.engine.ray_internals import StepCallback
 from kvq_batch.storage.redact import redact
 
 MAX_TASK_RETRIES = 1
-"""Times that Ray runs a block again after its worker died; after that its videos are suspects, to be run alone."""
+"""Times that Ray retries a block whose worker died. After that the driver runs each of its videos alone."""
 
 BLOCKS_IN_FLIGHT = 2
-"""Blocks given to one worker at a time: the one it works on and the next; all of them die with it."""
+"""Blocks sent to one worker at a time: the current one and the next. All of them are lost if it dies."""
 
 _CANCEL = "kvq_batch.cancel"
 _QUEUES = "kvq_batch.queues"
 
-_OURS = re.compile(r"^kvq_batch\.domain\.errors\.\w+: (.+)$", re.MULTILINE)
+_OWN_ERROR = re.compile(r"^kvq_batch\.domain\.errors\.\w+: (.+)$", re.MULTILINE)
 
 MAX_RESTARTS = 20
-"""Deaths that one worker survives before its place in the pool is given up."""
+"""Times that Ray restarts one worker before it removes it from the pool."""
 
 
 class Cancel:
-    """Ends the pipeline that runs in this process; a copy in another process never fires."""
+    """Cancels the pipeline that runs in this process. A copy in another process is never set."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def __reduce__(self) -> tuple[type["Cancel"], tuple[()]]:
-        # Ray Data sends its whole context to the workers.
+        # Ray Data pickles its whole context for the workers, and an event cannot be pickled.
         return (Cancel, ())
 
     def set(self) -> None:
@@ -58,7 +60,7 @@ class Cancel:
 
 
 class CancelledError(RuntimeError):
-    """Raised inside Ray Data's own loop, which then ends its workers: from outside it cannot be asked to."""
+    """Raised inside the loop of Ray Data to stop it and its workers: there is no way to stop it from outside."""
 
 
 class _EachStep(StepCallback):
@@ -72,7 +74,7 @@ class _EachStep(StepCallback):
 
 
 def configure_ray_data() -> None:
-    """Set what Ray Data only reads from its context; call once per driver, after `ray.init`."""
+    """Set the options that Ray Data reads from its context; call once per driver, after `ray.init`."""
     context = DataContext.get_current()
     context.max_errored_blocks = -1
     context.enable_progress_bars = False
@@ -80,9 +82,9 @@ def configure_ray_data() -> None:
     context.enable_auto_log_stats = False
     context.retried_map_errors = False
     context.custom_execution_callback_classes = [_EachStep]
-    # An actor of ours loads a model: where that fails it fails again.
+    # An actor loads a model when it starts; if that fails once, it fails again.
     context.actor_init_retry_on_errors = False
-    # Its reports and tracebacks stay in Ray's log files; what they cost is in the ledger.
+    # Reports and tracebacks stay in Ray's log files; the tracker records which tasks they cost.
     logger = logging.getLogger("ray.data")
     for handler in list(logger.handlers):
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
@@ -90,67 +92,67 @@ def configure_ray_data() -> None:
     logger.propagate = False
 
 
-def blocks_of(items: pa.Table, block_size: int) -> list[pa.Table]:
-    """`items` in blocks of one score batch each."""
+def make_blocks(items: pa.Table, block_size: int) -> list[pa.Table]:
+    """Return `items` in blocks of at most `block_size` rows."""
     return [items.slice(start, block_size).combine_chunks() for start in range(0, items.num_rows, block_size)]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One pool of the pipeline: what its workers are, what they are told, how many there may be.
+class PipelineStage:
+    """One stage: the class of its workers, their settings, and the size of the pool.
 
-    `name` and `model` (or "") say in a run's metrics whose seconds and queues these are.
+    `name` and `model` (or "") are labels of the metrics.
     """
 
     worker: type
     settings: object
-    pool: Workers
+    workers: Workers
     name: str
     model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
-    """All pools of a job's pipeline, in their order; `queues` says in the driver what waits for them."""
+class PipelineSpec:
+    """All stages of a job's pipeline, in order. `queues` has the lengths of their input queues, in the driver only."""
 
     job_name: str
-    pools: Sequence[Stage]
+    stages: Sequence[PipelineStage]
     queues: Queues = field(default_factory=Queues)
 
 
-def results(blocks: Sequence[pa.Table], stages: Stages, alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
-    """Result tables as they come, in any order; a block whose worker died for good does not come at all.
+def results(blocks: Sequence[pa.Table], spec: PipelineSpec, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
+    """Yield result tables in any order. A block whose worker died too often is missing.
 
-    `alone` keeps every other block away from a worker that is busy: what dies with it then died of its own input.
+    With `is_alone` a worker gets one block at a time, so that a block is lost only because of its own input.
 
     Raises:
-        FatalError: the pipeline as a whole broke, say because no worker can build its model; or `cancel` was set.
+        FatalError: the whole pipeline failed, for example because no worker can build its model, or `cancel` was set.
     """
-    stages.queues.stages = tuple((stage.name, stage.model) for stage in stages.pools)
+    spec.queues.stages = tuple((stage.name, stage.model) for stage in spec.stages)
     DataContext.get_current().set_config(_CANCEL, cancel)
-    DataContext.get_current().set_config(_QUEUES, stages.queues)
+    DataContext.get_current().set_config(_QUEUES, spec.queues)
     dataset = ray.data.from_blocks(list(blocks))
-    for stage in stages.pools:
-        tags = {"job_name": stages.job_name, "stage": stage.name, "model": stage.model}
-        dataset = _add(dataset, stage, tags, 1 if alone else BLOCKS_IN_FLIGHT)
+    for stage in spec.stages:
+        tags = {"job_name": spec.job_name, "stage": stage.name, "model": stage.model}
+        dataset = _add_stage(dataset, stage, tags, 1 if is_alone else BLOCKS_IN_FLIGHT)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except (RayError, RuntimeError, OSError, ValueError) as error:
-        raise FatalError(_told(error)) from error
+        raise FatalError(_describe(error)) from error
 
 
-def _told(error: Exception) -> str:
-    """What a worker said when it ended, where it was ours that spoke; the whole of Ray's report otherwise."""
-    ours = _OURS.findall(str(error))
-    if ours:
-        return f"a worker ended: {redact(ours[-1])}"
-    return f"the Ray pipeline broke: {type(error).__name__}: {redact(str(error))}"
+def _describe(error: Exception) -> str:
+    """Return the message of our own error inside Ray's report, or else the whole report."""
+    messages = _OWN_ERROR.findall(str(error))
+    if messages:
+        return f"a worker failed: {redact(messages[-1])}"
+    return f"the Ray pipeline failed: {type(error).__name__}: {redact(str(error))}"
 
 
-def _add(dataset: Dataset, stage: Stage, tags: Mapping[str, str], blocks_in_flight: int) -> Dataset:
+def _add_stage(dataset: Dataset, stage: PipelineStage, tags: Mapping[str, str], blocks_in_flight: int) -> Dataset:
     with warnings.catch_warnings():
-        # Ray 2.60 announces that these two will need another way and offers none yet; its own default for both is
-        # "for ever", which an input that kills its worker would turn into a run without end.
+        # Ray 2.60 deprecates these two options but has no replacement yet. Their default is "without limit", so an
+        # input that kills its worker would make the run endless.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
             instrument(stage.worker, tags),
@@ -159,11 +161,11 @@ def _add(dataset: Dataset, stage: Stage, tags: Mapping[str, str], blocks_in_flig
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(
-                min_size=stage.pool.min, max_size=stage.pool.max, max_tasks_in_flight_per_actor=blocks_in_flight
+                min_size=stage.workers.min, max_size=stage.workers.max, max_tasks_in_flight_per_actor=blocks_in_flight
             ),
-            num_cpus=stage.pool.num_cpus,
-            num_gpus=stage.pool.num_gpus or None,
-            resources=dict(stage.pool.resources) or None,
+            num_cpus=stage.workers.num_cpus,
+            num_gpus=stage.workers.num_gpus or None,
+            resources=dict(stage.workers.resources) or None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_TASK_RETRIES,
         )

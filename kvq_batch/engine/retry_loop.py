@@ -1,13 +1,13 @@
-"""The rounds of a run: open pairs through a pipeline until each is closed, with commits in between.
+"""The retry loop of a run: send open tasks through the pipeline until each is closed, with commits in between.
 
-    round 1      everything, in blocks as the pipeline likes them
-    round 2...   what may pass this time, and suspects (pairs that never came back), each item alone
+    attempt 1      all tasks, in blocks of the pipeline's usual size
+    attempts 2...  tasks with a transient failure, and tasks that never came back; each video alone
 
-A round ends when the pipeline does; what is then neither closed nor failed lost its worker. The reader of the pipeline
-is a thread, so that commits keep their rhythm and a stop is heard while a slow block is on its way. This module knows
-neither what is made nor how.
+An attempt ends when the pipeline ends. Tasks that are then neither closed nor failed have lost their worker. A thread
+reads the pipeline, so that commits keep their interval and a stop takes effect while a slow block is being processed.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -19,22 +19,24 @@ import pyarrow as pa
 from kvq_batch.domain.errors import FatalError, KvqBatchError
 from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.pipeline import Cancel
+from kvq_batch.engine.run_recorder import State
 from kvq_batch.engine.stopping import StopCondition
-from kvq_batch.engine.summary import State
 from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.tables.lease import Lease
 
+_LOG = logging.getLogger(__name__)
+
 POLL_S = 0.2
-"""How long the driver sleeps at most before it looks at the clock and at `stop`."""
+"""Longest time that the driver waits before it checks the clock and the stop condition."""
 
 CANCEL_TIMEOUT_S = 30.0
 
 Pipeline = Callable[[pa.Table, bool, Cancel], Iterator[pa.Table]]
-"""Result tables of some items, in any order; True where each item is to run alone."""
+"""Yields result tables for the items, in any order; True runs each item alone."""
 
 
 class Recorder(Protocol):
-    """Whoever commits what the account has ready."""
+    """The part of `RunRecorder` that the retry loop uses."""
 
     def note_result(self) -> None: ...
 
@@ -46,26 +48,26 @@ class Recorder(Protocol):
 
 
 class _End:
-    """The last thing that the reader of the pipeline hands over."""
+    """Marks the end of the pipeline's results."""
 
 
 @contextmanager
 def record_failure_on_error(recorder: Recorder) -> Iterator[None]:
-    """Whatever breaks inside, the run's last row says why it ended."""
+    """Close the run as `failed` with the reason if the block raises."""
     try:
         yield
     except KvqBatchError as error:
         try:
             recorder.close("failed", str(error))
         except FatalError as second:
-            # The store itself may be what broke; the first error says why the run ended.
-            error.add_note(f"that the run failed could not be written down: {second}")
+            # The storage itself may be broken; the first error says why the run ended.
+            error.add_note(f"the failure of the run could not be recorded: {second}")
         raise
 
 
 @contextmanager
 def _commit_on_error(tracker: WorkTracker, recorder: Recorder, observer: Observer) -> Iterator[None]:
-    """Whatever breaks inside, what is finished is committed, while those who watch the run can still tell of it."""
+    """Commit finished results if the block raises, while observers can still report them."""
     try:
         yield
     except KvqBatchError as error:
@@ -73,7 +75,7 @@ def _commit_on_error(tracker: WorkTracker, recorder: Recorder, observer: Observe
         try:
             recorder.commit(observer)
         except FatalError as second:
-            error.add_note(f"what was finished could not be committed: {second}")
+            error.add_note(f"finished results could not be committed: {second}")
         raise
 
 
@@ -86,15 +88,16 @@ def run_attempts(
     stop: StopCondition,
     has_new_preemptions: Callable[[], bool],
 ) -> None:
-    """Runs rounds until every pair of `account` is closed, or `stop` is set; what came back is committed.
+    """Run attempts until every task is closed or `stop` is set, and commit the results.
 
-    `has_new_preemptions` says whether the cluster lost machines by somebody's order since it was last asked.
+    `has_new_preemptions` returns whether nodes were preempted since its last call.
 
     Raises:
-        FatalError: the breaker tripped, the lease was lost, the store or the pipeline failed.
+        FatalError: the circuit breaker tripped, the lease was lost, or the storage or the pipeline failed.
     """
     with _commit_on_error(tracker, recorder, observer):
         attempt = 0
+        # `max_attempts` grows by one with each attempt in which nodes were preempted.
         while attempt < tracker.max_attempts:
             attempt += 1
             items = tracker.open_items(attempt)
@@ -102,67 +105,67 @@ def run_attempts(
                 return
             is_alone = attempt > 1
             if is_alone:
-                observer.told(f"trying {items.num_rows} video(s) again, each alone (attempt {attempt})")
+                _LOG.info("retrying %d video(s), each alone (attempt %d)", items.num_rows, attempt)
             cancel = Cancel()
-            for table in _stream(pipeline(items, is_alone, cancel), cancel, stop):
+            for table in _read_in_thread(pipeline(items, is_alone, cancel), cancel, stop):
                 if table is not None:
                     tracker.add(table)
                     recorder.note_result()
                     observer.progressed(tracker)
                 if tracker.breaker.cause:
-                    raise FatalError(f"stopped: {tracker.breaker.cause}. Mend the cause and start the job again")
+                    raise FatalError(f"stopped: {tracker.breaker.cause}. Fix the cause and start the job again.")
                 lease.check()
                 recorder.commit_when_due(observer)
             if stop.is_set():
                 tracker.abort()
             else:
                 was_preempted = has_new_preemptions()
-                lost = tracker.finish_attempt(attempt, was_preempted)
-                if lost:
-                    why = "machines were taken back" if was_preempted else "their worker died"
-                    observer.told(f"{lost} result(s) never came back: {why}")
+                num_lost = tracker.finish_attempt(attempt, was_preempted)
+                if num_lost:
+                    reason = "nodes were preempted" if was_preempted else "their worker died"
+                    _LOG.warning("%d result(s) never came back: %s", num_lost, reason)
             recorder.commit(observer)
 
 
-def _stream(source: Iterator[pa.Table], cancel: Cancel, stop: StopCondition) -> Iterator[pa.Table | None]:
-    """Tables of `source` as a thread reads them, None every `POLL_S` without one; ends early when `stop` is set.
+def _read_in_thread(tables: Iterator[pa.Table], cancel: Cancel, stop: StopCondition) -> Iterator[pa.Table | None]:
+    """Yield the tables, which a thread reads; yield None after `POLL_S` without one; end early when `stop` is set.
 
-    However it ends, `source` is cancelled and its thread gone: Ray must not be shut down under it.
+    At the end the pipeline is cancelled and its thread has ended: Ray must not be shut down while it is read.
     """
     arrived: queue.Queue[pa.Table | KvqBatchError | _End] = queue.Queue(maxsize=64)
 
-    def hand_over(thing: pa.Table | KvqBatchError | _End) -> None:
+    def put(value: pa.Table | KvqBatchError | _End) -> None:
         while not cancel.is_set():
             try:
-                arrived.put(thing, timeout=POLL_S)
+                arrived.put(value, timeout=POLL_S)
             except queue.Full:
                 continue
             return
 
     def read() -> None:
         try:
-            for table in source:
-                hand_over(table)
-            hand_over(_End())
+            for table in tables:
+                put(table)
+            put(_End())
         except KvqBatchError as error:
-            hand_over(error)
+            put(error)
 
     reader = threading.Thread(target=read, name="pipeline", daemon=True)
     reader.start()
     try:
         while not stop.is_set():
             try:
-                thing = arrived.get(timeout=POLL_S)
+                value = arrived.get(timeout=POLL_S)
             except queue.Empty:
                 if not reader.is_alive() and arrived.empty():
-                    raise FatalError("the pipeline's reader ended without a word; see the traceback above") from None
+                    raise FatalError("The thread that reads the pipeline died; see the traceback above.") from None
                 yield None
                 continue
-            if isinstance(thing, _End):
+            if isinstance(value, _End):
                 return
-            if isinstance(thing, KvqBatchError):
-                raise thing
-            yield thing
+            if isinstance(value, KvqBatchError):
+                raise value
+            yield value
     finally:
         cancel.set()
         reader.join(timeout=CANCEL_TIMEOUT_S)

@@ -1,6 +1,6 @@
-"""Rows of the tables out of what the pipeline yields: one function a table, plain values in, plain values out.
+"""Builds rows of the result tables from rows of the pipeline: one function per table.
 
-Run id and commit sequence are the writer's to add. This module keeps no state.
+To add a column, add it to `tables/schemas.py` and to the function here. The writer adds run id and commit sequence.
 """
 
 import json
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """One clip's row of the stream, and one model's `RESULT` for it; `request` is the model's frame request."""
+    """One row of the stream and one model's `RESULT` for it; `request` is the index of the model's frame request."""
 
     row: Row
     result: Row
@@ -27,7 +27,7 @@ class ClipResult:
 
 
 def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
-    """A row of `scores`: the mean over the clips, as the specification's section 2 has it for several clips."""
+    """Return a row of `scores`: the mean over the clips (section 2 of the specification)."""
     first = clips[0].row
     raw_scores = [clip.result["raw_score"] for clip in clips]
     outputs: dict[str, list[float]] = {}
@@ -56,7 +56,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
 
 
 def clip_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
-    """A row of `clips`; a slot starts with the first of the frames that it is made of."""
+    """Return a row of `clips`. A time slot starts with its first frame."""
     row, result = clip.row, clip.result
     times_s = row[f"times_{clip.request}"]
     num_slots = len(result["slot_scores"] or ())
@@ -74,7 +74,7 @@ def clip_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
 
 
 def map_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
-    """A row of `maps`."""
+    """Return a row of `maps`."""
     return {
         **_identity(item, model, clip.row["content_id"]),
         "clip_index": clip.row["clip_index"],
@@ -84,7 +84,7 @@ def map_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why one try of one video gave no score."""
+    """Why one attempt of a task failed."""
 
     attempt: int
     stage: str
@@ -94,20 +94,20 @@ class Failure:
     exit_signal: str | None = None
 
 
-def failure_row(item: Row, model: JobModel, failure: Failure, final: bool) -> Row:
-    """A row of `failures`."""
+def failure_row(item: Row, model: JobModel, failure: Failure, is_final: bool) -> Row:
+    """Return a row of `failures`."""
     return {
         **_identity(item, model, item["content_id"]),
         "uri": display_uri(item["uri"]),
         "model_name": model.ref.name,
         **asdict(failure),
-        "final": final,
+        "final": is_final,
         "failed_at": datetime.now(UTC),
     }
 
 
 def _identity(item: Row, model: JobModel, content_id: str) -> Row:
-    # Of a score, what fetching found: a plan that could not see the object only knows that it is unknown.
+    # The content id of a score is the one that fetching found; the plan's may be unknown.
     return {
         "video_id": item["video_id"],
         "content_id": content_id,

@@ -1,96 +1,186 @@
-"""One run in the tables: its models, its catalog, its plan, its commits, and its row in `runs`.
+"""Records one run in the tables: its plan, its commits, and its row in `runs`.
 
-Everything that a run writes goes through here, in the order that makes a crash between any two steps harmless: what
-the videos are, then what is planned, then results, then the outcome. This module computes no result.
+Everything that a run writes goes through `RunRecorder`. The order makes a crash between any two steps harmless: first
+the inputs (models, catalog), then the plan, then the results, then the outcome.
 """
 
 import json
 import platform
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, Self
+from typing import Any, ClassVar, Literal
 
-from kvq_batch.catalog.row_versions import catalog_changes
+import pyarrow as pa
+
+from kvq_batch.config.budget import Prices
+from kvq_batch.config.job import Job
+from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.observer import Observer
-from kvq_batch.engine.score_tracker import Rows, ScoreTracker
-from kvq_batch.engine.summary import RunSummary, State
+from kvq_batch.engine.work_tracker import FinishedRows, WorkTracker
 from kvq_batch.planning.estimate import Stage, Use, use_of_all
-from kvq_batch.planning.job_models import JobModel
-from kvq_batch.planning.job_plan import JobPlan
 from kvq_batch.planning.plan_store import store_plan
-from kvq_batch.planning.workload import pools_of
-from kvq_batch.storage.options import display_uri
-from kvq_batch.tables.calibrations import unknown_cards
 from kvq_batch.tables.schemas import make_rows
-from kvq_batch.tables.writer import Batch, Writer
+from kvq_batch.tables.writer import Writer
 
-RECORDED_VERSIONS = ("kvq-batch", "ray", "torch", "av", "decord", "numpy", "pyarrow", "deltalake", "duckdb")
+State = Literal["running", "finished", "stopped", "failed", "crashed"]
 
 
-class RunRecorder:
-    """The open account of one run."""
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """The outcome of one run.
 
-    def __init__(self, plan: JobPlan, tracker: ScoreTracker, writer: Writer) -> None:
+    `num_planned`, `num_scored`, `num_failed`, `num_remaining` and `num_retried` count tasks: (video, model) in a
+    scoring run, renditions in a label run. `num_videos` counts the rows of the catalog, or the references.
+    `startup_s` is the time before the first result, None without results. Hours are those of the cores and GPUs that
+    the workers held (`planning/estimate.py`); `cost` is None without prices. `work_s` is the time that workers spent
+    on what came back, by stage.
+    """
+
+    run_id: str
+    state: State
+    num_videos: int
+    num_planned: int
+    planned_by_reason: Mapping[str, int]
+    num_scored: int
+    num_failed: int
+    num_remaining: int
+    num_retried: int
+    num_videos_planned: int
+    num_videos_failed: int
+    seconds: float
+    startup_s: float | None
+    core_hours: float
+    gpu_hours: float
+    cost: float | None
+    work_s: Mapping[str, float]
+    message: str = ""
+
+    def check(self) -> None:
+        """Check that planned = scored + failed + remaining, and that a finished run has nothing remaining.
+
+        Raises:
+            FatalError: the counts do not add up.
+        """
+        total = self.num_scored + self.num_failed + self.num_remaining
+        if total != self.num_planned or (self.state == "finished" and self.num_remaining):
+            raise FatalError(
+                f"The counts of run {self.run_id} do not add up: {self.num_planned} tasks planned, but "
+                f"{self.num_scored} scored + {self.num_failed} failed + {self.num_remaining} remaining = {total} "
+                f"(state {self.state}). Please report this."
+            )
+
+    @property
+    def failure_share(self) -> float:
+        """Share of the planned videos that have a final failure."""
+        return self.num_videos_failed / self.num_videos_planned if self.num_videos_planned else 0.0
+
+    @property
+    def videos_per_s(self) -> float:
+        return (self.num_videos_planned * self.reached_share) / self.seconds if self.seconds else 0.0
+
+    @property
+    def reached_share(self) -> float:
+        return 1 - self.num_remaining / self.num_planned if self.num_planned else 0.0
+
+    @property
+    def results_per_worker_hour(self) -> float:
+        """Results per hour of a busy worker; on a machine with one core per worker, per core-hour."""
+        work_s = sum(self.work_s.values())
+        return 3600 * self.num_scored / work_s if work_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """What the table `runs` says about the plan of a run. `job_spec` is the job without secrets."""
+
+    job: Job | LabelJob
+    job_spec: Mapping[str, Any]
+    catalog_name: str
+    catalog_root: str
+    tasks: pa.Table
+    num_videos: int
+    planned_by_reason: Mapping[str, int]
+    prices: Prices = field(default_factory=Prices)
+
+
+class RunRecorder(ABC):
+    """Writes the tables of one run and counts what was committed.
+
+    `packages` are the distributions whose versions are recorded.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+
+    def __init__(self, inputs: RunInputs, tracker: WorkTracker, writer: Writer) -> None:
         self.run_id = writer.run_id
-        self._plan = plan
+        self.job = inputs.job
+        self._inputs = inputs
         self._tracker = tracker
         self._writer = writer
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self._committed = time.monotonic()
         self._first_result: float | None = None
-        self._pools = pools_of(plan.job, plan.models)
         self._num_unsaved_scores = 0
         self._num_unsaved_failures = 0
 
-    @classmethod
-    def open(cls, plan: JobPlan, tracker: ScoreTracker, writer: Writer) -> Self:
-        """Writes down what the run sets out to do, before it does any of it."""
-        tables = writer.tables
-        recorder = cls(plan, tracker, writer)
-        cards = make_rows("models", [row for model in plan.models.models for row in model_rows(model)])
-        # Once: a card that is written again would be newer than a calibration that was added since.
-        if (unknown := unknown_cards(tables, cards)).num_rows:
-            writer.write_models(unknown)
-        changes = catalog_changes(tables, plan.catalog, plan.job.catalog_name, plan.job.select.scope)
-        if changes.num_rows:
-            writer.write_catalog(changes)
-        store_plan(tables, writer.run_id, plan.plan.tasks)
-        recorder._write_run("running", "")
-        return recorder
+    @abstractmethod
+    def _write_rows(self, rows: FinishedRows) -> None:
+        """Commit the rows. Raises: FatalError if the tables cannot be written."""
+
+    def _write_inputs(self) -> None:  # noqa: B027 - optional
+        """Write what must be in the tables before the plan."""
+
+    def _pools_with_work(self) -> tuple[Stage, ...]:
+        """Return the worker pools with the work that came back from them; empty if hours are not recorded."""
+        return ()
+
+    def _run_columns(self, summary: RunSummary) -> dict[str, Any]:
+        """Return further columns of the row in `runs`."""
+        return {"models": [], "num_removed": 0}
+
+    def _versions(self) -> list[tuple[str, str]]:
+        return [(name, version(name)) for name in self.packages] + [("python", platform.python_version())]
 
     @property
     def num_left_out(self) -> int:
-        """Pairs of the plan that `budget.max_videos` kept out of this run."""
-        return int(self._plan.plan.tasks.num_rows) - self._tracker.num_tasks
+        """Tasks of the plan that `budget.max_videos` left out of this run."""
+        return int(self._inputs.tasks.num_rows) - self._tracker.num_tasks
 
     @property
     def cost(self) -> float | None:
-        """What the machines held so far have cost; None without prices."""
-        return self._use(time.monotonic() - self._started).cost(self._plan.job.prices)
+        """Cost of the machines so far; None without prices."""
+        return self._use(time.monotonic() - self._started).cost(self._inputs.prices)
+
+    def open(self) -> None:
+        """Record the inputs, the plan, and a row with the state `running`, before any work starts."""
+        self._write_inputs()
+        store_plan(self._writer.tables, self.run_id, self._inputs.tasks)
+        self._write_run(self._summary("running", ""))
 
     def note_result(self) -> None:
-        """Results arrive: from the first of them on, starting is over."""
+        """Note that a result arrived; the first one ends the startup time."""
         if self._first_result is None:
             self._first_result = time.monotonic()
 
     def commit_when_due(self, observer: Observer) -> None:
-        """Commits what is finished, at most every `run.commit_every_s` seconds."""
-        if time.monotonic() - self._committed >= self._plan.job.run.commit_every_s:
+        """Commit finished rows, at most every `run.commit_every_s` seconds."""
+        if time.monotonic() - self._committed >= self.job.run.commit_every_s:
             self.commit(observer)
 
     def commit(self, observer: Observer) -> None:
-        """Commits what is finished."""
+        """Commit finished rows now. Raises: FatalError if the tables cannot be written."""
         rows = self._tracker.take()
         if rows:
             try:
-                self._writer.commit(_batch(rows))
+                self._write_rows(rows)
             except FatalError:
-                # Results that are not in the tables do not count: a later run makes them again.
+                # Results that are not in the tables do not count: a later run computes them again.
                 self._num_unsaved_scores += len(rows.scores)
                 self._num_unsaved_failures += sum(row["final"] for row in rows.failures)
                 raise
@@ -98,131 +188,61 @@ class RunRecorder:
         self._committed = time.monotonic()
 
     def close(self, state: State, message: str = "") -> RunSummary:
-        """Writes the outcome and returns it."""
+        """Record the outcome and return the summary."""
         summary = self._summary(state, message)
-        self._write_run(state, message)
+        self._write_run(summary)
         return summary
 
     def _summary(self, state: State, message: str) -> RunSummary:
-        plan, tracker = self._plan.plan, self._tracker
+        inputs, tracker = self._inputs, self._tracker
+        num_unsaved = self._num_unsaved_scores + self._num_unsaved_failures
         seconds = time.monotonic() - self._started
         use = self._use(seconds)
         return RunSummary(
             run_id=self.run_id,
             state=state,
-            num_videos=int(self._plan.catalog.num_rows),
-            num_planned=int(plan.tasks.num_rows),
-            planned_by_reason=self._by_reason(),
+            num_videos=inputs.num_videos,
+            num_planned=inputs.tasks.num_rows,
+            planned_by_reason=inputs.planned_by_reason,
             num_scored=tracker.num_scored - self._num_unsaved_scores,
             num_failed=tracker.num_failed - self._num_unsaved_failures,
-            num_remaining=tracker.num_open + self.num_left_out + self._num_unsaved_scores + self._num_unsaved_failures,
+            num_remaining=tracker.num_open + self.num_left_out + num_unsaved,
             num_retried=tracker.num_retried,
             num_videos_planned=tracker.num_videos,
             num_videos_failed=tracker.num_videos_failed,
             seconds=seconds,
-            startup_s=(self._first_result or self._started) - self._started,
+            startup_s=None if self._first_result is None else self._first_result - self._started,
             core_hours=use.core_hours,
             gpu_hours=use.gpu_hours,
-            cost=use.cost(self._plan.job.prices),
-            decode_s=tracker.decode_s,
-            score_s=tracker.score_s,
+            cost=use.cost(inputs.prices),
+            work_s=dict(tracker.busy_s),
             message=message,
         )
 
     def _use(self, seconds: float) -> Use:
-        # Without work no worker was started.
-        return use_of_all(_done(self._pools, self._tracker), seconds) if self._tracker.num_tasks else Use()
+        # A run without tasks starts no workers.
+        return use_of_all(self._pools_with_work(), seconds) if self._tracker.num_tasks else Use()
 
-    def _by_reason(self) -> Mapping[str, int]:
-        counts = self._plan.plan.tasks["reason"].value_counts().to_pylist()
-        return {count["values"]: count["counts"] for count in counts}
-
-    def _write_run(self, state: State, message: str) -> None:
-        summary = self._summary(state, message)
-        is_over = state != "running"
-        estimate = self._plan.estimate
-        expected_use = estimate.use
+    def _write_run(self, summary: RunSummary) -> None:
+        is_over = summary.state != "running"
         row: dict[str, Any] = {
-            "job": self._plan.job.name,
-            "job_spec": json.dumps(_shown(self._plan)),
-            "catalog": self._plan.job.catalog_name,
-            "catalog_root": self._plan.root,
-            "state": state,
-            "models": [
-                {"name": m.ref.name, "model_id": m.ref.model_id, "fingerprint": m.ref.fingerprint}
-                for m in self._plan.models.models
-            ],
+            "job": self.job.name,
+            "job_spec": json.dumps(self._inputs.job_spec),
+            "catalog": self._inputs.catalog_name,
+            "catalog_root": self._inputs.catalog_root,
+            "state": summary.state,
             "num_videos": summary.num_videos,
             "num_planned": summary.num_planned,
             "planned_by_reason": list(summary.planned_by_reason.items()),
             "num_scored": summary.num_scored,
             "num_failed": summary.num_failed,
             "num_remaining": summary.num_remaining,
-            "num_removed": len(self._plan.plan.removed),
             "started_at": self._started_at,
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,
-            **(self._used(summary) if is_over else {}),
-            "expected_s": estimate.seconds,
-            "expected_core_hours": expected_use.core_hours if expected_use else None,
-            "expected_gpu_hours": expected_use.gpu_hours if expected_use else None,
-            "expected_cost": estimate.cost,
-            "versions": [(name, version(name)) for name in RECORDED_VERSIONS] + [("python", platform.python_version())],
-            "message": message,
+            "startup_s": summary.startup_s,
+            "versions": self._versions(),
+            "message": summary.message,
+            **self._run_columns(summary),
         }
         self._writer.write_run(make_rows("runs", [row]))
-
-    def _used(self, summary: RunSummary) -> dict[str, Any]:
-        """What a run that is over took: the next plan's estimate comes of it."""
-        decode, *scoring = _done(self._pools, self._tracker)
-        return {
-            "startup_s": summary.startup_s,
-            "decode_work_s": decode.work_s,
-            "score_work_s": [(stage.name, stage.work_s) for stage in scoring],
-            "num_scored_by_model": list(zip((s.name for s in scoring), self._tracker.num_scored_by_model, strict=True)),
-            "core_hours": summary.core_hours,
-            "gpu_hours": summary.gpu_hours,
-            "cost": summary.cost,
-            "currency": None if summary.cost is None else self._plan.job.prices.currency,
-        }
-
-
-def model_rows(model: JobModel) -> list[dict[str, Any]]:
-    """Rows of `models`: the bare card, and one for each calibration; the first of them gives `mos`."""
-    card = model.spec.card
-    bare = {
-        "model_id": card.model_id,
-        "model_name": card.name,
-        "version": card.version,
-        "origin": card.origin,
-        "digest": card.digest,
-        "summary": card.summary,
-        "training_data": card.training_data,
-        "licence": card.licence,
-        "is_default": False,
-        "added_at": datetime.now(UTC),
-    }
-    calibrations = [
-        bare | {"calibration": name, "is_default": i == 0, **dict(zip(("b1", "b2", "b3", "b4"), values, strict=True))}
-        for i, (name, values) in enumerate(card.calibrations.items())
-    ]
-    return [bare, *calibrations]
-
-
-def _batch(rows: Rows) -> Batch:
-    made = {name: make_rows(name, getattr(rows, name)) for name in ("maps", "clips", "failures", "scores")}
-    return Batch(**made)
-
-
-def _shown(plan: JobPlan) -> dict[str, Any]:
-    """The job as it may be stored: addresses without what was signed into them."""
-    spec = plan.job.model_dump(mode="json")
-    spec["tables"] = display_uri(plan.job.tables)
-    spec["catalog"]["source"] = display_uri(plan.job.catalog.source)
-    return spec
-
-
-def _done(pools: tuple[Stage, ...], tracker: ScoreTracker) -> tuple[Stage, ...]:
-    """The pools with the work that has come back from them."""
-    work = (max(tracker.fetch_s, tracker.decode_s), *tracker.score_s_by_model)
-    return tuple(replace(pool, work_s=seconds) for pool, seconds in zip(pools, work, strict=True))

@@ -1,8 +1,8 @@
-"""The scoring stage of one model: Arrow blocks of clips in, the same blocks with this model's results out.
+"""The scoring stage of one model: adds the model's results to tables of clips.
 
-A worker builds its model once, from a small descriptor, and refuses to score with another one than the driver saw. A
-batch that raises is scored again clip by clip, so that one poisoned clip costs only itself; one that does not fit into
-memory, by halves. This module decides nothing about retries; the driver does.
+A worker builds its model once, and fails if the weights differ from those that the driver saw. A batch that raises is
+scored again clip by clip, so that one bad clip costs only itself. A batch that does not fit into memory is halved. The
+driver decides about retries.
 """
 
 import logging
@@ -27,10 +27,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ScoreSettings:
-    """What a scoring worker of one model must know.
+    """Settings of the scoring workers of one model.
 
-    `model_id` is what the driver found the model to be, `bit` its place in the job, `request` the frame request that it
-    wants, `drops` the requests whose frames no later model needs.
+    `model_id` identifies the model as the driver saw it. `model_index` is its index in the job and `request` the index
+    of its frame request. `drops` are the requests whose frames no later model needs.
     """
 
     model: ModelOptions
@@ -44,7 +44,8 @@ class ScoreSettings:
 class ScoreWorker:
     """Callable that Ray Data builds once per actor.
 
-    Raises: FatalError where the weights on this machine are not those that the driver described.
+    Raises:
+        FatalError: the weights on this machine differ from those that the driver saw.
     """
 
     def __init__(self, settings: ScoreSettings) -> None:
@@ -52,13 +53,13 @@ class ScoreWorker:
         scorer = build(settings.model)
         if scorer.spec.card.model_id != settings.model_id:
             raise FatalError(
-                f"model {settings.model.name!r} is {scorer.spec.card.model_id} on this worker and "
-                f"{settings.model_id} where the run was planned: put the same weights at {settings.model.weights} on "
-                "every machine"
+                f"model {settings.model.name!r} is {scorer.spec.card.model_id} on this worker but "
+                f"{settings.model_id} on the driver: put the same weights at {settings.model.weights} on every machine"
             )
         self._batches = Batches(scorer, settings.batch_size)
 
     def __call__(self, clips: pa.Table) -> pa.Table:
+        """Return the clips with the column `result_m`, without the frames in `drops`."""
         settings = self._settings
         model_mask = clips["model_mask"].to_numpy()
         has_frames = clips[f"shape_{settings.request}"].is_valid().to_numpy()
@@ -73,14 +74,14 @@ class ScoreWorker:
 
 
 class Batches:
-    """Clips through one scorer, so many at a time as fit; what was found to fit is remembered."""
+    """Scores clips in batches of one scorer, and remembers the batch size that fits into memory."""
 
     def __init__(self, scorer: Scorer, size: int) -> None:
         self._scorer = scorer
         self.size = size
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
-        """One value of `RESULT` per clip, in order."""
+        """Return one value of `RESULT` per clip, in order."""
         results: list[dict[str, Any]] = []
         size_before = self.size
         while len(results) < len(clips):
@@ -92,18 +93,19 @@ class Batches:
                 message = redact(str(error))
                 if len(batch) > 1:
                     self.size = len(batch) // 2
-                    _LOG.warning("%s; going on with batches of %d", message, self.size)
+                    _LOG.warning("%s; continuing with batches of %d", message, self.size)
                 else:
-                    # This clip is too large, not the batch: the next ones may be as many as before.
+                    # The clip is too large, not the batch: use the previous size for the next clips.
                     self.size = size_before
                     results.append({"error": "out_of_memory", "message": f"{message}; give the model a larger GPU"})
         return results
 
 
 def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
-    """One value of `RESULT` per clip, in order; a clip that the model cannot score carries the reason.
+    """Return one value of `RESULT` per clip, in order, with `error` for a clip that the model cannot score.
 
-    Raises: OutOfMemoryError for more clips than fit.
+    Raises:
+        OutOfMemoryError: the clips do not fit into memory together.
     """
     started = time.perf_counter()
     try:

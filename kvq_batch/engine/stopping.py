@@ -1,12 +1,7 @@
-"""The breaker: many failures with one cause are one cause, and stop the run before it condemns a catalog.
+"""Reasons to stop a run early: the circuit breaker, an interrupt, the deadline and the cost budget.
 
-An expired credential must not quarantine a million videos. A video counts once, however many of its models or versions
-fail: one bad video never ends a run. This module stops nothing itself; it answers whether to.
-
-Whether a run goes on: asked in its loop, and answered by whoever stopped it, the clock, or the money.
-
-What is finished when the answer is no is committed, what is in flight is let go: the next run takes it. This module
-stops nothing itself.
+Nothing here stops a run. The retry loop asks, commits finished results, and cancels the pipeline; the next run does the
+rest.
 """
 
 import threading
@@ -16,22 +11,30 @@ from typing import Self
 
 from kvq_batch.config.job import Run
 
+INTERRUPTED = "interrupted"
+"""Cause of a stop that somebody asked for."""
+
 FIRST_VIDEOS = 500
-"""Videos over which `share` is judged, from the start of a run (design, section "Failures")."""
+"""Videos from the start of a run in which the share of failures is counted."""
 
-SMALLEST_SHARE_COUNT = 50
-"""Failures that `share` needs at least: 20% of ten videos are two bad files, not an outage."""
+MIN_SHARE_FAILURES = 50
+"""Fewest failures for the share to count: 20% of ten videos are two bad files, not an outage."""
 
 
-class Breaker:
-    """Counts outcomes; `cause` names the reason to stop, once there is one."""
+class CircuitBreaker:
+    """Stops a run when many videos fail with the same stage and error, before their failures become final.
+
+    For example, expired credentials must not quarantine a million videos. A video counts once, however many of its
+    models or renditions fail, so one bad video never stops a run. `cause` says why to stop; None while there is no
+    reason.
+    """
 
     def __init__(self, in_a_row: int, share: float) -> None:
         self._in_a_row = in_a_row
         self._share = share
         self._streak: set[str] = set()
-        self._streak_of: tuple[str, str] | None = None
-        self._seen = 0
+        self._streak_key: tuple[str, str] | None = None
+        self._num_seen = 0
         self._failed: dict[tuple[str, str], set[str]] = {}
         self.cause: str | None = None
 
@@ -39,45 +42,42 @@ class Breaker:
     def from_spec(cls, run: Run) -> Self:
         return cls(run.breaker_in_a_row, run.breaker_share)
 
-    def scored(self) -> None:
-        """A video was scored: whatever failed before is not all that there is."""
-        self._seen += 1
+    def record_success(self) -> None:
+        """Record a result. It ends the streak of failures."""
+        self._num_seen += 1
         self._streak.clear()
-        self._streak_of = None
+        self._streak_key = None
 
-    def failed(self, stage: str, error: str, video_id: str) -> None:
-        """A video failed at `stage` with `error`, or one of the things that are wanted of it did."""
-        self._seen += 1
+    def record_failure(self, stage: str, error: str, video_id: str) -> None:
+        """Record a failed attempt of one task of the video."""
+        self._num_seen += 1
         key = (stage, error)
-        if key != self._streak_of:
+        if key != self._streak_key:
             self._streak.clear()
-        self._streak_of = key
+        self._streak_key = key
         self._streak.add(video_id)
         failed = self._failed.setdefault(key, set())
-        if self._seen <= FIRST_VIDEOS:
+        if self._num_seen <= FIRST_VIDEOS:
             failed.add(video_id)
-        limit = max(SMALLEST_SHARE_COUNT, self._share * FIRST_VIDEOS)
+        limit = max(MIN_SHARE_FAILURES, self._share * FIRST_VIDEOS)
         if len(self._streak) >= self._in_a_row:
             self.cause = f"{len(self._streak)} videos in a row failed at {stage} with {error}"
         elif len(failed) >= limit:
-            self.cause = f"{len(failed)} of the first {self._seen} videos failed at {stage} with {error}"
-
-
-INTERRUPTED = "interrupted"
+            self.cause = f"{len(failed)} of the first {self._num_seen} videos failed at {stage} with {error}"
 
 
 class StopCondition:
-    """Set once somebody asks, the deadline comes or the money is spent; `cause` keeps the first of these."""
+    """Is set once a stop is requested, the deadline passes or the budget is spent; `cause` keeps the first reason."""
 
     def __init__(
         self,
-        asked: threading.Event,
+        requested: threading.Event,
         deadline: datetime | None = None,
         max_cost: float | None = None,
         cost: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.cause: str | None = None
-        self._asked = asked
+        self._requested = requested
         self._deadline = deadline
         self._max_cost = max_cost
         self._cost = cost
@@ -88,12 +88,12 @@ class StopCondition:
         return self.cause is not None
 
     def _find_cause(self) -> str | None:
-        if self._asked.is_set():
+        if self._requested.is_set():
             return INTERRUPTED
         if self._deadline is not None and datetime.now(UTC) >= self._deadline:
-            return f"the deadline came: {self._deadline.isoformat(timespec='minutes').replace('+00:00', 'Z')}"
+            return f"reached the deadline {self._deadline.isoformat(timespec='minutes').replace('+00:00', 'Z')}"
         if self._max_cost is not None:
-            spent = self._cost()
-            if spent is not None and spent >= self._max_cost:
-                return f"budget.max_cost = {self._max_cost:g} is spent"
+            cost = self._cost()
+            if cost is not None and cost >= self._max_cost:
+                return f"reached budget.max_cost = {self._max_cost:g}"
         return None

@@ -1,11 +1,11 @@
-"""What flows between the stages of a run: Arrow tables, one row a clip or a failure.
+"""Schemas of the tables that flow between the stages of a scoring run: one row per clip or failure.
 
-    items   item, attempt, video_id, uri, content_id, size_bytes, start_s, end_s, wanted
-    decode  -> item, attempt, wanted, clip facts, error columns, and per frame request r:
+    items   item, attempt, video_id, uri, content_id, size_bytes, start_s, end_s, model_mask
+    decode  -> item, attempt, model_mask, clip facts, error columns, and for each frame request r:
                frames_r (uint8 RGB bytes), shape_r, indices_r, times_r
-    score   -> the same with result_m for model m; frames_r leaves with the last model that wants it
+    score   -> the same plus result_m for model m; frames_r is dropped after the last model that needs it
 
-`model_mask` is a bit mask over the models of the job. Frames never reach the driver. This module knows no Ray.
+`model_mask` is a bit mask over the models of the job. Frames never reach the driver.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,17 @@ from numpy.typing import NDArray
 from kvq_batch.domain.errors import ItemError
 from kvq_batch.domain.maps import StoredMaps
 from kvq_batch.domain.video import ClipFrames
+
+FAILURE_FIELDS = [
+    ("stage", pa.string()),
+    ("error", pa.string()),
+    ("message", pa.string()),
+    ("permanent", pa.bool_()),
+    ("exit_signal", pa.string()),
+]
+"""Columns of a failed attempt; null in rows with a result."""
+
+FAILURE_COLUMNS = tuple(name for name, _ in FAILURE_FIELDS)
 
 _CLIP = [
     ("item", pa.int64()),
@@ -35,11 +46,7 @@ _CLIP = [
     ("fetch_s", pa.float64()),
     ("fetch_attempts", pa.int32()),
     ("decode_s", pa.float64()),
-    ("stage", pa.string()),
-    ("error", pa.string()),
-    ("message", pa.string()),
-    ("permanent", pa.bool_()),
-    ("exit_signal", pa.string()),
+    *FAILURE_FIELDS,
 ]
 
 MAP_NAMES = ("texture", "saliency")
@@ -70,11 +77,11 @@ RESULT = pa.struct(
         ("message", pa.string()),
     ]
 )
-"""One model's answer for one clip: a score, or `error` and `message`; null where the model was not asked."""
+"""One model's result for one clip: a score, or `error` and `message`; null if the model does not score the clip."""
 
 
 def clip_schema(num_requests: int) -> pa.Schema:
-    """Schema of what the decode stage yields for a job with so many distinct frame requests."""
+    """Return the schema of the decode stage for a job with `num_requests` distinct frame requests."""
     fields = list(_CLIP)
     for r in range(num_requests):
         fields += [
@@ -88,7 +95,7 @@ def clip_schema(num_requests: int) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """The columns of a decoded clip beside its frames."""
+    """The columns of a decoded clip, apart from its frames."""
 
     item: int
     attempt: int
@@ -107,7 +114,7 @@ class ClipRow:
 
 
 class StreamRows:
-    """Rows of the decode stage, gathered until there are enough for a table; pixels are handed over without a copy."""
+    """Collects rows of the decode stage into tables, without copying pixels."""
 
     def __init__(self, num_requests: int) -> None:
         self._schema = clip_schema(num_requests)
@@ -116,7 +123,7 @@ class StreamRows:
         self.num_bytes = 0
 
     def add_clip(self, row: ClipRow, frames: Sequence[ClipFrames]) -> None:
-        """A clip with its frames, one `ClipFrames` a request; the pixels must stay as they are."""
+        """Add a clip with one `ClipFrames` per frame request. The pixels must not change afterwards."""
         values: dict[str, Any] = {name: getattr(row, name) for name in row.__slots__}
         for r, clip in enumerate(frames):
             values[f"frames_{r}"] = clip.pixels
@@ -127,25 +134,14 @@ class StreamRows:
         self._rows.append(values)
 
     def add_failure(self, item: int, attempt: int, model_mask: int, error: ItemError) -> None:
-        """A row that says why this video gave no frames."""
-        self._rows.append(
-            {
-                "item": item,
-                "attempt": attempt,
-                "model_mask": model_mask,
-                "stage": error.stage,
-                "error": error.code,
-                "message": error.message,
-                "permanent": error.permanent,
-                "exit_signal": error.exit_signal,
-            }
-        )
+        """Add a row that says why the video has no frames."""
+        self._rows.append({"item": item, "attempt": attempt, "model_mask": model_mask, **failure_values(error)})
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def take(self) -> pa.Table:
-        """All rows so far as one table; starts anew."""
+        """Return all rows as one table and forget them."""
         rows, self._rows, self.num_bytes = self._rows, [], 0
         columns = [
             _pixels([row.get(field.name) for row in rows])
@@ -156,24 +152,35 @@ class StreamRows:
         return pa.table(columns, schema=self._schema)
 
 
+def failure_values(error: ItemError) -> dict[str, Any]:
+    """Return the values of `FAILURE_FIELDS` for `error`."""
+    return {
+        "stage": error.stage,
+        "error": error.code,
+        "message": error.message,
+        "permanent": error.permanent,
+        "exit_signal": error.exit_signal,
+    }
+
+
 def clip_pixels(frames: pa.ChunkedArray, shapes: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:
-    """The frames of one row, uint8 RGB [T, H, W, 3], read-only and without a copy."""
+    """Return the frames of one row, uint8 RGB [T, H, W, 3], as a read-only view without a copy."""
     return np.frombuffer(frames[row].as_buffer(), np.uint8).reshape(shapes[row].as_py())
 
 
 def maps_to_stream(maps: StoredMaps) -> dict[str, Any]:
-    """Quantised maps as a value of `RESULT.maps`: levels as bytes, which pass without a walk over every cell."""
+    """Return quantised maps as a value of `RESULT.maps`. Levels are bytes: Arrow would convert lists cell by cell."""
     row = maps.row()
     return row | {name: None if row[name] is None else row[name].tobytes() for name in MAP_NAMES}
 
 
 def maps_from_stream(value: dict[str, Any]) -> dict[str, Any]:
-    """The same as columns of the table `maps`, levels as int8 arrays."""
+    """Return a value of `RESULT.maps` as columns of the table `maps`, with levels as int8 arrays."""
     return value | {name: None if value[name] is None else np.frombuffer(value[name], np.int8) for name in MAP_NAMES}
 
 
 def _pixels(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.ChunkedArray:
-    """One chunk a row, over the memory of the array itself."""
+    """Return one chunk per row that shares the memory of its array."""
     chunks = []
     for pixels in arrays:
         if pixels is None:

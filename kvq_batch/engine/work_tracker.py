@@ -1,14 +1,16 @@
-"""The account of a run's work: which pairs are open, which tries failed, and when a pair is given up.
+"""Tracks the tasks of a run: which are open, which attempts failed, and when a task is closed.
 
-A pair is an item and one of the things that are wanted of it, by a bit. It is closed once, by a result or by a final
-failure; what arrives for a closed pair, or twice, changes nothing. That is what makes a block that Ray ran twice
-harmless. Items are called videos and results scores here, as in the table `runs`; for a run that makes labels they are
-versions and labels. This module knows no result: whoever keeps the account says what one is.
+A task is one item of the run and one model, which is a bit of the item's `model_mask`. It is closed exactly once, by a
+result or by a final failure. Results that arrive twice, or for a closed task, are ignored, so a block that Ray runs
+twice does no harm.
+
+Names follow the table `runs`: items are called videos and results are called scores. In a label run they are renditions
+and labels. The subclasses `ScoreTracker` and `LabelTracker` know what a result is.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,40 +18,57 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kvq_batch.engine.rows import Failure, Row
-from kvq_batch.engine.stopping import Breaker
+from kvq_batch.engine.stopping import CircuitBreaker
+from kvq_batch.engine.stream import FAILURE_COLUMNS
 
 PERMANENT_IF_REPEATED = frozenset({"decoder_crashed", "ffmpeg_crashed"})
-"""Errors that are a property of the bytes once they came a second time, with the item alone."""
+"""Errors that are permanent if they happen again when the item runs alone."""
 
 WORKER_DIED = "worker_died"
+"""Error of a task whose result never came back."""
 
 NODE_PREEMPTED = "node_preempted"
-"""What is missing after a round in which the cluster lost machines by somebody's order: no try."""
+"""Error of a task whose result never came back while nodes were preempted. It does not count as an attempt."""
 
 MAX_PREEMPTED_ATTEMPTS = 10
-"""Rounds of a run that count as no try. More of them are no bad luck, and a run must end."""
+"""Attempts that do not count because nodes were preempted. The limit makes every run end."""
 
 DEFERRED_ERRORS = frozenset(
     {"missing", "forbidden", "credentials_expired", "no_credentials", "not_a_file", "content_changed"}
 )
-"""Errors that a second try in the same run meets again; the next run tries them. Held back until the round ends, so
-that none of them is final when it was the first of many with one cause."""
+"""Errors that a retry in the same run would only repeat; the next run retries them. They become final at the end of the
+attempt, so that the circuit breaker can still stop the run before the first of many is final."""
 
 Task = tuple[int, int]
+"""Item number and model index."""
 
 Work = tuple[str, str]
-"""A kind of work: the stage that does it, and the model, "" for what all models share."""
+"""Stage and model name; the name is "" for work that all models share."""
+
+
+@dataclass(slots=True)
+class FinishedRows:
+    """Rows that are ready to be committed. In a label run `scores` are rows of the table `labels`."""
+
+    maps: list[Row] = field(default_factory=list)
+    clips: list[Row] = field(default_factory=list)
+    failures: list[Row] = field(default_factory=list)
+    scores: list[Row] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.scores or self.failures)
 
 
 class WorkTracker(ABC):
-    """Every pair of the run: open, or closed by exactly one result or final failure.
+    """State of every task of the run: open, or closed by one result or one final failure.
 
-    `items` are the items' columns, among them `item` (their number, from 0), `attempt` and `model_mask` (a bit mask).
-    `lost_stage` is the stage at which a pair whose worker died is said to have failed.
+    `items` has the columns `item` (0, 1, ...), `attempt`, `model_mask` (one bit per model) and those of the item.
+    `lost_stage` is the stage that failures of lost tasks name.
     """
 
-    def __init__(self, items: pa.Table, max_attempts: int, breaker: Breaker, lost_stage: str) -> None:
+    def __init__(self, items: pa.Table, max_attempts: int, breaker: CircuitBreaker, lost_stage: str) -> None:
         self._items = items
+        self._columns = {name: items[name].combine_chunks() for name in items.column_names}
         self.max_attempts = max_attempts
         self._preempted_attempts_left = MAX_PREEMPTED_ATTEMPTS
         self._lost_stage = lost_stage
@@ -57,9 +76,9 @@ class WorkTracker(ABC):
         self._open: NDArray[np.int64] = items["model_mask"].to_numpy().copy()
         self.num_tasks = self.num_open
         self._has_failed = np.zeros(items.num_rows, bool)
-        self._failed_this_round: set[Task] = set()
+        self._failed_this_attempt: set[Task] = set()
         self._deferred: list[tuple[Task, Failure]] = []
-        self._failures: list[Row] = []
+        self._rows = FinishedRows()
         self.num_scored = 0
         self.num_failed = 0
         self.num_retried = 0
@@ -77,11 +96,11 @@ class WorkTracker(ABC):
 
     @abstractmethod
     def add(self, results: pa.Table) -> None:
-        """Take in what the pipeline yielded."""
+        """Add a table of results from the pipeline."""
 
     @abstractmethod
     def failure_row(self, task: Task, failure: Failure, is_final: bool) -> Row:
-        """The row of `failures` for one failed try of the pair."""
+        """Return the row of `failures` for one failed attempt of the task."""
 
     @property
     def num_videos(self) -> int:
@@ -97,12 +116,16 @@ class WorkTracker(ABC):
 
     @property
     def num_open(self) -> int:
-        """Pairs without a result and without a final failure."""
+        """Number of tasks without a result and without a final failure."""
         return int(np.bitwise_count(self._open).sum())
 
+    def item_values(self, item: int, names: Sequence[str]) -> Row:
+        """Return the values of one item in the columns `names`."""
+        return {name: self._columns[name][item].as_py() for name in names}
+
     def open_items(self, attempt: int) -> pa.Table:
-        """The items with open pairs, asking only for those pairs; a new round starts with them."""
-        self._failed_this_round.clear()
+        """Start an attempt: return the items with open tasks, with only those tasks in `model_mask`."""
+        self._failed_this_attempt.clear()
         rows = np.flatnonzero(self._open)
         table = self._items.take(pa.array(rows))
         columns = {"model_mask": self._open[rows], "attempt": np.full(len(rows), attempt, np.int32)}
@@ -112,69 +135,70 @@ class WorkTracker(ABC):
         return table
 
     def open_models(self, item: int, model_mask: int) -> list[int]:
-        """Those of the `model_mask` things of an item that are open and have not failed in this round."""
-        return [b for b in _indices(int(model_mask & self._open[item])) if (item, b) not in self._failed_this_round]
+        """Return the indices of `model_mask` whose tasks are open and did not fail in this attempt."""
+        open_mask = int(model_mask & self._open[item])
+        return [index for index in _bit_indices(open_mask) if (item, index) not in self._failed_this_attempt]
 
     def close(self, task: Task) -> None:
-        """The pair has its result."""
+        """Close the task: it has its result."""
         self.num_scored += 1
         self._close(task)
-        self.breaker.scored()
+        self.breaker.record_success()
 
     def fail(self, task: Task, failure: Failure) -> None:
-        """A try of the pair failed: it is tried again, or given up."""
+        """Record a failed attempt; close the task if the failure is permanent or the attempts are used up."""
         if failure.error in PERMANENT_IF_REPEATED and failure.attempt > 1:
             failure = replace(failure, permanent=True)
-        self._failed_this_round.add(task)
+        self._failed_this_attempt.add(task)
         if failure.permanent or failure.attempt >= self.max_attempts:
             self._close_failed(task, failure)
         elif failure.error in DEFERRED_ERRORS:
             self._deferred.append((task, failure))
         else:
-            self._failures.append(self.failure_row(task, failure, False))
+            self._rows.failures.append(self.failure_row(task, failure, False))
             self.num_retried += 1
-        # What goes with a node in the first round may be hundreds of videos, and says nothing of them: they are tried
-        # alone next. Workers that die on video after video then are one cause again.
-        went_with_a_node = failure.error == WORKER_DIED and failure.attempt == 1
-        if failure.error != NODE_PREEMPTED and not went_with_a_node:
-            self.breaker.failed(failure.stage, failure.error, self._items["video_id"][task[0]].as_py())
+        # A lost node can take hundreds of videos with it in the first attempt, which says nothing about them: they are
+        # retried alone. If workers then still die on one video after the other, that is one cause again.
+        is_lost_in_first_attempt = failure.error == WORKER_DIED and failure.attempt == 1
+        if failure.error != NODE_PREEMPTED and not is_lost_in_first_attempt:
+            self.breaker.record_failure(failure.stage, failure.error, self._columns["video_id"][task[0]].as_py())
 
     def finish_attempt(self, attempt: int, was_preempted: bool = False) -> int:
-        """At the end of a round: what was held back is final, and what never came back lost its worker.
+        """End an attempt: make deferred failures final, and record tasks that never came back as lost.
 
-        With `was_preempted` nodes were preempted meanwhile. Nobody can tell then which task went with them and which
-        one killed its worker, so the round is no try of any that is missing, and there is one more of them.
-        Returns how many pairs never came back.
+        `was_preempted` says that nodes were preempted during the attempt. It is then unknown which tasks went with a
+        node and which ones killed their worker, so the attempt does not count for lost tasks, and the run gets
+        one more. Returns the number of lost tasks.
         """
         deferred, self._deferred = self._deferred, []
         for task, failure in deferred:
             self._close_failed(task, failure)
-        missing = [
+        lost = [
             (int(item), model_index)
             for item in np.flatnonzero(self._open)
             for model_index in self.open_models(int(item), int(self._open[item]))
         ]
-        error, told = WORKER_DIED, "the process that held it died"
-        if missing and was_preempted and self._preempted_attempts_left:
+        error, message = WORKER_DIED, "the worker process died"
+        if lost and was_preempted and self._preempted_attempts_left:
             self._preempted_attempts_left -= 1
             self.max_attempts += 1
-            error, told = NODE_PREEMPTED, "a machine of the cluster was taken back meanwhile"
-        for task in missing:
-            self.fail(task, Failure(attempt, self._lost_stage, error, told, False))
-        return len(missing)
+            error, message = NODE_PREEMPTED, "a node of the cluster was preempted during the attempt"
+        for task in lost:
+            self.fail(task, Failure(attempt, self._lost_stage, error, message, False))
+        return len(lost)
 
     def abort(self) -> None:
-        """The run ends before its time: what was held back is written down, but settles nothing."""
+        """End the run early: record deferred failures, but not as final."""
         deferred, self._deferred = self._deferred, []
-        self._failures += [self.failure_row(task, failure, False) for task, failure in deferred]
+        self._rows.failures += [self.failure_row(task, failure, False) for task, failure in deferred]
 
-    def take_failures(self) -> list[Row]:
-        """The rows of failures so far, handed over once."""
-        rows, self._failures = self._failures, []
+    def take(self) -> FinishedRows:
+        """Return the finished rows and forget them."""
+        rows, self._rows = self._rows, FinishedRows()
         return rows
 
     def _close_failed(self, task: Task, failure: Failure) -> None:
-        self._failures.append(self.failure_row(task, failure, True))
+        self._rows.failures.append(self.failure_row(task, failure, True))
         self.num_failed += 1
         self._has_failed[task[0]] = True
         self._close(task)
@@ -183,18 +207,13 @@ class WorkTracker(ABC):
         self._open[task[0]] &= ~(1 << task[1])
 
 
-def failure_of(row: dict[str, Any]) -> Failure:
-    """The failure that a row of the stream tells of."""
-    told = (row[name] for name in ("stage", "error", "message", "permanent", "exit_signal"))
-    return Failure(row["attempt"], *told)
+def failure_of_row(row: dict[str, Any]) -> Failure:
+    """Return the failure that a row of a stream describes."""
+    return Failure(row["attempt"], *(row[name] for name in FAILURE_COLUMNS))
 
 
-def named_columns(items: pa.Table, names: Sequence[str]) -> dict[str, Any]:
-    """Columns of the items that are asked for one row at a time."""
-    return {name: items[name].combine_chunks() for name in names}
-
-
-def _indices(mask: int) -> Iterator[int]:
+def _bit_indices(mask: int) -> Iterator[int]:
+    """Yield the indices of the bits that are set, lowest first."""
     while mask:
         lowest = mask & -mask
         yield lowest.bit_length() - 1

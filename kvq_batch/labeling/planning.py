@@ -1,9 +1,10 @@
-"""What a label job would make, worked out before anything is touched: sources x segments x recipes, minus what stands.
+"""Plans a label job: references x segments x recipes, minus the labels that exist and the permanent failures.
 
-Recipes are drawn here, so that a plan names every version. No source is opened and nothing is written.
+Recipes are drawn here, so that a plan lists every rendition. No reference is opened and nothing is written.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,104 +24,100 @@ from kvq_batch.media.ffmpeg import require_filter
 from kvq_batch.storage.options import StorageOptions, check_reachable
 from kvq_batch.tables.delta import Tables
 
-Tell = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
 _ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class LabelPlan:
-    """A label job with everything that a run needs to start.
+    """A label job with everything that a run needs.
 
-    `versions` is a pa.Table of VERSIONS, one row for each label to make, those of one segment together.
+    `renditions` has the schema RENDITIONS: one row for each label to make, with those of one segment in a row.
+    `num_current` counts labels that exist, `num_quarantined` those that failed permanently.
     """
 
     job: LabelJob
     renditions: pa.Table
-    num_sources: int
+    num_references: int
     num_segments: int
-    num_standing: int
-    num_given_up: int
+    num_current: int
+    num_quarantined: int
     known: Mapping[str, int] = field(default_factory=dict)
-    """How far the tables had come (`Tables.progress`), as the plan knows it; nothing for tables that were not there."""
+    """Progress of the tables when the plan was made (`Tables.progress`); empty if there were no tables."""
 
 
-def plan_labels(job: LabelJob, tell: Tell = lambda text: None) -> LabelPlan:
-    """The plan of `job`; `tell` hears what is being done.
+def plan_labels(job: LabelJob) -> LabelPlan:
+    """Return the plan of `job`.
 
     Raises:
-        SpecError: the job, its sources or its tables cannot be used; nothing was changed.
-        FatalError: the ffmpeg here cannot measure.
+        SpecError: the job, its references or its tables cannot be used; nothing was changed.
+        FatalError: ffmpeg on this machine has no libvmaf.
     """
     storage = StorageOptions.from_spec(job.storage)
     check_reachable(job.tables, storage)
     require_filter("libvmaf")
-    tell("reading the sources")
-    sources = _sources(job, storage)
-    tell(f"drawing versions of {sources.num_rows} sources")
+    _LOG.info("reading the references")
+    references = _read_references(job, storage)
+    _LOG.info("drawing renditions of %d references", references.num_rows)
     rows, num_segments = [], 0
-    for source in sources.to_pylist():
-        for segment in _segments(job, source):
+    for reference in references.to_pylist():
+        for segment in _segments(job, reference):
             num_segments += 1
-            rows += _renditions(job, source, segment)
-    model_mask = pa.Table.from_pylist(rows, RENDITIONS)
-    tell("asking the tables what is made already")
+            rows += _renditions(job, reference, segment)
+    drawn = pa.Table.from_pylist(rows, RENDITIONS)
+    _LOG.info("querying the tables for existing labels")
     tables = Tables.open_if_any(job.tables, storage)
-    standing = read_label_index(tables)
-    is_made = pc.is_in(model_mask["label_id"], value_set=standing.made)
-    is_given_up = pc.and_not(pc.is_in(model_mask["label_id"], value_set=standing.given_up), is_made)
-    open_versions = model_mask.filter(pc.invert(pc.or_(is_made, is_given_up)))
-    numbers = pa.array(np.arange(open_versions.num_rows))
+    index = read_label_index(tables)
+    is_current = pc.is_in(drawn["label_id"], value_set=index.made)
+    is_quarantined = pc.and_not(pc.is_in(drawn["label_id"], value_set=index.given_up), is_current)
+    renditions = drawn.filter(pc.invert(pc.or_(is_current, is_quarantined)))
+    numbers = pa.array(np.arange(renditions.num_rows))
     return LabelPlan(
         job,
-        open_versions.set_column(0, RENDITIONS.field("item"), numbers),
-        num_sources=sources.num_rows,
+        renditions.set_column(0, RENDITIONS.field("item"), numbers),
+        num_references=references.num_rows,
         num_segments=num_segments,
-        num_standing=pc.sum(is_made).as_py() or 0,
-        num_given_up=pc.sum(is_given_up).as_py() or 0,
+        num_current=pc.sum(is_current).as_py() or 0,
+        num_quarantined=pc.sum(is_quarantined).as_py() or 0,
         known=tables.progress() if tables else {},
     )
 
 
-def plan_labels_again(old: LabelPlan, tell: Tell) -> LabelPlan:
-    """The plan of the same job now that its tables have changed. Raises: as `plan_labels`."""
-    tell("the tables have changed since the plan was made: planning again")
-    return plan_labels(old.job, tell)
-
-
-def label_blocks(renditions: pa.Table, most: int) -> list[pa.Table]:
-    """`versions` cut into blocks of one segment each, and at most `most` versions."""
+def label_blocks(renditions: pa.Table, max_renditions: int) -> list[pa.Table]:
+    """Return `renditions` in blocks of one segment and at most `max_renditions` rows each."""
     if not renditions.num_rows:
         return []
     keys = list(zip(renditions["video_id"].to_pylist(), renditions["segment"].to_pylist(), strict=True))
     blocks, start = [], 0
     for row in range(1, len(keys) + 1):
-        if row == len(keys) or keys[row] != keys[start] or row - start == most:
+        if row == len(keys) or keys[row] != keys[start] or row - start == max_renditions:
             blocks.append(renditions.slice(start, row - start).combine_chunks())
             start = row
     return blocks
 
 
-def _sources(job: LabelJob, storage: StorageOptions) -> pa.Table:
+def _read_references(job: LabelJob, storage: StorageOptions) -> pa.Table:
     tables = [
         pa.Table.from_pylist(list(_scenes(spec)), SOURCES) if spec.is_synthetic else read_sources(spec, storage)
         for spec in job.sources
     ]
-    sources = pa.concat_tables(tables)
-    ids = sources["video_id"].value_counts()
-    twice = ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist()
-    if twice:
+    references = pa.concat_tables(tables)
+    ids = references["video_id"].value_counts()
+    duplicates = ids.filter(pc.greater(ids.field("counts"), 1)).field("values").to_pylist()
+    if duplicates:
         raise SpecError(
-            f"{len(twice)} source ids stand more than once, first {twice[0]!r}: give one of the sources an id_prefix"
+            f"{len(duplicates)} reference ids are not unique, the first is {duplicates[0]!r}: "
+            "give one of the sources an id_prefix"
         )
-    return sources
+    return references
 
 
 def _scenes(spec: Source) -> Iterator[dict[str, Any]]:
-    """Rows of SOURCES for procedural scenes: their ids say which scene, and of which seed."""
+    """Yield rows of SOURCES for procedural scenes; their ids consist of the scene and its seed."""
     name = spec.source.removeprefix(SYNTHETIC)
     if name != _ALL and name not in ALL_SCENES:
-        raise SpecError(f"there is no scene {name!r}; there are {_ALL}, {', '.join(ALL_SCENES)}")
+        raise SpecError(f"unknown scene {name!r}: expected one of {_ALL}, {', '.join(ALL_SCENES)}")
     for scene in ALL_SCENES if name == _ALL else (name,):
         for seed in range(spec.count):
             video_id = f"{spec.id_prefix}{scene}-{seed:04d}"
@@ -133,12 +130,12 @@ def _scenes(spec: Source) -> Iterator[dict[str, Any]]:
             }
 
 
-def _segments(job: LabelJob, source: dict[str, Any]) -> Iterator[Segment]:
+def _segments(job: LabelJob, reference: dict[str, Any]) -> Iterator[Segment]:
     spec = job.segments
-    # Framings are of frames that are given; a camera over a still, or a drawing, has its size as it is asked for.
-    is_given = not (source["uri"].startswith(SYNTHETIC) or is_still(source["uri"]))
-    for framing in spec.framings if is_given else ("native",):
-        seed = segment_seed(job.seed, source["video_id"], framing)
+    # Only videos have frames of a fixed size to be framed; motion over a still and scenes are made in the wanted size.
+    is_video = not (reference["uri"].startswith(SYNTHETIC) or is_still(reference["uri"]))
+    for framing in spec.framings if is_video else ("native",):
+        seed = segment_seed(job.seed, reference["video_id"], framing)
         for number in range(spec.per_source):
             yield Segment(
                 number,
@@ -152,14 +149,14 @@ def _segments(job: LabelJob, source: dict[str, Any]) -> Iterator[Segment]:
             )
 
 
-def _renditions(job: LabelJob, source: dict[str, Any], segment: Segment) -> list[dict[str, Any]]:
+def _renditions(job: LabelJob, reference: dict[str, Any], segment: Segment) -> list[dict[str, Any]]:
     return [
         {
-            **source,
+            **reference,
             "item": 0,
             "attempt": 1,
             "model_mask": 1,
-            "label_id": label_id(source["video_id"], source["content_id"], segment, recipe),
+            "label_id": label_id(reference["video_id"], reference["content_id"], segment, recipe),
             "segment": segment.segment_id,
             "recipe": recipe.to_json(),
         }

@@ -1,6 +1,6 @@
-"""What flows through a run that makes labels: versions to make in, labels or failures out; one row a version.
+"""Schemas of the tables that flow through a label run: renditions to make in, labels or failures out.
 
-Pixels stay in the worker. This module knows no Ray and touches no pixel.
+One row per rendition. Pixels stay in the worker.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.errors import ItemError
 from kvq_batch.domain.identity import canonical_json
+from kvq_batch.engine.stream import FAILURE_FIELDS, failure_values
 from kvq_batch.labeling.fidelity import VMAF_MODEL
 
 ALGORITHM = 1
-"""Bumped by hand with code that changes a version or its measures: then every label is made anew."""
-
+"""Increment when the code changes a rendition or its measures. All labels are then made again."""
 
 RENDITIONS = pa.schema(
     [
@@ -33,7 +33,7 @@ RENDITIONS = pa.schema(
         ("recipe", pa.string()),
     ]
 )
-"""`model_mask` is 1: of a version there is one thing to be had."""
+"""`model_mask` is always 1: a rendition has one label."""
 
 _FLOATS = pa.list_(pa.float32())
 
@@ -60,33 +60,18 @@ LABELLED = pa.schema(
         ("libvmaf", pa.string()),
         ("vmaf_model", pa.string()),
         ("make_s", pa.float64()),
-        ("stage", pa.string()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("permanent", pa.bool_()),
-        ("exit_signal", pa.string()),
+        *FAILURE_FIELDS,
     ]
 )
-"""A label, or `error` and what goes with it."""
-
-FAILURE_COLUMNS = ("stage", "error", "message", "permanent", "exit_signal")
+"""A label, or the columns of a failure."""
 
 
 def label_id(video_id: str, content_id: str, segment: Segment, recipe: Recipe) -> str:
-    """24 hex digits that name a label by everything that it depends on, ffmpeg's version apart (that is provenance)."""
-    told = [ALGORITHM, VMAF_MODEL, video_id, content_id, segment.segment_id, recipe.to_json()]
-    return hashlib.sha256(canonical_json(told).encode()).hexdigest()[:24]
+    """Return 24 hex digits of a hash over all that the label depends on, except the version of ffmpeg (provenance)."""
+    inputs = [ALGORITHM, VMAF_MODEL, video_id, content_id, segment.segment_id, recipe.to_json()]
+    return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:24]
 
 
-def failed(item: int, attempt: int, error: ItemError, make_s: float) -> dict[str, Any]:
-    """A row of LABELLED that says why there is no label."""
-    return {
-        "item": item,
-        "attempt": attempt,
-        "stage": error.stage,
-        "error": error.code,
-        "message": error.message,
-        "permanent": error.permanent,
-        "exit_signal": error.exit_signal,
-        "make_s": make_s,
-    }
+def failed_row(item: int, attempt: int, error: ItemError, make_s: float) -> dict[str, Any]:
+    """Return a row of LABELLED that says why there is no label."""
+    return {"item": item, "attempt": attempt, "make_s": make_s, **failure_values(error)}

@@ -1,17 +1,15 @@
-"""The workers that make labels: versions of one segment in, one label or failure each out.
+"""The workers of a label run: renditions of one segment in, one label or failure each out.
 
-    fetch -> decode the segment once (a child process) -> for each recipe: make, measure, keep (ffmpeg children)
+    fetch -> decode the segment once (child process) -> for each recipe: make, measure, keep (ffmpeg processes)
 
-The worker itself touches pixels with numpy only: whatever a file does to a decoder or an encoder, it does to a child.
-This module decides nothing about retries; the driver does.
+The worker itself only computes on pixels with numpy, so a file that crashes a decoder or an encoder costs a child
+process. The driver decides about retries.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,53 +17,36 @@ import pyarrow as pa
 from kvq_batch.config.labels import SYNTHETIC, LabelJob
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.segment import Segment
-from kvq_batch.domain.errors import ItemError, LabelError, TransientError
+from kvq_batch.domain.errors import ItemError, LabelError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import Window
+from kvq_batch.engine.decode_worker import MediaSettings, as_item_error
 from kvq_batch.labeling.fidelity import VMAF_MODEL, slot_means
 from kvq_batch.labeling.labeler import Labeler, Labelled
 from kvq_batch.labeling.references import is_still
 from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, segment_of_still
-from kvq_batch.labeling.stream import LABELLED, failed
+from kvq_batch.labeling.stream import LABELLED, failed_row
 from kvq_batch.labels.rendition_store import store_rendition
 from kvq_batch.media.ffmpeg import ffmpeg_version
-from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.lossless import EXTENSION, encode_lossless
 from kvq_batch.media.planes import Planes
 from kvq_batch.media.probe import Probed, VideoLimits
-from kvq_batch.media.scratch import sweep
 from kvq_batch.media.tasks import DecodedVideo, DecodeTask
-from kvq_batch.storage.fetch import Fetcher, LocalVideo, sweep_dead
-from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.redact import redact
+from kvq_batch.storage.fetch import LocalVideo
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSettings:
-    """What a worker must know; small and picklable."""
+    """Settings of a label worker; small and picklable."""
 
     keep: str | None
-    limits: VideoLimits
-    timeout_s: float
-    max_file_bytes: int
-    max_memory_bytes: int
-    storage: StorageOptions
-    scratch: str
-    shared_memory: str
+    media: MediaSettings
 
     @classmethod
     def of(cls, job: LabelJob) -> "LabelSettings":
-        """The settings of `job`."""
-        return cls(
-            keep=job.keep,
-            limits=VideoLimits(job.limits.max_frame_pixels),
-            timeout_s=job.limits.timeout_s,
-            max_file_bytes=job.limits.max_file_bytes,
-            max_memory_bytes=job.limits.max_memory_bytes,
-            storage=StorageOptions.from_spec(job.storage),
-            scratch=job.make.scratch or tempfile.gettempdir(),
-            shared_memory=job.make.shared_memory,
-        )
+        """Return the settings of `job`."""
+        limits = VideoLimits(job.limits.max_frame_pixels)
+        return cls(job.keep, MediaSettings.of(limits, job.limits, job.make, job.storage))
 
 
 class LabelWorker:
@@ -73,49 +54,43 @@ class LabelWorker:
 
     def __init__(self, settings: LabelSettings) -> None:
         self._settings = settings
-        scratch = Path(settings.scratch)
-        # What a worker that was killed has left here is nobody's.
-        sweep_dead(scratch)
-        sweep(Path(settings.shared_memory))
-        self._fetcher = Fetcher(settings.storage, scratch, settings.max_file_bytes)
-        self._decoder = IsolatedDecoder(1, Path(settings.shared_memory), settings.timeout_s, settings.max_memory_bytes)
-        self._decoder.__enter__()
+        self._fetcher, self._decoder = settings.media.start()
 
     @cached_property
     def _ffmpeg(self) -> str:
         return ffmpeg_version()
 
     def __call__(self, renditions: pa.Table) -> Iterator[pa.Table]:
-        """Rows of LABELLED, one version at a time; all versions of a block are of one segment."""
+        """Yield rows of LABELLED, one rendition at a time. All renditions of a block are of one segment."""
         rows = renditions.to_pylist()
         started = time.perf_counter()
         try:
-            labeller: Labeler | ItemError = Labeler(self._source(rows[0]))
-        except Exception as error:  # noqa: BLE001 - the worker's outermost frame: one source never takes another along
-            labeller = _as_item_error(error)
+            labeler: Labeler | ItemError = Labeler(self._read_segment(rows[0]))
+        except Exception as error:  # noqa: BLE001 - the worker's outermost frame: a bad reference must not affect others
+            labeler = as_item_error(error, LabelError)
         for row in rows:
             try:
-                if isinstance(labeller, ItemError):
-                    raise labeller
-                made = self._label(row, labeller)
-            except Exception as error:  # noqa: BLE001 - as above, for versions
-                made = failed(row["item"], row["attempt"], _as_item_error(error), 0.0)
-            # Decoding is on the account of the first version.
+                if isinstance(labeler, ItemError):
+                    raise labeler
+                made = self._label(row, labeler)
+            except Exception as error:  # noqa: BLE001 - the same, for renditions
+                made = failed_row(row["item"], row["attempt"], as_item_error(error, LabelError), 0.0)
+            # The time to decode is part of the first rendition's.
             made["make_s"] = time.perf_counter() - started
             started = time.perf_counter()
             yield pa.Table.from_pylist([made], LABELLED)
 
-    def _label(self, row: dict[str, Any], labeller: Labeler) -> dict[str, Any]:
-        made = labeller.label(Recipe.from_json(row["recipe"]))
+    def _label(self, row: dict[str, Any], labeler: Labeler) -> dict[str, Any]:
+        made = labeler.label(Recipe.from_json(row["recipe"]))
         rendition_uri = None
         if self._settings.keep is not None:
             name = f"{row['label_id']}.{EXTENSION}"
             rendition_uri = store_rendition(
-                self._settings.keep, name, encode_lossless(made.rendition), self._settings.storage
+                self._settings.keep, name, encode_lossless(made.rendition), self._settings.media.storage
             )
         return _row(row, made) | {"rendition_uri": rendition_uri, "ffmpeg": self._ffmpeg}
 
-    def _source(self, row: dict[str, Any]) -> Planes:
+    def _read_segment(self, row: dict[str, Any]) -> Planes:
         segment = Segment.from_json(row["segment"])
         if row["uri"].startswith(SYNTHETIC):
             name, _, seed = row["uri"].removeprefix(SYNTHETIC).partition("/")
@@ -125,7 +100,7 @@ class LabelWorker:
                 made = segment_of_still(local.path.read_bytes(), segment)
             else:
                 made = self._segment_of_video(local, row["video_id"], segment)
-            # A file that is read in place may have changed under the reader.
+            # A file that is read where it is may have changed meanwhile.
             local.confirm()
             return made
 
@@ -136,8 +111,8 @@ class LabelWorker:
         if start is None:
             raise LabelError(
                 "source_too_short",
-                f"{segment.of} stretches of {segment.num_frames} frames are more than its {len(times_s)} frames; "
-                "take fewer or shorter segments",
+                f"the video has {len(times_s)} frames, fewer than {segment.of} segments of {segment.num_frames} need: "
+                "configure fewer or shorter segments",
                 True,
             )
         stop = start + segment.num_frames
@@ -149,11 +124,11 @@ class LabelWorker:
     def _decode(
         self, local: LocalVideo, key: str, num_frames: int, window: Window | None, probed: Probed | None
     ) -> DecodedVideo:
-        """So many frames in a row, at their own size, from the middle of the window."""
+        """Decode `num_frames` consecutive frames in their own size from the middle of the window."""
         request = FrameRequest(Sampling(1, num_frames, 1), None)
-        task = DecodeTask(local.path, key, (request,), limits=self._settings.limits, probed=probed)
+        task = DecodeTask(local.path, key, (request,), limits=self._settings.media.limits, probed=probed)
         if window is not None:
-            task = DecodeTask(local.path, key, (request,), (window,), limits=self._settings.limits, probed=probed)
+            task = DecodeTask(local.path, key, (request,), (window,), limits=self._settings.media.limits, probed=probed)
         return self._decoder.submit(task).result()
 
 
@@ -179,10 +154,3 @@ def _row(row: dict[str, Any], made: Labelled) -> dict[str, Any]:
         "libvmaf": fidelity.libvmaf,
         "vmaf_model": VMAF_MODEL,
     }
-
-
-def _as_item_error(error: Exception) -> ItemError:
-    if isinstance(error, ItemError):
-        return error
-    code = "no_room" if isinstance(error, TransientError) else type(error).__name__
-    return LabelError(code, redact(str(error)))

@@ -15,7 +15,7 @@ from kvq_batch.domain.identity import new_run_id
 from kvq_batch.labels.files import Labels, Scale, read_labels
 from kvq_batch.storage.options import StorageOptions, display_uri
 from kvq_batch.tables.delta import Tables
-from kvq_batch.tables.lease import Holder, Tell, hold
+from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Writer
@@ -49,7 +49,7 @@ class Imported:
     told: str
 
 
-def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList, tell: Tell = lambda text: None) -> Imported:
+def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList) -> Imported:
     """Writes the opinions of a list into the tables below `uri`, which are made if absent.
 
     Raises:
@@ -60,7 +60,7 @@ def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList, tell
     dataset = wanted.dataset or labels.dataset
     rows = _rows(labels, dataset, wanted)
     run_id = f"import-{new_run_id()}"
-    with hold(uri, storage, Holder.this_process(run_id, "labels import"), tell):
+    with hold(uri, storage, Holder.this_process(run_id, "labels import")):
         tables = Tables.create(uri, storage)
         with Session(tables) as session:
             quoted = dataset.replace("'", "''")

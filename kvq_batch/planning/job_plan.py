@@ -4,7 +4,8 @@ Models are described, the catalog is read, content ids are found, and the tables
 opened and nothing is written; `run` starts from exactly this plan.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -19,10 +20,10 @@ from kvq_batch.planning.forecast import Cluster, forecast
 from kvq_batch.planning.job_models import JobModels, describe_models
 from kvq_batch.planning.plan import Plan, check_roots, make_plan
 from kvq_batch.planning.workload import block_size, expected, measured, pools_of
-from kvq_batch.storage.options import StorageOptions, check_reachable
+from kvq_batch.storage.options import StorageOptions, check_reachable, display_uri
 from kvq_batch.tables.delta import Tables
 
-Tell = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class JobPlan:
     """How far the tables had come (`Tables.progress`), as the plan knows it; nothing for tables that were not there."""
 
 
-def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
-    """The plan of `job`; `tell` hears what is being done.
+def plan_job(job: Job) -> JobPlan:
+    """Return the plan of `job`.
 
     Raises:
         SpecError: the job, its catalog, its models or its tables cannot be used; nothing was changed.
@@ -50,27 +51,21 @@ def plan_job(job: Job, tell: Tell = lambda text: None) -> JobPlan:
         raise SpecError(f"budget.deadline = {job.budget.deadline} has passed; name a later one, or a time of the day")
     storage = StorageOptions.from_spec(job.storage)
     check_reachable(job.tables, storage)
-    tell("checking the models")
+    _LOG.info("checking the models")
     models = describe_models(job)
-    tell(f"reading the catalog {job.catalog.source}")
+    _LOG.info("reading the catalog %s", display_uri(job.catalog.source))
     # The rest of it is none of this run's business: not its content ids, and not whether it left.
     catalog = in_shard(read_catalog(job.catalog, storage), job.select.scope)
     root = catalog_root(job.catalog)
-    tell(f"finding out what {catalog.num_rows} videos hold now")
+    _LOG.info("resolving the content ids of %d videos", catalog.num_rows)
     catalog = resolve_content_ids(catalog, storage)
-    tell("asking the tables what is scored already")
+    _LOG.info("querying the tables for current scores")
     tables = Tables.open_if_any(job.tables, storage)
     if tables is not None:
         check_roots(tables, catalog, root)
     plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models], job.select)
     estimate = expected(job, models, plan, tables)
     return JobPlan(job, models, catalog, root, plan, estimate, tables.progress(job.select.scope) if tables else {})
-
-
-def plan_again(old: JobPlan, tell: Tell) -> JobPlan:
-    """The plan of the same job now that its tables have changed. Raises: SpecError as `plan_job` does."""
-    tell("the tables have changed since the plan was made: planning again")
-    return plan_job(old.job, tell)
 
 
 def estimate_cluster(job: Job, num_videos: int, cluster: Cluster, megapixels: float | None = None) -> Estimate:

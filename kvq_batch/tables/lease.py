@@ -17,12 +17,13 @@ This module says what they are called and which are there; who holds one is `tab
 
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -84,7 +85,7 @@ _LOOK_EVERY_S = 2.0
 _WATCHED_AT_ONCE = 16
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-Tell = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +165,10 @@ class Lease:
 
 
 @contextmanager
-def hold(
-    uri: str, options: StorageOptions, holder: Holder, tell: Tell = lambda text: None, shard: Shard = WHOLE
-) -> Iterator[Lease]:
+def hold(uri: str, options: StorageOptions, holder: Holder, shard: Shard = WHOLE) -> Iterator[Lease]:
     """The lease of `shard` of the tables below `uri` for `holder`, released at the end.
 
-    A dead owner on this machine is followed at once; any other is watched for up to `LIFE_S`, and `tell` hears why.
+    A dead owner on this machine is followed at once; any other is watched for up to `LIFE_S`, and a warning says why.
 
     Raises:
         SpecError: another run that this shard excludes is at work there, or the place cannot be written.
@@ -179,7 +178,7 @@ def hold(
         with _local(uri, holder, shard) as lease:
             yield lease
     elif is_s3(uri):
-        with _s3(uri, options, holder, tell, shard) as lease:
+        with _s3(uri, options, holder, shard) as lease:
             yield lease
     else:
         raise SpecError(f"{display_uri(uri)}: tables stand on a local path or on s3://, where a lease can be taken")
@@ -213,10 +212,10 @@ def _local(uri: str, holder: Holder, shard: Shard) -> Iterator[Lease]:
 
 
 @contextmanager
-def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell, shard: Shard) -> Iterator[Lease]:
+def _s3(uri: str, options: StorageOptions, holder: Holder, shard: Shard) -> Iterator[Lease]:
     with translate_storage_errors(uri):
         stored = ConditionalObject(join(uri, file_of(shard)), options)
-        tag = _take(stored, uri, holder, tell)
+        tag = _take(stored, uri, holder)
     lease = Lease(uri, holder)
     done = threading.Event()
     renewal = _Renewal(stored, lease, tag)
@@ -228,7 +227,7 @@ def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell, shard: Sh
             if others:
                 # Watched at the same time: after a night of many shards, each may have to be seen running out.
                 with ThreadPoolExecutor(_WATCHED_AT_ONCE) as pool:
-                    list(pool.map(lambda other: _make_way(other, uri, tell), others))
+                    list(pool.map(lambda other: _make_way(other, uri), others))
         yield lease
     finally:
         done.set()
@@ -236,7 +235,7 @@ def _s3(uri: str, options: StorageOptions, holder: Holder, tell: Tell, shard: Sh
         renewal.release()
 
 
-def _make_way(stored: ConditionalObject, uri: str, tell: Tell) -> None:
+def _make_way(stored: ConditionalObject, uri: str) -> None:
     """Returns once nobody holds this lease, which is not ours; what ran out is given back for its owner, who so learns
     of it. Raises: SpecError where its owner lives."""
     while True:
@@ -244,11 +243,11 @@ def _make_way(stored: ConditionalObject, uri: str, tell: Tell) -> None:
         owner = _parse(found[0], uri) if found else None
         if found is None or owner is None:
             return
-        if (owner.is_dead_here or _expires(stored, found[1], owner, uri, tell)) and stored.write(b"", found[1]):
+        if (owner.is_dead_here or _expires(stored, found[1], owner, uri)) and stored.write(b"", found[1]):
             return
 
 
-def _take(stored: ConditionalObject, uri: str, holder: Holder, tell: Tell) -> str:
+def _take(stored: ConditionalObject, uri: str, holder: Holder) -> str:
     """The tag of the object that says it is ours."""
     text = _text(holder, 0)
     while True:
@@ -257,16 +256,16 @@ def _take(stored: ConditionalObject, uri: str, holder: Holder, tell: Tell) -> st
             tag = stored.write(text, tag=None)
         else:
             owner = _parse(found[0], uri)
-            if owner is not None and not owner.is_dead_here and not _expires(stored, found[1], owner, uri, tell):
+            if owner is not None and not owner.is_dead_here and not _expires(stored, found[1], owner, uri):
                 continue
             tag = stored.write(text, tag=found[1])
         if tag is not None:
             return tag
 
 
-def _expires(stored: ConditionalObject, tag: str, owner: Holder, uri: str, tell: Tell) -> bool:
+def _expires(stored: ConditionalObject, tag: str, owner: Holder, uri: str) -> bool:
     """Watches a lease for its whole life: whether it ran out, or else was given back. Raises: SpecError if renewed."""
-    tell(f"waiting up to {LIFE_S:.0f} s: {owner} may still be at work on these tables")
+    _LOG.warning("waiting up to %.0f s: %s may still be at work on these tables", LIFE_S, owner)
     end = time.monotonic() + LIFE_S
     while time.monotonic() < end:
         time.sleep(_LOOK_EVERY_S)

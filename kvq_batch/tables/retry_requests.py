@@ -11,7 +11,7 @@ from typing import Any
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
-from kvq_batch.tables.lease import Holder, Tell, hold
+from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.questions import select_failures
 from kvq_batch.tables.schemas import RETRY_REQUESTED, make_rows
 from kvq_batch.tables.session import Session
@@ -27,7 +27,6 @@ def request_retries(
     error: str | None = None,
     stage: str | None = None,
     where: str | None = None,
-    tell: Tell = lambda text: None,
 ) -> int:
     """How many standing failures for good, narrowed as said, the next run tries again.
 
@@ -37,7 +36,7 @@ def request_retries(
     """
     tables = Tables.open(uri, storage)
     run_id = f"retry-{new_run_id()}"
-    with hold(uri, storage, Holder.this_process(run_id, "failures --retry"), tell):
+    with hold(uri, storage, Holder.this_process(run_id, "failures --retry")):
         tables.refresh()
         with Session(tables) as session:
             wanted = select_failures("unresolved_failures", error, stage, where)

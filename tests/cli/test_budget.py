@@ -38,7 +38,7 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     assert (summary["state"], summary["scored"], summary["not_reached"]) == ("stopped", 1, 2)
     assert summary["cost"] == pytest.approx(summary["core_hours"] * 7.2, rel=0.05)
     assert "stopped with 2 not reached; to go on:  kvq-batch run" in done.stderr
-    assert "budget.max_videos = 1 are done" in done.stderr
+    assert "reached budget.max_videos = 1" in done.stderr
 
     planned = call("plan", job, "--max-cost", "0.0001", "--deadline", "06:00", "--time-zone", "Europe/Zurich")
     assert [line.split()[0] for line in planned.stdout.splitlines()[-2:]] == ["decode", "luma-sharpness"]

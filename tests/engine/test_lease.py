@@ -9,7 +9,8 @@ import pytest
 
 from kvq_batch.config.job import Job
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.planning.job_plan import plan_job
 from kvq_batch.tables import lease as leases
 from tests.engine.test_run import FAST, KVQ, StopsEarly, ask, check_books, job_of, run
@@ -31,9 +32,9 @@ def test_a_killed_run_is_written_off_and_the_next_one_does_the_rest(slow_job: Jo
         committed = int(wait_for(driver, "committed").split()[1])
         driver.kill()
     with start_driver(slow_job, tmp_path) as second:
-        told = wait_for(second, "told run ")
+        message = wait_for(second, "log run ")
         assert wait_for(second, "finished").startswith("finished scored ")
-    assert "its process died" in told
+    assert "its process died" in message
     died, finished = ask(slow_job.tables, "SELECT * FROM runs ORDER BY run_id")
     assert (died["state"], finished["state"]) == ("crashed", "finished")
     assert died["num_scored"] >= committed

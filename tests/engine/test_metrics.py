@@ -219,8 +219,8 @@ def test_exported_values_match_the_summary(videos: Path, tmp_path: Path) -> None
     ended = {("night", "finished"): 1, ("night", "stopped"): 0, ("night", "failed"): 0}
     assert first["ray_kvq_batch_runs_ended_total"] == ended
     work_s = first["ray_kvq_batch_work_seconds_total"]
-    assert work_s["night", "decode", ""] == pytest.approx(summary.decode_s)
-    assert work_s["night", "score", "luma-sharpness"] == pytest.approx(summary.score_s)
+    assert work_s["night", "decode", ""] == pytest.approx(summary.work_s["decode"])
+    assert work_s["night", "score", "luma-sharpness"] == pytest.approx(summary.work_s["score"])
     sizes = [video.stat().st_size for video in videos.iterdir() if video.name != "page.mp4"]
     assert first["ray_kvq_batch_fetched_bytes_total"] == {("night",): sum(sizes)}
     written = sum(file.stat().st_size for file in (tmp_path / "tables").rglob("*.parquet"))

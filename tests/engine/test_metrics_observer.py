@@ -17,14 +17,14 @@ from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.pipeline import Cancel
 from kvq_batch.engine.retry_loop import record_failure_on_error, run_attempts
 from kvq_batch.engine.rows import Row
+from kvq_batch.engine.run_recorder import State
 from kvq_batch.engine.stopping import StopCondition
-from kvq_batch.engine.summary import State
 from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.writer import Writer
-from tests.engine.test_score_tracker import failed, ledger_of, scored
+from tests.engine.test_score_tracker import failed, scored, tracker_of
 
 FAILING = ("fetch", "probe", "decode", "score")
 
@@ -109,7 +109,7 @@ def run(
     observer: RecordingObserver | None = None,
 ) -> RecordingObserver:
     """Run two videos and one model with a pipeline that yields `tables`, composed as in `run_job`."""
-    tracker = ledger_of(("x", "a"), ("y", "a"), max_attempts=1)
+    tracker = tracker_of(("x", "a"), ("y", "a"), max_attempts=1)
 
     def take() -> tuple[list[Row], list[Row]]:
         rows = tracker.take()
@@ -125,7 +125,7 @@ def run(
     observer.states = recorder.states
     labels = RunLabels("night", [("score", "a")], FAILING, stale_at)
     with ExitStack() as stack:
-        lease = stack.enter_context(hold(str(folder), storage, Holder.this_process("run-1", "night"), observer.told))
+        lease = stack.enter_context(hold(str(folder), storage, Holder.this_process("run-1", "night")))
         writer = Writer(Tables.create(str(folder), storage), "run-1")
         stack.enter_context(record_failure_on_error(recorder))
         watch = stack.enter_context(MetricsObserver(labels, tracker, writer, Queues(), observer, lambda: outcome))
@@ -183,7 +183,7 @@ def test_stopped_run_is_counted_as_stopped(tmp_path: Path, telemetry: list[Recor
 
 
 def test_label_run_counts_renditions(tmp_path: Path, telemetry: list[RecordedTelemetry]) -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     writer = Writer(Tables.create(str(tmp_path), StorageOptions()), "run-1")
     labels = RunLabels("night", [("label", "labels")], ("fetch", "label"))
     error = LabelError("too_short", "two frames", True)

@@ -10,7 +10,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.run import run_job
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.planning.job_plan import plan_job
 from tests.engine.test_run import FAST, KVQ, job_of
 from tests.support.dashboard import queries

@@ -19,9 +19,10 @@ from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.run_recorder import RunSummary
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.stopping import INTERRUPTED
-from kvq_batch.engine.summary import RunSummary
 from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.tasks import DecodeTask
@@ -144,7 +145,7 @@ def test_videos_that_kill_or_hang_their_decoder_cost_only_themselves(videos: Pat
     for name in ("segfault", "hang", "kill-once", "kill-always"):
         shutil.copy2(videos / "none-0.mp4", videos / f"{name}.mp4")
     job = job_of(videos, tmp_path / "tables", limits={"timeout_s": 5}, run={"max_attempts": 2})
-    summary = run(job, decode_worker=MisbehavingDecodeWorker)
+    summary = run(job, worker=MisbehavingDecodeWorker)
     check_books(job, summary)
     final = ask(job.tables, "SELECT video_id, error, permanent, exit_signal FROM failures WHERE final ORDER BY 1")
     assert [(row["video_id"], row["error"], row["permanent"]) for row in final] == [

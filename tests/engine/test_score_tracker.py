@@ -15,7 +15,7 @@ from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, ScorerSpec
 from kvq_batch.domain.video import ClipFrames
 from kvq_batch.engine.score_tracker import ScoreTracker
-from kvq_batch.engine.stopping import Breaker
+from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
 from kvq_batch.engine.work_tracker import MAX_PREEMPTED_ATTEMPTS
 from kvq_batch.planning.items import items_of_tasks
@@ -34,18 +34,19 @@ def job_model(name: str) -> JobModel:
 MODELS = (job_model("a"), job_model("b"))
 
 
-def tasks(*model_mask: tuple[str, str]) -> pa.Table:
+def task_table(*tasks: tuple[str, str]) -> pa.Table:
     rows = [
         {"video_id": video, "uri": f"/v/{video}", "content_id": f"stat:{video}", "model_name": model, "reason": "new"}
-        for video, model in model_mask
+        for video, model in tasks
     ]
     schema = [("video_id", "string"), ("uri", "string"), ("content_id", "string"), ("size_bytes", "int64")]
     schema += [("start_s", "float64"), ("end_s", "float64"), ("model_name", "string"), ("reason", "string")]
     return pa.Table.from_pylist(rows, pa.schema([(name, pa.type_for_alias(kind)) for name, kind in schema]))
 
 
-def ledger_of(*model_mask: tuple[str, str], max_attempts: int = 3, breaker: Breaker | None = None) -> ScoreTracker:
-    return ScoreTracker(items_of_tasks(tasks(*model_mask), MODELS), MODELS, max_attempts, breaker or Breaker(1000, 1.0))
+def tracker_of(*tasks: tuple[str, str], max_attempts: int = 3, breaker: CircuitBreaker | None = None) -> ScoreTracker:
+    items = items_of_tasks(task_table(*tasks), MODELS)
+    return ScoreTracker(items, MODELS, max_attempts, breaker or CircuitBreaker(1000, 1.0))
 
 
 def scored(
@@ -86,12 +87,12 @@ def failed(item: int, model_mask: int, error: ItemError, attempt: int = 1) -> pa
 
 
 def test_items_hold_one_row_a_video_with_its_models_as_bits() -> None:
-    items = items_of_tasks(tasks(("x", "a"), ("x", "b"), ("y", "b")), MODELS).to_pylist()
+    items = items_of_tasks(task_table(("x", "a"), ("x", "b"), ("y", "b")), MODELS).to_pylist()
     assert [(row["item"], row["video_id"], row["model_mask"]) for row in items] == [(0, "x", 3), (1, "y", 2)]
 
 
 def test_a_score_closes_its_pair_once_and_a_second_one_changes_nothing() -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     tracker.add(scored(0, [0], 1))
     tracker.add(scored(0, [0], 1, score=7.0))
     rows = tracker.take()
@@ -101,7 +102,7 @@ def test_a_score_closes_its_pair_once_and_a_second_one_changes_nothing() -> None
 
 
 def test_rows_fit_the_tables() -> None:
-    tracker = ledger_of(("x", "a"), ("y", "a"))
+    tracker = tracker_of(("x", "a"), ("y", "a"))
     tracker.add(scored(0, [0], 1))
     tracker.add(failed(1, 1, DecodeError("undecodable", "no", True)))
     rows = tracker.take()
@@ -113,7 +114,7 @@ def test_rows_fit_the_tables() -> None:
 
 
 def test_a_video_of_several_clips_is_scored_when_all_are_there_by_their_mean() -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     tracker.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
     tracker.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
     assert not tracker.take()
@@ -124,14 +125,14 @@ def test_a_video_of_several_clips_is_scored_when_all_are_there_by_their_mean() -
 
 
 def test_models_of_one_video_close_apart() -> None:
-    tracker = ledger_of(("x", "a"), ("x", "b"))
+    tracker = tracker_of(("x", "a"), ("x", "b"))
     tracker.add(scored(0, [0], 3))
     assert (tracker.num_scored, tracker.num_open, tracker.num_videos_done) == (1, 1, 0)
     assert tracker.open_items(2).to_pylist()[0]["model_mask"] == 2
 
 
 def test_a_permanent_failure_is_final_for_every_model_that_asked() -> None:
-    tracker = ledger_of(("x", "a"), ("x", "b"))
+    tracker = tracker_of(("x", "a"), ("x", "b"))
     tracker.add(failed(0, 3, DecodeError("truncated", "no", True)))
     rows = tracker.take().failures
     assert [(row["model_name"], row["final"], row["permanent"]) for row in rows] == [
@@ -142,7 +143,7 @@ def test_a_permanent_failure_is_final_for_every_model_that_asked() -> None:
 
 
 def test_what_may_pass_is_tried_again_and_final_at_the_last_attempt() -> None:
-    tracker = ledger_of(("x", "a"), max_attempts=2)
+    tracker = tracker_of(("x", "a"), max_attempts=2)
     tracker.add(failed(0, 1, FetchError("timeout", "slow")))
     assert tracker.finish_attempt(1) == 0
     assert [row["attempt"] for row in tracker.open_items(2).to_pylist()] == [2]
@@ -153,7 +154,7 @@ def test_what_may_pass_is_tried_again_and_final_at_the_last_attempt() -> None:
 
 
 def test_a_missing_file_is_final_when_the_round_ends_and_not_before() -> None:
-    tracker = ledger_of(("x", "a"), ("y", "a"))
+    tracker = tracker_of(("x", "a"), ("y", "a"))
     tracker.add(failed(0, 1, FetchError("missing", "gone")))
     assert not tracker.take()
     tracker.finish_attempt(1)
@@ -162,7 +163,7 @@ def test_a_missing_file_is_final_when_the_round_ends_and_not_before() -> None:
 
 
 def test_what_is_held_back_settles_nothing_when_the_run_gives_up() -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, FetchError("forbidden", "expired")))
     tracker.abort()
     assert [row["final"] for row in tracker.take().failures] == [False]
@@ -170,7 +171,7 @@ def test_what_is_held_back_settles_nothing_when_the_run_gives_up() -> None:
 
 
 def test_a_retry_that_succeeds_leaves_a_score_and_no_final_failure() -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, FetchError("timeout", "slow")))
     tracker.open_items(2)
     tracker.add(scored(0, [0], 1, attempt=2))
@@ -180,7 +181,7 @@ def test_a_retry_that_succeeds_leaves_a_score_and_no_final_failure() -> None:
 
 
 def test_a_crash_that_comes_back_with_the_video_alone_is_the_fault_of_its_bytes() -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, DecodeError("decoder_crashed", "SIGSEGV", exit_signal="SIGSEGV")))
     tracker.open_items(2)
     tracker.add(failed(0, 1, DecodeError("decoder_crashed", "SIGSEGV", exit_signal="SIGSEGV"), attempt=2))
@@ -190,7 +191,7 @@ def test_a_crash_that_comes_back_with_the_video_alone_is_the_fault_of_its_bytes(
 
 
 def test_what_never_came_back_lost_its_worker_and_is_no_fault_of_the_bytes() -> None:
-    tracker = ledger_of(("x", "a"), ("y", "a"), max_attempts=2)
+    tracker = tracker_of(("x", "a"), ("y", "a"), max_attempts=2)
     tracker.add(scored(0, [0], 1))
     assert tracker.finish_attempt(1) == 1
     tracker.open_items(2)
@@ -204,7 +205,7 @@ def test_what_never_came_back_lost_its_worker_and_is_no_fault_of_the_bytes() -> 
 
 
 def test_what_a_dying_node_takes_along_trips_no_breaker_but_videos_that_kill_one_by_one_do() -> None:
-    tracker = ledger_of(*((f"v{i}", "a") for i in range(9)), breaker=Breaker(in_a_row=5, share=1.0))
+    tracker = tracker_of(*((f"v{i}", "a") for i in range(9)), breaker=CircuitBreaker(in_a_row=5, share=1.0))
     tracker.open_items(1)
     assert tracker.finish_attempt(1) == 9
     assert tracker.breaker.cause is None
@@ -214,7 +215,7 @@ def test_what_a_dying_node_takes_along_trips_no_breaker_but_videos_that_kill_one
 
 
 def test_a_round_in_which_machines_were_taken_back_is_no_try() -> None:
-    tracker = ledger_of(("x", "a"), ("y", "a"), max_attempts=1, breaker=Breaker(in_a_row=2, share=1.0))
+    tracker = tracker_of(("x", "a"), ("y", "a"), max_attempts=1, breaker=CircuitBreaker(in_a_row=2, share=1.0))
     # Half a video came back before its machine went: it does not mix with the next round.
     tracker.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
     assert tracker.finish_attempt(1, was_preempted=True) == 2
@@ -233,7 +234,7 @@ def test_a_round_in_which_machines_were_taken_back_is_no_try() -> None:
 
 
 def test_a_video_that_kills_its_worker_is_not_spared_for_ever() -> None:
-    tracker = ledger_of(("x", "a"), max_attempts=2)
+    tracker = tracker_of(("x", "a"), max_attempts=2)
     attempt = 0
     while tracker.num_open:
         attempt += 1
@@ -244,14 +245,14 @@ def test_a_video_that_kills_its_worker_is_not_spared_for_ever() -> None:
 
 
 def test_machines_that_are_taken_back_when_nothing_is_missing_cost_no_round() -> None:
-    tracker = ledger_of(("x", "a"), max_attempts=1)
+    tracker = tracker_of(("x", "a"), max_attempts=1)
     tracker.add(scored(0, [0], 1))
     assert tracker.finish_attempt(1, was_preempted=True) == 0
     assert tracker.max_attempts == 1
 
 
 def test_half_of_the_clips_of_a_lost_round_do_not_mix_with_the_next() -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     tracker.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
     tracker.finish_attempt(1)
     tracker.open_items(2)
@@ -261,7 +262,7 @@ def test_half_of_the_clips_of_a_lost_round_do_not_mix_with_the_next() -> None:
 
 
 def test_after_a_failure_the_clips_that_still_arrive_count_for_nothing() -> None:
-    tracker = ledger_of(("x", "a"))
+    tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, FetchError("timeout", "slow")))
     tracker.add(scored(0, [0], 1))
     assert not tracker.take().scores
@@ -269,29 +270,29 @@ def test_after_a_failure_the_clips_that_still_arrive_count_for_nothing() -> None
 
 @pytest.mark.parametrize(("same", "expected"), [(True, True), (False, False)])
 def test_the_breaker_trips_on_one_cause_in_a_row(same: bool, expected: bool) -> None:
-    breaker = Breaker(in_a_row=5, share=1.0)
+    breaker = CircuitBreaker(in_a_row=5, share=1.0)
     for i in range(5):
-        breaker.failed("fetch", "forbidden" if same or i % 2 else "missing", f"v{i}")
+        breaker.record_failure("fetch", "forbidden" if same or i % 2 else "missing", f"v{i}")
     assert (breaker.cause is not None) is expected
 
 
 def test_one_video_never_trips_the_breaker_however_much_is_wanted_of_it() -> None:
-    breaker = Breaker(in_a_row=5, share=0.2)
+    breaker = CircuitBreaker(in_a_row=5, share=0.2)
     for i in range(400):
-        breaker.failed("label", "source_too_short", f"v{i % 4}")
+        breaker.record_failure("label", "source_too_short", f"v{i % 4}")
     assert breaker.cause is None
-    breaker.failed("label", "source_too_short", "v4")
+    breaker.record_failure("label", "source_too_short", "v4")
     assert breaker.cause == "5 videos in a row failed at label with source_too_short"
 
 
 def test_the_breaker_trips_on_a_share_of_the_first_videos_only() -> None:
-    breaker = Breaker(in_a_row=1000, share=0.2)
+    breaker = CircuitBreaker(in_a_row=1000, share=0.2)
     for i in range(400):
-        breaker.failed("fetch", "timeout", f"v{i}") if i % 4 == 0 else breaker.scored()
+        breaker.record_failure("fetch", "timeout", f"v{i}") if i % 4 == 0 else breaker.record_success()
     assert breaker.cause is not None
-    late = Breaker(in_a_row=1000, share=0.2)
+    late = CircuitBreaker(in_a_row=1000, share=0.2)
     for _ in range(500):
-        late.scored()
+        late.record_success()
     for i in range(900):
-        late.failed("fetch", "timeout", f"v{i}") if i % 2 else late.scored()
+        late.record_failure("fetch", "timeout", f"v{i}") if i % 2 else late.record_success()
     assert late.cause is None

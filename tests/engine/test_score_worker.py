@@ -67,8 +67,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_that_fits_is_kept(capl
         assert [result["raw_score"] for result in results] == list(range(1, 11))
     assert scorer.calls == [8, 4, *[2] * 5, *[2] * 5]
     assert [record.message for record in caplog.records] == [
-        "8 clip(s) do not fit; going on with batches of 4",
-        "4 clip(s) do not fit; going on with batches of 2",
+        "8 clip(s) do not fit; continuing with batches of 4",
+        "4 clip(s) do not fit; continuing with batches of 2",
     ]
 
 
@@ -90,7 +90,7 @@ def test_out_of_memory_at_the_end_of_a_block_is_remembered_as_what_fits() -> Non
 def test_a_worker_with_other_weights_than_the_driver_saw_refuses_to_score() -> None:
     (model,) = describe_models(job(models=[{"name": "kvq-tiny", "weights": "untrained"}])).models
     settings = ScoreSettings(model.options, "kvq-tiny@untrained-0123456789ab", 0, 0, (), 1)
-    with pytest.raises(FatalError, match=f"{model.ref.model_id} on this worker and kvq-tiny@untrained-0123456789ab"):
+    with pytest.raises(FatalError, match=f"{model.ref.model_id} on this worker but kvq-tiny@untrained-0123456789ab"):
         ScoreWorker(settings)
     ScoreWorker(replace(settings, model_id=model.ref.model_id))
 

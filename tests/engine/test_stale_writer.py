@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.planning.job_plan import plan_job
 from tests.engine.test_run import ask, check_books, job_of, run
 from tests.support.faults import MisbehavingDecodeWorker
@@ -23,7 +24,7 @@ def test_a_file_that_is_replaced_gets_no_score_of_its_old_name(videos: Path, tmp
     planned = plan_job(job)
     seen = dict(zip(*(planned.catalog[name].to_pylist() for name in ("video_id", "content_id")), strict=True))
     shutil.copyfile(videos / "blur-1.mp4", videos / "late.mp4")
-    summary = run_job(planned, None, RunOptions(decode_worker=MisbehavingDecodeWorker))
+    summary = run_job(planned, None, RunOptions(worker=MisbehavingDecodeWorker))
     check_books(job, summary)
     assert (summary.num_scored, summary.num_failed) == (6, 2)
     failed = ask(

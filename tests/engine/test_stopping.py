@@ -25,9 +25,9 @@ def test_a_budget_ends_the_run_and_the_next_one_does_the_rest(videos: Path, tmp_
         budget = {"deadline": (datetime.now(UTC) + timedelta(seconds=18)).isoformat()}
     limits = {"timeout_s": 600}
     job = job_of(videos, tmp_path / "tables", budget=budget, prices=prices, limits=limits)
-    first = run(job, decode_worker=MisbehavingDecodeWorker)
+    first = run(job, worker=MisbehavingDecodeWorker)
     check_books(job, first)
-    said = {"deadline": "the deadline came: ", "max_cost": "budget.max_cost = 40 is spent"}
+    said = {"deadline": "reached the deadline ", "max_cost": "reached budget.max_cost = 40"}
     assert first.state == "stopped"
     assert first.message.startswith(said[limit])
     assert first.num_remaining > 0
@@ -65,8 +65,8 @@ def test_the_first_cause_is_kept() -> None:
     assert spent.is_set()
     asked.set()
     assert late.is_set()
-    assert "deadline came" in str(late.cause)
-    assert spent.cause == "budget.max_cost = 1 is spent"
+    assert "reached the deadline" in str(late.cause)
+    assert spent.cause == "reached budget.max_cost = 1"
     stopped = StopCondition(asked, past)
     assert stopped.is_set()
     assert stopped.cause == INTERRUPTED

@@ -12,7 +12,8 @@ import pytest
 from kvq_batch.config.job import Job
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.decode_worker import DecodeWorker
-from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.models.kvq.checkpoint import Checkpoint, save
 from kvq_batch.models.kvq.config import TINY
 from kvq_batch.models.kvq.family import untrained_checkpoint
@@ -84,7 +85,7 @@ def test_a_store_that_stumbles_costs_attempts_and_one_that_refuses_costs_what_it
     fault_proxy.add(Reset(1000), pattern="reset.mp4", times=1)
     fault_proxy.add(Short(1000, is_announced=True), pattern="short.mp4", times=1)
     fault_proxy.add(DENIED, pattern="/locked/")
-    summary = run_job(plan, None, RunOptions(decode_worker=HoardingDecodeWorker))
+    summary = run_job(plan, None, RunOptions(worker=HoardingDecodeWorker))
     check_books(job, summary)
     assert (summary.state, summary.num_scored, summary.num_failed) == ("finished", 4, 3)
     tried = ask(job.tables, "SELECT video_id, fetch_attempts FROM scores ORDER BY fetch_attempts, video_id")
@@ -130,7 +131,9 @@ def test_weights_that_a_worker_finds_changed_end_the_run_before_the_first_score(
     plan = plan_job(job)
     card = untrained_checkpoint("kvq-tiny", TINY).card
     found = save(weights, Checkpoint(card, TINY, untrained_tensors(TINY, seed=1)))
-    with pytest.raises(FatalError, match=f"is {found.model_id} on this worker and {planned.model_id} where") as caught:
+    with pytest.raises(
+        FatalError, match=f"is {found.model_id} on this worker but {planned.model_id} on the driver"
+    ) as caught:
         run_job(plan)
     assert "ray::" not in str(caught.value)
     (row,) = ask(job.tables, "SELECT state, num_scored, num_failed, num_remaining FROM runs")

@@ -96,9 +96,9 @@ def test_machines_that_are_taken_back_are_no_try_of_any_video(
             nodes.add_node(num_cpus=2, include_dashboard=False)
             for node in leaving:
                 nodes.remove_node(node, allow_graceful=False)
-        told = wait_for(driver, "told")
+        message = wait_for(driver, "log ")
         assert wait_for(driver, "finished") == f"finished scored {len(trial.healthy)}"
-    assert told.endswith("result(s) never came back: machines were taken back")
+    assert message.endswith("result(s) never came back: nodes were preempted")
     repeated = check(trial)
     assert repeated <= most_in_vain(trial, 2)
     rows = trial.ask("SELECT error, final, count(*) AS n FROM failures WHERE error <> 'not_a_video' GROUP BY ALL")

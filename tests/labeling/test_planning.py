@@ -67,7 +67,7 @@ def test_a_plan_is_the_same_twice_and_counts_its_sources(tmp_path: Path) -> None
     job = label_job(tmp_path / "tables", {"source": "synthetic:all", "count": 2}, segments={"per_source": 2})
     first, second = plan_labels(job), plan_labels(job)
     assert first.renditions.equals(second.renditions)
-    assert (first.num_sources, first.num_segments) == (22, 44)
+    assert (first.num_references, first.num_segments) == (22, 44)
     ids = first.renditions["label_id"].to_pylist()
     assert len(ids) == len(set(ids)) == 44 * 7
     assert not (tmp_path / "tables").exists()
@@ -83,7 +83,7 @@ def test_blocks_are_of_one_segment(tmp_path: Path) -> None:
 
 
 def test_sources_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no scene 'opera'"):
+    with pytest.raises(SpecError, match="unknown scene 'opera'"):
         plan_labels(label_job(tmp_path / "t", {"source": "synthetic:opera"}))
     with pytest.raises(SpecError, match=r"leaves-0000.*id_prefix"):
         plan_labels(label_job(tmp_path / "t", {"source": "synthetic:leaves"}, {"source": "synthetic:leaves"}))
@@ -92,7 +92,7 @@ def test_sources_that_cannot_be_are_refused(tmp_path: Path) -> None:
     assert (
         plan_labels(
             label_job(tmp_path / "t", {"source": "synthetic:leaves"}, {"source": "synthetic:leaves", "id_prefix": "b-"})
-        ).num_sources
+        ).num_references
         == 2
     )
 

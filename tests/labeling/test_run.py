@@ -13,11 +13,13 @@ from kvq_batch.config.labels import LabelJob
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.segment import Segment
 from kvq_batch.engine.observer import SilentObserver
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.run_recorder import RunSummary
 from kvq_batch.engine.work_tracker import WorkTracker
 from kvq_batch.labeling.fidelity import slot_means
 from kvq_batch.labeling.labeler import Labeler
 from kvq_batch.labeling.planning import plan_labels
-from kvq_batch.labeling.run import LabelOptions, LabelSummary, run_labels
+from kvq_batch.labeling.run import run_labels
 from kvq_batch.labeling.scenes import make_scene
 from kvq_batch.labeling.segments import STILL_RATE, segment_of_scene
 from kvq_batch.media.lossless import decode_lossless
@@ -40,15 +42,15 @@ SELECT count(*) AS ends, count(DISTINCT label_id) AS versions, count(*) FILTER (
 """
 
 
-def run(job: LabelJob, observer: SilentObserver | None = None, **options: Any) -> LabelSummary:
-    return run_labels(plan_labels(job), observer, LabelOptions(**options))
+def run(job: LabelJob, observer: SilentObserver | None = None, **options: Any) -> RunSummary:
+    return run_labels(plan_labels(job), observer, RunOptions(**options))
 
 
-def check_books(job: LabelJob, summary: LabelSummary, storage: StorageOptions | None = None) -> None:
+def check_books(job: LabelJob, summary: RunSummary, storage: StorageOptions | None = None) -> None:
     """Nothing lost, nothing twice, and the tables agree with themselves."""
     (row,) = ask(job.tables, ENDS.format(run_id=summary.run_id), storage)
     assert row["ends"] == row["versions"] == summary.num_planned - summary.num_remaining
-    assert row["labels"] == summary.num_made
+    assert row["labels"] == summary.num_scored
     findings = check_tables(Tables.open(job.tables, storage))
     assert [finding for finding in findings if finding.severity != "info"] == []
 
@@ -63,8 +65,8 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
     job = label_job(tmp_path / "tables", *sources, renditions=FEW, keep=str(tmp_path / "kept"), run={"max_attempts": 2})
     summary = run(job)
     check_books(job, summary)
-    assert (summary.state, summary.num_sources, summary.num_planned) == ("finished", 6, 30)
-    assert (summary.num_made, summary.num_failed) == (20, 10)
+    assert (summary.state, summary.num_videos, summary.num_planned) == ("finished", 6, 30)
+    assert (summary.num_scored, summary.num_failed) == (20, 10)
     failures = ask(job.tables, "SELECT DISTINCT video_id, stage, error, permanent FROM failures ORDER BY video_id")
     assert [tuple(row.values()) for row in failures] == [
         ("page.mp4", "probe", "not_a_video", True),
@@ -80,7 +82,7 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
         assert (row["vmaf"] > 95) == (row["kind"] == "clean")
     again = run(job)
     assert (again.num_planned, again.state) == (0, "finished")
-    assert plan_labels(job).num_given_up == 10
+    assert plan_labels(job).num_quarantined == 10
     _check_against_the_library(next(row for row in rows if row["video_id"] == "glow-0000" and row["kind"] == "region"))
 
 
@@ -108,7 +110,7 @@ def test_a_source_that_kills_its_worker_costs_only_itself(videos: Path, tmp_path
     job = label_job(tmp_path / "tables", {"source": str(videos)}, renditions=renditions, run={"max_attempts": 2})
     summary = run(job, worker=DyingLabelWorker)
     check_books(job, summary)
-    assert (summary.num_planned, summary.num_made, summary.num_failed) == (9, 6, 3)
+    assert (summary.num_planned, summary.num_scored, summary.num_failed) == (9, 6, 3)
     (failed,) = ask(job.tables, "SELECT DISTINCT video_id, error, permanent FROM failures WHERE final")
     assert tuple(failed.values()) == ("kill-always.mp4", "worker_died", False)
     # Not the bytes' fault for sure: the next run tries again.
@@ -131,15 +133,15 @@ def test_a_stop_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path: 
     observer = StopsEarly()
     first = run(job, observer, stop=observer.stop)
     assert first.state == "stopped"
-    assert 0 < first.num_made < first.num_planned == 40
+    assert 0 < first.num_scored < first.num_planned == 40
     check_books(job, first)
     second = run(job)
-    assert (second.state, second.num_planned) == ("finished", 40 - first.num_made)
+    assert (second.state, second.num_planned) == ("finished", 40 - first.num_scored)
     assert ask(job.tables, "SELECT count(*) AS n, count(DISTINCT label_id) AS ids FROM labels") == [
         {"n": 40, "ids": 40}
     ]
     states = ask(job.tables, "SELECT state, num_scored FROM runs ORDER BY commit_seq")
-    assert [row["num_scored"] for row in states] == [first.num_made, second.num_made]
+    assert [row["num_scored"] for row in states] == [first.num_scored, second.num_scored]
 
 
 def test_a_bucket_gives_sources_and_takes_labels_and_versions(clips: Sequence[Path], s3_prefix: S3Location) -> None:
@@ -149,7 +151,7 @@ def test_a_bucket_gives_sources_and_takes_labels_and_versions(clips: Sequence[Pa
     job = label_job(f"{s3_prefix.uri}/tables", source, renditions=FEW, keep=f"{s3_prefix.uri}/kept", storage=storage)
     summary = run(job)
     check_books(job, summary, s3_prefix.options)
-    assert summary.num_made == 5
+    assert summary.num_scored == 5
     (row, *_) = ask(job.tables, "SELECT rendition_uri, content_id FROM labels", s3_prefix.options)
     assert row["rendition_uri"].startswith(f"{s3_prefix.uri}/kept/")
     assert row["content_id"].startswith("etag:")

@@ -38,7 +38,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
     sources = [{"source": f"synthetic:{name}"} for name in ("leaves", "glow", "page")]
     job = label_job(folder / "tables", *sources, renditions=FEW, keep=str(folder / "kept"))
-    assert run_labels(plan_labels(job)).num_made == 15
+    assert run_labels(plan_labels(job)).num_scored == 15
     return folder / "tables"
 
 

@@ -1,10 +1,11 @@
-"""A run in a process of its own, to be killed, paused or watched: `python -m tests.support.driver JOB.json`.
+"""A run in its own process, to be killed, paused or observed: `python -m tests.support.driver JOB.json`.
 
-The job is JSON, as `make_job` takes it. Says on stdout, a line each: `committed N` with all scores and failures so
-far, `told TEXT`, and at the end `STATE scored N` or `error TEXT`.
+The job is JSON with the keys of `make_job`. Prints one line per event on stdout: `committed N` with the number of all
+scores and failures so far, `log TEXT` for messages of the run, and at the end `STATE scored N` or `error TEXT`.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,16 +17,22 @@ from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import KvqBatchError
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
-from kvq_batch.engine.run import RunOptions, run_job
+from kvq_batch.engine.run import RunOptions
+from kvq_batch.engine.score_run import run_job
 from kvq_batch.planning.job_plan import plan_job
 
 
 def say(text: str) -> None:
-    # Past `sys.stdout`, which is Ray's while a run goes on.
+    # Not through `sys.stdout`, which is redirected while Ray runs.
     os.write(1, f"{text}\n".encode())
 
 
-class Speaker(SilentObserver):
+class LogPrinter(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"log {record.getMessage()}")
+
+
+class CommitPrinter(SilentObserver):
     def __init__(self) -> None:
         self.committed_so_far = 0
 
@@ -33,12 +40,9 @@ class Speaker(SilentObserver):
         self.committed_so_far += len(scores) + len(failures)
         say(f"committed {self.committed_so_far}")
 
-    def told(self, text: str) -> None:
-        say(f"told {text}")
-
 
 def start_driver(job: Job, folder: Path) -> "subprocess.Popen[str]":
-    """The run of `job` as a process; its stdout is a pipe, its stderr `driver.log` in `folder`."""
+    """Start the run of `job`; its stdout is a pipe, its stderr goes to `driver.log` in `folder`."""
     job_file = folder / "job.json"
     job_file.write_text(job.model_dump_json())
     with (folder / "driver.log").open("a") as log:
@@ -48,20 +52,23 @@ def start_driver(job: Job, folder: Path) -> "subprocess.Popen[str]":
 
 
 def wait_for(process: "subprocess.Popen[str]", start: str) -> str:
-    """The next line of the driver that starts so. Raises: AssertionError where it ends without one."""
+    """Return the next line that starts with `start`. Raises: AssertionError if the driver ends without one."""
     assert process.stdout is not None
     last = ""
     for line in process.stdout:
         if line.startswith(start):
             return line.rstrip()
         last = line.rstrip()
-    raise AssertionError(f"the driver ended without {start!r}; the last that it said is {last!r}")
+    raise AssertionError(f"the driver ended without a line {start!r}; its last line is {last!r}")
 
 
 def main(options: RunOptions | None = None) -> int:
+    for name in ("kvq_batch.engine", "kvq_batch.tables"):
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).addHandler(LogPrinter())
     job = make_job(json.loads(Path(sys.argv[1]).read_text()), "driver")
     try:
-        summary = run_job(plan_job(job), Speaker(), options or RunOptions())
+        summary = run_job(plan_job(job), CommitPrinter(), options or RunOptions())
     except KvqBatchError as error:
         say(f"error {error}")
         return 1
@@ -70,7 +77,7 @@ def main(options: RunOptions | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # What is run as a script is another module than what others import.
+    # A module that runs as a script is another module object than the one that others import.
     from tests.support.driver import main as real_main
 
     os._exit(real_main())

@@ -15,7 +15,7 @@ from tests.support.poison import PoisonedDecodeWorker
 def main() -> int:
     for point in sys.argv[2:]:
         doom(point)
-    return driver.main(RunOptions(decode_worker=PoisonedDecodeWorker))
+    return driver.main(RunOptions(worker=PoisonedDecodeWorker))
 
 
 if __name__ == "__main__":

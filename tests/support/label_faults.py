@@ -16,10 +16,10 @@ from kvq_batch.storage.options import local_path
 class DyingLabelWorker(LabelWorker):
     """The real worker, but for sources of such names."""
 
-    def _source(self, row: dict[str, Any]) -> Planes:
+    def _read_segment(self, row: dict[str, Any]) -> Planes:
         once = local_path(row["uri"]).with_suffix(".was-here")
         name = row["video_id"]
         if name.startswith("kill-always") or (name.startswith("kill-once") and not once.exists()):
             once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._source(row)
+        return super()._read_segment(row)

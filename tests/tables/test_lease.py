@@ -80,24 +80,26 @@ def test_a_live_owner_is_not_disturbed_and_is_named(store: Store, keeper: subpro
     assert (holder.run_id, holder.pid) == ("keeper", keeper.pid)
 
 
-def test_an_owner_that_died_here_is_followed_at_once(store: Store, keeper: subprocess.Popen[str]) -> None:
+def test_an_owner_that_died_here_is_followed_at_once(
+    store: Store, keeper: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
+) -> None:
     keeper.kill()
     keeper.wait()
-    told: list[str] = []
-    with hold(store.uri, store.options, me(), told.append):
+    with hold(store.uri, store.options, me()):
         holder = read_holder(store.uri, store.options)
         assert holder is not None
         assert holder.run_id == "mine"
-    assert told == []
+    assert caplog.messages == []
 
 
-def test_an_owner_elsewhere_is_waited_for_and_then_followed(s3_prefix: S3Location) -> None:
+def test_an_owner_elsewhere_is_waited_for_and_then_followed(
+    s3_prefix: S3Location, caplog: pytest.LogCaptureFixture
+) -> None:
     elsewhere = Holder("theirs", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
     s3_prefix.put(FILE, leases._text(elsewhere, 7))
-    told: list[str] = []
-    with hold(s3_prefix.uri, s3_prefix.options, me(), told.append):
-        assert "run theirs" in told[0]
-        assert "may still be at work" in told[0]
+    with hold(s3_prefix.uri, s3_prefix.options, me()):
+        assert "run theirs" in caplog.messages[0]
+        assert "may still be at work" in caplog.messages[0]
 
 
 def test_an_owner_paused_beyond_its_life_finds_itself_expelled(s3_prefix: S3Location) -> None:
@@ -126,15 +128,16 @@ def test_who_was_expelled_says_so_and_gives_nothing_back(s3_prefix: S3Location) 
     assert read_holder(s3_prefix.uri, s3_prefix.options) == thief
 
 
-def test_leases_of_shards_that_ran_out_make_way_and_their_owners_learn_of_it(s3_prefix: S3Location) -> None:
+def test_leases_of_shards_that_ran_out_make_way_and_their_owners_learn_of_it(
+    s3_prefix: S3Location, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two drivers elsewhere, of which nobody hears any more, and a run of the whole."""
     shards = [Shard(number, 2) for number in (1, 2)]
     for shard in shards:
         elsewhere = Holder(f"run-{shard}", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
         s3_prefix.put(file_of(shard), leases._text(elsewhere, 7))
-    told: list[str] = []
-    with hold(s3_prefix.uri, s3_prefix.options, me(), told.append):
-        assert sorted(text.split(" of job")[0].rpartition(" ")[2] for text in told) == ["run-1/2", "run-2/2"]
+    with hold(s3_prefix.uri, s3_prefix.options, me()):
+        assert sorted(text.split(" of job")[0].rpartition(" ")[2] for text in caplog.messages) == ["run-1/2", "run-2/2"]
         holder = read_holder(s3_prefix.uri, s3_prefix.options)
         assert holder is not None
         assert holder.run_id == "mine"
