@@ -132,7 +132,7 @@ def redirect_ray_output() -> Iterator[None]:
 class _LogStream(io.TextIOBase):
     def write(self, text: str) -> int:
         if text.strip():
-            LOGGER.info(text.rstrip())
+            LOGGER.debug(text.rstrip())
         return len(text)
 
 
@@ -161,7 +161,7 @@ def _log_lines(read_end: int) -> None:
     with os.fdopen(read_end, errors="replace") as lines:
         for line in lines:
             if line.strip():
-                LOGGER.info(line.rstrip())
+                LOGGER.debug(line.rstrip())
 
 
 @contextmanager
