@@ -6,7 +6,6 @@ run with an id that is known before the run starts.
 
 import re
 import shlex
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -198,7 +197,7 @@ def logs(
     pieces: list[str] = []
     write = out.text if output is Format.TABLE else pieces.append
     if follow:
-        if follow_job(api, job_id, _Listener(out.note, write)) is None:
+        if follow_job(api, job_id, write) is None:
             raise SpecError(f"The head at {api.address} restarted and does not know job {job_id} any more.")
     else:
         write(api.log(job_id))
@@ -329,14 +328,6 @@ def parse_resources(texts: list[str]) -> dict[str, float]:
     return resources
 
 
-class _Listener:
-    """Prints messages as notes and passes the driver's log to `write`."""
-
-    def __init__(self, note: Callable[[str], None], write: Callable[[str], None]) -> None:
-        self.message = note
-        self.log = write
-
-
 def _submit_and_wait(submission: JobSubmission, api: "JobApi", restarts: int, out: Output) -> None:
     from kvq_batch.engine.job_submission import ResubmitPolicy, submit_and_wait
 
@@ -347,7 +338,7 @@ def _submit_and_wait(submission: JobSubmission, api: "JobApi", restarts: int, ou
         return requests[-1]
 
     try:
-        result = submit_and_wait(api, make_request, _Listener(out.note, out.aside), ResubmitPolicy(restarts))
+        result = submit_and_wait(api, make_request, out.aside, ResubmitPolicy(restarts))
     except (KeyboardInterrupt, HeadUnavailableError):
         job_id = requests[-1].job_id
         out.note(f"{job_id} keeps running. Show its log:  {_command('logs', job_id, api)} --follow")

@@ -28,7 +28,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar, cast
+from typing import Generic, Literal, TypeVar, cast
 
 import aiohttp
 import requests
@@ -324,14 +324,6 @@ class SubmissionResult:
     message: str
 
 
-class JobListener(Protocol):
-    """Receives messages about a submission, and the driver's log as it arrives."""
-
-    def message(self, text: str) -> None: ...
-
-    def log(self, text: str) -> None: ...
-
-
 def is_lost(job: SubmittedJob) -> bool:
     """Return whether the driver was killed from outside, as far as the cluster knows."""
     if job.status != "FAILED":
@@ -352,10 +344,12 @@ def exit_code_of(job: SubmittedJob) -> int:
 def submit_and_wait(
     api: JobApi,
     make_request: Callable[[int], SubmitRequest],
-    listener: JobListener,
+    write_log: Callable[[str], None],
     policy: ResubmitPolicy = ResubmitPolicy(),
 ) -> SubmissionResult:
     """Submit `make_request(1)` and follow it to its end; if the driver is lost, submit the request of the next number.
+
+    `write_log` receives the driver's log as it arrives.
 
     Raises:
         HeadUnavailableError: the head did not answer for `head_timeout_s`; the job may still run.
@@ -364,33 +358,38 @@ def submit_and_wait(
     number, request = 1, make_request(1)
     api.submit(request)
     while True:
-        listener.message(f"Submitted {request.job_id}.")
-        job = asyncio.run(_watch(api, request.job_id, listener, policy))
+        _LOGGER.info("Submitted %s.", request.job_id)
+        job = asyncio.run(_watch(api, request.job_id, write_log, policy))
         if job is not None and not is_lost(job):
             return SubmissionResult(request.job_id, job.status, exit_code_of(job), number, job.message)
         reason = "the head restarted and does not know the job" if job is None else f"lost the driver ({_reason(job)})"
         if number > policy.restarts:
             return SubmissionResult(request.job_id, "LOST", 1, number, f"{reason}; gave up after {number} submissions")
         backoff_s = min(policy.backoff_s * 2 ** (number - 1), _LONGEST_BACKOFF_S)
-        listener.message(
-            f"{request.job_id}: {reason}; submitting again in {backoff_s:g} s (restart {number} of {policy.restarts})"
+        _LOGGER.warning(
+            "%s: %s; submitting again in %g s (restart %d of %d)",
+            request.job_id,
+            reason,
+            backoff_s,
+            number,
+            policy.restarts,
         )
         time.sleep(backoff_s)
         number, request = number + 1, make_request(number + 1)
-        _submit_again(api, request, listener, policy)
+        _submit_again(api, request, policy)
 
 
 def follow(
-    api: JobApi, job_id: str, listener: JobListener, policy: ResubmitPolicy = ResubmitPolicy()
+    api: JobApi, job_id: str, write_log: Callable[[str], None], policy: ResubmitPolicy = ResubmitPolicy()
 ) -> SubmittedJob | None:
-    """Pass on the log of a job until it is over; return None if the head restarted and forgot it.
+    """Pass the log of a job to `write_log` until it is over; return None if the head restarted and forgot it.
 
     Raises:
         UnknownJobError: the head does not know the job at the start.
         HeadUnavailableError: the head did not answer for `head_timeout_s`.
     """
     api.job(job_id)
-    return asyncio.run(_watch(api, job_id, listener, policy))
+    return asyncio.run(_watch(api, job_id, write_log, policy))
 
 
 def wait_for_end(api: JobApi, job_id: str, longest_s: float = 1.5 * STOP_WAIT_S) -> SubmittedJob:
@@ -401,8 +400,8 @@ def wait_for_end(api: JobApi, job_id: str, longest_s: float = 1.5 * STOP_WAIT_S)
     return job
 
 
-def _submit_again(api: JobApi, request: SubmitRequest, listener: JobListener, policy: ResubmitPolicy) -> None:
-    outage = _Outage(listener, policy)
+def _submit_again(api: JobApi, request: SubmitRequest, policy: ResubmitPolicy) -> None:
+    outage = _Outage(policy)
     while True:
         try:
             return api.submit(request)
@@ -417,9 +416,11 @@ def _submit_again(api: JobApi, request: SubmitRequest, listener: JobListener, po
         return None
 
 
-async def _watch(api: JobApi, job_id: str, listener: JobListener, policy: ResubmitPolicy) -> SubmittedJob | None:
+async def _watch(
+    api: JobApi, job_id: str, write_log: Callable[[str], None], policy: ResubmitPolicy
+) -> SubmittedJob | None:
     """Pass on the log of a job; return the job when it is over, or None when the head does not know it."""
-    log, outage = _LogReader(api, job_id, listener), _Outage(listener, policy)
+    log, outage = _LogReader(api, job_id, write_log), _Outage(policy)
     reading: asyncio.Task[None] | None = None
     while True:
         try:
@@ -445,8 +446,8 @@ async def _watch(api: JobApi, job_id: str, listener: JobListener, policy: Resubm
 class _LogReader:
     """Reads the log of a job and passes each character on once, also when the stream is lost and read again."""
 
-    def __init__(self, api: JobApi, job_id: str, listener: JobListener) -> None:
-        self._api, self._job_id, self._listener = api, job_id, listener
+    def __init__(self, api: JobApi, job_id: str, write_log: Callable[[str], None]) -> None:
+        self._api, self._job_id, self._write_log = api, job_id, write_log
         self._num_passed = 0
         self.is_complete = False
 
@@ -459,18 +460,18 @@ class _LogReader:
                 position += len(text)
                 if new_text:
                     self._num_passed = position
-                    self._listener.log(new_text)
+                    self._write_log(new_text)
             self.is_complete = True
         except HeadUnavailableError as error:
             # The next request for the job's state reports whether the head is away.
-            _LOGGER.info("%s", error)
+            _LOGGER.debug("%s", error)
 
 
 class _Outage:
-    """Time since the head stopped answering; reported once, and an error after `head_timeout_s`."""
+    """Time since the head stopped answering; logged once, and an error after `head_timeout_s`."""
 
-    def __init__(self, listener: JobListener, policy: ResubmitPolicy) -> None:
-        self._listener, self._timeout_s = listener, policy.head_timeout_s
+    def __init__(self, policy: ResubmitPolicy) -> None:
+        self._timeout_s = policy.head_timeout_s
         self._since: float | None = None
 
     def record(self, error: HeadUnavailableError) -> None:
@@ -478,13 +479,13 @@ class _Outage:
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            self._listener.message(f"{error}; waiting up to {self._timeout_s:g} s for the head")
+            _LOGGER.warning("%s; waiting up to %g s for the head", error, self._timeout_s)
         elif now - self._since > self._timeout_s:
             raise error
 
     def end(self) -> None:
         if self._since is not None:
-            self._listener.message(f"The head answers again after {time.monotonic() - self._since:.0f} s.")
+            _LOGGER.info("The head answers again after %.0f s.", time.monotonic() - self._since)
             self._since = None
 
 

@@ -5,8 +5,8 @@
         with cleanup_scratch(decode):      removes files of killed workers from this machine
             ...
 
-Inside `ray_cluster`, the output of Ray goes to the logger `kvq_batch.ray`: stdout is for data, stderr for progress or
-for one JSON object per line.
+Inside `ray_cluster`, the output of Ray goes to the logger `kvq_batch.ray` at level DEBUG: stdout is for data, stderr
+for progress or for one JSON object per line.
 """
 
 import io
