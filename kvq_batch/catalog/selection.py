@@ -1,11 +1,8 @@
-"""The selection of a job, applied to a catalog: the same rows for the same catalog, in a plan as in a run.
+"""Selects and orders rows of a catalog: conditions of users, samples and shards.
 
-A sample goes by a hash of the video id: the same videos every time, a smaller share within a larger one, whatever else
-the catalog holds. What is due, and why, is the planner's.
-
-SQL conditions and orders of users over the rows of a catalog: one expression, and nothing else within its reach.
-
-This module reads no table of ours and keeps no connection.
+A condition is one SQL expression of a user over the rows of a catalog, with access to nothing else. A sample is chosen
+by a hash of the video id: always the same videos, a smaller sample within a larger one, whatever else the catalog
+holds. Which of the selected videos are due is decided in `planning`.
 """
 
 import duckdb
@@ -15,116 +12,123 @@ import pyarrow.compute as pc
 from kvq_batch.config.selection import Select
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.storage.redact import summary
+from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.database import connect
 
-_PLACE = "__kvq_place"
+_INDEX = "__kvq_index"
 
 
-def indices_that_match(table: pa.Table, condition: str, key: str) -> pa.Array:
-    """Places (int64) of the rows of `table` that meet the SQL `condition`, in order; `key` names it in errors.
+def matching_indices(table: pa.Table, condition: str, key: str) -> pa.Array:
+    """Return the indices (int64, ascending) of the rows of `table` that meet the SQL `condition`.
 
-    Raises: SpecError for what is no condition over these columns, or reaches for anything else.
+    Raises:
+        SpecError: with `key`, if it is not a condition over these columns, or accesses anything else.
     """
     try:
         with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-            # Names of tables are not looked up among the variables of this program.
+            # DuckDB would otherwise resolve unknown table names to Python variables.
             connection.execute("SET python_enable_replacements = false")
             connection.execute("SET lock_configuration = true")
             expression = duckdb.SQLExpression(condition)
             indices = pa.array(range(table.num_rows), pa.int64())
-            connection.register("catalog", table.append_column(_PLACE, indices))
-            found: pa.Table = connection.table("catalog").filter(expression).select(_PLACE).to_arrow_table()
+            connection.register("catalog", table.append_column(_INDEX, indices))
+            found: pa.Table = connection.table("catalog").filter(expression).select(_INDEX).to_arrow_table()
     except duckdb.Error as error:
-        raise SpecError(f"{key} = {condition!r} is refused: {summary(error, 400)}") from error
+        raise SpecError(f"Invalid {key} = {condition!r}: {summarize_error(error, 400)}") from error
     return found.column(0).combine_chunks().sort()
 
 
-def column_named(table: pa.Table, name: str, key: str) -> str:
-    """The column of `table` that `name` means to SQL, whatever its case.
+def find_column(table: pa.Table, name: str, key: str) -> str:
+    """Return the name of the column of `table` that SQL would find for `name`, ignoring case.
 
-    Raises: SpecError naming `key` and the columns there are.
+    Raises:
+        SpecError: with `key` and the existing columns, if there is none.
     """
     for column in table.column_names:
         if column.casefold() == name.strip('"').casefold():
             return str(column)
-    raise SpecError(f"{key}: the catalog has no column {name!r}; there are {', '.join(table.column_names)}")
+    raise SpecError(f"{key}: the catalog has no column {name!r}; its columns are {', '.join(table.column_names)}")
 
 
-def ranks(values: pa.ChunkedArray, is_falling: bool, key: str) -> pa.Array:
-    """Place of each value in the order of all of them (int64), nulls last, equals as they stand.
+def rank_values(values: pa.ChunkedArray, is_descending: bool, key: str) -> pa.Array:
+    """Return the rank of each value (int64, from 0); nulls are last, and equal values keep their order.
 
-    Raises: SpecError naming `key` for values that have no order.
+    Raises:
+        SpecError: with `key`, if values of this type cannot be ordered.
     """
     rows = pa.array(range(len(values)), pa.int64())
     table = pa.table({"value": values, "row": rows})
-    keys = [("value", "descending" if is_falling else "ascending"), ("row", "ascending")]
+    sort_keys = [("value", "descending" if is_descending else "ascending"), ("row", "ascending")]
     try:
-        # Nulls last is Arrow's own default.
-        order = pc.sort_indices(table, sort_keys=keys)
+        # Arrow puts nulls last by default.
+        order = pc.sort_indices(table, sort_keys=sort_keys)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise SpecError(f"{key}: {values.type} values have no order: {summary(error, 200)}") from error
+        raise SpecError(f"{key}: {values.type} values cannot be ordered: {summarize_error(error, 200)}") from error
     return pc.inverse_permutation(order.cast(pa.int64()))
 
 
-# 64 bits of md5: the same in every version of DuckDB, which its own hash() is not.
-_IN_SHARE = "SELECT place FROM videos WHERE md5_number_lower(video_id) / 18446744073709551616 < $share ORDER BY place"
-_SMALLEST = """
-SELECT place FROM (SELECT place FROM videos ORDER BY md5_number_lower(video_id), video_id LIMIT $size) ORDER BY place
+# 64 bits of md5: stable across versions of DuckDB, unlike its hash().
+_SHARE = "SELECT row_index FROM videos WHERE md5_number_lower(video_id) / 18446744073709551616 < $share ORDER BY row_index"
+_SMALLEST_HASHES = """
+SELECT row_index FROM (SELECT row_index FROM videos ORDER BY md5_number_lower(video_id), video_id LIMIT $size)
+ORDER BY row_index
 """
 
 
 def shard_condition(shard: Shard) -> str:
-    """SQL over `video_id` that holds for the videos of `shard`; the same in every version of DuckDB."""
+    """Return the SQL condition over `video_id` for the videos of `shard`; stable across versions of DuckDB."""
     return "true" if shard == WHOLE else f"md5_number_lower(video_id) % {shard.count} = {shard.number - 1}"
 
 
-def in_shard(catalog: pa.Table, shard: Shard) -> pa.Table:
-    """The rows of `catalog` whose videos `shard` has, in their order; of a count of shards one has each video."""
+def filter_shard(catalog: pa.Table, shard: Shard) -> pa.Table:
+    """Return the rows of `catalog` whose videos belong to `shard`, in their order."""
     if shard == WHOLE:
         return catalog
     with connect() as connection:
         indices = pa.array(range(catalog.num_rows), pa.int64())
-        connection.register("videos", pa.table({"video_id": catalog.column("video_id"), "place": indices}))
-        found = connection.sql(f"SELECT place FROM videos WHERE {shard_condition(shard)} ORDER BY place")
-        chosen: pa.Table = found.to_arrow_table()
-    return catalog.take(chosen.column("place").combine_chunks())
+        connection.register("videos", pa.table({"video_id": catalog.column("video_id"), "row_index": indices}))
+        query = f"SELECT row_index FROM videos WHERE {shard_condition(shard)} ORDER BY row_index"
+        chosen: pa.Table = connection.sql(query).to_arrow_table()
+    return catalog.take(chosen.column("row_index").combine_chunks())
 
 
 def select_indices(catalog: pa.Table, select: Select) -> pa.Array | None:
-    """Places (int64, rising) of the videos that `where` and `sample` take; None for all of them.
+    """Return the indices (int64, ascending) of the videos that `where` and `sample` select; None for all of them.
 
-    Raises: SpecError for a condition that this catalog cannot answer.
+    Raises:
+        SpecError: the condition does not fit this catalog.
     """
     if select.where is None and select.sample is None:
         return None
     if select.where is None:
         indices = pa.array(range(catalog.num_rows), pa.int64())
     else:
-        indices = indices_that_match(catalog, select.where, "select.where")
+        indices = matching_indices(catalog, select.where, "select.where")
     if select.sample is None:
         return indices
     with connect() as connection:
         ids = catalog.column("video_id").take(indices)
-        connection.register("videos", pa.table({"video_id": ids, "place": indices}))
+        connection.register("videos", pa.table({"video_id": ids, "row_index": indices}))
         if select.sample_size is None:
-            found = connection.sql(_IN_SHARE, params={"share": select.sample_share})
+            found = connection.sql(_SHARE, params={"share": select.sample_share})
         else:
-            found = connection.sql(_SMALLEST, params={"size": select.sample_size})
+            found = connection.sql(_SMALLEST_HASHES, params={"size": select.sample_size})
         chosen: pa.Table = found.to_arrow_table()
-    return chosen.column("place").combine_chunks()
+    return chosen.column("row_index").combine_chunks()
 
 
-def in_order(found: pa.Table, catalog: pa.Table, select: Select) -> pa.Table:
-    """`found` (with the columns place and ref, sorted by both) in the order that the selection asks for.
+def sort_selected(selected: pa.Table, catalog: pa.Table, select: Select) -> pa.Table:
+    """Return `selected` (columns row_index and model_index, sorted by both) in the order of `select.order_by`.
 
-    Videos of one value keep the order of the catalog, those without a value come last. Raises: SpecError for a column
-    that is not there or has no order.
+    Videos with equal values keep the order of the catalog. Those without a value come last.
+
+    Raises:
+        SpecError: the column does not exist or cannot be ordered.
     """
     if select.order is None:
-        return found
-    name, is_falling = select.order
-    column = catalog.column(column_named(catalog, name, "select.order_by"))
-    rank = ranks(column, is_falling, "select.order_by").take(found.column("place"))
-    order = pc.sort_indices(found.append_column("rank", rank), sort_keys=[("rank", "ascending"), ("ref", "ascending")])
-    return found.take(order)
+        return selected
+    name, is_descending = select.order
+    column = catalog.column(find_column(catalog, name, "select.order_by"))
+    rank = rank_values(column, is_descending, "select.order_by").take(selected.column("row_index"))
+    sort_keys = [("rank", "ascending"), ("model_index", "ascending")]
+    return selected.take(pc.sort_indices(selected.append_column("rank", rank), sort_keys=sort_keys))

@@ -19,6 +19,7 @@ Foreign exceptions are translated where their library is owned, with `from`. Err
 constructor argument reaches `super().__init__` and the text is built in `__str__`. This module does not log.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 Stage = Literal["fetch", "probe", "decode", "score", "label"]
@@ -104,3 +105,10 @@ class LabelError(ItemError):
     """No degraded version of this source can be made, or it cannot be measured against the source."""
 
     stage = "label"
+
+
+def shorten_list(names: Iterable[str], limit: int = 5, separator: str = ", ") -> str:
+    """Return the first `limit` names and the number of the others, for a message: "a, b, c and 7 more"."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more

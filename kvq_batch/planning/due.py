@@ -1,8 +1,8 @@
-"""Why each (video, model) is due, as one small integer each: set-wise in DuckDB, gathered in an array.
+"""Computes why each task (video, model) is due: joins in DuckDB, gathered in an array of one small integer per task.
 
-The catalog is what is held in memory, once, as the inner side of each join; scores and failures, which may be many
-times more, only stream past it, and of their parts only those whose bounds can hold one of the videos. Every join is
-written in the order in which it runs. This module makes no plan and asks no store.
+Only the catalog is held in memory, once, as the build side of each join. Scores and failures, which may be many times
+larger, are streamed, and only from data files whose bounds may contain one of the videos. Every join is written in the
+order in which it runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,8 @@ from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import FAILURES, SCORES
 
 CURRENT, QUARANTINED = -1, -2
-"""States beside the places of REASONS, which are reasons to plan a pair; from the end, as Python counts."""
+"""States of a task that is not due. A task that is due has the index of its reason in REASONS. Negative, so that they
+index an array of all states from the end."""
 
 NUM_STATES = 2
 
@@ -32,19 +33,19 @@ _RE_SCORE = REASONS.index("re-score")
 
 _BATCH_ROWS = 100_000
 
-# Which side of a join is held in memory is ours to say: DuckDB does not know how many rows a dataset has.
-_IN_THIS_ORDER = "SET disabled_optimizers = 'join_order,build_side_probe_side'"
+# Join order and build side are fixed by the queries: DuckDB does not know how many rows a dataset has.
+_FIXED_JOIN_ORDER = "SET disabled_optimizers = 'join_order,build_side_probe_side'"
 
 _CURRENT = """
-SELECT v.place, r.ref FROM scores s
+SELECT v.row_index, r.model_index FROM scores s
 JOIN refs r ON r.model_id = s.model_id AND r.fingerprint = s.fingerprint
 JOIN videos v ON v.video_id = s.video_id AND v.content_id = s.content_id
 WHERE {within} AND s.model_id IN ({model_ids}) {young}
 """
 
-# What the newest row of the video and the model's name differs in.
+# How the newest row of the video and the model name differs from what is planned.
 _NEWEST = f"""
-SELECT v.place, r.ref, arg_max(
+SELECT v.row_index, r.model_index, arg_max(
     CASE WHEN s.content_id <> v.content_id THEN {REASONS.index("content changed")}
     WHEN s.model_id <> r.model_id THEN {REASONS.index("model changed")}
     ELSE {REASONS.index("preprocessing changed")} END, s.commit_seq) AS reason,
@@ -56,37 +57,38 @@ FROM (
 ) s
 JOIN refs r ON r.model_name = s.model_name
 JOIN videos v ON v.video_id = s.video_id
-GROUP BY v.place, r.ref
+GROUP BY v.row_index, r.model_index
 """
 
-_STANDING = """
-SELECT v.place, r.ref, max(s.commit_seq) AS scored_seq FROM scores s
+_SCORED = """
+SELECT v.row_index, r.model_index, max(s.commit_seq) AS scored_seq FROM scores s
 JOIN refs r ON r.model_id = s.model_id AND r.fingerprint = s.fingerprint
 JOIN videos v ON v.video_id = s.video_id AND v.content_id = s.content_id
 WHERE {within} AND s.model_id IN ({model_ids})
-GROUP BY v.place, r.ref
+GROUP BY v.row_index, r.model_index
 """
 
-# A failure is permanent until a newer row of the same identity says otherwise: another try, or somebody who asked.
-# Failures are few beside videos.
-_TRIED = """
-SELECT v.place, f.ref, arg_max(f.is_permanent, (f.commit_seq, f.attempt, f.final)) AS is_permanent,
+# A failure is permanent until a newer row of the same identity says otherwise: another attempt, or a retry request.
+# There are few failures compared with videos, so here they are the build side.
+_FAILED = """
+SELECT v.row_index, f.model_index, arg_max(f.is_permanent, (f.commit_seq, f.attempt, f.final)) AS is_permanent,
     max(f.commit_seq) AS failed_seq
 FROM videos v JOIN (
-    SELECT s.video_id, s.content_id, r.ref, coalesce(s.final AND s.permanent, false) AS is_permanent, s.commit_seq,
+    SELECT s.video_id, s.content_id, r.model_index, coalesce(s.final AND s.permanent, false) AS is_permanent, s.commit_seq,
         s.attempt, s.final
     FROM failures s JOIN refs r ON r.model_id = s.model_id AND r.fingerprint = s.fingerprint WHERE {within}
 ) f ON f.video_id = v.video_id AND f.content_id = v.content_id
-GROUP BY v.place, f.ref
+GROUP BY v.row_index, f.model_index
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Reasons:
-    """`states` is int8 [row of the videos, model]: the place of the reason in REASONS, CURRENT or QUARANTINED.
+class DueReasons:
+    """State of each task.
 
-    `oldest_stale_at` is the time (UTC) of the oldest score that is the newest of a pair which has a reason, and which
-    another one is to replace; None where no such pair has a score.
+    `states` is int8 [row of the videos, model]: the index of the reason in REASONS, or CURRENT or QUARANTINED.
+    `oldest_stale_at` is the time (UTC) of the oldest score that is due to be replaced, counting only the newest score of
+    each task; None if there is no such score.
     """
 
     states: NDArray[np.int8]
@@ -95,7 +97,7 @@ class Reasons:
 
 @dataclass(frozen=True, slots=True)
 class _Parameters:
-    """What the statements are completed with; texts of users only as parameters."""
+    """What the statements are completed with. Texts of users are passed only as query parameters (`values`)."""
 
     within: str
     model_ids: str
@@ -110,74 +112,75 @@ def compute_due_reasons(
     models: Sequence[ModelRef],
     select: Select,
     now: datetime | None,
-) -> Reasons:
-    """Why each video is due, for each model. `videos` has video_id and content_id. Without tables everything is new."""
+) -> DueReasons:
+    """Return why each video is due for each model. `videos` has video_id and content_id. Without tables, all are new."""
     states = np.full((videos.num_rows, len(models)), _NEW, np.int8)
     if tables is None or not videos.num_rows or not models:
-        return Reasons(states)
-    connection.execute(_IN_THIS_ORDER)
+        return DueReasons(states)
+    connection.execute(_FIXED_JOIN_ORDER)
     for schema in (SCORES, FAILURES):
         connection.register(schema.name, tables.dataset(schema.name))
-    connection.register("refs", _refs(models))
-    asked = _parameters(videos, models, select, now)
-    _look_at(connection, videos, None)
-    for indices, refs in _found(connection, _CURRENT, asked, "place", "ref"):
-        states[indices, refs] = CURRENT
-    due = np.flatnonzero((states != CURRENT).any(axis=1))
-    if not len(due):
-        return Reasons(states)
+    connection.register("refs", _refs_table(models))
+    parameters = _parameters(videos, models, select, now)
+    _register_videos(connection, videos, None)
+    for rows, refs in _fetch(connection, _CURRENT, parameters, "row_index", "model_index"):
+        states[rows, refs] = CURRENT
     is_due = states != CURRENT
-    if len(due) < videos.num_rows:
-        _look_at(connection, videos, due)
-        asked = _parameters(videos.take(pa.array(due)), models, select, now)
+    due_rows = np.flatnonzero(is_due.any(axis=1))
+    if not len(due_rows):
+        return DueReasons(states)
+    if len(due_rows) < videos.num_rows:
+        _register_videos(connection, videos, due_rows)
+        parameters = _parameters(videos.take(pa.array(due_rows)), models, select, now)
     scored_at_s = np.zeros(states.shape, np.uint32)
-    for indices, refs, reasons, times_s in _found(connection, _NEWEST, asked, "place", "ref", "reason", "scored_at_s"):
-        states[indices, refs] = np.where(is_due[indices, refs], reasons, CURRENT)
-        scored_at_s[indices, refs] = times_s
+    columns = ("row_index", "model_index", "reason", "scored_at_s")
+    for rows, refs, reasons, times_s in _fetch(connection, _NEWEST, parameters, *columns):
+        states[rows, refs] = np.where(is_due[rows, refs], reasons, CURRENT)
+        scored_at_s[rows, refs] = times_s
     scored_seq: NDArray[np.int64] | None = None
     if select.age is not None:
-        # Only where an age is asked for can a pair that is due have a score.
+        # Only if a maximum age is selected can a task that is due have a score of the same identity.
         scored_seq = np.full(states.shape, -1, np.int64)
-        for indices, refs, seqs in _found(connection, _STANDING, asked, "place", "ref", "scored_seq"):
-            scored_seq[indices, refs] = seqs
+        for rows, refs, seqs in _fetch(connection, _SCORED, parameters, "row_index", "model_index", "scored_seq"):
+            scored_seq[rows, refs] = seqs
         states[is_due & (scored_seq >= 0)] = _RE_SCORE
-    _judge_tries(connection, asked, states, is_due, scored_seq, permanent_too=select.retry == "permanent")
+    _apply_failures(connection, parameters, states, is_due, scored_seq, include_permanent=select.retry == "permanent")
     is_stale = (states >= 0) & (states != _RE_SCORE) & (scored_at_s > 0)
     if not is_stale.any():
-        return Reasons(states)
-    return Reasons(states, datetime.fromtimestamp(int(scored_at_s[is_stale].min()), UTC))
+        return DueReasons(states)
+    return DueReasons(states, datetime.fromtimestamp(int(scored_at_s[is_stale].min()), UTC))
 
 
-def _judge_tries(
+def _apply_failures(
     connection: duckdb.DuckDBPyConnection,
-    asked: _Parameters,
+    parameters: _Parameters,
     states: NDArray[np.int8],
     is_due: NDArray[np.bool_],
     scored_seq: NDArray[np.int64] | None,
-    permanent_too: bool,
+    include_permanent: bool,
 ) -> None:
-    for indices, refs, permanent, seqs in _found(
-        connection, _TRIED, asked, "place", "ref", "is_permanent", "failed_seq"
-    ):
-        scored = np.full(len(seqs), -1) if scored_seq is None else scored_seq[indices, refs]
-        is_out = permanent & (seqs > scored) & (not permanent_too)
-        judged = np.where(is_out, QUARANTINED, np.where(scored >= 0, _RE_SCORE, _RETRY))
-        states[indices, refs] = np.where(is_due[indices, refs], judged, CURRENT)
+    """Quarantine due tasks whose newest row is a permanent failure; those with another failure are retried."""
+    columns = ("row_index", "model_index", "is_permanent", "failed_seq")
+    for rows, refs, is_permanent, seqs in _fetch(connection, _FAILED, parameters, *columns):
+        scored = np.full(len(seqs), -1) if scored_seq is None else scored_seq[rows, refs]
+        is_quarantined = is_permanent & (seqs > scored) & (not include_permanent)
+        state = np.where(is_quarantined, QUARANTINED, np.where(scored >= 0, _RE_SCORE, _RETRY))
+        states[rows, refs] = np.where(is_due[rows, refs], state, CURRENT)
 
 
-def _look_at(connection: duckdb.DuckDBPyConnection, videos: pa.Table, rows: NDArray[np.int64] | None) -> None:
-    """Makes the named rows of `videos` (None for all) the inner side of the joins."""
+def _register_videos(connection: duckdb.DuckDBPyConnection, videos: pa.Table, rows: NDArray[np.int64] | None) -> None:
+    """Make the given rows of `videos` (None: all) the build side of the joins."""
     indices = pa.array(np.arange(videos.num_rows) if rows is None else rows)
     chosen = videos if rows is None else videos.take(indices)
-    connection.register("videos", chosen.append_column("place", indices))
+    connection.register("videos", chosen.append_column("row_index", indices))
 
 
-def _found(
-    connection: duckdb.DuckDBPyConnection, query: str, asked: _Parameters, *columns: str
+def _fetch(
+    connection: duckdb.DuckDBPyConnection, query: str, parameters: _Parameters, *columns: str
 ) -> Iterator[tuple[NDArray[Any], ...]]:
-    """The named columns of the answer as arrays, some rows at a time."""
-    text = query.format(within=asked.within, model_ids=asked.model_ids, young=asked.young)
-    values = {name: value for name, value in asked.values.items() if f"${name}" in text}
+    """Yield the named columns of the result as arrays, in batches."""
+    text = query.format(within=parameters.within, model_ids=parameters.model_ids, young=parameters.young)
+    values = {name: value for name, value in parameters.values.items() if f"${name}" in text}
     for batch in connection.sql(text, params=values).to_arrow_reader(_BATCH_ROWS):
         yield tuple(batch.column(name).to_numpy(zero_copy_only=False) for name in columns)
 
@@ -193,10 +196,10 @@ def _parameters(videos: pa.Table, models: Sequence[ModelRef], select: Select, no
     return _Parameters("s.video_id BETWEEN $lowest AND $highest", ", ".join(f"${name}" for name in ids), young, values)
 
 
-def _refs(models: Sequence[ModelRef]) -> pa.Table:
+def _refs_table(models: Sequence[ModelRef]) -> pa.Table:
     return pa.table(
         {
-            "ref": pa.array(range(len(models)), pa.int32()),
+            "model_index": pa.array(range(len(models)), pa.int32()),
             "model_name": pa.array([model.name for model in models], pa.string()),
             "model_id": pa.array([model.model_id for model in models], pa.string()),
             "fingerprint": pa.array([model.fingerprint for model in models], pa.string()),

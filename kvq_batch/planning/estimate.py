@@ -1,26 +1,42 @@
-"""What a run takes: time, core-hours, GPU-hours and money, foretold from earlier runs or added up from this one.
+"""Estimates of time, core-hours, GPU-hours and cost of a run, and forecasts for a cluster of any size.
 
-A run is two stages that overlap, decoding and scoring (one pool a model); the slower bounds it. A pool holds its
-machines as long as the run lasts, busy or not, so what a run costs is workers held times its whole length, and a GPU
-that waits for decoding is paid for. What does not overlap are the start, and one block of videos on its way through
-the other stages. Plain numbers in, plain numbers out: this module asks no table and no clock, and guesses nothing:
-where no run has measured a model, it says so with None.
+A run has overlapping stages, decoding and scoring (one worker pool per model); the slowest one bounds it. A pool holds
+its machines for the whole run, busy or idle, so the cost is the number of workers times the length of the run: a GPU
+that waits for decoding is paid for. The startup does not overlap, nor does one block of videos on its way through the
+other stages.
+
+An estimate uses the pools of the job. A forecast sizes the pools itself: it adds workers to the slowest stage until the
+cluster has no room for another one. Drivers are one more pool, because each driver plans and commits one catalog shard.
+The network is not part of the model: videos that arrive too slowly are not accounted for.
+
+All functions are pure: they read no tables and no clock. What no run has measured is None, never a guess.
 """
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvq_batch.config.budget import Prices
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.shard import MAX_SHARDS
 
 DECODE = "decode"
-"""Name of the decoding stage; the others are named like their models."""
+"""Name of the decoding stage. Scoring stages have the names of their models."""
+
+DRIVER = "driver"
+"""Name of the stage that plans and commits, in forecasts."""
+
+DRIVER_VIDEO_S = 0.00011
+"""Core-seconds of a driver per video, including commits to a local disk (`benchmarks.pipeline`)."""
+
+DRIVER_BLOCK_S = 0.0104
+"""Core-seconds of a driver per block of videos sent from stage to stage (`benchmarks.pipeline`, blocks of 4 to 64)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One pool: how many workers it may have, what each of them holds, and how long one would work on everything."""
+    """One worker pool: its size limits, the resources per worker, and the total work in seconds of one worker."""
 
     name: str
     min_workers: int
@@ -29,50 +45,50 @@ class Stage:
     gpus: float
     work_s: float | None
 
-    def least_s(self) -> float:
-        """Seconds that the stage takes with all of its workers busy; 0 where its work is not known."""
+    def min_seconds(self) -> float:
+        """Return the seconds that the stage takes with all of its workers busy; 0 if its work is unknown."""
         return (self.work_s or 0.0) / self.max_workers
 
-    def workers_held(self, seconds: float) -> int:
-        """Workers in a run of so many seconds: as many as the work needs, within what the job allows."""
+    def num_workers(self, seconds: float) -> int:
+        """Return the number of workers in a run of `seconds`: what the work needs, within the limits of the job."""
         needed = math.ceil((self.work_s or 0.0) / seconds) if seconds > 0 else self.min_workers
         return min(max(needed, self.min_workers), self.max_workers)
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """What was or will be held."""
+class Usage:
+    """Resources used by a run or a stage."""
 
     core_hours: float = 0.0
     gpu_hours: float = 0.0
 
-    def __add__(self, other: "Use") -> "Use":
-        return Use(self.core_hours + other.core_hours, self.gpu_hours + other.gpu_hours)
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.core_hours + other.core_hours, self.gpu_hours + other.gpu_hours)
 
     def cost(self, prices: Prices) -> float | None:
-        """In the currency of `prices`; None where a price that counts is not given."""
+        """Return the cost in the currency of `prices`; None if a price that is needed is missing."""
         if prices.core_hour is None or (self.gpu_hours and prices.gpu_hour is None):
             return None
         return self.core_hours * prices.core_hour + self.gpu_hours * (prices.gpu_hour or 0.0)
 
 
-def use_of(stage: Stage, seconds: float) -> Use:
-    """What `stage` holds in a run of so many seconds."""
-    hours = stage.workers_held(seconds) * seconds / 3600
-    return Use(hours * stage.cores, hours * stage.gpus)
+def stage_usage(stage: Stage, seconds: float) -> Usage:
+    """Return the usage of `stage` in a run of `seconds`."""
+    hours = stage.num_workers(seconds) * seconds / 3600
+    return Usage(hours * stage.cores, hours * stage.gpus)
 
 
-def use_of_all(stages: Sequence[Stage], seconds: float) -> Use:
-    """What all of `stages` hold in a run of so many seconds."""
-    return sum((use_of(stage, seconds) for stage in stages), Use())
+def total_usage(stages: Sequence[Stage], seconds: float) -> Usage:
+    """Return the usage of all `stages` in a run of `seconds`."""
+    return sum((stage_usage(stage, seconds) for stage in stages), Usage())
 
 
 @dataclass(frozen=True, slots=True)
 class PastRun:
-    """What one earlier run measured. Work is in seconds of one worker; `stages` are that run's own pools.
+    """Measurements of one earlier run. Work is in seconds of one worker; `stages` are the pools of that run.
 
-    `num_videos` counts scored videos by those of its models that are of interest, `num_decoded` all that it decoded;
-    `startup_s` is the time before its first result, which is one block of `block_size` videos.
+    `num_videos` counts the scored videos per model, of the models of interest; `num_decoded` counts all decoded videos.
+    `startup_s` is the time until its first result, which is one block of `block_size` videos.
     """
 
     seconds: float
@@ -87,26 +103,27 @@ class PastRun:
 
     @property
     def slowest(self) -> Stage:
-        return max(self.stages, key=lambda stage: stage.least_s())
+        return max(self.stages, key=lambda stage: stage.min_seconds())
 
     def block_s(self, stage: Stage) -> float:
-        """Seconds that the first block took in `stage`, by the mean of all."""
+        """Return the seconds that the first block took in `stage`, derived from the mean over all blocks."""
         share = min(1.0, self.block_size / self.num_decoded) if self.num_decoded else 0.0
         return share * (stage.work_s or 0.0)
 
     @property
-    def ready_s(self) -> float:
-        """Seconds before the first video was begun."""
+    def setup_s(self) -> float:
+        """Seconds until work on the first video began."""
         return max(0.0, self.startup_s - sum(self.block_s(stage) for stage in self.stages))
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """What earlier runs say of a coming one. `video_s` is work a video by stage; a stage that is not there is unknown.
+    """Mean measurements of earlier runs.
 
-    `startup_s` passes before work begins; `slowdown` is how much longer those runs took, once they had begun, than
-    their slower stage alone would have. `megapixels` is the mean of their videos, frames times their area, and
-    `decode_megapixel_s` what one more of them takes to decode; None where all videos were of one size.
+    `video_s` is the work per video and stage; a missing stage is unknown. `startup_s` passes before work begins.
+    `slowdown` is the ratio of the time that the runs took after their startup to the time of their slowest stage alone.
+    `megapixels` is the mean size of their videos (frames times frame area), and `decode_megapixel_s` the additional
+    decoding time per megapixel; both are None if all videos had the same size.
     """
 
     video_s: Mapping[str, float] = field(default_factory=dict)
@@ -118,20 +135,25 @@ class Throughput:
     decode_megapixel_s: float | None = None
 
     def at_megapixels(self, megapixels: float) -> "Throughput":
-        """The same for videos of another mean size. Raises: SpecError where earlier runs saw one size alone."""
+        """Return the throughput for videos of another mean size.
+
+        Raises:
+            SpecError: earlier runs have decoded videos of one size only.
+        """
         if self.megapixels is None or self.decode_megapixel_s is None or DECODE not in self.video_s:
             raise SpecError(
-                "what a megapixel takes to decode is not known: no earlier run has seen videos of two sizes"
+                "The decoding time per megapixel is unknown: no earlier run has decoded videos of two sizes. Run the job "
+                "on videos of different sizes first, or omit the size."
             )
-        more_s = self.decode_megapixel_s * (megapixels - self.megapixels)
-        # Below what was seen the line may lead under nothing; a part of a video takes at least its part of the time.
-        least_s = self.video_s[DECODE] * min(1.0, megapixels / self.megapixels)
-        decode_s = max(self.video_s[DECODE] + more_s, least_s)
+        extra_s = self.decode_megapixel_s * (megapixels - self.megapixels)
+        # For small videos the line may fall below zero. Decoding time shrinks at most in proportion to the size.
+        min_s = self.video_s[DECODE] * min(1.0, megapixels / self.megapixels)
+        decode_s = max(self.video_s[DECODE] + extra_s, min_s)
         return replace(self, megapixels=megapixels, video_s={**self.video_s, DECODE: decode_s})
 
 
-def throughput(runs: Sequence[PastRun]) -> Throughput:
-    """The means over `runs`, each weighed by what it did."""
+def mean_throughput(runs: Sequence[PastRun]) -> Throughput:
+    """Return the means over `runs`, weighted by the number of videos."""
     runs = [run for run in runs if any(run.num_videos.values())]
     work: dict[str, float] = {}
     scores: dict[str, int] = {}
@@ -145,24 +167,24 @@ def throughput(runs: Sequence[PastRun]) -> Throughput:
     video_s = {name: work[name] / num for name, num in scores.items() if num}
     if num_decoded:
         video_s[DECODE] = decoded / num_decoded
-    least_s = sum(run.slowest.least_s() for run in runs)
-    # The slowest stage's part of the first block is work as any other, though it came before the first result.
+    min_s = sum(run.slowest.min_seconds() for run in runs)
+    # The first block's time in the slowest stage is ordinary work, although it precedes the first result.
     took_s = sum(max(run.seconds - run.startup_s, 0.0) + run.block_s(run.slowest) for run in runs)
     return Throughput(
         video_s=video_s,
         num_scores=scores,
         num_runs=len(runs),
-        startup_s=sum(run.ready_s for run in runs) / len(runs) if runs else 0.0,
-        slowdown=max(took_s / least_s, 1.0) if least_s else 1.0,
+        startup_s=sum(run.setup_s for run in runs) / len(runs) if runs else 0.0,
+        slowdown=max(took_s / min_s, 1.0) if min_s else 1.0,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a run is expected to take. None is "not known": some model of it was never run in these tables.
+    """Expected time and cost of a run. None means unknown: one of its models was never run in these tables.
 
-    `bound_by` names the stage that the others wait for; `decode_cores_per_gpu` is how many cores must decode for one
-    GPU to be busy all the time, None without a GPU.
+    `bound_by` names the slowest stage. `decode_cores_per_gpu` is the number of decoding cores that keep one GPU busy;
+    None without a GPU.
     """
 
     stages: tuple[Stage, ...]
@@ -174,41 +196,40 @@ class Estimate:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Stages with work of which no earlier run tells how long it takes."""
+        """Stages whose work is unknown, because no earlier run has measured it."""
         return tuple(stage.name for stage in self.stages if stage.work_s is None)
 
     @property
-    def use(self) -> Use | None:
-        return None if self.seconds is None else use_of_all(self.stages, self.seconds)
+    def usage(self) -> Usage | None:
+        return None if self.seconds is None else total_usage(self.stages, self.seconds)
 
     @property
     def cost(self) -> float | None:
-        return None if self.use is None else self.use.cost(self.prices)
+        return None if self.usage is None else self.usage.cost(self.prices)
 
-    def use_of(self, stage: Stage) -> Use | None:
-        """What one of the stages holds."""
-        return None if self.seconds is None else use_of(stage, self.seconds)
+    def usage_of(self, stage: Stage) -> Usage | None:
+        """Return the usage of one of the stages."""
+        return None if self.seconds is None else stage_usage(stage, self.seconds)
 
 
 def estimate(
     pools: Sequence[Stage], num_videos: Mapping[str, int], measured: Throughput, prices: Prices, block_size: int = 0
 ) -> Estimate:
-    """The estimate for `num_videos` by stage on `pools`, the decoding one first; their own `work_s` counts for nothing.
+    """Return the estimate for `num_videos` per stage on `pools` (decoding first). Their own `work_s` is ignored.
 
-    A stage without a video has no work, whether it was ever measured or not. `block_size` videos go from stage to stage
-    together.
+    A stage without videos has no work, measured or not. Videos move from stage to stage in blocks of `block_size`.
     """
     stages = tuple(_with_work(pool, num_videos.get(pool.name, 0), measured.video_s) for pool in pools)
     is_known = all(stage.work_s is not None for stage in stages)
     has_work = any(num_videos.values())
-    slowest = max(stages, key=lambda stage: stage.least_s())
+    slowest = max(stages, key=lambda stage: stage.min_seconds())
     seconds = None
     if is_known:
         seconds = 0.0
         if has_work:
-            # While a block is in the other stages, before the slowest one begins or after it ended, nothing overlaps.
+            # Nothing overlaps while a block is in another stage before the slowest stage starts or after it ends.
             block_s = sum(_block_s(stage, num_videos, block_size) for stage in stages if stage is not slowest)
-            seconds = measured.startup_s + block_s + measured.slowdown * slowest.least_s()
+            seconds = measured.startup_s + block_s + measured.slowdown * slowest.min_seconds()
     return Estimate(
         stages=stages,
         prices=prices,
@@ -220,8 +241,8 @@ def estimate(
 
 
 def _with_work(pool: Stage, num_videos: int, video_s: Mapping[str, float]) -> Stage:
-    each = video_s.get(pool.name)
-    work_s = 0.0 if num_videos == 0 else None if each is None else each * num_videos
+    per_video_s = video_s.get(pool.name)
+    work_s = 0.0 if num_videos == 0 else None if per_video_s is None else per_video_s * num_videos
     return replace(pool, work_s=work_s)
 
 
@@ -236,3 +257,63 @@ def _decode_cores_per_gpu(stages: Sequence[Stage], video_s: Mapping[str, float])
         return None
     gpu_s = sum(video_s[stage.name] * stage.gpus for stage in on_gpus)
     return video_s[DECODE] * stages[0].cores / gpu_s if gpu_s else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Resources of a cluster, all machines together."""
+
+    cores: int
+    gpus: int = 0
+
+
+def forecast(
+    pools: Sequence[Stage], num_videos: int, measured: Throughput, cluster: Cluster, prices: Prices, block_size: int
+) -> Estimate:
+    """Return the estimate for scoring `num_videos` with all `pools`, sized to fill `cluster`.
+
+    Raises:
+        SpecError: a stage was never measured, or the cluster has no room for one worker of each stage.
+    """
+    unknown = [pool.name for pool in pools if pool.name not in measured.video_s]
+    if unknown:
+        raise SpecError(
+            f"No timing data for {' and '.join(unknown)} in these tables. Run part of the job first, for example with "
+            "--sample 500."
+        )
+    video_s = {**measured.video_s, DRIVER: DRIVER_VIDEO_S + DRIVER_BLOCK_S / block_size}
+    driver = Stage(DRIVER, 1, MAX_SHARDS, 1.0, 0.0, None)
+    stages = scale_pools([*(_unbounded(pool, cluster) for pool in pools), driver], video_s, cluster)
+    videos = {stage.name: num_videos for stage in stages}
+    return estimate(stages, videos, replace(measured, video_s=video_s), prices, block_size)
+
+
+def scale_pools(pools: Sequence[Stage], video_s: Mapping[str, float], cluster: Cluster) -> tuple[Stage, ...]:
+    """Return `pools` with fixed sizes: one worker each, then one more for the slowest pool while there is room.
+
+    Raises:
+        SpecError: the cluster has no room for one worker of each pool.
+    """
+    cores = cluster.cores - sum(pool.cores for pool in pools)
+    gpus = cluster.gpus - sum(pool.gpus for pool in pools)
+    if cores < 0 or gpus < 0:
+        raise SpecError(
+            f"One worker of each stage and a driver need {cluster.cores - cores:g} cores and {cluster.gpus - gpus:g} "
+            f"GPUs, but the cluster has {cluster.cores} cores and {cluster.gpus} GPUs."
+        )
+    workers = [1] * len(pools)
+    slowest = [(-video_s[pool.name], index) for index, pool in enumerate(pools)]
+    heapq.heapify(slowest)
+    while True:
+        index = slowest[0][1]
+        pool = pools[index]
+        if workers[index] >= pool.max_workers or pool.cores > cores or pool.gpus > gpus:
+            break
+        cores, gpus, workers[index] = cores - pool.cores, gpus - pool.gpus, workers[index] + 1
+        heapq.heapreplace(slowest, (-video_s[pool.name] / workers[index], index))
+    return tuple(replace(pool, min_workers=num, max_workers=num) for pool, num in zip(pools, workers, strict=True))
+
+
+def _unbounded(pool: Stage, cluster: Cluster) -> Stage:
+    # A worker without a GPU uses a whole core while it works, even if the job reserves less.
+    return replace(pool, max_workers=cluster.cores, cores=pool.cores if pool.gpus else max(1.0, pool.cores))

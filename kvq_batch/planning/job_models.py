@@ -1,7 +1,7 @@
-"""The models of a job, described before anything runs: identities, frame requests, and who shares a decode.
+"""The models of a job before anything runs: identities, frame requests, and which models share a decode.
 
-Describing a model checks its weights whole, so that a wrong file is refused before any video is read. Nothing is
-built here: workers do that.
+Describing a model verifies its complete weights, so that a wrong file is rejected before any video is read. Only
+workers build models.
 """
 
 import os
@@ -18,12 +18,15 @@ from kvq_batch.domain.video import Hdr
 from kvq_batch.models.registry import describe
 
 MAX_MODELS = 62
-"""Models of one job: `model_mask` is a bit mask in a signed 64-bit column."""
+"""Most models of one job: `model_mask` is a bit mask in a signed 64-bit column."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobModel:
-    """One model of a job: what the job says of it, what it declares, and how rows name it."""
+    """One model of a job: its section of the job file, its own description, and its identity in rows.
+
+    `request` is the index of its frame request in `JobModels.requests`.
+    """
 
     section: Model
     options: ModelOptions
@@ -34,26 +37,26 @@ class JobModel:
 
 @dataclass(frozen=True, slots=True)
 class JobModels:
-    """All models of a job, and the distinct frame requests that one decode answers for all of them."""
+    """All models of a job, and their distinct frame requests, which are served by one decode."""
 
     models: tuple[JobModel, ...]
     requests: tuple[FrameRequest, ...]
 
     def drops_after(self, model_index: int) -> tuple[int, ...]:
-        """Requests whose frames no model behind the `bit`-th needs any more."""
+        """Return the requests whose frames no model after `model_index` needs."""
         request = self.models[model_index].request
         is_needed = any(model.request == request for model in self.models[model_index + 1 :])
         return () if is_needed else (request,)
 
 
 def describe_models(job: Job) -> JobModels:
-    """The models of `job`, weights checked.
+    """Return the models of `job`, with verified weights.
 
     Raises:
-        SpecError: an unknown model, wrong weights, or a device or precision that the model does not have.
+        SpecError: an unknown model, wrong weights, or a device or precision that the model does not support.
     """
     if len(job.models) > MAX_MODELS:
-        raise SpecError(f"models: {len(job.models)} models in one job; at most {MAX_MODELS}")
+        raise SpecError(f"models: {len(job.models)} models in one job; at most {MAX_MODELS} are allowed")
     requests: list[FrameRequest] = []
     models: list[JobModel] = []
     for section in job.models:
@@ -73,7 +76,7 @@ def describe_models(job: Job) -> JobModels:
 
 
 def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) -> str:
-    """sha256 hex of what changes a score of this model beside its weights and the bytes of the video."""
+    """Return the sha256 (hex) of everything that changes a score, except the weights and the bytes of the video."""
     return fingerprint(
         {
             "frames": _frames(spec.frames),
@@ -87,17 +90,17 @@ def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) 
 
 
 def _frames(request: FrameRequest) -> dict[str, Any]:
-    # What came later is named only where it is used: otherwise every score so far would count as another one.
+    # A newer field is included only if it is used. Otherwise every existing score would become stale.
     fields = asdict(request)
     return fields if fields["fragments"] else {name: value for name, value in fields.items() if name != "fragments"}
 
 
 def _absolute(weights: str | None) -> str | None:
-    # Workers start elsewhere than the command was typed.
+    # Workers have another working directory than the command.
     return weights if weights in (None, "untrained") else str(Path(weights).absolute())
 
 
 def _threads(section: Model) -> int:
-    # Ray sets OMP_NUM_THREADS to the actor's CPUs; one CPU-bound worker alone may as well have every core.
-    alone = section.workers.max == 1 and section.device == "cpu"
-    return (os.cpu_count() or 1) if alone else max(1, round(section.workers.num_cpus))
+    # Ray sets OMP_NUM_THREADS to the CPUs of the actor. A single worker on the CPU uses every core instead.
+    is_single = section.workers.max == 1 and section.device == "cpu"
+    return (os.cpu_count() or 1) if is_single else max(1, round(section.workers.num_cpus))

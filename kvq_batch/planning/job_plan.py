@@ -1,7 +1,7 @@
-"""What a run of a job would do, and why, worked out before anything is touched.
+"""Plans a job: what a run would do and why, and what it is expected to take, before anything is changed.
 
-Models are described, the catalog is read, content ids are found, and the tables are asked what they hold. No video is
-opened and nothing is written; `run` starts from exactly this plan.
+Planning describes the models, reads the catalog, resolves content ids and compares them with the tables. It opens no
+video and writes nothing. `engine.run` starts from exactly this plan.
 """
 
 import logging
@@ -12,14 +12,13 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from kvq_batch.catalog.reader import catalog_root, read_catalog, resolve_content_ids
-from kvq_batch.catalog.selection import in_shard
-from kvq_batch.config.job import Job
+from kvq_batch.catalog.selection import filter_shard
+from kvq_batch.config.job import Job, Workers
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.planning.estimate import Estimate
-from kvq_batch.planning.forecast import Cluster, forecast
-from kvq_batch.planning.job_models import JobModels, describe_models
-from kvq_batch.planning.plan import Plan, check_roots, make_plan
-from kvq_batch.planning.workload import block_size, expected, measured, pools_of
+from kvq_batch.planning.estimate import DECODE, Cluster, Estimate, Stage, estimate, forecast
+from kvq_batch.planning.job_models import JobModel, JobModels, describe_models
+from kvq_batch.planning.past_runs import measured_throughput
+from kvq_batch.planning.plan import Plan, check_roots, make_plan, tasks_to_items
 from kvq_batch.storage.options import StorageOptions, check_reachable, display_uri
 from kvq_batch.tables.delta import Tables
 
@@ -37,47 +36,90 @@ class JobPlan:
     plan: Plan
     estimate: Estimate
     known: Mapping[str, int] = field(default_factory=dict)
-    """How far the tables had come (`Tables.progress`), as the plan knows it; nothing for tables that were not there."""
+    """State of the tables that the plan is based on (`Tables.progress`); empty if there were no tables."""
 
 
 def plan_job(job: Job) -> JobPlan:
     """Return the plan of `job`.
 
     Raises:
-        SpecError: the job, its catalog, its models or its tables cannot be used; nothing was changed.
+        SpecError: the job, its catalog, its models or its tables cannot be used. Nothing was changed.
     """
     deadline = job.budget.deadline_after(datetime.now(UTC))
     if deadline is not None and deadline <= datetime.now(UTC):
-        raise SpecError(f"budget.deadline = {job.budget.deadline} has passed; name a later one, or a time of the day")
+        raise SpecError(f"budget.deadline = {job.budget.deadline} has passed; set a later one, or a time of day")
     storage = StorageOptions.from_spec(job.storage)
     check_reachable(job.tables, storage)
     _LOG.info("checking the models")
     models = describe_models(job)
     _LOG.info("reading the catalog %s", display_uri(job.catalog.source))
-    # The rest of it is none of this run's business: not its content ids, and not whether it left.
-    catalog = in_shard(read_catalog(job.catalog, storage), job.select.scope)
+    # A run of one shard resolves no content ids of other shards, and does not look for removed videos there.
+    catalog = filter_shard(read_catalog(job.catalog, storage), job.select.scope)
     root = catalog_root(job.catalog)
     _LOG.info("resolving the content ids of %d videos", catalog.num_rows)
     catalog = resolve_content_ids(catalog, storage)
-    _LOG.info("querying the tables for current scores")
+    _LOG.info("comparing the catalog with the tables")
     tables = Tables.open_if_any(job.tables, storage)
     if tables is not None:
         check_roots(tables, catalog, root)
     plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models], job.select)
-    estimate = expected(job, models, plan, tables)
-    return JobPlan(job, models, catalog, root, plan, estimate, tables.progress(job.select.scope) if tables else {})
+    estimated = estimate_plan(job, models, plan, tables)
+    return JobPlan(job, models, catalog, root, plan, estimated, tables.progress(job.select.scope) if tables else {})
+
+
+def estimate_plan(job: Job, models: JobModels, plan: Plan, tables: Tables | None) -> Estimate:
+    """Return the estimate for a run of `plan`, within `budget.max_videos`.
+
+    Raises:
+        SpecError: the tables cannot be read.
+    """
+    num_videos = _num_videos_by_stage(job, models, plan)
+    return estimate(job_pools(job, models), num_videos, measured_throughput(tables, models), job.prices, block_size(job))
 
 
 def estimate_cluster(job: Job, num_videos: int, cluster: Cluster, megapixels: float | None = None) -> Estimate:
-    """What scoring `num_videos` with all models of `job` is expected to take on `cluster`; its catalog is not read.
+    """Return the estimate for scoring `num_videos` with all models of `job` on `cluster`; the catalog is not read.
 
-    The videos are like those of earlier runs, or of the mean size `megapixels` (frames times their area).
+    The videos are assumed to be like those of earlier runs, or of the mean size `megapixels` (frames times frame area).
 
     Raises:
-        SpecError: the models or the tables cannot be used, or no run in them tells what is asked.
+        SpecError: the models or the tables cannot be used, or no run in the tables has measured what is needed.
     """
     storage = StorageOptions.from_spec(job.storage)
     check_reachable(job.tables, storage)
     models = describe_models(job)
-    told = measured(Tables.open_if_any(job.tables, storage), models, megapixels)
-    return forecast(pools_of(job, models), num_videos, told, cluster, job.prices, block_size(job))
+    measured = measured_throughput(Tables.open_if_any(job.tables, storage), models, megapixels)
+    return forecast(job_pools(job, models), num_videos, measured, cluster, job.prices, block_size(job))
+
+
+def job_pools(job: Job, models: JobModels) -> tuple[Stage, ...]:
+    """Return the worker pools of the job, with unknown work: decoding, then the models in their order."""
+    decode = _pool(DECODE, job.decode.workers, job.decode.workers.num_cpus)
+    return (decode, *(_pool(model.ref.name, model.section.workers, _cores(model)) for model in models.models))
+
+
+def block_size(job: Job) -> int:
+    """Return the number of videos that move from stage to stage together: as many as the largest batch holds."""
+    return max(model.batch_size for model in job.models)
+
+
+def _num_videos_by_stage(job: Job, models: JobModels, plan: Plan) -> dict[str, int]:
+    max_videos = job.budget.max_videos
+    names = [model.ref.name for model in models.models]
+    if max_videos is None or max_videos >= plan.num_videos:
+        by_model = {name: sum(counts.get(name, 0) for counts in plan.counts.values()) for name in names}
+        return {DECODE: plan.num_videos, **by_model}
+    items = tasks_to_items(plan.tasks, models.models, max_videos)
+    masks = items["model_mask"].to_numpy()
+    return {DECODE: items.num_rows, **{name: int(((masks >> index) & 1).sum()) for index, name in enumerate(names)}}
+
+
+def _pool(name: str, workers: Workers, cores: float) -> Stage:
+    return Stage(name, workers.min, workers.max, cores, workers.num_gpus, None)
+
+
+def _cores(model: JobModel) -> float:
+    """Return the cores that one worker keeps busy: on a CPU its threads, even if it reserves fewer."""
+    threads = model.options.num_threads or 1
+    cpus = model.section.workers.num_cpus
+    return max(cpus, float(threads)) if model.section.device == "cpu" else cpus

@@ -1,20 +1,18 @@
-"""What earlier runs in these tables measured of themselves, newest first, until they have scored enough for a mean.
-
-This module foretells nothing; the only mean that it takes is that of its videos' sizes, of which there are too many to
-hand over.
-"""
+"""Reads the timings of earlier runs from the tables: the newest runs, until they have enough scores for a mean."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kvq_batch.planning.estimate import DECODE, PastRun, Stage, Throughput, mean_throughput
+from kvq_batch.planning.job_models import JobModels
 from kvq_batch.tables.database import connect, reading
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import COUNTER_BITS
 
 ENOUGH_SCORES = 100_000
-MOST_RUNS = 20
+MAX_RUNS = 20
 
 _RUNS = """
 SELECT run_id, commit_seq, job_spec, models, num_scored, seconds, startup_s, decode_work_s, score_work_s,
@@ -24,8 +22,8 @@ WHERE state IN ('finished', 'stopped') AND seconds > 0 AND num_scored > 0 AND de
 ORDER BY commit_seq DESC
 """
 
-# A line for each model, all of one slope: models want different frames of a video, of which decoding takes its time.
-# Those that were scored together name their decode once each, with one and the same time.
+# Fits one line per model with a common slope, because models need different frames of a video, whose decoding time has
+# a different offset. Models that were scored together share one decode; each of their rows has its time.
 _SIZES = """
 WITH sizes AS (
     SELECT run_id, video_id, model_id, decode_s, width_px * height_px / 1e6 * num_frames AS megapixels FROM scores
@@ -41,15 +39,16 @@ SELECT (SELECT avg(megapixels) FROM (SELECT DISTINCT run_id, video_id, megapixel
 FROM apart
 """
 
-LEAST_SPREAD = 0.05
-"""Spread of sizes, as a share of their mean, below which a slope would be made of chance."""
+MIN_SPREAD = 0.05
+"""Spread of sizes, as a share of their mean, below which the slope would be noise."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
-    """One earlier run: its job as it was stored, its length, and the work of its stages, in seconds of one worker.
+class RunRecord:
+    """One earlier run as stored in `runs`: its job, its length, and the work of its stages in seconds of one worker.
 
-    `alike` are those of its models that are wanted: by name, preprocessing and device.
+    A worker fetches and decodes at the same time, so `decode_work_s` counts the longer of the two. `matching_models` are
+    those of its models that match a requested one by name, fingerprint and device.
     """
 
     job_spec: Mapping[str, Any]
@@ -58,39 +57,57 @@ class RunFacts:
     decode_work_s: float
     score_work_s: Mapping[str, float]
     num_scored: Mapping[str, int]
-    alike: frozenset[str]
+    matching_models: frozenset[str]
     run_id: str
     commit_seq: int
 
 
-def past_runs(tables: Tables, models: Collection[tuple[str, str, str]]) -> list[RunFacts]:
-    """The newest ended runs that scored with one of `models`, (name, fingerprint, device) each, the newest first.
+def measured_throughput(tables: Tables | None, models: JobModels, megapixels: float | None = None) -> Throughput:
+    """Return the throughput of earlier runs with these models, optionally for videos of the mean size `megapixels`.
 
-    Raises: SpecError where the tables cannot be read.
+    Raises:
+        SpecError: the tables cannot be read, or the earlier runs have decoded videos of one size only.
+    """
+    if tables is None:
+        return Throughput()
+    identities = [(model.ref.name, model.ref.fingerprint, model.section.device) for model in models.models]
+    runs = read_past_runs(tables, identities)
+    found = mean_throughput([_to_past_run(run) for run in runs])
+    if megapixels is None or not found.num_runs:
+        return found
+    mean, slope_s = decode_time_by_size(tables, runs) or (None, None)
+    return replace(found, megapixels=mean, decode_megapixel_s=slope_s).at_megapixels(megapixels)
+
+
+def read_past_runs(tables: Tables, models: Collection[tuple[str, str, str]]) -> list[RunRecord]:
+    """Return the newest ended runs with one of `models`, each a (name, fingerprint, device); the newest first.
+
+    Raises:
+        SpecError: the tables cannot be read.
     """
     with connect() as connection, reading(tables.uri):
         connection.register("runs", tables.dataset("runs"))
         rows = connection.sql(_RUNS).to_arrow_table().to_pylist(maps_as_pydicts="strict")
-    chosen: list[RunFacts] = []
+    chosen: list[RunRecord] = []
     num_scored = 0
     for row in rows:
-        if len(chosen) == MOST_RUNS or num_scored >= ENOUGH_SCORES:
+        if len(chosen) == MAX_RUNS or num_scored >= ENOUGH_SCORES:
             break
         spec = json.loads(row["job_spec"])
         devices = {model["name"]: model["device"] for model in spec["models"]}
         used = {model["name"]: (model["name"], model["fingerprint"], devices[model["name"]]) for model in row["models"]}
-        alike = frozenset(name for name, identity in used.items() if identity in models)
-        if not alike:
+        matching_models = frozenset(name for name, identity in used.items() if identity in models)
+        if not matching_models:
             continue
         chosen.append(
-            RunFacts(
+            RunRecord(
                 spec,
                 row["seconds"],
                 row["startup_s"],
                 row["decode_work_s"],
                 row["score_work_s"],
                 row["num_scored_by_model"],
-                alike,
+                matching_models,
                 row["run_id"],
                 row["commit_seq"],
             )
@@ -99,24 +116,40 @@ def past_runs(tables: Tables, models: Collection[tuple[str, str, str]]) -> list[
     return chosen
 
 
-def decode_by_size(tables: Tables, runs: Sequence[RunFacts]) -> tuple[float, float] | None:
-    """Mean megapixels (frames times their area) of the videos that `runs` scored, and seconds to decode one more.
+def decode_time_by_size(tables: Tables, runs: Sequence[RunRecord]) -> tuple[float, float] | None:
+    """Return the mean size of the videos of `runs` in megapixels (frames times area), and the decoding s per megapixel.
 
-    None where they were of one size. Raises: SpecError where the tables cannot be read.
+    None if all videos had the same size.
+
+    Raises:
+        SpecError: the tables cannot be read.
     """
     if not runs:
         return None
-    last = [run.commit_seq for run in runs]
+    last_seqs = [run.commit_seq for run in runs]
     values = {
         "run_ids": [run.run_id for run in runs],
-        # From the first commit of the oldest of them on: parts of other times are not opened.
-        "low": min(last) >> COUNTER_BITS << COUNTER_BITS,
-        "high": max(last),
+        # From the first commit of the oldest run: data files of other runs are not opened.
+        "low": min(last_seqs) >> COUNTER_BITS << COUNTER_BITS,
+        "high": max(last_seqs),
     }
     with connect() as connection, reading(tables.uri):
         connection.register("scores", tables.dataset("scores"))
-        found = connection.execute(_SIZES, values).fetchone()
-    megapixels, slope_s, spread = found or (None, None, None)
-    if megapixels is None or slope_s is None or spread < LEAST_SPREAD * megapixels:
+        row = connection.execute(_SIZES, values).fetchone()
+    megapixels, slope_s, spread = row or (None, None, None)
+    if megapixels is None or slope_s is None or spread < MIN_SPREAD * megapixels:
         return None
     return float(megapixels), max(0.0, float(slope_s))
+
+
+def _to_past_run(run: RunRecord) -> PastRun:
+    sections: list[Mapping[str, Any]] = run.job_spec["models"]
+    stages = [_stored_stage(DECODE, run.job_spec["decode"]["workers"], run.decode_work_s)]
+    stages += [_stored_stage(model["name"], model["workers"], run.score_work_s[model["name"]]) for model in sections]
+    num_videos = {name: num for name, num in run.num_scored.items() if name in run.matching_models}
+    block_size = max(model["batch_size"] for model in sections)
+    return PastRun(run.seconds, run.startup_s, tuple(stages), num_videos, max(run.num_scored.values()), block_size)
+
+
+def _stored_stage(name: str, workers: Mapping[str, Any], work_s: float) -> Stage:
+    return Stage(name, workers["min"], workers["max"], workers["num_cpus"], workers["num_gpus"], work_s)

@@ -1,31 +1,56 @@
-"""The plan: catalog minus what the tables hold as current, set-wise in DuckDB over the Delta datasets.
+"""The plan of a run: the tasks (video, model) of a catalog that have no current score, each with its reason.
 
-A pair (video, model) is current when a score stands under the same content, model and fingerprint, however old it is:
-a file that is rolled back to an earlier state has its score already. Everything else is planned with its reason, as far
-as the job's selection takes it. This module reads two tables and asks no store which objects exist.
+A task is current if a score with the same content id, model id and fingerprint exists, however old it is: a file that
+is rolled back to an earlier state already has its score. All other tasks are planned if the job selects them. The plan
+of each run is stored beside the tables before work starts, so that "why was this video scored that night" can be
+answered later. No run reads a stored plan back.
 """
+
+import io
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from kvq_batch.catalog.reader import CATALOG_COLUMNS, check_catalog
-from kvq_batch.catalog.selection import in_order, select_indices, shard_condition
+from kvq_batch.catalog.selection import select_indices, shard_condition, sort_selected
 from kvq_batch.config.selection import EVERYTHING, Select
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.identity import REASONS, ModelRef
 from kvq_batch.domain.shard import Shard
 from kvq_batch.planning.due import CURRENT, NUM_STATES, QUARANTINED, compute_due_reasons
+from kvq_batch.planning.job_models import JobModel
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.objects import put_file
+from kvq_batch.storage.options import display_uri, display_uris, join
 from kvq_batch.tables.database import connect, reading
 from kvq_batch.tables.delta import Tables
 
-_PAIRS_AT_ONCE = 1_000_000
-"""Rows of the plan that are put together at a time: Arrow's texts end at 2 GiB a piece."""
+ITEMS = pa.schema(
+    [
+        ("item", pa.int64()),
+        ("attempt", pa.int32()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("content_id", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("model_mask", pa.int64()),
+    ]
+)
+"""One row per video of a run. Executors hand blocks of items to the decode stage."""
+
+PLANS_FOLDER = "plans"
+
+_TASKS_PER_CHUNK = 1_000_000
+"""Tasks per chunk of the plan: an Arrow string array holds at most 2 GiB."""
 
 _REMOVED = """
 SELECT video_id FROM known WHERE catalog = $catalog AND {in_shard}
@@ -49,17 +74,19 @@ ORDER BY video_id LIMIT 1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do. Immutable, and all of it known before a video is touched.
+    """What a run will do; immutable and complete before any video is read.
 
-    `pairs` is a pa.Table [video_id, uri, content_id, size_bytes, start_s, end_s, model_name, model_id, fingerprint,
-    reason], the last four as dictionaries, one row per (video, model) to score, in the order that was asked for or that
-    of the catalog, then of the models; those of one video stand together, `num_videos` of them. `counts` is {reason:
-    {model name: pairs}} with every reason and model. `departed` are the ids that left the catalog. Of the pairs of the
-    `num_selected` videos, each is planned, current, quarantined, or due for another reason than those asked for
-    (`num_other_reasons`). `oldest_stale_at` is when the oldest score was made that is due to be replaced.
+    - `tasks`: [video_id, uri, content_id, size_bytes, start_s, end_s, model_name, model_id, fingerprint, reason], the
+      last four as dictionaries. One row per task, in the requested order or in that of the catalog, then by model. The
+      tasks of one video are adjacent. They are of `num_videos` videos.
+    - `counts`: {reason: {model name: number of tasks}}, with every reason and model.
+    - `num_current`, `num_quarantined`, `num_other_reasons`: tasks of the `num_selected` videos that are not planned,
+      because they are current, quarantined, or due for a reason that the job does not select.
+    - `removed`: ids of the videos that were removed from the catalog.
+    - `oldest_stale_at`: time of the oldest score that the plan replaces.
     """
 
-    tasks: Any
+    tasks: pa.Table
     counts: Mapping[str, Mapping[str, int]]
     num_current: int
     num_quarantined: int
@@ -71,50 +98,53 @@ class Plan:
 
     @property
     def by_reason(self) -> dict[str, int]:
-        """Pairs by reason, over all models."""
+        """Number of tasks per reason, over all models."""
         return {reason: sum(by_model.values()) for reason, by_model in self.counts.items()}
 
 
 def make_plan(
     tables: Tables | None,
-    catalog: Any,
+    catalog: pa.Table,
     catalog_name: str,
     models: Sequence[ModelRef],
     select: Select = EVERYTHING,
     now: datetime | None = None,
 ) -> Plan:
-    """The plan for `catalog` (pa.Table with at least video_id, uri, content_id, size_bytes, start_s, end_s).
+    """Return the plan for `catalog` (at least video_id, uri, content_id, size_bytes, start_s, end_s).
 
-    It holds the videos of `select.scope` and no others. Without tables everything is new. Ages of scores are counted
-    back from `now` (aware; by default this moment).
+    It holds only videos of `select.scope`. Without tables every task is new. The age of a score is relative to `now`
+    (time-zone aware; default: the current time).
 
-    Raises: SpecError for a null or repeated video id, a null content id, two models of one name, a selection that this
-    catalog cannot answer, or tables out of reach.
+    Raises:
+        SpecError: a null or repeated video id, a null content id, two models with the same name, a selection that does
+            not fit this catalog, or tables that cannot be read.
     """
     check_catalog(catalog)
     if len({model.name for model in models}) != len(models):
-        raise SpecError(f"models named twice: {', '.join(sorted(model.name for model in models))}; name each once")
+        names = ", ".join(sorted(model.name for model in models))
+        raise SpecError(f"duplicate models: {names}; list each model once")
     indices = select_indices(catalog, select)
     videos = catalog.select(["video_id", "content_id"])
     with connect() as connection, reading(tables.uri if tables else ""):
-        reasons = compute_due_reasons(
+        due = compute_due_reasons(
             connection, tables, videos if indices is None else videos.take(indices), models, select, now
         )
-        states = reasons.states
-        removed = _removed(connection, tables, catalog, catalog_name, select.scope)
-    model_mask = np.array([not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES)
-    is_planned = model_mask[states]
-    rows, refs = np.nonzero(is_planned)
-    found = pa.table({
-        "place": pa.array(rows) if indices is None else indices.take(pa.array(rows)),
-        "ref": pa.array(refs.astype(np.int32)), "reason": pa.array(states[rows, refs]),
+        states = due.states
+        removed = _removed_videos(connection, tables, catalog, catalog_name, select.scope)
+    # Indexed by state: reasons first, then CURRENT and QUARANTINED, which are negative indices.
+    is_selected = np.array([not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES)
+    is_planned = is_selected[states]
+    rows, model_indices = np.nonzero(is_planned)
+    planned = pa.table({
+        "row_index": pa.array(rows) if indices is None else indices.take(pa.array(rows)),
+        "model_index": pa.array(model_indices.astype(np.int32)), "reason": pa.array(states[rows, model_indices]),
     })  # fmt: skip
     return Plan(
-        tasks=_tasks(in_order(found, catalog, select), catalog, models),
+        tasks=_to_tasks(sort_selected(planned, catalog, select), catalog, models),
         counts={
             str(reason): {
-                model.name: int(np.count_nonzero(is_planned[:, ref] & (states[:, ref] == code)))
-                for ref, model in enumerate(models)
+                model.name: int(np.count_nonzero(is_planned[:, index] & (states[:, index] == code)))
+                for index, model in enumerate(models)
             }
             for code, reason in enumerate(REASONS)
         },
@@ -124,19 +154,20 @@ def make_plan(
         num_selected=len(states),
         num_videos=int(np.count_nonzero(is_planned.any(axis=1))),
         removed=removed,
-        oldest_stale_at=reasons.oldest_stale_at,
+        oldest_stale_at=due.oldest_stale_at,
     )
 
 
-def check_roots(tables: Tables, catalog: Any, catalog_root: str) -> None:
-    """Returns if no video id of `catalog` is listed in the tables under another root.
+def check_roots(tables: Tables, catalog: pa.Table, catalog_root: str) -> None:
+    """Check that the tables list no video id of `catalog` under another catalog root.
 
-    Raises: SpecError naming one such video id and both roots.
+    Raises:
+        SpecError: with one such video id and both roots.
     """
     with connect() as connection:
         connection.register("runs", tables.dataset("runs"))
         with reading(tables.uri):
-            # Mostly there is no other root, and nothing to compare.
+            # Usually there is only one root, and nothing to compare.
             if not connection.execute(_OTHER_ROOTS, {"root": catalog_root}).fetchall():
                 return
             connection.register("catalog", catalog.select(["video_id"]))
@@ -145,13 +176,53 @@ def check_roots(tables: Tables, catalog: Any, catalog_root: str) -> None:
     if row is not None:
         video_id, name, root = row
         raise SpecError(
-            f"video id {video_id!r} is known from catalog {name!r} below {root!r} and stands here below "
-            f"{catalog_root!r}: set id_prefix in the job's catalog, or use other tables"
+            f"video id {video_id!r} of {catalog_root!r} already exists in catalog {name!r} of {root!r}: set id_prefix in "
+            "the job's catalog, or use other tables"
         )
 
 
-def _removed(
-    connection: duckdb.DuckDBPyConnection, tables: Tables | None, catalog: Any, catalog_name: str, shard: Shard
+def tasks_to_items(tasks: pa.Table, models: Sequence[JobModel], max_videos: int | None = None) -> pa.Table:
+    """Return the tasks of a plan as one row per video (ITEMS), in the order of the plan; at most `max_videos`.
+
+    `model_mask` has bit i set if model i of `models` is to score the video.
+    """
+    if max_videos is not None:
+        # The tasks of one video are adjacent, so these contain the first `max_videos` videos.
+        return tasks_to_items(tasks.slice(0, max_videos * len(models)), models).slice(0, max_videos)
+    if not tasks.num_rows:
+        return ITEMS.empty_table()
+    names = pa.array([model.ref.name for model in models], pa.string())
+    bits = 1 << pc.index_in(tasks["model_name"].cast(pa.string()), value_set=names).to_numpy().astype(np.int64)
+    ids = tasks["video_id"]
+    is_first = np.ones(tasks.num_rows, bool)
+    is_first[1:] = pc.not_equal(ids.slice(1), ids.slice(0, len(ids) - 1)).to_numpy()
+    starts = np.flatnonzero(is_first)
+    items = tasks.select(list(CATALOG_COLUMNS)).take(pa.array(starts))
+    items = items.append_column("model_mask", pa.array(np.add.reduceat(bits, starts)))
+    items = items.append_column("item", pa.array(np.arange(items.num_rows)))
+    items = items.append_column("attempt", pa.array(np.ones(items.num_rows, np.int32)))
+    return items.select(ITEMS.names).cast(ITEMS)
+
+
+def store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
+    """Store the tasks of a run as `plans/RUN_ID.parquet` below the tables, and return the address of the file.
+
+    Raises:
+        FatalError: the file cannot be written.
+    """
+    uri = join(join(tables.uri, PLANS_FOLDER), f"{run_id}.parquet")
+    redacted = tasks.set_column(tasks.column_names.index("uri"), "uri", display_uris(tasks["uri"]))
+    content = io.BytesIO()
+    pq.write_table(redacted, content, compression="zstd")
+    try:
+        put_file(uri, content.getvalue(), tables.options)
+    except FOREIGN_ERRORS as error:
+        raise FatalError(f"{display_uri(uri)}: cannot store the plan: {explain_error(error)}") from error
+    return uri
+
+
+def _removed_videos(
+    connection: duckdb.DuckDBPyConnection, tables: Tables | None, catalog: pa.Table, catalog_name: str, shard: Shard
 ) -> tuple[str, ...]:
     if tables is None:
         return ()
@@ -162,22 +233,22 @@ def _removed(
     return tuple(row[0] for row in rows)
 
 
-def _tasks(found: Any, catalog: Any, models: Sequence[ModelRef]) -> Any:
-    """`found` with the columns of the catalog and of the models; what repeats is stored as a dictionary."""
-    texts = {
+def _to_tasks(planned: pa.Table, catalog: pa.Table, models: Sequence[ModelRef]) -> pa.Table:
+    """Add the columns of the catalog and of the models; repeated values are stored as dictionaries."""
+    values = {
         "model_name": [model.name for model in models],
         "model_id": [model.model_id for model in models],
         "fingerprint": [model.fingerprint for model in models],
         "reason": REASONS,
     }
     columns = catalog.select(list(CATALOG_COLUMNS))
-    pieces = []
-    for start in range(0, max(found.num_rows, 1), _PAIRS_AT_ONCE):
-        piece = found.slice(start, _PAIRS_AT_ONCE).combine_chunks()
-        tasks = columns.take(piece.column("place"))
-        for name, values in texts.items():
-            codes = piece.column("reason" if name == "reason" else "ref").combine_chunks()
-            named = pa.DictionaryArray.from_arrays(codes, pa.array(values, pa.string()))
-            tasks = tasks.append_column(name, named)
-        pieces.append(tasks)
-    return pa.concat_tables(pieces)
+    chunks = []
+    for start in range(0, max(planned.num_rows, 1), _TASKS_PER_CHUNK):
+        chunk = planned.slice(start, _TASKS_PER_CHUNK).combine_chunks()
+        tasks = columns.take(chunk.column("row_index"))
+        for name, texts in values.items():
+            codes = chunk.column("reason" if name == "reason" else "model_index").combine_chunks()
+            column = pa.DictionaryArray.from_arrays(codes, pa.array(texts, pa.string()))
+            tasks = tasks.append_column(name, column)
+        chunks.append(tasks)
+    return pa.concat_tables(chunks)

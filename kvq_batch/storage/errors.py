@@ -1,8 +1,7 @@
-"""One reading of what stores say no with: foreign exceptions in, one word for the kind of refusal out.
+"""Classification of storage errors: a foreign exception is mapped to one `StorageErrorKind`.
 
-fsspec, s3fs, botocore, aiohttp and delta-rs each have their own classes and texts for the same few things. What may be
-tried again, what stops a run and what a message advises all hang on the word that is found here. It raises nothing and
-opens no store.
+fsspec, s3fs, botocore, aiohttp and delta-rs each have their own classes and messages for the same few errors. The kind
+decides what is retried, what stops a run, and which hint an error message gives.
 """
 
 import errno
@@ -24,12 +23,12 @@ from botocore.exceptions import (
 from deltalake.exceptions import DeltaError
 from fsspec.exceptions import FSTimeoutError
 
-from kvq_batch.storage.redact import summary
+from kvq_batch.storage.redact import summarize_error
 
 FOREIGN_ERRORS: tuple[type[Exception], ...] = (
     OSError, BotoCoreError, ClientError, aiohttp.ClientError, DeltaError, FSTimeoutError,
 )  # fmt: skip
-"""What fsspec, s3fs and delta-rs raise for a store that does not give what was asked."""
+"""Exceptions that fsspec, s3fs and delta-rs raise when a storage request fails."""
 
 StorageErrorKind = Literal[
     "missing", "no_bucket", "forbidden", "credentials_expired", "no_credentials", "timeout", "unreachable", "damaged",
@@ -37,34 +36,35 @@ StorageErrorKind = Literal[
 ]  # fmt: skip
 
 RETRYABLE: frozenset[StorageErrorKind] = frozenset({"timeout", "unreachable", "damaged"})
-"""Troubles that the same request, a moment later, may not meet."""
+"""Kinds of error that may pass when the same request is sent again."""
 
 HINTS: dict[StorageErrorKind, str] = {
     "missing": "does not exist; correct the address",
     "no_bucket": "the bucket does not exist; create it or correct the address",
-    "forbidden": "access is denied; check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and their rights",
+    "forbidden": "access is denied; check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and their permissions",
     "credentials_expired": "the credentials have expired; renew them and start the job again",
     "no_credentials": "no credentials found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
     "or storage.anonymous = true for public data",
     "timeout": "the store does not answer in time; check storage.endpoint_url and the network",
     "unreachable": "the store cannot be reached; check storage.endpoint_url and the network",
-    "damaged": "what arrives is not what the store has a checksum of; if it stays so, store the object again",
-    "full": "there is no room left; make room there",
-    "changed": "changed while it was used; start again",
-    "other": "cannot be used",
+    "damaged": "the data does not match the store's checksum; if this persists, upload the object again",
+    "full": "no space left; free some space there",
+    "changed": "the object changed while it was used; start again",
+    "other": "the request failed",
 }
+"""What a user can do about each kind of error."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # delta-rs puts its own settings ("retry_timeout 120s") into the message, before the cause.
 _SETTINGS = re.compile(r"max_retries[\s↳]*\d+,[\s↳]*retry_timeout[\s↳]*\S+\s*")
-# "model_id%3Dkvq%401-..." holds no 401.
+# Addresses are removed: "model_id%3Dkvq%401-..." is not a status 401.
 _ADDRESS = re.compile(r"https?://\S+")
 _TREE = re.compile(r"(?:\x1b\[[0-9;]*m)*\s*↳(?:\x1b\[[0-9;]*m)*")
 
 
 def classify_error(error: BaseException) -> StorageErrorKind:
-    """What kind of refusal a foreign exception is, read from its class first and from its text where that is all."""
+    """Return the kind of a foreign exception, by its class first and by its message where the class says too little."""
     text = _text(error)
     if re.search(_EXPIRED, text):
         return "credentials_expired"
@@ -77,35 +77,41 @@ def classify_error(error: BaseException) -> StorageErrorKind:
     return next((kind for kind, pattern in _TEXTS if re.search(pattern, f"{status or ''} {text}")), "other")
 
 
-def told(error: BaseException, limit: int = 300) -> str:
-    """The redacted message of `error` on one line, with the store's own word for it where s3fs leaves that out."""
+def describe_error(error: BaseException, limit: int = 300) -> str:
+    """Return the redacted message of `error` on one line, with the store's error code where s3fs omits it."""
     code = next((code for code in _codes(error) if code), "")
-    line = " ".join(_SETTINGS.sub("", _TREE.sub(":", summary(error, 4000))).split())
+    line = " ".join(_SETTINGS.sub("", _TREE.sub(":", summarize_error(error, 4000))).split())
     if code and code not in line:
         line = f"{code}: {line}"
-    # The start says what was done, the end why it failed; between them stand addresses.
+    # The start names the operation and the end names the cause. Addresses are in the middle.
     return line if len(line) <= limit else f"{line[: limit // 2]} … {line[3 - limit + limit // 2 :]}"
+
+
+def explain_error(error: BaseException, note: str = "") -> str:
+    """Return the hint for `error` with its message in parentheses, for the text of one of our own exceptions."""
+    return f"{HINTS[classify_error(error)]} ({describe_error(error)}{note})"
 
 
 def _text(error: BaseException) -> str:
     for code in _codes(error):
-        # The answer's own code, so that a key that is called "404.mp4" is not taken for one.
+        # The code of the S3 response, so that a key with the name "404.mp4" is not mistaken for a status.
         return code
     return _ADDRESS.sub("", _SETTINGS.sub("", f"{error} {error.__cause__ or ''}"))
 
 
 def _codes(error: BaseException) -> list[str]:
-    """Code and status of the S3 answer that the exception, or its cause, came of."""
-    answers = [source.response for source in (error.__cause__, error) if isinstance(source, ClientError)]
+    """Return code and HTTP status of the S3 response behind the exception or its cause."""
+    responses = [source.response for source in (error.__cause__, error) if isinstance(source, ClientError)]
     return [
-        f"{answer.get('Error', {}).get('Code')} {answer.get('ResponseMetadata', {}).get('HTTPStatusCode')}"
-        for answer in answers
+        f"{response.get('Error', {}).get('Code')} {response.get('ResponseMetadata', {}).get('HTTPStatusCode')}"
+        for response in responses
     ]
 
 
 _EXPIRED = r"ExpiredToken|TokenRefreshRequired|RequestExpired"
 
-# Before the texts: s3fs and the operating system speak in classes. delta-rs has OSError and DeltaError for all.
+# Classes come before messages: s3fs and the operating system raise specific classes. delta-rs raises OSError or
+# DeltaError for everything, so its errors are classified by message.
 _CLASSES: tuple[tuple[StorageErrorKind, tuple[type[BaseException], ...]], ...] = (
     ("no_credentials", (NoCredentialsError, PartialCredentialsError, ProfileNotFound)),
     ("missing", (FileNotFoundError, NotADirectoryError)),

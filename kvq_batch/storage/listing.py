@@ -1,9 +1,7 @@
-"""What lies in a folder, prefix or glob, and by which token its bytes are known: one listing, never N questions.
+"""Listings of folders, prefixes and globs, with sizes and content ids, at a thousand objects per request.
 
-A listing tells names, sizes and change tokens of a thousand objects per request. This module opens no object.
-
-Content ids: an entity tag comes before a version, because a listing tells the one and not the other, and a video must
-have the same id whichever way it was asked.
+A content id is a typed change token. An ETag takes precedence over a version, because a listing reports only the ETag,
+and a video must have the same id whether it was listed or requested on its own.
 """
 
 import hashlib
@@ -41,18 +39,18 @@ _GLOB = re.compile(r"[*?\[]")
 _BATCH_ROWS = 10_000
 
 LISTING_SCHEMA = pa.schema([("path", pa.string()), ("content_id", pa.string()), ("size_bytes", pa.int64())])
-"""`path` is absolute for local files, and "bucket/key" (whatever the file system calls it) for others."""
+"""`path` is absolute for local files, and the path in the fsspec file system ("bucket/key") for others."""
 
 
 def stat_content_id(status: os.stat_result) -> str:
-    """`stat:<size>-<mtime in ns>` of a local file."""
+    """Return `stat:<size>-<mtime in ns>` of a local file."""
     return f"stat:{status.st_size}-{status.st_mtime_ns}"
 
 
 def content_id_of(info: Mapping[str, Any]) -> str:
-    """The typed change token in what an fsspec file system tells of an object; UNKNOWN_CONTENT where it tells none.
+    """Return the content id in the metadata that an fsspec file system reports; UNKNOWN_CONTENT if it has none.
 
-    `etag:` without quotes; else `version:`; else `ukey:`, a digest of size and whatever checksum or time there is.
+    `etag:` without quotes; otherwise `version:`; otherwise `ukey:`, a digest of the size and any checksums and times.
     """
     etag = info.get("ETag") or info.get("etag")
     if etag:
@@ -60,14 +58,14 @@ def content_id_of(info: Mapping[str, Any]) -> str:
     version = info.get("VersionId") or info.get("generation")
     if version and version != "null":
         return f"version:{version}"
-    told = [f"{name}={info[name]}" for name in _TELLING if info.get(name)]
-    if not told:
+    found = [f"{name}={info[name]}" for name in _CHANGE_FIELDS if info.get(name)]
+    if not found:
         return UNKNOWN_CONTENT
-    text = "\n".join([f"size={info.get('size')}", *told])
+    text = "\n".join([f"size={info.get('size')}", *found])
     return f"ukey:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-_TELLING = (
+_CHANGE_FIELDS = (
     "Content-MD5", "content-md5", "md5", "md5Hash", "checksum", "Digest", "mtime", "LastModified", "Last-Modified",
     "last_modified", "updated", "modified", "created",
 )  # fmt: skip
@@ -75,14 +73,14 @@ _TELLING = (
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A source cut in two: the folder or prefix to list, and what the rest of a path must match (None: anything)."""
+    """A source in two parts: the folder or prefix to list, and the glob for the rest of a path (None: everything)."""
 
     root: str
     glob: str | None
 
 
 def split_glob(source: str) -> Pattern:
-    """The fixed part of a glob and its rest. A local file or folder that bears such a name is taken as it is."""
+    """Split a glob at its first wildcard. An existing local file or folder with such a name is not a glob."""
     if not _GLOB.search(source) or (is_local(source) and local_path(source).exists()):
         return Pattern(source, None)
     fixed = source[: _GLOB.search(source).start()]  # type: ignore[union-attr]
@@ -90,10 +88,11 @@ def split_glob(source: str) -> Pattern:
     return Pattern(root or ("/" if fixed.startswith("/") else "."), source[len(root) :].lstrip("/"))
 
 
-def glob_expression(glob: str) -> str:
-    """The regular expression (for re and RE2) of whole paths that `glob` means.
+def glob_to_regex(glob: str) -> str:
+    """Return the regular expression (for re and RE2) that matches the whole paths of `glob`.
 
-    `*` and `?` stay within a folder, `**/` is any number of folders, `[...]` a character of a set, `[!...]` none.
+    `*` and `?` match within a folder, `**/` matches any number of folders, `[...]` a character in a set and `[!...]`
+    one that is not in it.
     """
     parts: list[str] = []
     position = 0
@@ -120,23 +119,24 @@ def glob_expression(glob: str) -> str:
     return f"(?s)^(?:{''.join(parts)})$"
 
 
-def list_below(root: str, options: StorageOptions) -> pa.Table:
-    """Every file below a folder or prefix, in LISTING_SCHEMA, sorted by path; empty where there is none.
+def list_files(root: str, options: StorageOptions) -> pa.Table:
+    """Return every file below a folder or prefix in LISTING_SCHEMA, sorted by path.
 
-    Raises SpecError where the store refuses; a local folder that does not exist is refused too.
+    Raises:
+        SpecError: the store cannot be listed, or a local folder does not exist.
     """
     with translate_storage_errors(root):
-        table = tabulate(_local_files(root) if is_local(root) else _remote_files(root, options))
+        table = to_listing_table(_local_files(root) if is_local(root) else _remote_files(root, options))
     assert table is not None
     return table.sort_by("path")
 
 
-def tabulate(files: Iterator[tuple[str, str, int | None]], most: int | None = None) -> pa.Table | None:
-    """`files` as a table in LISTING_SCHEMA, as they come; None where there are more than `most`."""
+def to_listing_table(files: Iterator[tuple[str, str, int | None]], max_files: int | None = None) -> pa.Table | None:
+    """Return `files` as a table in LISTING_SCHEMA, unsorted; None if there are more than `max_files`."""
     batches, num_rows = [], 0
     while rows := list(islice(files, _BATCH_ROWS)):
         num_rows += len(rows)
-        if most is not None and num_rows > most:
+        if max_files is not None and num_rows > max_files:
             return None
         columns = list(zip(*rows, strict=True))
         arrays = [pa.array(column, field.type) for column, field in zip(columns, LISTING_SCHEMA, strict=True)]
@@ -147,7 +147,7 @@ def tabulate(files: Iterator[tuple[str, str, int | None]], most: int | None = No
 def _local_files(root: str) -> Iterator[tuple[str, str, int]]:
     folders = [str(local_path(root))]
     if not Path(folders[0]).is_dir():
-        raise SpecError(f"{root}: there is no such folder; correct the address")
+        raise SpecError(f"{root}: no such folder; correct the address")
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
@@ -157,7 +157,7 @@ def _local_files(root: str) -> Iterator[tuple[str, str, int]]:
                 try:
                     status = entry.stat()
                 except FileNotFoundError:
-                    # A link to nothing, or a file that went away meanwhile.
+                    # A broken link, or a file that was removed meanwhile.
                     continue
                 if not entry.path.isprintable():
                     _check_text(entry.path)
@@ -169,7 +169,7 @@ def _check_text(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        raise SpecError(f"{path!r}: the name is not UTF-8, which tables cannot hold; rename the file") from error
+        raise SpecError(f"{path!r}: the file name is not UTF-8, so tables cannot store it; rename the file") from error
 
 
 def _remote_files(root: str, options: StorageOptions) -> Iterator[tuple[str, str, int | None]]:
@@ -182,42 +182,50 @@ def _remote_files(root: str, options: StorageOptions) -> Iterator[tuple[str, str
 
 
 def s3_files(file_system: Any, path: str) -> Iterator[tuple[str, str, int]]:
-    """Page by page: s3fs' own `find` holds a dictionary of every object of the prefix at once."""
+    """Yield path, content id and size, page by page: `find` of s3fs holds a dictionary of every object in memory."""
     bucket, _, prefix = path.partition("/")
     arguments = {"Bucket": bucket, "Prefix": prefix and f"{prefix}/"}
     while True:
-        answer = file_system.call_s3("list_objects_v2", **arguments)
-        for item in answer.get("Contents", []):
+        page = file_system.call_s3("list_objects_v2", **arguments)
+        for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
                 yield f"{bucket}/{item['Key']}", content_id_of(item), item["Size"]
-        if not answer.get("IsTruncated"):
+        if not page.get("IsTruncated"):
             return
-        arguments["ContinuationToken"] = answer["NextContinuationToken"]
+        arguments["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def no_videos(source: str) -> SpecError:
-    """The refusal of a listing in which no video is."""
+def no_videos_error(source: str) -> SpecError:
+    """Return the error for a listing without a video."""
     known = " ".join(sorted(VIDEO_EXTENSIONS))
-    return SpecError(f"{display_uri(source)}: no video file there; known extensions are: {known}")
+    return SpecError(f"{display_uri(source)}: no video files found; known extensions are: {known}")
 
 
-def object_facts(uri: str, options: StorageOptions) -> tuple[str, int | None]:
-    """Content id and size of one object, by one request. Raises what the store raises (`storage.FOREIGN_ERRORS`)."""
+def stat_object(uri: str, options: StorageOptions) -> tuple[str, int | None]:
+    """Return content id and size of one object, with one request.
+
+    Raises:
+        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`).
+    """
     if is_local(uri):
         status = os.stat(local_path(uri))
         return stat_content_id(status), status.st_size
     file_system, path = filesystem(uri, options)
     if is_s3(uri):
         bucket, _, key = path.partition("/")
-        # Not s3fs' own `info`: that lists, where there is no such object, to find out whether it is a folder.
-        answer = file_system.call_s3("head_object", Bucket=bucket, Key=key)
-        return content_id_of(answer), answer["ContentLength"]
+        # Not `info` of s3fs: for a missing object it lists the prefix, to find out whether it is a folder.
+        response = file_system.call_s3("head_object", Bucket=bucket, Key=key)
+        return content_id_of(response), response["ContentLength"]
     info = file_system.info(path)
     return content_id_of(info), info.get("size")
 
 
 def list_file(uri: str, options: StorageOptions) -> pa.Table:
-    """One object in LISTING_SCHEMA. Raises SpecError where there is none, or the store refuses."""
+    """Return one object in LISTING_SCHEMA.
+
+    Raises:
+        SpecError: the object does not exist or cannot be read.
+    """
     with translate_storage_errors(uri):
-        content_id, size_bytes = object_facts(uri, options)
+        content_id, size_bytes = stat_object(uri, options)
     return pa.table([[filesystem(uri, options)[1]], [content_id], [size_bytes]], schema=LISTING_SCHEMA)

@@ -1,12 +1,11 @@
-"""One remote object, read once from its first byte to its last: who it is, how long it says that it is, its bytes.
+"""Single objects of a store: streaming reads, retried writes, and conditional reads and writes on S3.
 
-A stream tries nothing twice and judges no length; what reads it does (`fetch`). Errors of the store pass as they are.
-
-One small object on S3, read with its tag and written only over what was read: what a lease is made of.
-
-This module knows nothing of leases, and of no other store.
+An `ObjectStream` reads one remote object once from start to end. It neither retries nor checks the length; its reader
+does (`fetch`). `put_file` and `put_files` write whole files with retries. A `ConditionalObject` is a small S3 object
+that is read with its ETag and replaced only if that has not changed, which is what a lease needs.
 """
 
+from collections.abc import Mapping
 from typing import Any, BinaryIO, Protocol
 
 from fsspec.asyn import sync
@@ -15,28 +14,31 @@ from kvq_batch.domain.errors import FetchError
 from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
 from kvq_batch.storage.listing import content_id_of
 from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_s3, join, protocol
+from kvq_batch.storage.retry import RetryPolicy
 
 CHUNK_BYTES = 4 * 2**20
 
 
 class ObjectStream(Protocol):
-    """An open remote object: its announced size, its token, and its bytes in order."""
+    """An open remote object: its announced size, its content id, and its bytes in order."""
 
     size_bytes: int | None
     content_id: str
 
     def read(self) -> bytes:
-        """Some bytes, at most CHUNK_BYTES; none after the last."""
+        """Return the next bytes, at most CHUNK_BYTES; empty at the end."""
         ...
 
     def close(self) -> None: ...
 
 
 def open_object(uri: str, options: StorageOptions, expected: str | None) -> ObjectStream:
-    """The object at `uri`; where `expected` is a token that the store can check, only in that state.
+    """Open the object at `uri`. If the store can check `expected` (a content id), the read is conditional on it.
 
-    Raises: FetchError not_a_file for a bucket, prefix or folder; content_changed, at the end, where a store without
-    conditions tells of another state then; otherwise what the store raises (`trouble.FOREIGN_ERRORS`).
+    Raises:
+        FetchError: `not_a_file` for a bucket, prefix or folder; `content_changed` at the end of the stream if a store
+            without conditional reads then reports another content id.
+        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`).
     """
     file_system, path = filesystem(uri, options)
     if is_s3(uri):
@@ -44,18 +46,23 @@ def open_object(uri: str, options: StorageOptions, expected: str | None) -> Obje
     return _AnyStream(file_system, uri, path)
 
 
-def changed(uri: str, expected: str, actual: str) -> FetchError:
-    """The refusal of bytes that the plan did not mean."""
-    return FetchError("content_changed", f"{display_uri(uri)} is {actual}, the plan saw {expected}; take it anew")
+def content_changed_error(uri: str, expected: str, actual: str) -> FetchError:
+    """Return the error for an object whose content is not the planned one."""
+    return FetchError(
+        "content_changed", f"{display_uri(uri)} is {actual}, the plan has {expected}; the next run scores it again"
+    )
 
 
 class _S3Stream:
-    """One conditional GetObject, read in chunks from the caller's thread, so that its disk never holds up the loop."""
+    """One conditional GetObject request, read in chunks from the caller's thread.
+
+    The caller writes the chunks to disk, which therefore never blocks the event loop.
+    """
 
     def __init__(self, file_system: Any, uri: str, path: str, expected: str | None) -> None:
         bucket, _, key = path.partition("/")
         if not key:
-            raise FetchError("not_a_file", f"{display_uri(uri)} is a bucket; name a video file")
+            raise FetchError("not_a_file", f"{display_uri(uri)} is a bucket; use the address of a video file")
         arguments = {"Bucket": bucket, "Key": key}
         kind, _, token = (expected or "").partition(":")
         if kind == "etag":
@@ -64,34 +71,34 @@ class _S3Stream:
             arguments["VersionId"] = token
         self._loop = file_system.loop
         try:
-            answer = file_system.call_s3("get_object", **arguments)
+            response = file_system.call_s3("get_object", **arguments)
         except FileNotFoundError:
             if file_system.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1).get("KeyCount"):
-                raise FetchError("not_a_file", f"{display_uri(uri)} is a prefix; name a video file") from None
+                raise FetchError("not_a_file", f"{display_uri(uri)} is a prefix; use the address of a video file") from None
             raise
-        self._body = answer["Body"]
-        self.size_bytes: int | None = answer.get("ContentLength")
-        self.content_id = expected if expected and kind == "version" else content_id_of(answer)
+        self._body = response["Body"]
+        self.size_bytes: int | None = response.get("ContentLength")
+        self.content_id = expected if expected and kind == "version" else content_id_of(response)
 
     def read(self) -> bytes:
         return bytes(sync(self._loop, self._body.read, CHUNK_BYTES))
 
     def close(self) -> None:
-        # An answer that was not read to its end is cut off, in the loop that owns its connection.
+        # Closes the connection of a partly read response, in the event loop that owns it.
         self._loop.call_soon_threadsafe(self._body.close)
 
 
 class _AnyStream:
-    """An object of any other fsspec file system; what it tells of itself is asked again when the last byte is read."""
+    """An object of any other fsspec file system. Its content id is compared again after the last byte is read."""
 
     def __init__(self, file_system: Any, uri: str, path: str) -> None:
         info = file_system.info(path)
         if info.get("type") == "directory":
-            raise FetchError("not_a_file", f"{display_uri(uri)} is a folder; name a video file")
+            raise FetchError("not_a_file", f"{display_uri(uri)} is a folder; use the address of a video file")
         self._file_system, self._uri, self._path = file_system, uri, path
         self.size_bytes: int | None = info.get("size")
         self.content_id = content_id_of(info)
-        # One answer read to its end: in blocks, a server that knows no ranges cannot be read (fsspec: ValueError).
+        # One response, read to its end: fsspec cannot read in blocks from a server without range requests (ValueError).
         whole = {"block_size": 0} if protocol(uri) in ("http", "https") else {}
         self._file: BinaryIO = file_system.open(path, "rb", **whole)
 
@@ -100,7 +107,7 @@ class _AnyStream:
         if not chunk:
             now = content_id_of(self._file_system.info(self._path))
             if now != self.content_id:
-                raise changed(self._uri, self.content_id, now)
+                raise content_changed_error(self._uri, self.content_id, now)
         return chunk
 
     def close(self) -> None:
@@ -108,14 +115,14 @@ class _AnyStream:
 
 
 class ConditionalObject:
-    """The object at `uri`. Its methods raise what the store raises."""
+    """A small S3 object with compare-and-swap. Its methods raise the exceptions of the store."""
 
     def __init__(self, uri: str, options: StorageOptions) -> None:
         self._file_system, path = filesystem(uri, options)
         self._bucket, _, self._key = path.partition("/")
 
     def read(self) -> tuple[bytes, str] | None:
-        """Content and tag, or None where there is none."""
+        """Return content and ETag, or None if the object does not exist."""
         try:
             found: tuple[bytes, str] = sync(self._file_system.loop, self._get)
         except FOREIGN_ERRORS as error:
@@ -125,31 +132,65 @@ class ConditionalObject:
         return found
 
     def write(self, text: bytes, tag: str | None) -> str | None:
-        """The new tag; None where the object is no longer the one of `tag` (None: where it is there)."""
+        """Replace the object if its ETag is still `tag` (None: only if it does not exist).
+
+        Returns the new ETag, or None if the condition does not hold.
+        """
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
         try:
-            answer = self._file_system.call_s3("put_object", Bucket=self._bucket, Key=self._key, Body=text, **condition)
+            response = self._file_system.call_s3("put_object", Bucket=self._bucket, Key=self._key, Body=text, **condition)
         except FOREIGN_ERRORS as error:
             if classify_error(error) == "changed":
                 return None
             raise
-        return str(answer["ETag"])
+        return str(response["ETag"])
 
     async def _get(self) -> tuple[bytes, str]:
-        answer = await self._file_system._call_s3("get_object", Bucket=self._bucket, Key=self._key)
-        async with answer["Body"] as body:
-            return await body.read(), str(answer["ETag"])
+        response = await self._file_system._call_s3("get_object", Bucket=self._bucket, Key=self._key)
+        async with response["Body"] as body:
+            return await body.read(), str(response["ETag"])
 
 
-def names_beginning(folder: str, start: str, options: StorageOptions) -> list[str]:
-    """Names of the objects below `folder` that begin with `start`, as the store lists them now."""
-    file_system, path = filesystem(join(folder, start), options)
-    bucket, _, prefix = path.partition("/")
+def list_names(folder: str, prefix: str, options: StorageOptions) -> list[str]:
+    """Return the names of the S3 objects directly below `folder` that begin with `prefix`."""
+    file_system, path = filesystem(join(folder, prefix), options)
+    bucket, _, key_prefix = path.partition("/")
     names: list[str] = []
-    more: dict[str, str] = {}
+    token: dict[str, str] = {}
     while True:
-        page = file_system.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", **more)
+        page = file_system.call_s3("list_objects_v2", Bucket=bucket, Prefix=key_prefix, Delimiter="/", **token)
         names += [entry["Key"].rpartition("/")[2] for entry in page.get("Contents", ())]
         if not page.get("IsTruncated"):
             return names
-        more = {"ContinuationToken": page["NextContinuationToken"]}
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def put_file(uri: str, content: bytes, options: StorageOptions, retry_policy: RetryPolicy | None = None) -> None:
+    """Write `content` to `uri`, with retries; missing folders are created.
+
+    Raises:
+        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`), after the last attempt.
+    """
+    put_files({uri: content}, options, retry_policy)
+
+
+def put_files(
+    contents: Mapping[str, bytes], options: StorageOptions, retry_policy: RetryPolicy | None = None
+) -> None:
+    """Write several files of one store, in parallel where its file system can. The keys are their addresses.
+
+    An attempt writes all files again, so a file may be overwritten with the same content. Raises like `put_file`.
+    """
+
+    def put(attempt: int) -> None:
+        file_systems = [filesystem(uri, options) for uri in contents]
+        file_system = file_systems[0][0]
+        paths = [path for _, path in file_systems]
+        # S3 has no folders, and s3fs would look for the bucket.
+        if not is_s3(next(iter(contents))):
+            for folder in {path.rpartition("/")[0] for path in paths}:
+                file_system.makedirs(folder, exist_ok=True)
+        file_system.pipe(dict(zip(paths, contents.values(), strict=True)))
+
+    if contents:
+        (retry_policy or RetryPolicy()).run(put)

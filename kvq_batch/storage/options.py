@@ -1,7 +1,7 @@
-"""Where bytes live: one set of options that fsspec and delta-rs both understand.
+"""Storage options and file systems: one set of options for both fsspec and delta-rs.
 
-Every other module of `io` opens stores through here, so that end points, time limits, repeated requests and the AWS
-chain are settled once. Keys are deliberately never held: both libraries find them in each process by themselves.
+All other modules open stores through this one, so that endpoints, timeouts, retries and the AWS credential chain are
+configured once. Credentials are deliberately not part of the options: both libraries resolve them in each process.
 """
 
 import os
@@ -21,8 +21,8 @@ from botocore.exceptions import ProfileNotFound
 
 from kvq_batch.config.job import Storage
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
-from kvq_batch.storage.redact import SIGNATURE_NAMES, summary
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.redact import SIGNATURE_NAMES, summarize_error
 
 DEFAULT_REGION = "us-east-1"
 
@@ -34,11 +34,11 @@ _SECRET_URI = rf"(?i)://[^/?#]*@|[?&](?:{SIGNATURE_NAMES})="
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """What a process must know to reach object storage, apart from keys; small, picklable, without secrets.
+    """How to reach object storage, without credentials; small, picklable, free of secrets.
 
-    A request that a store does not answer within `read_timeout_s`, or answers with what may pass, is repeated by the
-    library that made it, up to `attempts` in all (delta-rs, whose first pauses are shorter: twice as many), with
-    pauses that grow exponentially and by chance.
+    The storage libraries retry a request that times out (`read_timeout_s`) or fails with a transient error, up to
+    `attempts` attempts in total (delta-rs, whose first delays are shorter: twice as many), with exponential backoff and
+    jitter.
     """
 
     endpoint_url: str | None = None
@@ -50,14 +50,19 @@ class StorageOptions:
 
     @classmethod
     def from_spec(cls, storage: Storage) -> Self:
-        """Raises SpecError for an end point that holds keys: it is stored with every run, and no client takes them."""
+        """Return the options of a job.
+
+        Raises:
+            SpecError: the endpoint contains credentials. It is stored with every run, and no client would use them.
+        """
         if storage.endpoint_url and re.search(r"://[^/?#]*@", storage.endpoint_url):
-            raise SpecError(f"storage.endpoint_url: {display_uri(storage.endpoint_url)} without keys; set AWS_PROFILE")
+            endpoint_url = display_uri(storage.endpoint_url)
+            raise SpecError(f"storage.endpoint_url contains credentials: use {endpoint_url} and set AWS_PROFILE")
         return cls(storage.endpoint_url, storage.region, storage.anonymous)
 
 
 def protocol(uri: str) -> str:
-    """Lower-case scheme of `uri`; "file" for a path without one."""
+    """Return the scheme of `uri` in lower case; "file" for a path without a scheme."""
     match = _SCHEME.match(uri)
     return match.group(1).lower() if match else "file"
 
@@ -71,22 +76,25 @@ def is_s3(uri: str) -> bool:
 
 
 def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
-    """The fsspec file system that holds `uri`, and the path of `uri` in it (absolute for local files).
+    """Return the fsspec file system of `uri`, and the path of `uri` in it (absolute for local files).
 
-    Listings are never cached: a run outlives what it listed. Raises SpecError for a protocol that fsspec has not.
+    Listings are never cached, because objects change during a run.
+
+    Raises:
+        SpecError: fsspec does not know the protocol, or a package for it is missing.
     """
     if is_local(uri):
         return fsspec.filesystem("file"), str(local_path(uri))
     if is_s3(uri):
         file_system = fsspec.filesystem("s3", **_s3_arguments(options))
-        # botocore repeats, with its own pauses. Repeated again by s3fs, a dead store took 80 s to fail (measured).
+        # botocore retries with its own backoff. With retries of s3fs on top, a dead store took 80 s to fail (measured).
         file_system.retries = 1
         bucket, slash, key = uri.split("://", 1)[1].strip("/").partition("/")
-        # s3fs takes user information for a part of the bucket's name, and repeats it in its errors.
+        # s3fs would treat user information as a part of the bucket name and show it in its errors.
         return file_system, bucket.rpartition("@")[2] + slash + key
     arguments: dict[str, Any] = {"use_listings_cache": False}
     if protocol(uri) in ("http", "https"):
-        # Without a limit on the whole, which aiohttp sets at 5 minutes: a long film takes longer, and moves.
+        # No limit on the total time (aiohttp: 5 minutes): a long film takes longer while its bytes still arrive.
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=options.connect_timeout_s, sock_read=options.read_timeout_s
         )
@@ -94,7 +102,7 @@ def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
     try:
         file_system, path = fsspec.core.url_to_fs(uri, **arguments)
     except (ValueError, ImportError, TypeError) as error:
-        raise SpecError(f"{display_uri(uri)}: cannot be opened: {summary(error)}; use a path or s3://") from error
+        raise SpecError(f"{display_uri(uri)}: cannot be opened: {summarize_error(error)}; use a path or s3://") from error
     return file_system, path
 
 
@@ -105,9 +113,9 @@ def _s3_arguments(options: StorageOptions) -> dict[str, Any]:
         "config_kwargs": {
             "connect_timeout": options.connect_timeout_s,
             "read_timeout": options.read_timeout_s,
-            # Pauses of up to 1, 2, 4, 8 s, by chance; a client whose requests keep failing stops to repeat them.
+            # Random delays of up to 1, 2, 4, 8 s. A client whose requests keep failing stops retrying.
             "retries": {"total_max_attempts": options.attempts, "mode": "standard"},
-            # Fetching and heads run in parallel on one client; botocore's default of 10 would serialise them.
+            # Fetches and HEAD requests run in parallel on one client; botocore's default of 10 would serialize them.
             "max_pool_connections": 64,
         },
     }
@@ -119,11 +127,11 @@ def _s3_arguments(options: StorageOptions) -> dict[str, Any]:
 
 
 def delta_options(uri: str, options: StorageOptions) -> dict[str, str]:
-    """`storage_options` for deltalake, without keys; empty for local tables.
+    """Return `storage_options` for deltalake, without credentials; empty for local tables.
 
-    A commit is a put that must not find its object (`conditional_put = etag`), so that no lock table is needed. Left
-    to itself, delta-rs 1.6 knows keys of the environment only (measured: with a profile it asks the metadata service
-    of EC2); made to load credentials it walks the whole AWS chain, and renews what expires.
+    A commit is a conditional put (`conditional_put = etag`: the object must not exist), so no lock table is needed. By
+    default, delta-rs 1.6 reads credentials from the environment only (measured: with a profile it asks the metadata
+    service of EC2). With AWS_FORCE_CREDENTIAL_LOAD it uses the whole AWS chain and renews expired credentials.
     """
     if not is_s3(uri):
         return {}
@@ -133,7 +141,7 @@ def delta_options(uri: str, options: StorageOptions) -> dict[str, str]:
         "AWS_CONDITIONAL_PUT": "etag",
         "connect_timeout": f"{options.connect_timeout_s:g}s",
         "timeout": f"{options.read_timeout_s:g}s",
-        # With its own pauses (from 0.1 s) five repetitions were over after 1 s of "slow down" (measured).
+        # With its default delays (from 0.1 s), five retries were over after 1 s of SlowDown responses (measured).
         "max_retries": str(2 * options.attempts),
         "backoff_config.init_backoff": "200ms",
         "backoff_config.max_backoff": "5s",
@@ -151,7 +159,7 @@ def delta_options(uri: str, options: StorageOptions) -> dict[str, str]:
 
 
 def _chain(name: str) -> str | None:
-    """A setting of the AWS chain: environment, then the profile in use."""
+    """Return a setting of the AWS chain: from the environment, then from the profile in use."""
     if name == "endpoint_url":
         found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if found:
@@ -160,31 +168,31 @@ def _chain(name: str) -> str | None:
     try:
         value = session.get_scoped_config().get(name) if name == "endpoint_url" else session.get_config_variable(name)
     except ProfileNotFound as error:
-        raise SpecError(f"{summary(error)}; correct AWS_PROFILE or the files in ~/.aws") from error
+        raise SpecError(f"{summarize_error(error)}; correct AWS_PROFILE or the files in ~/.aws") from error
     return str(value) if value else None
 
 
 def local_path(uri: str) -> Path:
-    """Absolute path of a local `uri`, with or without file://; links are kept, '..' is not."""
+    """Return the absolute path of a local `uri`, with or without file://. Resolves '..' but not symbolic links."""
     match = _SCHEME.match(uri)
     return Path(os.path.abspath(os.path.expanduser(uri[match.end() :] if match else uri)))
 
 
 def absolute(uri: str) -> str:
-    """`uri` as it holds from any folder: local paths absolute and without file://, others without a final slash."""
+    """Return a local `uri` as an absolute path without file://, and any other one without a final slash."""
     return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
 
 
 def join(uri: str, name: str) -> str:
-    """`name` below `uri`; a query of `uri` is no place for it, so give this only folders and prefixes."""
+    """Return the address of `name` below the folder or prefix `uri`, which must not have a query."""
     return f"{uri.rstrip('/')}/{name.lstrip('/')}"
 
 
 def display_uri(uri: str) -> str:
-    """`uri` as it may be stored and shown: without user information and without signature parameters.
+    """Return `uri` without user information and signature parameters, for storage and display.
 
-    In S3 keys '?' is an ordinary character, so that only parameters of AWS' own names are cut there; local paths are
-    left alone.
+    '?' is an ordinary character in S3 keys, so only parameters with AWS names are removed there. Local paths are
+    returned as they are.
     """
     if is_local(uri):
         return uri
@@ -201,29 +209,30 @@ def display_uri(uri: str) -> str:
 
 
 def display_uris(uris: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """`display_uri` of a whole column; rows without anything to hide cost no Python."""
+    """Apply `display_uri` to a whole column. Only the rows with something to hide are processed in Python."""
     if isinstance(uris, pa.ChunkedArray):
         return pa.chunked_array([display_uris(chunk) for chunk in uris.chunks], uris.type)
-    marked = pc.fill_null(pc.match_substring_regex(uris, pattern=_SECRET_URI), False)
-    if not pc.any(marked).as_py():
+    has_secret = pc.fill_null(pc.match_substring_regex(uris, pattern=_SECRET_URI), False)
+    if not pc.any(has_secret).as_py():
         return uris
-    replacements = pa.array([display_uri(uri) for uri in pc.filter(uris, marked).to_pylist()], pa.string())
-    return pc.replace_with_mask(uris, marked, replacements)
+    replacements = pa.array([display_uri(uri) for uri in pc.filter(uris, has_secret).to_pylist()], pa.string())
+    return pc.replace_with_mask(uris, has_secret, replacements)
 
 
 @contextmanager
 def translate_storage_errors(uri: str) -> Iterator[None]:
-    """Turns what a store raises inside into a SpecError that names `uri`, the trouble, and what to do about it."""
+    """Translate exceptions of the store into a SpecError with the address, the error and a hint."""
     try:
         yield
     except FOREIGN_ERRORS as error:
-        raise SpecError(f"{display_uri(uri)}: {HINTS[classify_error(error)]} ({told(error)})") from error
+        raise SpecError(f"{display_uri(uri)}: {explain_error(error)}") from error
 
 
 def check_reachable(uri: str, options: StorageOptions) -> None:
-    """Returns if the place of `uri` answers and lets us list; the place itself may be empty, or not made yet.
+    """Check that the store of `uri` responds and allows listing. The prefix or folder itself need not exist.
 
-    Raises SpecError for a missing bucket, denied access, no credentials, or an end point that does not answer.
+    Raises:
+        SpecError: the bucket does not exist, access is denied, there are no credentials, or the endpoint is down.
     """
     with translate_storage_errors(uri):
         file_system, path = filesystem(uri, options)
@@ -233,6 +242,6 @@ def check_reachable(uri: str, options: StorageOptions) -> None:
         elif is_local(uri):
             existing = next(folder for folder in (Path(path), *Path(path).parents) if folder.exists())
             if not os.access(existing, os.R_OK | os.X_OK):
-                raise PermissionError(f"{existing} cannot be read")
+                raise PermissionError(f"no permission to read {existing}")
         else:
             file_system.exists(path)

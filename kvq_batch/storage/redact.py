@@ -1,8 +1,8 @@
-"""One redactor for the messages of foreign exceptions, because they travel far: into rows, logs and terminals.
+"""Redaction of secrets in messages of foreign exceptions, which end up in rows, logs and terminals.
 
-Storage libraries put request addresses, headers and whole XML answers into their messages. What may open a store is
-masked by its shape, and by its value where this process knows the value. This module asks no network for credentials:
-those of a role never leave the machine except as a token, and a token is known by its header.
+Storage libraries put request addresses, headers and whole XML responses into their messages. Secrets are masked by
+their shape, and by their value where this process knows the value. Credentials are never requested over the network
+for this: those of a role leave the machine only as a token, which is recognized by its header.
 """
 
 import os
@@ -18,10 +18,10 @@ SIGNATURE_NAMES = (
     r"x-amz-[a-z0-9-]+|x-goog-[a-z0-9-]+|awsaccesskeyid|signature|policy|key-pair-id|sig|skoid|sktid|ske|skt|sks|skv"
     r"|(?:access_?|auth_?|id_?|refresh_?|session_?)?token|api_?key|password|passwd|pwd|secret"
 )
-"""Names of query parameters that carry a right to read; a regular expression, to be matched without case."""
+"""Regular expression (case-insensitive) for the names of query parameters that grant access."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# An '@' is legal in a path: user information ends at the first '/', '?' or '#' at the latest.
+# '@' is legal in a path: user information ends before the first '/', '?' or '#'.
 _USER_INFO = re.compile(r"(?<=://)[^\s/?#@\"'<>]+(?:@[^\s/?#@\"'<>]+)*@")
 _PARAMETER = re.compile(rf"(?i)((?:[?&;]|%3f|%26|\\u0026)(?:{SIGNATURE_NAMES})(?:=|%3d))(?:(?!%26)[^\s&\"'<>#;)])+")
 _HEADER = re.compile(
@@ -45,10 +45,10 @@ _IN_ENVIRONMENT = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TO
 
 
 def redact(text: str) -> str:
-    """`text` without anything that opens a store, and without terminal colours; what stays is what a person needs.
+    """Return `text` with all secrets masked, and without terminal colours.
 
-    Masked are the values of this process' own AWS credentials and Ray token, authorization headers, signature
-    parameters, user information in addresses, and what S3 repeats of a signature in its answers.
+    Masks the AWS credentials and the Ray token of this process, authorization headers, signature parameters, user
+    information in addresses, and the parts of a signature that S3 repeats in its responses.
     """
     text = _ANSI.sub("", text)
     for secret in _known_secrets():
@@ -62,23 +62,23 @@ def redact(text: str) -> str:
     return _KEY_ID.sub(MASK, text)
 
 
-def holds_secret(text: str) -> bool:
-    """Whether a text of a job, an address say, carries something that opens a store or a cluster.
+def contains_secret(text: str) -> bool:
+    """Return whether a text of a job, such as an address, contains a credential of a store or a cluster.
 
-    Words that only announce a credential ("Basic ...") do not count here: a condition over titles may well hold them.
+    Authorization schemes ("Basic ...") are ignored here, because a condition over titles may contain such words.
     """
     shapes = (_USER_INFO, _PARAMETER, _ASSIGNMENT, _KEY_ID)
     return any(secret in text for secret in _known_secrets()) or any(shape.search(text) for shape in shapes)
 
 
-def summary(error: BaseException, limit: int = 500) -> str:
-    """The redacted message of `error` on one line of at most `limit` characters; its class where it says nothing."""
+def summarize_error(error: BaseException, limit: int = 500) -> str:
+    """Return the redacted message of `error` on one line of at most `limit` characters, or its class if it is empty."""
     line = " ".join(redact(str(error)).split()) or type(error).__name__
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _known_secrets() -> list[str]:
-    """Keys and tokens that this machine holds, in each spelling that an address may give them, the longest first."""
+    """Return the keys and tokens of this machine in every URL encoding that may occur, the longest first."""
     values = {os.environ.get(name) for name in _IN_ENVIRONMENT}
     values.update(_profile_secrets())
     known = {value for value in values if value and len(value) >= _SHORTEST_SECRET}
@@ -88,7 +88,7 @@ def _known_secrets() -> list[str]:
 
 
 def _profile_secrets() -> list[str | None]:
-    """Access key, secret and token of every profile in the files of the AWS chain; empty where there are none."""
+    """Return access key, secret and token of every profile in the AWS configuration files."""
     try:
         profiles = botocore.session.get_session().full_config.get("profiles", {})
     except (BotoCoreError, OSError):

@@ -1,7 +1,7 @@
-"""How long a store is asked again: exponential pauses with jitter, capped one by one and in sum.
+"""Retry policy for storage requests: exponential backoff with jitter, limited in attempts and in total time.
 
-The libraries below repeat a request a few times by themselves (`StorageOptions.attempts`); this is for what must
-outlast more than that: a video's bytes, a commit. It decides nothing about what a last failure means.
+The storage libraries retry a request a few times on their own (`StorageOptions.attempts`). This policy is for
+operations that must survive longer faults: fetching a video, storing a file, a commit.
 """
 
 import random
@@ -15,39 +15,42 @@ from kvq_batch.storage.errors import FOREIGN_ERRORS, RETRYABLE, classify_error
 
 T = TypeVar("T")
 
-_PASSING: tuple[type[Exception], ...] = (TransientError, *FOREIGN_ERRORS)
+_CAUGHT: tuple[type[Exception], ...] = (TransientError, *FOREIGN_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Picklable. `attempts` counts the first one, and none begins later than `total_s` after it.
+    """Retry policy with exponential backoff; picklable.
 
-    Pauses double from `first_pause_s` to at most `longest_pause_s`; each is shortened by chance, by up to a half, so
-    that the workers of a cluster do not come back together. `sleep` is what waits.
+    `attempts` includes the first one. No attempt begins later than `max_total_s` after the first. Delays double from
+    `initial_delay_s` to at most `max_delay_s`. Jitter shortens each delay by up to a half, so that the workers of a
+    cluster do not retry at the same moment. `sleep` is the function that waits.
     """
 
     attempts: int = 6
-    first_pause_s: float = 0.5
-    longest_pause_s: float = 8.0
-    total_s: float = 240.0
+    initial_delay_s: float = 0.5
+    max_delay_s: float = 8.0
+    max_total_s: float = 240.0
     sleep: Callable[[float], None] = time.sleep
 
-    def repeat(self, action: Callable[[int], T]) -> T:
-        """What `action` returns at last; it is called with the number of the attempt, from 1.
+    def run(self, action: Callable[[int], T]) -> T:
+        """Call `action` with the attempt number (from 1) until it succeeds, and return its result.
 
-        Tried again is after a TransientError, and after a foreign exception that may pass (`trouble.MAY_PASS`).
-        Raises what the last attempt raised.
+        Retries after a TransientError and after a foreign exception of a kind in `errors.RETRYABLE`.
+
+        Raises:
+            Exception: the exception of the last attempt, or the first one that is not retryable.
         """
         started = time.monotonic()
         attempt = 1
         while True:
             try:
                 return action(attempt)
-            except _PASSING as error:
-                pause_s = min(self.longest_pause_s, self.first_pause_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-                is_late = time.monotonic() + pause_s - started > self.total_s
-                may_pass = isinstance(error, TransientError) or classify_error(error) in RETRYABLE
-                if attempt >= self.attempts or is_late or not may_pass:
+            except _CAUGHT as error:
+                delay_s = min(self.max_delay_s, self.initial_delay_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+                is_late = time.monotonic() + delay_s - started > self.max_total_s
+                is_retryable = isinstance(error, TransientError) or classify_error(error) in RETRYABLE
+                if attempt >= self.attempts or is_late or not is_retryable:
                     raise
-            self.sleep(pause_s)
+            self.sleep(delay_s)
             attempt += 1
