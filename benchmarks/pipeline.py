@@ -32,9 +32,8 @@ from kvq_batch.media.probe import Probed
 from kvq_batch.media.scratch import ScratchWriter
 from kvq_batch.media.tasks import ClipLayout, DecodeTask, FrameLayout, VideoLayout
 from kvq_batch.planning.job_models import describe_models
-from kvq_batch.planning.job_plan import JobPlan
+from kvq_batch.planning.job_plan import JobPlan, estimate_plan
 from kvq_batch.planning.plan import make_plan
-from kvq_batch.planning.workload import expected
 
 SHAPE = (2, 224, 224, 3)
 FACTS = VideoFacts(
@@ -129,7 +128,7 @@ def measure(worker: type, num_videos: int, batch_size: int, folder: Path) -> dic
     )
     models = describe_models(job)
     plan = make_plan(None, catalog, job.catalog_name, [model.ref for model in models.models])
-    planned = JobPlan(job, models, catalog, str(folder), plan, expected(job, models, plan, None))
+    planned = JobPlan(job, models, catalog, str(folder), plan, estimate_plan(job, models, plan, None))
     watch = Watch()
     summary = run_job(planned, watch, RunOptions(worker=worker))
     assert summary.num_scored == num_videos

@@ -29,11 +29,10 @@ from kvq_batch.config.job import Job
 from kvq_batch.config.load import make_job
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
-from kvq_batch.planning.estimate import Estimate, estimate
-from kvq_batch.planning.forecast import DRIVER, Cluster
+from kvq_batch.planning.estimate import DRIVER, Cluster, Estimate, estimate
 from kvq_batch.planning.job_models import describe_models
-from kvq_batch.planning.job_plan import estimate_cluster, plan_job
-from kvq_batch.planning.workload import block_size, measured, pools_of
+from kvq_batch.planning.job_plan import block_size, estimate_cluster, job_pools, plan_job
+from kvq_batch.planning.past_runs import measured_throughput
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 
@@ -169,8 +168,8 @@ def expected(case: Case, folder: Path) -> Estimate:
     """What `plan` would expect of the case, from the tables of the teaching runs and for videos of its size."""
     job = make_job(job_of(case, folder), "benchmark")
     models = describe_models(job)
-    pools = pools_of(job, models)
-    told = measured(Tables.open(job.tables, StorageOptions()), models, case.megapixels)
+    pools = job_pools(job, models)
+    told = measured_throughput(Tables.open(job.tables, StorageOptions()), models, case.megapixels)
     return estimate(pools, {pool.name: case.num_videos for pool in pools}, told, job.prices, block_size(job))
 
 
@@ -221,7 +220,7 @@ def worked_out(case: Case, folder: Path) -> list[dict[str, Any]]:
     for num, cores in ((10**6, 256), (10**8, 4096), (10**9, 16384)):
         told = estimate_cluster(job, num, Cluster(cores), megapixels=1280 * 720 * 240 / 1e6)
         assert told.seconds is not None
-        assert told.use is not None
+        assert told.usage is not None
         workers = {stage.name: stage.max_workers for stage in told.stages}
         rows.append(
             {
@@ -232,7 +231,7 @@ def worked_out(case: Case, folder: Path) -> list[dict[str, Any]]:
                 "score": sum(number for name, number in workers.items() if name not in ("decode", DRIVER)),
                 "videos/s": round(num / told.seconds),
                 "days": f"{told.seconds / 86400:.2f}",
-                "core-hours": f"{told.use.core_hours:,.0f}",
+                "core-hours": f"{told.usage.core_hours:,.0f}",
                 f"cost, {job.prices.currency}": f"{told.cost or 0:,.0f}",
                 "bound by": told.bound_by,
             }

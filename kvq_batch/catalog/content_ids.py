@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
 from kvq_batch.storage.errors import FOREIGN_ERRORS, StorageErrorKind, classify_error
-from kvq_batch.storage.listing import stat_object, s3_files, to_listing_table
+from kvq_batch.storage.listing import s3_files, stat_object, to_listing_table
 from kvq_batch.storage.options import StorageOptions, filesystem, translate_storage_errors
 
 Progress = Callable[[int, int], None]
@@ -79,7 +79,9 @@ def _resolve(uris: pa.Array, options: StorageOptions, max_parallel: int, progres
     is_unresolved = pc.is_null(tokens)
     num_listed = len(uris) - pc.sum(is_unresolved).as_py()
     progress(num_listed, len(uris))
-    answers = _stat_objects(pc.filter(uris, is_unresolved).to_pylist(), options, max_parallel, num_listed, len(uris), progress)
+    answers = _stat_objects(
+        pc.filter(uris, is_unresolved).to_pylist(), options, max_parallel, num_listed, len(uris), progress
+    )
     tokens = pc.replace_with_mask(tokens, is_unresolved, pa.array([token for token, _ in answers], pa.string()))
     sizes = pc.replace_with_mask(sizes, is_unresolved, pa.array([size for _, size in answers], pa.int64()))
     return pa.table({"content_id": tokens, "size_bytes": sizes})

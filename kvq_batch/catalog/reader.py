@@ -107,8 +107,8 @@ def _check_names(name: str, raw: pa.Table, columns: dict[str, str], spec: Catalo
             raise SpecError(f"{name}: no column {theirs!r} for catalog.columns.{ours}; the columns are: {existing}")
         if folded.get(ours, theirs) != theirs:
             raise SpecError(
-                f"{name}: column {folded[ours]!r} has the reserved name {ours!r}, which is read from {theirs!r}; rename "
-                f"it, or set catalog.columns.{ours} = {folded[ours]!r}"
+                f"{name}: column {folded[ours]!r} has the reserved name {ours!r}, which is read from {theirs!r}; "
+                f"rename it, or set catalog.columns.{ours} = {folded[ours]!r}"
             )
 
 
@@ -128,7 +128,9 @@ def _column(name: str, raw: pa.Table, theirs: str, field: pa.Field) -> pa.Array 
     try:
         values = values.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SpecError(f"{name}: column {theirs!r} cannot be read as {field.type}: {summarize_error(error, 200)}") from error
+        raise SpecError(
+            f"{name}: column {theirs!r} cannot be read as {field.type}: {summarize_error(error, 200)}"
+        ) from error
     if field.name == "content_id":
         # An empty token would make every video appear unchanged.
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
@@ -148,7 +150,8 @@ def _check_segments(name: str, table: pa.Table, rows: pa.Array) -> None:
     is_valid = pc.and_(is_valid, pc.fill_null(pc.and_(pc.is_finite(end), pc.greater(end, start)), pc.is_null(end)))
     if not pc.all(is_valid).as_py():
         raise SpecError(
-            f"{name}: start_s and end_s need 0 <= start < end, in seconds; see {_row_numbers(pc.invert(is_valid), rows)}"
+            f"{name}: start_s and end_s need 0 <= start < end, in seconds; see "
+            f"{_row_numbers(pc.invert(is_valid), rows)}"
         )
 
 

@@ -34,7 +34,7 @@ def matching_indices(table: pa.Table, condition: str, key: str) -> pa.Array:
             connection.register("catalog", table.append_column(_INDEX, indices))
             found: pa.Table = connection.table("catalog").filter(expression).select(_INDEX).to_arrow_table()
     except duckdb.Error as error:
-        raise SpecError(f"Invalid {key} = {condition!r}: {summarize_error(error, 400)}") from error
+        raise SpecError(f"{key} = {condition!r} is not a valid condition: {summarize_error(error, 400)}") from error
     return found.column(0).combine_chunks().sort()
 
 
@@ -68,7 +68,9 @@ def rank_values(values: pa.ChunkedArray, is_descending: bool, key: str) -> pa.Ar
 
 
 # 64 bits of md5: stable across versions of DuckDB, unlike its hash().
-_SHARE = "SELECT row_index FROM videos WHERE md5_number_lower(video_id) / 18446744073709551616 < $share ORDER BY row_index"
+_SHARE = (
+    "SELECT row_index FROM videos WHERE md5_number_lower(video_id) / 18446744073709551616 < $share ORDER BY row_index"
+)
 _SMALLEST_HASHES = """
 SELECT row_index FROM (SELECT row_index FROM videos ORDER BY md5_number_lower(video_id), video_id LIMIT $size)
 ORDER BY row_index

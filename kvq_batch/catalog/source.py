@@ -19,8 +19,8 @@ from kvq_batch.storage.listing import (
     VIDEO_EXTENSIONS,
     Pattern,
     glob_to_regex,
-    list_files,
     list_file,
+    list_files,
     no_videos_error,
     split_glob,
 )

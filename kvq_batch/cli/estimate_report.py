@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def expected_record(estimate: "Estimate") -> dict[str, Any]:
     """Every number of the estimate; null is "not known"."""
-    use = estimate.use
+    use = estimate.usage
     return {
         "seconds": estimate.seconds,
         "core_hours": use and use.core_hours,
@@ -34,13 +34,13 @@ def stage_rows(estimate: "Estimate") -> list[dict[str, Any]]:
     """One row a stage and one for all: work of one worker, workers, and what they hold while the run lasts."""
     rows = []
     for stage in estimate.stages:
-        use = estimate.use_of(stage)
+        use = estimate.usage_of(stage)
         rows.append(
             {
                 "stage": stage.name,
                 "s_per_video": estimate.measured.video_s.get(stage.name),
                 "work_hours": None if stage.work_s is None else stage.work_s / 3600,
-                "workers": None if estimate.seconds is None else stage.workers_held(estimate.seconds),
+                "workers": None if estimate.seconds is None else stage.num_workers(estimate.seconds),
                 "core_hours": use and use.core_hours,
                 "gpu_hours": use and use.gpu_hours,
                 "cost": use and use.cost(estimate.prices),
@@ -62,7 +62,7 @@ def expected_sentences(estimate: "Estimate") -> Iterator[str]:
     for name in estimate.unknown:
         if name != "decode":
             yield f"expected time and cost of {name}: not known: no run of this model yet"
-    use, cost = estimate.use, estimate.cost
+    use, cost = estimate.usage, estimate.cost
     if use is None or estimate.seconds is None:
         return
     hours = [f"{use.core_hours:.3g} core-hours"] + [f"{use.gpu_hours:.3g} GPU-hours"] * bool(use.gpu_hours)

@@ -46,7 +46,7 @@ def forecast(
       $ kvq-batch forecast nightly.toml --videos 1e6 --cores 64 --gpus 2
     """
     from kvq_batch.config.load import load_job
-    from kvq_batch.planning.forecast import Cluster
+    from kvq_batch.planning.estimate import Cluster
     from kvq_batch.planning.job_plan import estimate_cluster
 
     asked, num_videos = load_job(job), round(videos)

@@ -393,11 +393,11 @@ def _row(job: "SubmittedJob") -> dict[str, Any]:
 def _connect(address: str | None) -> "JobApi":
     """Return a client of the Job API at `address`. Raises: SpecError if it is invalid or does not answer."""
     from kvq_batch.engine.job_submission import JobApi
-    from kvq_batch.storage.redact import holds_secret
+    from kvq_batch.storage.redact import contains_secret
 
     if address is None:
         raise SpecError("No cluster given. Use --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS.")
-    if holds_secret(address):
+    if contains_secret(address):
         raise SpecError("--address contains credentials. Remove them; set a token with RAY_AUTH_TOKEN_PATH=FILE.")
     if not address.startswith(("http://", "https://")):
         raise SpecError(f"Invalid --address {address!r}: expected the dashboard of the cluster, http://HEAD:8265.")

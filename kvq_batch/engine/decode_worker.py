@@ -29,7 +29,7 @@ from kvq_batch.media.isolation import DECODE_TASK, IsolatedDecoder
 from kvq_batch.media.probe import Probed, VideoLimits
 from kvq_batch.media.scratch import sweep
 from kvq_batch.media.tasks import DecodedVideo, DecodeTask
-from kvq_batch.storage.fetch import Fetcher, LocalVideo, sweep_dead
+from kvq_batch.storage.fetch import Fetcher, LocalVideo, remove_stale_folders
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.redact import redact
 
@@ -68,7 +68,7 @@ class MediaSettings:
     def start(self, task_function: str = DECODE_TASK) -> tuple[Fetcher, IsolatedDecoder]:
         """Return a fetcher and a decoder with a running child, after deleting the leftover files of killed workers."""
         scratch, shared_memory = Path(self.scratch), Path(self.shared_memory)
-        sweep_dead(scratch)
+        remove_stale_folders(scratch)
         sweep(shared_memory)
         fetcher = Fetcher(self.storage, scratch, self.max_file_bytes)
         decoder = IsolatedDecoder(1, shared_memory, self.timeout_s, self.max_memory_bytes, task_function)
@@ -150,7 +150,7 @@ class DecodeWorker:
             first_clip += len(part.clips)
             if first_clip >= num_clips:
                 # A file that is read where it is may have changed meanwhile: then no clip of it counts.
-                video.confirm()
+                video.check_unchanged()
             self._add(item, video, part, decode_s, decoded)
             yield
 

@@ -23,7 +23,7 @@ from kvq_batch.config.labels import SYNTHETIC, LabelJob
 from kvq_batch.config.toml import as_toml
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.options import absolute, is_local
-from kvq_batch.storage.redact import holds_secret
+from kvq_batch.storage.redact import contains_secret
 
 JOB_FILE = "job.toml"
 
@@ -149,7 +149,7 @@ def _is_below(path: Path, folders: Sequence[Path]) -> bool:
 
 
 def _check_no_secrets(values: Mapping[str, Any], origin: str) -> None:
-    keys = [key for key, text in _strings(values) if holds_secret(text)]
+    keys = [key for key, text in _strings(values) if contains_secret(text)]
     if keys:
         raise SpecError(
             f"{origin}: {', '.join(keys)} contains credentials (a key, a signature, or user:password@). Remove them: "

@@ -37,7 +37,7 @@ from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
 from kvq_batch.domain.errors import HeadUnavailableError, KvqBatchError, SpecError, UnknownJobError
 from kvq_batch.engine.job_package import JobPackage
-from kvq_batch.storage.redact import redact, summary
+from kvq_batch.storage.redact import redact, summarize_error
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class JobApi:
 
     def _not_a_dashboard(self, error: Exception) -> str:
         return (
-            f"{self.address} does not answer like the dashboard of a Ray head: {summary(error, 200)}; "
+            f"{self.address} does not answer like the dashboard of a Ray head: {summarize_error(error, 200)}; "
             "correct the address"
         )
 

@@ -30,7 +30,7 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine import ray_internals
 from kvq_batch.engine.pipeline import configure_ray_data
 from kvq_batch.media.scratch import scratch_directories, sweep
-from kvq_batch.storage.fetch import sweep_dead
+from kvq_batch.storage.fetch import remove_stale_folders
 
 LOGGER = logging.getLogger("kvq_batch.ray")
 
@@ -181,7 +181,7 @@ def cleanup_scratch(decode: Decode) -> Iterator[None]:
         while scratch_directories(shared_memory) - before and time.monotonic() < deadline:
             time.sleep(0.1)
             sweep(shared_memory)
-        sweep_dead(scratch)
+        remove_stale_folders(scratch)
 
 
 class PreemptionMonitor:

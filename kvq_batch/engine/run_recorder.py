@@ -22,8 +22,8 @@ from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.work_tracker import FinishedRows, WorkTracker
-from kvq_batch.planning.estimate import Stage, Use, use_of_all
-from kvq_batch.planning.plan_store import store_plan
+from kvq_batch.planning.estimate import Stage, Usage, total_usage
+from kvq_batch.planning.plan import store_plan
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Writer
 
@@ -219,9 +219,9 @@ class RunRecorder(ABC):
             message=message,
         )
 
-    def _use(self, seconds: float) -> Use:
+    def _use(self, seconds: float) -> Usage:
         # A run without tasks starts no workers.
-        return use_of_all(self._pools_with_work(), seconds) if self._tracker.num_tasks else Use()
+        return total_usage(self._pools_with_work(), seconds) if self._tracker.num_tasks else Usage()
 
     def _write_run(self, summary: RunSummary) -> None:
         is_over = summary.state != "running"

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kvq_batch.catalog.row_versions import catalog_changes
+from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.metrics import RunLabels
 from kvq_batch.engine.observer import Observer
@@ -16,10 +16,9 @@ from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.work_tracker import FinishedRows
 from kvq_batch.planning.estimate import Stage
-from kvq_batch.planning.items import first_items
 from kvq_batch.planning.job_models import JobModel
-from kvq_batch.planning.job_plan import JobPlan, plan_job
-from kvq_batch.planning.workload import block_size, pools_of
+from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
+from kvq_batch.planning.plan import tasks_to_items
 from kvq_batch.storage.options import display_uri
 from kvq_batch.tables.calibrations import unknown_cards
 from kvq_batch.tables.schemas import make_rows
@@ -42,7 +41,7 @@ def run_job(plan: JobPlan, observer: Observer | None = None, options: RunOptions
 
 def _prepare(plan: JobPlan, writer: Writer, options: RunOptions) -> PreparedRun:
     job, models = plan.job, plan.models.models
-    items = first_items(plan.plan.tasks, models, job.budget.max_videos)
+    items = tasks_to_items(plan.plan.tasks, models, job.budget.max_videos)
     tracker = ScoreTracker(items, models, job.run.max_attempts, CircuitBreaker.from_spec(job.run))
     videos_per_block = block_size(job)
     return PreparedRun(
@@ -93,7 +92,7 @@ class ScoreRecorder(RunRecorder):
         super().__init__(inputs, tracker, writer)
         self._plan = plan
         self._scores = tracker
-        self._pools = pools_of(plan.job, plan.models)
+        self._pools = job_pools(plan.job, plan.models)
 
     def _write_inputs(self) -> None:
         tables, plan = self._writer.tables, self._plan
@@ -116,7 +115,7 @@ class ScoreRecorder(RunRecorder):
 
     def _run_columns(self, summary: RunSummary) -> dict[str, Any]:
         estimate = self._plan.estimate
-        expected = estimate.use
+        expected = estimate.usage
         columns: dict[str, Any] = {
             "models": [
                 {"name": m.ref.name, "model_id": m.ref.model_id, "fingerprint": m.ref.fingerprint}
@@ -131,7 +130,7 @@ class ScoreRecorder(RunRecorder):
         return columns if summary.state == "running" else columns | self._measured_columns(summary)
 
     def _measured_columns(self, summary: RunSummary) -> dict[str, Any]:
-        """Return what an ended run measured; the estimates of later plans read it (`planning/workload.py`)."""
+        """Return what an ended run measured; the estimates of later plans read it (`planning/past_runs.py`)."""
         decode, *scoring = self._pools_with_work()
         names = [stage.name for stage in scoring]
         return {

@@ -101,7 +101,7 @@ class LabelWorker:
             else:
                 made = self._segment_of_video(local, row["video_id"], segment)
             # A file that is read where it is may have changed meanwhile.
-            local.confirm()
+            local.check_unchanged()
             return made
 
     def _segment_of_video(self, local: LocalVideo, key: str, segment: Segment) -> Planes:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from kvq_batch.domain.errors import ItemError, SpecError
+from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
 from kvq_batch.labels.rendition_store import read_rendition
 from kvq_batch.labels.splits import PARTS, named_splits, split_sources, stratified
 from kvq_batch.labels.tar_shards import SetFolder, Shards, npy
@@ -31,8 +31,6 @@ from kvq_batch.tables.session import Session
 
 SetFormat = Literal["parquet", "csv", "list", "webdataset"]
 Clips = Literal["file", "frames"]
-
-_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ def _check(rows: pa.Table) -> None:
     for column, told in (("mos", "no label"), ("uri", "no clip: keep versions in the label job (keep = ...)")):
         missing = [row["video_id"] or row.get("label_id") for row in rows.to_pylist() if row[column] is None]
         if missing:
-            raise SpecError(f"{len(missing)} rows have {told}; the first: {', '.join(map(str, missing[:_NAMED]))}")
+            raise SpecError(f"{len(missing)} rows have {told}: {shorten_list(map(str, missing), 3)}")
     labels = rows["mos"].to_numpy()
     if not np.isfinite(labels).all():
         first = rows["video_id"][int(np.flatnonzero(~np.isfinite(labels))[0])].as_py()

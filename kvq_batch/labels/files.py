@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, translate_storage_errors
-from kvq_batch.storage.redact import summary
+from kvq_batch.storage.redact import summarize_error
 
 ID_COLUMNS = ("video_id", "file", "file_name", "filename", "name", "video", "video_name", "path", "uri", "flickr_id")
 LABEL_COLUMNS = ("mos", "label", "mean_opinion_score", "vmaf", "score", "rating")
@@ -150,7 +150,7 @@ def _table(shown: str, extension: str, content: bytes, lines: Sequence[str]) -> 
         try:
             table = pq.read_table(io.BytesIO(content))
         except pa.ArrowException as error:
-            raise SpecError(f"{shown}: no readable Parquet file: {summary(error, 200)}") from error
+            raise SpecError(f"{shown}: no readable Parquet file: {summarize_error(error, 200)}") from error
         return table.column_names, ((f"row {n}", row) for n, row in enumerate(table.to_pylist(), 1))
     if extension == "csv":
         reader = csv.reader(io.StringIO("\n".join(lines)))

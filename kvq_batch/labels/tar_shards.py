@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from kvq_batch.domain.errors import FatalError, SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, translate_storage_errors
-from kvq_batch.storage.retry import RetryPolicy
 
 SHARD_BYTES = 256 << 20
 """Size at which a shard is closed; one is held in memory."""
@@ -28,22 +28,20 @@ class SetFolder:
 
     def __init__(self, uri: str, options: StorageOptions) -> None:
         self.uri = absolute(uri)
-        self._file_system, self._root = filesystem(self.uri, options)
+        self._options = options
+        file_system, root = filesystem(self.uri, options)
         with translate_storage_errors(self.uri):
-            if self._file_system.exists(self._root) and self._file_system.find(self._root):
+            if file_system.exists(root) and file_system.find(root):
                 raise SpecError(f"{display_uri(self.uri)} is not empty; name a new folder, so that no two sets mix")
 
     def write(self, name: str, content: bytes) -> str:
         """The address of the file `name` (it may lie in a folder below), once it stands there."""
-        path = f"{self._root.rstrip('/')}/{name}"
+        uri = join(self.uri, name)
         try:
-            self._file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            RetryPolicy().repeat(lambda _: self._file_system.pipe_file(path, content))
+            put_file(uri, content, self._options)
         except FOREIGN_ERRORS as error:
-            raise FatalError(
-                f"{display_uri(self.uri)}/{name} cannot be written: {HINTS[classify_error(error)]} ({told(error)})"
-            ) from error
-        return join(self.uri, name)
+            raise FatalError(f"{display_uri(uri)} cannot be written: {explain_error(error)}") from error
+        return uri
 
 
 class Shards:

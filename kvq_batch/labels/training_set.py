@@ -11,13 +11,12 @@ from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.reader import read_catalog
 from kvq_batch.config.job import Catalog
 from kvq_batch.config.train import TrainData
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import SpecError, shorten_list
 from kvq_batch.labels.files import Labels, Scale, read_labels
 from kvq_batch.labels.matching import Video, match_labels
 from kvq_batch.storage.options import StorageOptions, is_local
 
 _PARTS = ("train", "validation", "test")
-_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ def read_training_set(
     rows = {row["video_id"]: row for row in catalog.select(["video_id", "uri"]).to_pylist()}
     matching = match_labels(labels.names, [Video(video_id, row["uri"]) for video_id, row in rows.items()])
     if matching.unmatched:
-        shown = ", ".join(f"{name} ({why})" for name, why in matching.unmatched[:_NAMED])
+        shown = shorten_list((f"{name} ({why})" for name, why in matching.unmatched), 3)
         raise SpecError(
             f"{len(matching.unmatched)} of {len(labels.names)} labels have no video in {data.videos}: {shown}; bring "
             "the videos, or leave these labels out: no other video is taken for one"

@@ -20,7 +20,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import DecodeError
+from kvq_batch.domain.errors import DecodeError, shorten_list
 from kvq_batch.media.packets import best_stream, open_video
 from kvq_batch.media.probe import Probed
 
@@ -216,7 +216,7 @@ def _undamaged(frame: VideoFrame) -> VideoFrame:
 
 
 def _refuse_missing(numbers: list[int]) -> None:
-    listed = ", ".join(str(n) for n in sorted(numbers)[:8])
+    listed = shorten_list((str(n) for n in sorted(numbers)), 8)
     raise DecodeError(
         "frame_missing",
         f"frame {listed} stands in the file and does not come out of the decoder; the file is damaged",

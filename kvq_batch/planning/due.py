@@ -74,8 +74,8 @@ _FAILED = """
 SELECT v.row_index, f.model_index, arg_max(f.is_permanent, (f.commit_seq, f.attempt, f.final)) AS is_permanent,
     max(f.commit_seq) AS failed_seq
 FROM videos v JOIN (
-    SELECT s.video_id, s.content_id, r.model_index, coalesce(s.final AND s.permanent, false) AS is_permanent, s.commit_seq,
-        s.attempt, s.final
+    SELECT s.video_id, s.content_id, r.model_index, coalesce(s.final AND s.permanent, false) AS is_permanent,
+        s.commit_seq, s.attempt, s.final
     FROM failures s JOIN refs r ON r.model_id = s.model_id AND r.fingerprint = s.fingerprint WHERE {within}
 ) f ON f.video_id = v.video_id AND f.content_id = v.content_id
 GROUP BY v.row_index, f.model_index
@@ -87,8 +87,8 @@ class DueReasons:
     """State of each task.
 
     `states` is int8 [row of the videos, model]: the index of the reason in REASONS, or CURRENT or QUARANTINED.
-    `oldest_stale_at` is the time (UTC) of the oldest score that is due to be replaced, counting only the newest score of
-    each task; None if there is no such score.
+    `oldest_stale_at` is the time (UTC) of the oldest score that is due to be replaced, counting only the newest score
+    of each task; None if there is no such score.
     """
 
     states: NDArray[np.int8]
@@ -113,7 +113,7 @@ def compute_due_reasons(
     select: Select,
     now: datetime | None,
 ) -> DueReasons:
-    """Return why each video is due for each model. `videos` has video_id and content_id. Without tables, all are new."""
+    """Return why each of `videos` (video_id, content_id) is due for each model. Without tables all are new."""
     states = np.full((videos.num_rows, len(models)), _NEW, np.int8)
     if tables is None or not videos.num_rows or not models:
         return DueReasons(states)

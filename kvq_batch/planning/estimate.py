@@ -142,8 +142,8 @@ class Throughput:
         """
         if self.megapixels is None or self.decode_megapixel_s is None or DECODE not in self.video_s:
             raise SpecError(
-                "The decoding time per megapixel is unknown: no earlier run has decoded videos of two sizes. Run the job "
-                "on videos of different sizes first, or omit the size."
+                "The decoding time per megapixel is unknown: no earlier run has decoded videos of two sizes. Run the "
+                "job on videos of different sizes first, or omit the size."
             )
         extra_s = self.decode_megapixel_s * (megapixels - self.megapixels)
         # For small videos the line may fall below zero. Decoding time shrinks at most in proportion to the size.

@@ -74,7 +74,9 @@ def estimate_plan(job: Job, models: JobModels, plan: Plan, tables: Tables | None
         SpecError: the tables cannot be read.
     """
     num_videos = _num_videos_by_stage(job, models, plan)
-    return estimate(job_pools(job, models), num_videos, measured_throughput(tables, models), job.prices, block_size(job))
+    return estimate(
+        job_pools(job, models), num_videos, measured_throughput(tables, models), job.prices, block_size(job)
+    )
 
 
 def estimate_cluster(job: Job, num_videos: int, cluster: Cluster, megapixels: float | None = None) -> Estimate:

@@ -47,8 +47,8 @@ MIN_SPREAD = 0.05
 class RunRecord:
     """One earlier run as stored in `runs`: its job, its length, and the work of its stages in seconds of one worker.
 
-    A worker fetches and decodes at the same time, so `decode_work_s` counts the longer of the two. `matching_models` are
-    those of its models that match a requested one by name, fingerprint and device.
+    A worker fetches and decodes at the same time, so `decode_work_s` counts the longer of the two. `matching_models`
+    are those of its models that match a requested one by name, fingerprint and device.
     """
 
     job_spec: Mapping[str, Any]

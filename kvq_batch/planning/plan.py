@@ -7,7 +7,6 @@ answered later. No run reads a stored plan back.
 """
 
 import io
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -132,7 +131,9 @@ def make_plan(
         states = due.states
         removed = _removed_videos(connection, tables, catalog, catalog_name, select.scope)
     # Indexed by state: reasons first, then CURRENT and QUARANTINED, which are negative indices.
-    is_selected = np.array([not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES)
+    is_selected = np.array(
+        [not select.reasons or reason in select.reasons for reason in REASONS] + [False] * NUM_STATES
+    )
     is_planned = is_selected[states]
     rows, model_indices = np.nonzero(is_planned)
     planned = pa.table({
@@ -176,8 +177,8 @@ def check_roots(tables: Tables, catalog: pa.Table, catalog_root: str) -> None:
     if row is not None:
         video_id, name, root = row
         raise SpecError(
-            f"video id {video_id!r} of {catalog_root!r} already exists in catalog {name!r} of {root!r}: set id_prefix in "
-            "the job's catalog, or use other tables"
+            f"video id {video_id!r} exists in catalog {name!r} of {root!r}, but this catalog is {catalog_root!r}: "
+            "set id_prefix in the job's catalog, or use other tables"
         )
 
 

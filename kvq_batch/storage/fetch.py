@@ -18,7 +18,7 @@ from pathlib import Path
 from kvq_batch.domain.errors import FetchError, TransientError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
 from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, explain_error
-from kvq_batch.storage.listing import stat_object, stat_content_id
+from kvq_batch.storage.listing import stat_content_id, stat_object
 from kvq_batch.storage.objects import ObjectStream, content_changed_error, open_object
 from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_local
 from kvq_batch.storage.retry import RetryPolicy

@@ -74,7 +74,9 @@ class _S3Stream:
             response = file_system.call_s3("get_object", **arguments)
         except FileNotFoundError:
             if file_system.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1).get("KeyCount"):
-                raise FetchError("not_a_file", f"{display_uri(uri)} is a prefix; use the address of a video file") from None
+                raise FetchError(
+                    "not_a_file", f"{display_uri(uri)} is a prefix; use the address of a video file"
+                ) from None
             raise
         self._body = response["Body"]
         self.size_bytes: int | None = response.get("ContentLength")
@@ -138,7 +140,9 @@ class ConditionalObject:
         """
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
         try:
-            response = self._file_system.call_s3("put_object", Bucket=self._bucket, Key=self._key, Body=text, **condition)
+            response = self._file_system.call_s3(
+                "put_object", Bucket=self._bucket, Key=self._key, Body=text, **condition
+            )
         except FOREIGN_ERRORS as error:
             if classify_error(error) == "changed":
                 return None
@@ -165,6 +169,17 @@ def list_names(folder: str, prefix: str, options: StorageOptions) -> list[str]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
+def read_file(uri: str, options: StorageOptions, retry_policy: RetryPolicy | None = None) -> bytes:
+    """Return the bytes of a small file, with retries.
+
+    Raises:
+        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`), after the last attempt.
+    """
+    file_system, path = filesystem(uri, options)
+    content: bytes = (retry_policy or RetryPolicy()).run(lambda _: file_system.cat_file(path))
+    return content
+
+
 def put_file(uri: str, content: bytes, options: StorageOptions, retry_policy: RetryPolicy | None = None) -> None:
     """Write `content` to `uri`, with retries; missing folders are created.
 
@@ -174,9 +189,7 @@ def put_file(uri: str, content: bytes, options: StorageOptions, retry_policy: Re
     put_files({uri: content}, options, retry_policy)
 
 
-def put_files(
-    contents: Mapping[str, bytes], options: StorageOptions, retry_policy: RetryPolicy | None = None
-) -> None:
+def put_files(contents: Mapping[str, bytes], options: StorageOptions, retry_policy: RetryPolicy | None = None) -> None:
     """Write several files of one store, in parallel where its file system can. The keys are their addresses.
 
     An attempt writes all files again, so a file may be overwritten with the same content. Raises like `put_file`.

@@ -102,7 +102,9 @@ def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
     try:
         file_system, path = fsspec.core.url_to_fs(uri, **arguments)
     except (ValueError, ImportError, TypeError) as error:
-        raise SpecError(f"{display_uri(uri)}: cannot be opened: {summarize_error(error)}; use a path or s3://") from error
+        raise SpecError(
+            f"{display_uri(uri)}: cannot be opened: {summarize_error(error)}; use a path or s3://"
+        ) from error
     return file_system, path
 
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
 from kvq_batch.storage.options import join, translate_storage_errors
-from kvq_batch.storage.redact import summary
+from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.data_files import statistics
 from kvq_batch.tables.database import connect, reading
 from kvq_batch.tables.delta import LoggedFile, Tables
@@ -99,7 +99,7 @@ def _check(
         ):
             with translate_storage_errors(join(tables.uri, name)):
                 raise
-        return [Finding("error", "unreadable_part", name, part.path, summary(error, 200))], False
+        return [Finding("error", "unreadable_part", name, part.path, summarize_error(error, 200))], False
     return found, not any(finding.kind == "wrong_type" for finding in found)
 
 

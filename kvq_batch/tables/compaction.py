@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import RemoveAction
-from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import display_uri, join, translate_storage_errors
 from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.data_files import ROW_GROUP_ROWS, DataFile, make_data_file
@@ -174,16 +174,8 @@ def merge(tables: Tables, name: str, group: Sequence[LoggedFile]) -> DataFile:
 
 def store(tables: Tables, name: str, part: DataFile, patience: RetryPolicy = PATIENCE) -> None:
     """Writes the file of `part`; no reader sees it yet. Raises: FatalError where the store refuses it."""
-
-    def write(attempt: int) -> None:
-        file_system, root = tables.part_filesystem(name)
-        path = f"{root}/{part.path}"
-        if isinstance(file_system, LocalFileSystem):
-            file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        file_system.pipe_file(path, part.content.to_pybytes())
-
     try:
-        patience.repeat(write)
+        put_file(join(join(tables.uri, name), part.path), part.content.to_pybytes(), tables.options, patience)
     except FOREIGN_ERRORS as error:
         raise _fatal(tables, name, error) from error
 
@@ -240,7 +232,7 @@ def replace(
         )
 
     try:
-        patience.repeat(commit)
+        patience.run(commit)
     except FOREIGN_ERRORS as error:
         raise _fatal(tables, name, error) from error
 
@@ -265,8 +257,7 @@ def _remove(tables: Tables, name: str, part: DataFile) -> None:
 
 def _fatal(tables: Tables, name: str, error: Exception) -> FatalError:
     return FatalError(
-        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {HINTS[classify_error(error)]} "
-        f"({told(error)}). "
+        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {explain_error(error)}. "
         "What was committed stays; start again"
     )
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.options import display_uri, translate_storage_errors
-from kvq_batch.storage.redact import summary
+from kvq_batch.storage.redact import summarize_error
 
 MEMORY_LIMIT = "3GB"
 
@@ -54,7 +54,7 @@ def reading(uri: str) -> Iterator[None]:
                     f"{display_uri(uri)}: the part {missing} is gone: the tables were compacted while they were read, "
                     "or somebody deleted it. Start again; if it stays so, see `kvq-batch tables check`"
                 ) from error
-            raise SpecError(f"{display_uri(uri)}: the tables cannot be read: {summary(error, 300)}") from error
+            raise SpecError(f"{display_uri(uri)}: the tables cannot be read: {summarize_error(error, 300)}") from error
 
 
 def missing_data_file(error: BaseException) -> str | None:

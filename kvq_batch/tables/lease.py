@@ -34,7 +34,7 @@ from typing import Any, Self
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.storage.errors import FOREIGN_ERRORS
-from kvq_batch.storage.objects import ConditionalObject, names_beginning
+from kvq_batch.storage.objects import ConditionalObject, list_names
 from kvq_batch.storage.options import (
     StorageOptions,
     absolute,
@@ -45,7 +45,7 @@ from kvq_batch.storage.options import (
     local_path,
     translate_storage_errors,
 )
-from kvq_batch.storage.redact import summary
+from kvq_batch.storage.redact import summarize_error
 
 FILE = "lease.json"
 _STEM = "lease"
@@ -62,7 +62,7 @@ def known_shards(uri: str, options: StorageOptions) -> list[Shard]:
     if is_local(uri):
         names: Iterable[str] = (path.name for path in local_path(uri).glob(f"{_STEM}*"))
     else:
-        names = names_beginning(uri, _STEM, options)
+        names = list_names(uri, _STEM, options)
     shards = []
     for name in names:
         found = _SHARD_FILE.fullmatch(name)
@@ -343,7 +343,8 @@ def _parse(text: bytes, uri: str) -> Holder | None:
         return Holder(**fields | {"taken_at": datetime.fromisoformat(fields["taken_at"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SpecError(
-            f"{display_uri(join(uri, FILE))}: is no lease of ours ({summary(error)}); remove it if no run is at work"
+            f"{display_uri(join(uri, FILE))}: is no lease of ours ({summarize_error(error)}); remove it if no run is "
+            "at work"
         ) from error
 
 

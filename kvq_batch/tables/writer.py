@@ -16,12 +16,12 @@ from typing import Any
 from deltalake import CommitProperties, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
-from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.storage.errors import FOREIGN_ERRORS, HINTS, classify_error, told
-from kvq_batch.storage.options import display_uri, translate_storage_errors
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.objects import put_files
+from kvq_batch.storage.options import display_uri, join, translate_storage_errors
 from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.data_files import DataFile, align_to_schema, make_data_files
 from kvq_batch.tables.delta import Tables
@@ -143,15 +143,10 @@ class Writer:
         return commit_seq
 
     def _store(self, name: str, parts: list[DataFile]) -> None:
-        def store(attempt: int) -> None:
-            file_system, root = self.tables.part_filesystem(name)
-            if isinstance(file_system, LocalFileSystem):
-                for folder in {f"{root}/{part.path}".rpartition("/")[0] for part in parts}:
-                    file_system.makedirs(folder, exist_ok=True)
-            file_system.pipe({f"{root}/{part.path}": part.content.to_pybytes() for part in parts})
-
+        folder = join(self.tables.uri, name)
+        contents = {join(folder, part.path): part.content.to_pybytes() for part in parts}
         try:
-            self._patience.repeat(store)
+            put_files(contents, self.tables.options, self._patience)
         except FOREIGN_ERRORS as error:
             raise self._fatal(name, error) from error
 
@@ -176,7 +171,7 @@ class Writer:
             return None
 
         try:
-            self._patience.repeat(append)
+            self._patience.run(append)
         except FOREIGN_ERRORS as error:
             try:
                 has_landed = self._has_landed(name, commit_seq)
@@ -219,6 +214,6 @@ class Writer:
 
     def _fatal(self, name: str, error: Exception) -> FatalError:
         return FatalError(
-            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {HINTS[classify_error(error)]} "
-            f"({told(error)}). What was committed stays; start the job again"
+            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {explain_error(error)}. "
+            f"What was committed stays; start the job again"
         )

@@ -15,15 +15,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import ItemError, SpecError
+from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
 from kvq_batch.domain.frames import ALGORITHMS, FrameRequest
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, fingerprint
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.probe import VideoLimits
 from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.storage.fetch import Fetcher
-
-_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def decode_frames(
             with fetcher.fetch(video.uri, video.content_id) as local:
                 task = DecodeTask(path=local.path, key=video.video_id, requests=tuple(requests), limits=limits)
                 clip = decoder.submit(task).result().clips[0]
-                local.confirm()
+                local.check_unchanged()
             for path, frames in zip(paths, clip.frames, strict=True):
                 _write(path, frames.pixels)
         except ItemError as error:
@@ -114,5 +112,4 @@ def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return "; ".join(names[:_NAMED]) + more
+    return shorten_list(names, separator="; ")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import FatalError, SpecError
-from kvq_batch.training.samples import Sample, Views, named, seed_of
+from kvq_batch.domain.errors import FatalError, SpecError, shorten_list
+from kvq_batch.training.samples import Sample, Views, seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class FrameFiles:
         wanted += [(path, "float32", maps_shape) for path in self.cells or () if path is not None]
         wrong = [f"{path} ({reason})" for path, kind, shape in wanted if (reason := _why_not(path, kind, shape))]
         if wrong:
-            raise SpecError(f"frames or cell labels that cannot be trained on: {named(wrong)}")
+            raise SpecError(f"frames or cell labels that cannot be trained on: {shorten_list(wrong, 3)}")
 
     def read(self, places: Sequence[int], draw: int | None) -> Views:
         clips = np.stack([loaded(self._view(place, draw)) for place in places])

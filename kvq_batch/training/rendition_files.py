@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.config.recipe import draw_cells
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import SpecError, shorten_list
 from kvq_batch.media.fragments import patch_offsets
 from kvq_batch.training.frame_files import loaded
-from kvq_batch.training.samples import Sample, Views, named, seed_of
+from kvq_batch.training.samples import Sample, Views, seed_of
 
 _MOST_RECTANGLES = 3
 
@@ -72,7 +72,7 @@ class RenditionFiles:
             if reason:
                 wrong.append(f"{path} ({reason})")
         if wrong:
-            raise SpecError(f"frames or cell labels that cannot be trained on: {named(wrong)}")
+            raise SpecError(f"frames or cell labels that cannot be trained on: {shorten_list(wrong, 3)}")
 
     def read(self, places: Sequence[int], draw: int | None) -> Views:
         """See `ClipSource`. The fixed view is every frame that is kept, its patches in the middle as for scoring."""

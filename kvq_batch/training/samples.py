@@ -7,18 +7,16 @@ holder of clips never replaces one that it lacks by another, and refuses it by n
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import SpecError, shorten_list
 
 DataFile = Literal["train", "validation"]
-
-_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +108,17 @@ def _check_each(samples: Sequence[Sample], scale: tuple[float, float]) -> None:
     low, high = scale
     not_finite = [s.sample_id for s in samples if not math.isfinite(s.label)]
     if not_finite:
-        raise SpecError(f"labels that are no numbers: {named(not_finite)}; leave these samples out, or label them")
+        raise SpecError(
+            f"labels that are no numbers: {shorten_list(not_finite, 3)}; leave these samples out, or label them"
+        )
     outside = [f"{s.sample_id} ({s.label:g})" for s in samples if not low <= s.label <= high]
     if outside:
         raise SpecError(
-            f"labels outside the scale {low:g} to {high:g}: {named(outside)}; correct them, or the scale in the job"
+            f"labels outside the scale {low:g} to {high:g}: {shorten_list(outside, 3)}; correct them or the scale"
         )
     counts = Counter(s.sample_id for s in samples)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise SpecError(f"samples that stand twice: {named(twice)}; keep one label of each")
+        raise SpecError(f"samples that stand twice: {shorten_list(twice, 3)}; keep one label of each")
 
 
 def _parts(samples: Sequence[Sample], share: float, seed: int) -> dict[str, DataFile]:
@@ -141,13 +141,6 @@ def _parts(samples: Sequence[Sample], share: float, seed: int) -> dict[str, Data
         count = max(1, round(share * len(open_sources)))
         parts |= dict.fromkeys(by_hash[:count], "validation")
     return {source: parts.get(source, "train") for source in {s.scene_id for s in samples}}
-
-
-def named(names: Iterable[str]) -> str:
-    """The first few of some names, and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return ", ".join(every[:_NAMED]) + more
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def test_a_plan_takes_what_the_options_select_and_they_stand_over_the_job(tmp_pa
     assert "the command line: 3 wrong key(s)" in refused
     for key in ("select.reasons.0: 'boredom' is no reason", "select.sample: ", "budget.deadline: 'noon' is no time"):
         assert key in refused
-    assert "select.where = 'likes' is refused" in call("run", job, "--where", "likes", exit_code=2).stderr
+    assert "select.where = 'likes' is not a valid condition" in call("run", job, "--where", "likes", exit_code=2).stderr
 
 
 def test_catalog_lists_a_folder_into_a_file_that_plans(tmp_path: Path, videos: Path) -> None:

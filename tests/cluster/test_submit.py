@@ -109,4 +109,4 @@ def test_exit_code_of_a_rejected_job_is_returned(submitter: Submitter) -> None:
     write_job(submitter.folder, source="nothing-here")
     stdout, stderr = submitter.call("submit", "night.toml", "--shared", ".", "--wait", "--output", "json", exit_code=2)
     assert json.loads(stdout)["submitted"] == 1
-    assert "nothing-here: there is no such file or folder" in stderr
+    assert "nothing-here: no such file or folder" in stderr

@@ -41,7 +41,7 @@ def test_a_full_disk_under_the_tables_stops_the_run_and_the_next_one_goes_on(
     namespace: list[str], videos: Path, tmp_path: Path
 ) -> None:
     outcome = played(namespace, "tables", tmp_path, videos)
-    assert "cannot be written: there is no room left" in outcome["message"]
+    assert "cannot be written: no space left" in outcome["message"]
     assert "What was committed stays" in outcome["message"]
     assert 1 <= len(outcome["kept"]) < 6
     assert outcome["scored_then"] == 6 - len(outcome["kept"])

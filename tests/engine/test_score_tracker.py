@@ -18,8 +18,8 @@ from kvq_batch.engine.score_tracker import ScoreTracker
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
 from kvq_batch.engine.work_tracker import MAX_PREEMPTED_ATTEMPTS
-from kvq_batch.planning.items import items_of_tasks
 from kvq_batch.planning.job_models import JobModel
+from kvq_batch.planning.plan import tasks_to_items
 from kvq_batch.tables.schemas import make_rows
 
 FACTS = {"width_px": 64, "height_px": 48, "num_frames": 10, "codec": "h264"}
@@ -45,7 +45,7 @@ def task_table(*tasks: tuple[str, str]) -> pa.Table:
 
 
 def tracker_of(*tasks: tuple[str, str], max_attempts: int = 3, breaker: CircuitBreaker | None = None) -> ScoreTracker:
-    items = items_of_tasks(task_table(*tasks), MODELS)
+    items = tasks_to_items(task_table(*tasks), MODELS)
     return ScoreTracker(items, MODELS, max_attempts, breaker or CircuitBreaker(1000, 1.0))
 
 
@@ -87,7 +87,7 @@ def failed(item: int, model_mask: int, error: ItemError, attempt: int = 1) -> pa
 
 
 def test_items_hold_one_row_a_video_with_its_models_as_bits() -> None:
-    items = items_of_tasks(task_table(("x", "a"), ("x", "b"), ("y", "b")), MODELS).to_pylist()
+    items = tasks_to_items(task_table(("x", "a"), ("x", "b"), ("y", "b")), MODELS).to_pylist()
     assert [(row["item"], row["video_id"], row["model_mask"]) for row in items] == [(0, "x", 3), (1, "y", 2)]
 
 

@@ -109,7 +109,7 @@ def test_a_full_object_store_stops_the_run_and_keeps_what_was_committed(
     plan = plan_job(job)
     # The claim of the epoch is the log's second version; results are Parquet.
     fault_proxy.add(FULL, method="PUT", pattern=r"/tables/scores/.*\.parquet", passed=2)
-    with pytest.raises(FatalError, match="'scores' cannot be written: there is no room left"):
+    with pytest.raises(FatalError, match="'scores' cannot be written: no space left"):
         run_job(plan)
     fault_proxy.clear()
     tables = Tables.open(job.tables, fault_proxy.options())
@@ -117,7 +117,7 @@ def test_a_full_object_store_stops_the_run_and_keeps_what_was_committed(
     assert 2 <= len(kept) < 8
     (ended,) = ask(job.tables, "SELECT state, num_scored, num_remaining, message FROM runs", fault_proxy.options())
     assert (ended["state"], ended["num_scored"], ended["num_remaining"]) == ("failed", len(kept), 8 - len(kept))
-    assert "no room left" in ended["message"]
+    assert "no space left" in ended["message"]
     summary = run(job)
     check_books(job, summary, fault_proxy.options())
     assert summary.num_scored == 8 - len(kept)

@@ -11,11 +11,11 @@ from kvq_batch.planning.estimate import (
     PastRun,
     Stage,
     Throughput,
-    Use,
+    Usage,
     estimate,
-    throughput,
-    use_of,
-    use_of_all,
+    mean_throughput,
+    stage_usage,
+    total_usage,
 )
 
 PRICES = Prices(core_hour=0.05, gpu_hour=2.0, currency="CHF")
@@ -35,11 +35,11 @@ def test_the_slower_stage_bounds_the_run_and_the_others_are_held_meanwhile() -> 
     # 72,000 s of decoding on ten workers take 7,200; the GPU would be done in 1,800 and waits.
     assert found.bound_by == DECODE
     assert found.seconds == pytest.approx(20 + 1.25 * 7200)
-    assert found.use is not None
+    assert found.usage is not None
     hours = 9020 / 3600
-    assert found.use.gpu_hours == pytest.approx(hours)
+    assert found.usage.gpu_hours == pytest.approx(hours)
     # Eight of the ten decoding workers have enough to do for so long, and the scoring worker has a core, too.
-    assert found.use.core_hours == pytest.approx((8 + 1) * hours)
+    assert found.usage.core_hours == pytest.approx((8 + 1) * hours)
     assert found.cost == pytest.approx(9 * hours * 0.05 + hours * 2.0)
     # 2 core-seconds of decoding against 0.05 GPU-seconds.
     assert found.decode_cores_per_gpu == pytest.approx(40.0)
@@ -48,12 +48,12 @@ def test_the_slower_stage_bounds_the_run_and_the_others_are_held_meanwhile() -> 
 
 def test_what_no_run_has_measured_is_not_known_and_not_guessed() -> None:
     found = estimate([decode(), kvq()], {DECODE: 10, "kvq": 10}, Throughput({DECODE: 1.0}), PRICES)
-    assert (found.seconds, found.use, found.cost, found.bound_by) == (None, None, None, None)
+    assert (found.seconds, found.usage, found.cost, found.bound_by) == (None, None, None, None)
     assert found.unknown == ("kvq",)
     assert found.decode_cores_per_gpu is None
     # A model without a video in this plan need not be known.
     found = estimate([decode(), kvq()], {DECODE: 0, "kvq": 0}, Throughput(), PRICES)
-    assert (found.seconds, found.use, found.unknown) == (0.0, Use(), ())
+    assert (found.seconds, found.usage, found.unknown) == (0.0, Usage(), ())
 
 
 def test_a_share_of_a_gpu_counts_as_that_and_several_models_share_the_decode() -> None:
@@ -67,45 +67,45 @@ def test_a_share_of_a_gpu_counts_as_that_and_several_models_share_the_decode() -
 
 
 def test_prices_that_are_missing_leave_the_cost_open() -> None:
-    assert Use(10.0, 0.0).cost(Prices(core_hour=0.1)) == pytest.approx(1.0)
-    assert Use(10.0, 1.0).cost(Prices(core_hour=0.1)) is None
-    assert Use(10.0, 0.0).cost(Prices()) is None
+    assert Usage(10.0, 0.0).cost(Prices(core_hour=0.1)) == pytest.approx(1.0)
+    assert Usage(10.0, 1.0).cost(Prices(core_hour=0.1)) is None
+    assert Usage(10.0, 0.0).cost(Prices()) is None
 
 
 def test_workers_are_held_within_what_the_job_allows() -> None:
-    assert decode(10, 1000.0).workers_held(200.0) == 5
-    assert decode(10, 1001.0).workers_held(200.0) == 6
-    assert decode(10, 10_000.0).workers_held(200.0) == 10
-    assert decode(10, 0.0, min_workers=4).workers_held(200.0) == 4
-    assert use_of(decode(10, 1000.0), 3600.0) == Use(1.0, 0.0)
-    assert use_of_all([decode(1, 10.0), kvq(work_s=10.0)], 3600.0) == Use(2.0, 1.0)
+    assert decode(10, 1000.0).num_workers(200.0) == 5
+    assert decode(10, 1001.0).num_workers(200.0) == 6
+    assert decode(10, 10_000.0).num_workers(200.0) == 10
+    assert decode(10, 0.0, min_workers=4).num_workers(200.0) == 4
+    assert stage_usage(decode(10, 1000.0), 3600.0) == Usage(1.0, 0.0)
+    assert total_usage([decode(1, 10.0), kvq(work_s=10.0)], 3600.0) == Usage(2.0, 1.0)
 
 
 def test_throughput_is_the_mean_of_earlier_runs_by_what_they_did() -> None:
     first = PastRun(130.0, 30.0, (decode(2, 160.0), kvq(work_s=40.0)), {"kvq": 100}, 100)
     second = PastRun(70.0, 10.0, (decode(1, 40.0), kvq(work_s=20.0)), {"kvq": 50}, 50)
     empty = PastRun(500.0, 500.0, (decode(1, 0.0), kvq(work_s=0.0)), {}, 0)
-    found = throughput([first, second, empty])
+    found = mean_throughput([first, second, empty])
     assert found.video_s == pytest.approx({DECODE: 200 / 150, "kvq": 60 / 150})
     assert (found.num_scores, found.num_runs, found.startup_s) == ({"kvq": 150}, 2, 20.0)
     # 100 s and 60 s once begun, against 80 s and 40 s of the slower stage alone.
     assert found.slowdown == pytest.approx(160 / 120)
-    assert throughput([]) == Throughput()
+    assert mean_throughput([]) == Throughput()
 
 
 def test_what_was_measured_foretells_the_same_run_again() -> None:
     stages = (decode(4, 900.0), kvq(2, 100.0))
     past = PastRun(290.0, 15.0, stages, {"kvq": 300}, 300)
-    again = estimate(stages, {DECODE: 300, "kvq": 300}, throughput([past]), PRICES)
+    again = estimate(stages, {DECODE: 300, "kvq": 300}, mean_throughput([past]), PRICES)
     assert again.seconds is not None
     assert math.isclose(again.seconds, past.seconds)
-    assert again.use == use_of_all(stages, past.seconds)
+    assert again.usage == total_usage(stages, past.seconds)
 
 
 def test_the_first_block_goes_through_the_other_stages_while_nothing_overlaps() -> None:
     # Ten of a hundred videos are 16 s of 160 in decoding and 4 s of 40 in the model: 12 of the 32 s were the start.
     past = PastRun(200.0, 32.0, (decode(1, 160.0), kvq(work_s=40.0)), {"kvq": 100}, 100, block_size=10)
-    found = throughput([past])
+    found = mean_throughput([past])
     assert found.startup_s == pytest.approx(12.0)
     assert found.slowdown == pytest.approx((200 - 32 + 16) / 160)
 
@@ -124,5 +124,5 @@ def test_larger_videos_take_longer_to_decode_as_earlier_runs_had_it() -> None:
     # A slope that leads below nothing is not followed.
     steep = Throughput({DECODE: 1.0}, megapixels=100.0, decode_megapixel_s=0.02)
     assert steep.at_megapixels(10.0).video_s[DECODE] == pytest.approx(0.1)
-    with pytest.raises(SpecError, match="no earlier run has seen videos of two sizes"):
+    with pytest.raises(SpecError, match="no earlier run has decoded videos of two sizes"):
         Throughput({DECODE: 1.0}).at_megapixels(200.0)

@@ -5,8 +5,18 @@ import pytest
 from kvq_batch.config.budget import Prices
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import MAX_SHARDS
-from kvq_batch.planning.estimate import DECODE, Estimate, Stage, Throughput, use_of_all
-from kvq_batch.planning.forecast import DRIVER, DRIVER_BLOCK_S, DRIVER_VIDEO_S, Cluster, forecast
+from kvq_batch.planning.estimate import (
+    DECODE,
+    DRIVER,
+    DRIVER_BLOCK_S,
+    DRIVER_VIDEO_S,
+    Cluster,
+    Estimate,
+    Stage,
+    Throughput,
+    forecast,
+    total_usage,
+)
 
 PRICES = Prices(core_hour=0.04, gpu_hour=3.0)
 ON_CORES = (Stage(DECODE, 1, 2, 1.0, 0.0, None), Stage("kvq", 1, 1, 1.0, 0.0, None))
@@ -29,10 +39,10 @@ def test_cores_are_shared_so_that_every_stage_keeps_up_and_the_job_s_own_numbers
     # Twenty seconds to start, a block of sixteen through model and driver, and 10,000 s of decoding.
     driver_s = DRIVER_VIDEO_S + DRIVER_BLOCK_S / 16
     assert found.seconds == pytest.approx(20 + 16 * (0.2 + driver_s) + 1.25 * 10_000)
-    assert found.use == use_of_all(found.stages, found.seconds)
-    assert found.use is not None
-    assert found.use.core_hours == pytest.approx(121 * found.seconds / 3600)
-    assert found.cost == pytest.approx(found.use.core_hours * 0.04)
+    assert found.usage == total_usage(found.stages, found.seconds)
+    assert found.usage is not None
+    assert found.usage.core_hours == pytest.approx(121 * found.seconds / 3600)
+    assert found.cost == pytest.approx(found.usage.core_hours * 0.04)
 
 
 def test_drivers_are_added_as_they_are_needed_up_to_the_most_shards() -> None:
@@ -51,9 +61,9 @@ def test_gpus_score_and_only_so_many_cores_decode_as_keep_them_busy() -> None:
     assert workers(busy)["kvq"] == 2
     assert workers(busy)[DECODE] in (200, 201)
     assert busy.decode_cores_per_gpu == pytest.approx(100)
-    assert busy.use is not None
+    assert busy.usage is not None
     assert busy.seconds is not None
-    assert busy.use.gpu_hours == pytest.approx(2 * busy.seconds / 3600)
+    assert busy.usage.gpu_hours == pytest.approx(2 * busy.seconds / 3600)
 
 
 def test_a_process_fills_a_core_however_little_of_one_it_reserves() -> None:
@@ -62,9 +72,9 @@ def test_a_process_fills_a_core_however_little_of_one_it_reserves() -> None:
 
 
 def test_what_cannot_be_told_is_refused() -> None:
-    with pytest.raises(SpecError, match="no run in these tables tells what decode and kvq take: run a part"):
+    with pytest.raises(SpecError, match=r"No timing data for decode and kvq in these tables\. Run part of"):
         predicted(Cluster(8), measured=Throughput())
-    with pytest.raises(SpecError, match="a driver take 3 cores and 0 GPUs; the cluster has fewer"):
+    with pytest.raises(SpecError, match="a driver need 3 cores and 0 GPUs, but the cluster has 2 cores"):
         predicted(Cluster(2))
-    with pytest.raises(SpecError, match="take 3 cores and 1 GPUs; the cluster has fewer"):
+    with pytest.raises(SpecError, match="need 3 cores and 1 GPUs, but the cluster has 64 cores"):
         predicted(Cluster(64), ON_GPUS)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from kvq_batch.domain.identity import ModelRef
-from kvq_batch.planning.past_runs import RunFacts, decode_by_size
+from kvq_batch.planning.past_runs import RunRecord, decode_time_by_size
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.writer import Writer
 from tests.support.results import KVQ, LUMA, make_batch
@@ -29,8 +29,8 @@ def commit(writer: Writer, model: ModelRef, decoded: list[tuple[str, int, float]
     writer.commit(replace(batch, scores=scores))
 
 
-def facts(writer: Writer) -> RunFacts:
-    return RunFacts({}, 1.0, 0.0, 1.0, {}, {}, frozenset(), writer.run_id, writer.commit_seq)
+def facts(writer: Writer) -> RunRecord:
+    return RunRecord({}, 1.0, 0.0, 1.0, {}, {}, frozenset(), writer.run_id, writer.commit_seq)
 
 
 def test_one_slope_for_all_models_whatever_frames_each_of_them_wants(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_one_slope_for_all_models_whatever_frames_each_of_them_wants(tmp_path: P
     commit(writer, LUMA, [("c", 10, 0.1), ("d", 30, 0.3)])
     commit(writer, LUMA, [("a", 100, 1.0), ("b", 200, 2.0)])
     tables.refresh()
-    megapixels, slope_s = decode_by_size(tables, [facts(writer)]) or (0.0, 0.0)
+    megapixels, slope_s = decode_time_by_size(tables, [facts(writer)]) or (0.0, 0.0)
     assert megapixels == pytest.approx((100 + 200 + 10 + 30) / 4)
     assert slope_s == pytest.approx(0.01)
 
@@ -53,5 +53,5 @@ def test_videos_of_one_size_tell_nothing(tmp_path: Path) -> None:
     writer = Writer(tables, "run-1")
     commit(writer, KVQ, [("a", 100, 2.0), ("b", 101, 3.0)])
     tables.refresh()
-    assert decode_by_size(tables, [facts(writer)]) is None
-    assert decode_by_size(tables, []) is None
+    assert decode_time_by_size(tables, [facts(writer)]) is None
+    assert decode_time_by_size(tables, []) is None

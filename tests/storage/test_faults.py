@@ -7,11 +7,11 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from kvq_batch.catalog.content_ids import FEWEST_TO_LIST, resolve_content_ids
+from kvq_batch.catalog.content_ids import MIN_VIDEOS_TO_LIST, resolve_content_ids
 from kvq_batch.domain.errors import FetchError, SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
 from kvq_batch.storage.fetch import Fetcher
-from kvq_batch.storage.listing import list_below, object_facts
+from kvq_batch.storage.listing import list_files, stat_object
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.retry import RetryPolicy
 from tests.support.proxy import (
@@ -82,7 +82,7 @@ class TestFetching:
     ) -> None:
         uri = put_plain(store, "a.mp4")
         rule = fault_proxy.add(PASSING[name][0], pattern="a.mp4", times=2)
-        with fetcher(store.options, scratch).fetch(uri, *object_facts(uri, store.options)) as video:
+        with fetcher(store.options, scratch).fetch(uri, *stat_object(uri, store.options)) as video:
             assert video.path.read_bytes() == DATA
             # aiohttp itself asks once more where a connection ends without a word.
             assert 2 <= video.attempts <= 3
@@ -93,12 +93,12 @@ class TestFetching:
     ) -> None:
         fault, code = PASSING[name]
         uri = put_plain(store, "a.mp4")
-        facts = object_facts(uri, store.options)
+        facts = stat_object(uri, store.options)
         fault_proxy.add(fault, pattern="a.mp4")
         with pytest.raises(FetchError) as caught, fetcher(store.options, scratch).fetch(uri, *facts):
             pytest.fail("bytes were handed out")
         assert (caught.value.code, caught.value.permanent) == (code, False)
-        assert "3 times" in caught.value.message
+        assert "3 attempts" in caught.value.message
         assert uri in caught.value.message
 
 
@@ -111,7 +111,7 @@ def test_a_store_that_never_answers_is_given_up_in_time(
     with pytest.raises(FetchError, match="timeout") as caught, impatient.fetch(uri):
         pass
     assert rule.num_faults == 2
-    assert "2 times" in caught.value.message
+    assert "2 attempts" in caught.value.message
 
 
 def test_a_store_that_drips_is_given_up_and_one_that_is_merely_slow_is_not(
@@ -168,7 +168,7 @@ class TestPlanning:
     def test_a_listing_outlasts_a_fault(self, fault: Fault, store: S3Location, fault_proxy: FaultProxy) -> None:
         store.put("v/a.mp4", DATA)
         rule = fault_proxy.add(fault, pattern="list-type", times=1)
-        assert list_below(f"{store.uri}/v", store.options).num_rows == 1
+        assert list_files(f"{store.uri}/v", store.options).num_rows == 1
         assert rule.num_faults == 1
 
     def test_a_listing_that_stays_out_of_reach_is_refused_by_name(
@@ -176,7 +176,7 @@ class TestPlanning:
     ) -> None:
         fault_proxy.add(SLOW_DOWN, pattern="list-type")
         with pytest.raises(SpecError, match="SlowDown") as caught:
-            list_below(f"{s3_prefix.uri}/v", fault_proxy.options(attempts=2))
+            list_files(f"{s3_prefix.uri}/v", fault_proxy.options(attempts=2))
         assert s3_prefix.uri in str(caught.value)
 
     @pytest.mark.parametrize("fault", [SLOW_DOWN, Lost()], ids=repr)
@@ -201,7 +201,7 @@ class TestPlanning:
         self, s3_prefix: S3Location, fault_proxy: FaultProxy
     ) -> None:
         fault_proxy.add(EXPIRED)
-        uris = [f"{s3_prefix.uri}/{i}.mp4" for i in range(FEWEST_TO_LIST)]
+        uris = [f"{s3_prefix.uri}/{i}.mp4" for i in range(MIN_VIDEOS_TO_LIST)]
         with pytest.raises(SpecError, match="expired"):
             self.resolved(s3_prefix, uris, fault_proxy.options())
 

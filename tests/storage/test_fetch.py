@@ -19,8 +19,8 @@ import pytest
 from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.domain.errors import FetchError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
-from kvq_batch.storage.fetch import Fetcher, sweep_dead
-from kvq_batch.storage.listing import content_id_of, list_below
+from kvq_batch.storage.fetch import Fetcher, remove_stale_folders
+from kvq_batch.storage.listing import content_id_of, list_files
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.retry import RetryPolicy
 from tests.support.s3 import S3Location, S3Server
@@ -44,7 +44,7 @@ def fetcher(store: Store, scratch: Path, max_file_bytes: int = 10**6) -> Fetcher
 
 def listed(store: Store) -> str:
     """The content id of the only object of the store, as a listing tells it."""
-    (token,) = list_below(store.uri, store.options)["content_id"].to_pylist()
+    (token,) = list_files(store.uri, store.options)["content_id"].to_pylist()
     return str(token)
 
 
@@ -56,7 +56,7 @@ class TestContract:
             assert video.path.suffix == ".mp4"
             assert (video.size_bytes, video.content_id) == (len(DATA), listed(store))
             assert video.seconds >= 0
-            video.confirm()
+            video.check_unchanged()
 
     def test_an_unknown_token_is_found_out(self, store: Store, scratch: Path) -> None:
         uri = store.put("a.mp4", DATA)
@@ -68,13 +68,13 @@ class TestContract:
         for token in (listed(store), UNKNOWN_CONTENT):
             with fetcher(store, scratch).fetch(uri, cut_content_id(token, 1.0, 2.5)) as video:
                 assert video.content_id == listed(store) + "#t=1.0,2.5"
-                video.confirm()
+                video.check_unchanged()
 
     def test_a_token_of_the_catalog_is_kept(self, store: Store, scratch: Path) -> None:
         uri = store.put("a.mp4", DATA)
         with fetcher(store, scratch).fetch(uri, "sha256 of theirs") as video:
             assert video.content_id == "sha256 of theirs"
-            video.confirm()
+            video.check_unchanged()
 
     def test_content_changed_since_the_plan(self, store: Store, scratch: Path) -> None:
         uri = store.put("a.mp4", DATA)
@@ -116,7 +116,7 @@ class TestContract:
 
     def test_in_several_threads(self, store: Store, scratch: Path) -> None:
         uris = [store.put(f"{i}.mp4", DATA + bytes([i])) for i in range(12)]
-        fetching = pickle.loads(pickle.dumps(replace(fetcher(store, scratch), patience=RetryPolicy(sleep=print))))
+        fetching = pickle.loads(pickle.dumps(replace(fetcher(store, scratch), retry_policy=RetryPolicy(sleep=print))))
         seen: list[int] = []
 
         def take(i: int) -> None:
@@ -148,10 +148,10 @@ class TestLocalFiles:
             assert str(video.path) == uri
             video.path.write_bytes(DATA[:-1])
             with pytest.raises(FetchError, match="changed while it was read"):
-                video.confirm()
+                video.check_unchanged()
             video.path.unlink()
-            with pytest.raises(FetchError, match="went away"):
-                video.confirm()
+            with pytest.raises(FetchError, match="was removed"):
+                video.check_unchanged()
 
     def test_no_permission(self, tmp_path: Path, scratch: Path) -> None:
         uri = LocalStore(tmp_path).put("v/a.mp4", DATA)
@@ -350,7 +350,7 @@ def test_leftovers_of_the_dead_are_swept(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "x.mp4").write_bytes(DATA)
     (tmp_path / "12345").mkdir()
-    assert sweep_dead(tmp_path) == 1
+    assert remove_stale_folders(tmp_path) == 1
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == sorted(
         ["12345", "kvq-batch-fetch", str(os.getpid())]
     )

@@ -34,7 +34,7 @@ def test_options_come_from_the_job_and_travel_without_secrets(monkeypatch: pytes
 
 
 def test_keys_in_an_end_point_are_refused_and_not_repeated() -> None:
-    with pytest.raises(SpecError, match=r"https://store without keys") as caught:
+    with pytest.raises(SpecError, match=r"use https://store and set AWS_PROFILE") as caught:
         StorageOptions.from_spec(Storage(endpoint_url="https://user:planted@store"))
     assert "planted" not in str(caught.value)
 

@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 
 from kvq_batch.storage.errors import FOREIGN_ERRORS
 from kvq_batch.storage.options import StorageOptions, delta_options, filesystem
-from kvq_batch.storage.redact import MASK, redact, summary
+from kvq_batch.storage.redact import MASK, redact, summarize_error
 from tests.support.s3 import BUCKET, S3Server
 
 SECRET = "plantedSECRET/with+signs=="
@@ -66,9 +66,9 @@ def test_the_secrets_of_this_process_are_known_by_value(tmp_path: Path, monkeypa
 
 def test_a_summary_is_one_short_line() -> None:
     error = OSError("\x1b[31m↳\x1b[0m first\n   second " + "x" * 1000)
-    assert summary(error, 40).startswith("↳ first second xxx")
-    assert len(summary(error, 40)) == 40
-    assert summary(KeyError()) == "KeyError"
+    assert summarize_error(error, 40).startswith("↳ first second xxx")
+    assert len(summarize_error(error, 40)) == 40
+    assert summarize_error(KeyError()) == "KeyError"
 
 
 class TestRealErrors:
@@ -117,7 +117,7 @@ class TestRealErrors:
         self.assert_clean(caught.value)
 
     def assert_clean(self, error: BaseException, *more: str) -> None:
-        for text in (redact(str(error)), summary(error), redact(repr(error.__cause__))):
+        for text in (redact(str(error)), summarize_error(error), redact(repr(error.__cause__))):
             assert not [secret for secret in (SECRET, TOKEN, "plantedID", *more) if secret in text], text
 
 

@@ -28,15 +28,15 @@ def pauses() -> list[float]:
 
 def test_it_returns_the_first_success_and_pauses_longer_each_time(pauses: list[float]) -> None:
     flaky = Flaky(*[TransientError("not now")] * 5)
-    patience = RetryPolicy(attempts=6, first_pause_s=1, longest_pause_s=4, sleep=pauses.append)
-    assert patience.repeat(flaky) == 6
+    policy = RetryPolicy(attempts=6, initial_delay_s=1, max_delay_s=4, sleep=pauses.append)
+    assert policy.run(flaky) == 6
     for pause_s, longest_s in zip(pauses, [1, 2, 4, 4, 4], strict=True):
         assert longest_s / 2 <= pause_s <= longest_s
 
 
 def test_pauses_differ_by_chance(pauses: list[float]) -> None:
     for _ in range(20):
-        RetryPolicy(sleep=pauses.append).repeat(Flaky(TransientError("not now")))
+        RetryPolicy(sleep=pauses.append).run(Flaky(TransientError("not now")))
     assert all(first != second for first, second in pairwise(pauses))
 
 
@@ -44,20 +44,20 @@ def test_pauses_differ_by_chance(pauses: list[float]) -> None:
 def test_the_last_error_is_raised_when_the_attempts_are_over(error: Exception, pauses: list[float]) -> None:
     flaky = Flaky(*[error] * 9)
     with pytest.raises(type(error)):
-        RetryPolicy(attempts=3, sleep=pauses.append).repeat(flaky)
+        RetryPolicy(attempts=3, sleep=pauses.append).run(flaky)
     assert (len(pauses), len(flaky.errors)) == (2, 6)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), PermissionError("x"), FetchError("x", "x")])
 def test_what_does_not_pass_is_not_tried_again(error: Exception, pauses: list[float]) -> None:
     with pytest.raises(type(error)):
-        RetryPolicy(sleep=pauses.append).repeat(Flaky(error))
+        RetryPolicy(sleep=pauses.append).run(Flaky(error))
     assert pauses == []
 
 
 def test_no_attempt_begins_after_the_time_is_over(pauses: list[float]) -> None:
     with pytest.raises(TransientError):
-        RetryPolicy(attempts=100, first_pause_s=1, longest_pause_s=64, total_s=0.4, sleep=pauses.append).repeat(
+        RetryPolicy(attempts=100, initial_delay_s=1, max_delay_s=64, max_total_s=0.4, sleep=pauses.append).run(
             Flaky(*[TransientError("x")] * 99)
         )
     assert pauses == []
@@ -66,4 +66,4 @@ def test_no_attempt_begins_after_the_time_is_over(pauses: list[float]) -> None:
 def test_what_is_no_fault_of_a_store_passes_through() -> None:
     fault: Callable[[int], int] = Flaky(ZeroDivisionError("a defect of ours"))
     with pytest.raises(ZeroDivisionError):
-        RetryPolicy().repeat(fault)
+        RetryPolicy().run(fault)

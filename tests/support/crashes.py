@@ -16,7 +16,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from kvq_batch.engine import run, run_recorder
-from kvq_batch.planning.plan_store import FOLDER, store_plan
+from kvq_batch.planning.plan import PLANS_FOLDER, store_plan
 from kvq_batch.storage.options import filesystem, join
 from kvq_batch.tables.data_files import DataFile
 from kvq_batch.tables.delta import Tables
@@ -111,7 +111,7 @@ def _doomed_store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
         die()
     uri = store_plan(tables, run_id, tasks)
     if DoomedWriter.point == "inside the plan":
-        file_system, path = filesystem(join(join(tables.uri, FOLDER), f"{run_id}.parquet"), tables.options)
+        file_system, path = filesystem(join(join(tables.uri, PLANS_FOLDER), f"{run_id}.parquet"), tables.options)
         content = file_system.cat_file(path)
         file_system.rm_file(path)
         upload_half(file_system, path, content)

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import pyarrow.compute as pc
 
-from kvq_batch.catalog.row_versions import catalog_changes
-from kvq_batch.catalog.selection import in_shard
+from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.selection import filter_shard
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.domain.shard import Shard
 from kvq_batch.storage.options import StorageOptions
@@ -38,7 +38,7 @@ class DoomedWriter(Writer):
 
 def main(uri: str, shard: Shard, num_videos: int) -> None:
     names = [f"video-{number:03}.mp4" for number in range(num_videos)]
-    catalog = in_shard(make_catalog(names, country=["CH"] * num_videos), shard)
+    catalog = filter_shard(make_catalog(names, country=["CH"] * num_videos), shard)
     holder = Holder.this_process(new_run_id(), "trial")
     with hold(uri, StorageOptions(), holder, shard=shard):
         writer = DoomedWriter(Tables.create(uri), holder.run_id, shard=shard)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from kvq_batch.catalog.row_versions import catalog_changes
+from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.calibrations import Calibration, add_calibration, read_calibration, unknown_cards

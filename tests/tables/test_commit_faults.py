@@ -3,7 +3,7 @@
 import pytest
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.planning.plan_store import store_plan
+from kvq_batch.planning.plan import store_plan
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.delta import Tables
@@ -66,7 +66,7 @@ def test_a_fault_that_passes_costs_nothing(fault: Fault, where: tuple[str, str],
     ("fault", "advice"),
     [
         (SLOW_DOWN, "SlowDown"),
-        (FULL, "no room left"),
+        (FULL, "no space left"),
         (EXPIRED, "credentials have expired"),
         (Lost(), "cannot be reached"),
     ],
@@ -102,5 +102,5 @@ def test_a_plan_outlasts_a_fault_and_a_full_store_is_fatal(place: Place) -> None
     store_plan(place.writer.tables, "run", pairs)
     assert rule.num_faults == 1
     place.proxy.add(FULL, method="PUT", pattern="plans/")
-    with pytest.raises(FatalError, match="no room left"):
+    with pytest.raises(FatalError, match="no space left"):
         store_plan(place.writer.tables, "run", pairs)

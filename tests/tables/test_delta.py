@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.video import VideoFacts
-from kvq_batch.planning.past_runs import past_runs
+from kvq_batch.planning.past_runs import read_past_runs
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import check_tables
 from kvq_batch.tables.delta import Tables
@@ -91,7 +91,7 @@ def test_older_tables_are_read_before_the_next_run_adds_its_columns(tmp_path: Pa
     tables.refresh("runs")
     assert {field.name for field in old.schema().fields} == {"run_id", "commit_seq"}
     assert tables.dataset("runs").schema.names == ["run_id", "commit_seq", *find_schema("runs").names[2:]]
-    assert past_runs(tables, [("kvq", "f", "cpu")]) == []
+    assert read_past_runs(tables, [("kvq", "f", "cpu")]) == []
     with Session(tables) as session:
         assert session.sql("SELECT state, core_hours FROM runs").to_pylist() == []
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvq_batch.catalog.row_versions import catalog_changes
-from kvq_batch.catalog.selection import in_shard
+from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.selection import filter_shard
 from kvq_batch.config.selection import Select
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
@@ -46,12 +46,12 @@ def scored(place: Path) -> list[str]:
 
 def test_every_video_is_in_one_shard_of_a_count_whatever_else_the_catalog_holds() -> None:
     catalog = make_catalog([f"v{number}" for number in range(1000)])
-    found = [in_shard(catalog, shard)["video_id"].to_pylist() for shard in FOUR]
+    found = [filter_shard(catalog, shard)["video_id"].to_pylist() for shard in FOUR]
     assert sorted(chain(*found)) == sorted(catalog["video_id"].to_pylist())
     assert all(200 < len(ids) < 300 for ids in found)
-    few = in_shard(catalog.slice(300, 50), FOUR[2])["video_id"].to_pylist()
+    few = filter_shard(catalog.slice(300, 50), FOUR[2])["video_id"].to_pylist()
     assert few == [name for name in found[2] if name in set(catalog.slice(300, 50)["video_id"].to_pylist())]
-    assert in_shard(catalog, WHOLE) is catalog
+    assert filter_shard(catalog, WHOLE) is catalog
 
 
 def test_disjoint_shards_are_held_side_by_side_and_whatever_else_is_refused(store: Store) -> None:
@@ -174,8 +174,8 @@ def test_a_shard_says_of_no_other_video_that_it_left(tmp_path: Path) -> None:
     names = [f"v{number}" for number in range(40)]
     whole = writer_of(tmp_path, WHOLE)
     whole.write_catalog(catalog_changes(whole.tables, make_catalog(names), "nightly"))
-    today = in_shard(make_catalog(names[1:]), FOUR[0])
-    first = in_shard(make_catalog(names), FOUR[0])["video_id"].to_pylist()
+    today = filter_shard(make_catalog(names[1:]), FOUR[0])
+    first = filter_shard(make_catalog(names), FOUR[0])["video_id"].to_pylist()
     tables = Tables.open(str(tmp_path))
     left = [name for name in names[:1] if name in first]
     assert make_plan(tables, today, "nightly", [KVQ], Select(shard="1/4")).removed == tuple(left)

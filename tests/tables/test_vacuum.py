@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.planning.plan import make_plan
-from kvq_batch.planning.plan_store import FOLDER
+from kvq_batch.planning.plan import PLANS_FOLDER, make_plan
 from kvq_batch.storage.options import StorageOptions, filesystem
 from kvq_batch.tables.compaction import compact, merge, store
 from kvq_batch.tables.delta import Tables
@@ -39,8 +38,8 @@ def test_replaced_parts_and_orphans_go_and_nothing_else(tables_place: tuple[str,
     orphan = merge(tables, "maps", tables.parts("maps"))
     store(tables, "maps", orphan)
     file_system, root = filesystem(uri, options)
-    file_system.makedirs(f"{root}/{FOLDER}", exist_ok=True)
-    for beside in (f"{FOLDER}/run-1.parquet", "lease.json"):
+    file_system.makedirs(f"{root}/{PLANS_FOLDER}", exist_ok=True)
+    for beside in (f"{PLANS_FOLDER}/run-1.parquet", "lease.json"):
         file_system.pipe_file(f"{root}/{beside}", b"kept")
 
     assert list(leftovers(tables, 24, with_orphans=True)) == []
@@ -59,7 +58,7 @@ def test_replaced_parts_and_orphans_go_and_nothing_else(tables_place: tuple[str,
     again = Tables.open(uri, options)
     assert list(leftovers(again, 0, with_orphans=True)) == []
     assert again.dataset("maps").to_table().equals(rows)
-    for beside in (f"{FOLDER}/run-1.parquet", "lease.json"):
+    for beside in (f"{PLANS_FOLDER}/run-1.parquet", "lease.json"):
         assert file_system.cat_file(f"{root}/{beside}") == b"kept"
     Writer(again, "run-2").commit(make_batch(["later"]))
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kvq_batch.domain.errors import CheckpointError
+from kvq_batch.domain.errors import CheckpointError, shorten_list
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.models.kvq.card import METADATA_KEY, Tensors, card_json, digest, parse_card
 from kvq_batch.models.kvq.config import KvqConfig, tensor_shapes
@@ -117,5 +117,4 @@ def checked_tensors(
 
 
 def _names(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} tensor{'s' * (len(names) != 1)}: {', '.join(names[:3])}{more}"
+    return f"{len(names)} tensor{'s' * (len(names) != 1)}: {shorten_list(names, 3)}"
