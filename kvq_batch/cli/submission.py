@@ -92,6 +92,7 @@ def submit(
             "--entrypoint-num-cpus",
             min=0,
             help="CPUs to reserve for the driver, on any machine. Default: none, on the head.",
+            show_default=False,
         ),
     ] = 0.0,
     entrypoint_resources: Annotated[

@@ -1,7 +1,7 @@
 """Connection to a Ray cluster for one run: start or join, redirected output, clean-up of scratch files, preemptions.
 
     with ray_cluster(pools, address):      a local Ray, or the one at the address; disconnected at the end
-        monitor = PreemptionMonitor()      asks whether nodes were preempted
+        monitor = PreemptionMonitor()      reports whether nodes were preempted
         with cleanup_scratch(decode):      removes files of killed workers from this machine
             ...
 
@@ -49,7 +49,7 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
         SpecError: the cluster cannot be reached, or is too small for the pools.
         FatalError: this process is already connected to a cluster.
     """
-    needed = smallest(pools)
+    needed = minimum_resources(pools)
     if ray.is_initialized():
         raise FatalError("This process is already connected to a Ray cluster.")
     # A thread of Ray Data that outlives a stopped run would otherwise start a new cluster with its next Ray call.
@@ -96,7 +96,7 @@ def connect(target: str | None, needed_cpus: float) -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-def smallest(pools: Sequence[Workers]) -> dict[str, float]:
+def minimum_resources(pools: Sequence[Workers]) -> dict[str, float]:
     """Return the resources that all pools need together at their smallest size, by the name of Ray's resource."""
     needed = {"CPU": 0.0, "GPU": 0.0}
     for pool in pools:
@@ -189,7 +189,7 @@ class PreemptionMonitor:
 
     A preempted node is drained first (by `ray drain-node`, by the autoscaler, or by Ray on SIGTERM), and Ray keeps
     that as the reason of the node's death, the same one that sets `RayActorError.preempted` for a worker. Ray Data does
-    not pass that error on, and Ray uses up the only retry of a block before it knows that the node is gone (measured).
+    not pass that error on, and Ray uses up the only retry of a block before it knows that the node is lost (measured).
     So the state of the nodes decides. A node that dies without a drain does not count: a video may have killed it.
     """
 

@@ -13,7 +13,7 @@ from ray.scripts.scripts import start as ray_start
 
 from kvq_batch import __version__
 from kvq_batch.config.load import load_job
-from kvq_batch.engine.ray_cluster import smallest
+from kvq_batch.engine.ray_cluster import minimum_resources
 from tests.support.cluster_files import CLUSTER, KUBERAY, documents
 
 
@@ -48,7 +48,7 @@ def test_cluster_has_the_resources_of_the_job(config: dict[str, Any]) -> None:
     for node in types.values():
         for name, amount in node["resources"].items():
             capacity[name] = capacity.get(name, 0) + amount * node.get("max_workers", 0)
-    assert all(capacity.get(name, 0) >= amount for name, amount in smallest(pools).items())
+    assert all(capacity.get(name, 0) >= amount for name, amount in minimum_resources(pools).items())
     assert types["head"]["resources"] == {"CPU": 0}
 
 

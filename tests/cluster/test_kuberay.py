@@ -14,7 +14,7 @@ from ray.scripts.scripts import drain_node
 from kvq_batch import __version__
 from kvq_batch.config.job import Job, Workers
 from kvq_batch.config.load import load_job
-from kvq_batch.engine.ray_cluster import smallest
+from kvq_batch.engine.ray_cluster import minimum_resources
 from tests.support.cluster_files import (
     KUBERAY,
     ROOT,
@@ -144,7 +144,7 @@ def test_pods_run_unprivileged_with_limits() -> None:
 
 def test_stages_fit_into_their_group_only(job: Job, node_types: dict[str, dict[str, Any]]) -> None:
     def fitting_groups(pool: Workers) -> list[str]:
-        needed = smallest([pool.model_copy(update={"min": 1})])
+        needed = minimum_resources([pool.model_copy(update={"min": 1})])
         return [
             name
             for name, node in node_types.items()

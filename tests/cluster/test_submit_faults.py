@@ -51,12 +51,12 @@ def submitted(submitter: Submitter, *arguments: str) -> "subprocess.Popen[str]":
     return running
 
 
-def wait_for(running: "subprocess.Popen[str]", word: str) -> str:
+def wait_for(running: "subprocess.Popen[str]", text: str) -> str:
     assert running.stderr is not None
     lines = []
     for line in running.stderr:
         lines.append(line)
-        if word in line:
+        if text in line:
             return line
     raise AssertionError("".join(lines))
 

@@ -7,13 +7,13 @@ import pytest
 
 from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.engine.ray_cluster import ray_cluster, smallest
+from kvq_batch.engine.ray_cluster import minimum_resources, ray_cluster
 
 
 def test_smallest_pools_are_summed_by_resource() -> None:
     decode = Workers(min=4, max=64, num_cpus=1, resources={"decode": 1})
     score = Workers(min=2, max=4, num_cpus=0.5, num_gpus=0.25, resources={"score": 0.5})
-    assert smallest([decode, score]) == {"CPU": 5.0, "GPU": 0.5, "decode": 4.0, "score": 1.0}
+    assert minimum_resources([decode, score]) == {"CPU": 5.0, "GPU": 0.5, "decode": 4.0, "score": 1.0}
 
 
 def test_missing_resource_is_rejected() -> None:
