@@ -1,4 +1,4 @@
-"""Launcher of the command line for a checkout: `python cli.py ...` is `kvq-batch ...`."""
+"""Run `python cli.py ...` in a checkout as `kvq-batch ...`."""
 
 from kvq_batch.cli.app import app
 

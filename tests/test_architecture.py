@@ -37,6 +37,7 @@ OWNERS = {
     "torch": {"models", "training"},
     "safetensors": {"models", "training"},
     "scipy": {"metrics"},
+    "matplotlib": {"report"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,4 +1,4 @@
-"""`python -m kvq_batch.cli ...` is `kvq-batch ...`, also where the package lies uninstalled. Defines nothing."""
+"""Run `python -m kvq_batch.cli ...` as `kvq-batch ...`, also without installing the package."""
 
 from kvq_batch.cli.app import app
 

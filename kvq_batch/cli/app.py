@@ -1,11 +1,10 @@
-"""The command line: one app, its commands, and the one place where an error becomes an exit code.
+"""The command line app: its commands, and the only place where an error becomes an exit code.
 
     0  all scored, or failures within `max_failure_share`      3  more failures than that
-    1  fatal: stopped, what is committed stays                 4  the budget ended before the plan
-    2  refused before anything started                       130  interrupted; what was finished is committed
+    1  fatal: stopped, committed results stay                  4  the budget ended before the plan
+    2  rejected before start                                 130  interrupted; finished results are committed
 
-Commands import what they need when they run, so that `--help` costs neither torch nor ray. This module holds no
-command of its own.
+Commands import what they need when they run, so that `--help` imports neither torch nor ray.
 """
 
 import logging
@@ -17,18 +16,36 @@ import typer
 from typer.core import TyperGroup
 
 from kvq_batch import __version__
-from kvq_batch.cli import demo, evaluation, failures, jobs, labels, maintenance, models, submission, tables
-from kvq_batch.cli.evaluate_renditions import evaluate_renditions
-from kvq_batch.cli.forecast import forecast
+from kvq_batch.cli import (
+    demo,
+    evaluate,
+    failures,
+    forecast,
+    jobs,
+    labels,
+    maintenance,
+    models,
+    query,
+    submission,
+    train,
+)
 from kvq_batch.cli.logs import logging_to_stderr
-from kvq_batch.cli.train import train
+from kvq_batch.cli.options import ASK, CLUSTER, MAINTENANCE, MODELS, PANELS, RUN, START
 from kvq_batch.domain.errors import KvqBatchError, SpecError
 
 _logger = logging.getLogger(__name__)
 
 
 class Commands(TyperGroup):
-    """Runs a command; whatever it raises ends as one clear sentence and an exit code."""
+    """Group of commands that turns exceptions into a message and an exit code, and lists commands by panel."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        def panel_of(name: str) -> int:
+            panel = getattr(self.commands[name], "rich_help_panel", None)
+            return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+        # Typer lists groups before commands. Sorting is stable, so commands of a panel keep their order.
+        return sorted(super().list_commands(ctx), key=panel_of)
 
     def invoke(self, ctx: Any) -> Any:
         with logging_to_stderr(ctx):
@@ -44,22 +61,22 @@ class Commands(TyperGroup):
             _logger.error("interrupted")
             raise typer.Exit(130) from error
         except (typer.Exit, typer.Abort, BrokenPipeError):
-            # Nobody reads our stdout any more (`| head`): no fault of anyone's.
+            # BrokenPipeError: the reader of stdout has exited (`| head`), which is not an error.
             raise
         except Exception as error:
             if is_usage_error(error):
                 raise
-            # A bug of ours: the traceback helps, but may carry what nobody should see.
+            # A bug. The traceback helps to report it, but may hold secrets.
             from kvq_batch.storage.redact import redact
 
             _logger.error("%s", redact("".join(traceback.format_exception(error))), extra={"style": "dim"})
             name, message = type(error).__name__, redact(str(error))
-            _logger.error("error: %s: %s; this is a bug, please report it", name, message)
+            _logger.error("error: %s: %s. This is a bug, please report it.", name, message)
             raise typer.Exit(1) from error
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Whether the command line itself is wrong: typer says so better than we do."""
+    """Return whether the command line itself is wrong. Typer prints such errors."""
     return hasattr(error, "exit_code") and hasattr(error, "format_message")
 
 
@@ -70,32 +87,32 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Score every video of a catalog with KVQ, and ask where quality is lost.
+    help="""Score every video of a catalog with KVQ, and query where quality is lost.
 
-Start with the demo, which needs nothing of yours:
+Start with the demo, which needs no data of yours:
 
   $ kvq-batch demo
 
-Then a folder of yours, and a question:
+Score a folder, then query the scores:
 
   $ kvq-batch score videos/ --tables quality/
   $ kvq-batch query quality/ \\
       "SELECT video_id, raw_score FROM scores_latest ORDER BY raw_score"
 
-What runs every night stands in a job file:
+Describe what runs every night in a job file:
 
-  $ kvq-batch init nightly.toml
+  $ kvq-batch init nightly.toml --kind nightly
   $ kvq-batch plan nightly.toml
   $ kvq-batch run nightly.toml
 
 Exit codes: 0 all scored, or failures within the job's max_failure_share;
-1 fatal; 2 refused before anything started; 3 more failures; 4 the budget
-ended before the plan; 130 Ctrl-C.""",
+1 fatal; 2 rejected before start; 3 more failures; 4 the budget ended
+before the plan; 130 Ctrl-C.""",
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         sys.stdout.write(f"kvq-batch {__version__}\n")
         raise typer.Exit
 
@@ -106,29 +123,27 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that stand before every command."""
+    """Declare the options of the app itself."""
 
 
-app.command()(demo.demo)
-app.command()(jobs.init)
-app.command()(jobs.catalog)
-app.command()(jobs.plan)
-app.command()(forecast)
-app.command()(jobs.run)
-app.command()(jobs.score)
-app.command()(submission.submit)
-app.command("jobs")(submission.list_jobs)
-app.command()(submission.logs)
-app.command()(submission.stop)
-app.command()(tables.status)
-app.command()(tables.query)
-app.command()(failures.failures)
-app.command()(tables.maps)
-app.command()(evaluation.evaluate)
-app.command()(evaluation.calibrate)
-app.command("evaluate-regions")(evaluation.evaluate_regions)
-app.command("evaluate-versions")(evaluate_renditions)
-app.command()(train)
-app.command()(models.models)
-app.add_typer(maintenance.app, name="tables")
-app.add_typer(labels.app, name="labels")
+app.command(rich_help_panel=START)(demo.demo)
+app.command(rich_help_panel=START)(jobs.score)
+app.command(rich_help_panel=START)(jobs.init)
+app.command(rich_help_panel=START)(jobs.catalog)
+app.command(rich_help_panel=RUN)(jobs.plan)
+app.command(rich_help_panel=RUN)(jobs.run)
+app.command(rich_help_panel=RUN)(forecast.forecast)
+app.command(rich_help_panel=ASK)(query.status)
+app.command(rich_help_panel=ASK)(query.query)
+app.command(rich_help_panel=ASK)(query.maps)
+app.add_typer(failures.app, name="failures", rich_help_panel=ASK)
+app.command(rich_help_panel=CLUSTER)(submission.submit)
+app.command("jobs", rich_help_panel=CLUSTER)(submission.list_jobs)
+app.command(rich_help_panel=CLUSTER)(submission.logs)
+app.command(rich_help_panel=CLUSTER)(submission.stop)
+app.command(rich_help_panel=MODELS)(models.models)
+app.command(rich_help_panel=MODELS)(evaluate.calibrate)
+app.command(rich_help_panel=MODELS)(train.train)
+app.add_typer(evaluate.app, name="evaluate", rich_help_panel=MODELS)
+app.add_typer(labels.app, name="labels", rich_help_panel=MODELS)
+app.add_typer(maintenance.app, name="tables", rich_help_panel=MAINTENANCE)

@@ -1,7 +1,6 @@
-"""The demo: the main job from nothing, on clips that it makes itself.
+"""The command `demo`: plan, run, query and draw on clips that it makes itself.
 
-It runs what users run (a catalog file, a job, a plan, a run, two questions, one picture) and shows the commands. It
-holds no shortcut of its own.
+It runs what users run (a catalog file, a job, a plan, a run, queries, a picture) and prints the commands.
 """
 
 import os
@@ -54,10 +53,10 @@ SELECT CASE WHEN cell_row < {top} THEN 'top' WHEN cell_row < {bottom} THEN 'midd
     round(avg(texture), 4) AS texture, round(avg(saliency), 4) AS saliency, round(avg(weighted), 4) AS weighted
 FROM regions GROUP BY ALL ORDER BY region"""
 
-# What a number of KVQ-Lite is, said before the first of them.
+# What a score of KVQ-Lite means, printed before the first one.
 MEANING = (
-    "\nmos is what VMAF (0 to 100) would be, foretold from the distorted clip alone: fidelity, and no opinion of\n"
-    "people. It tells versions of one video apart; across different videos it is rough (see docs/model.md)."
+    "\nmos estimates VMAF (0 to 100) from the distorted clip alone: fidelity, not the opinion of people.\n"
+    "It ranks renditions of one video; across different videos it is a rough estimate (see docs/model.md)."
 )
 
 SCORES = """\
@@ -68,15 +67,15 @@ FROM scores_latest s WHERE s.model_name = '{model}' ORDER BY s.video_id"""
 def demo(
     context: typer.Context,
     full: Annotated[
-        bool, typer.Option("--full", help="Run the whole KVQ network (UNTRAINED; some 30 s a clip on two cores).")
+        bool, typer.Option("--full", help="Run the full KVQ network (UNTRAINED, about 30 s per clip on 2 cores).")
     ] = False,
-    out: Annotated[Path, typer.Option("--out", help="Folder for clips, tables and picture.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for clips, tables and the picture.")] = Path("demo-output"),
 ) -> None:
-    """Make clips, score them on a local Ray, ask two questions, draw a picture.
+    """Make clips, score them, query the scores and draw a picture.
 
-    Needs no GPU, no object store, no ffmpeg and no network. The model is
-    KVQ-Lite, which comes with its weights; with --full the whole network
-    runs, untrained: its scores show the way of a score, and no quality.
+    Needs no GPU, no object store, no ffmpeg and no network. Uses KVQ-Lite,
+    whose weights are included. With --full the full network runs with random
+    weights: its scores do not measure quality.
 
     Example:
 
@@ -90,7 +89,7 @@ def demo(
 
     output = Output()
     model = "kvq" if full else "kvq-lite"
-    words = _words(model, full)
+    names = _names(model, full)
     video_id = _make_catalog(out, full, output)
     job_file = out / f"demo-{model}.toml"
     tables = out / "tables"
@@ -111,15 +110,15 @@ def demo(
     if not full:
         output.note(MEANING)
     with open_session(str(tables)) as session:
-        for title, question in (
+        for title, sql in (
             ("the scores", SCORES),
-            ("a ladder: H.264 at higher and higher CRF", BY_CRF),
-            ("a segment of the catalog: what each distortion costs", BY_SEGMENT),
-            ("a region of the frame: where texture and saliency lie", BY_REGION),
+            ("a ladder: H.264 at rising CRF", BY_CRF),
+            ("segments of the catalog: quality by distortion", BY_SEGMENT),
+            ("regions of the frame: texture and saliency", BY_REGION),
         ):
-            sql = question.format(**words)
-            _step(output, f'kvq-batch query {tables} "\n{sql}"')
-            answer = session.sql(sql)
+            query = sql.format(**names)
+            _step(output, f'kvq-batch query {tables} "\n{query}"')
+            answer = session.sql(query)
             output.rows(answer.to_pylist(), answer.column_names, title=title)
             output.warn_untrained([model] if full else [])
         picture = out / "maps.png"
@@ -128,23 +127,23 @@ def demo(
         output.warn_untrained([model] if full else [])
     output.note(
         f"\n{picture} shows saliency and texture over the frames of {video_id}.\n"
-        "What to type next:\n"
-        f"  kvq-batch run {job_file}            scores nothing: all is current\n"
+        "Next commands:\n"
+        f"  kvq-batch run {job_file}            scores nothing: all results are current\n"
         f"  kvq-batch status {tables}\n"
         "  kvq-batch score YOUR_VIDEOS/ --tables quality/ --model kvq --weights KVQ.pth\n"
         "  kvq-batch init my-job.toml"
     )
 
 
-def _words(model: str, full: bool) -> dict[str, str | int]:
-    """What the questions say of the model: its name, its score's column, where the thirds of its maps end."""
+def _names(model: str, full: bool) -> dict[str, str | int]:
+    """Return what the queries need: the model, its score column, and the rows at which thirds of its maps end."""
     rows = 14 if full else 7
     score, digits = ("raw_score", 4) if full else ("mos", 1)
     return {"model": model, "score": score, "digits": digits, "top": rows // 3, "bottom": rows - rows // 3}
 
 
 def _make_catalog(out: Path, full: bool, output: Output) -> str:
-    """Clips and their catalog below `out`; returns the id of one that is worth a picture."""
+    """Write clips and their catalog below `out`; return the id of the clip to draw."""
     import csv
     import io
 
@@ -173,7 +172,7 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SpecError(f"{path} cannot be written: {error.strerror}; name another folder with --out") from error
+        raise SpecError(f"Cannot write {path}: {error.strerror}. Choose another folder with --out.") from error
 
 
 def _step(output: Output, command: str) -> None:

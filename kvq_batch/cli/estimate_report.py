@@ -1,7 +1,4 @@
-"""An estimate and a budget in words and rows, the same for `plan` and `run --dry-run`.
-
-It says what was measured and what is not known; it computes nothing of either.
-"""
+"""Estimates and budgets as rows and sentences, for `plan`, `run --dry-run` and `forecast`."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def expected_record(estimate: "Estimate") -> dict[str, Any]:
-    """Every number of the estimate; null is "not known"."""
+    """Return every number of the estimate; None means unknown."""
     use = estimate.usage
     return {
         "seconds": estimate.seconds,
@@ -31,7 +28,7 @@ def expected_record(estimate: "Estimate") -> dict[str, Any]:
 
 
 def stage_rows(estimate: "Estimate") -> list[dict[str, Any]]:
-    """One row a stage and one for all: work of one worker, workers, and what they hold while the run lasts."""
+    """Return one row per stage: its work, its workers, and the cores and GPUs that they occupy during the run."""
     rows = []
     for stage in estimate.stages:
         use = estimate.usage_of(stage)
@@ -49,8 +46,8 @@ def stage_rows(estimate: "Estimate") -> list[dict[str, Any]]:
     return rows
 
 
-def stage_rows_for_people(estimate: "Estimate") -> list[dict[str, Any]]:
-    """`stage_rows` in numbers that an eye takes in: nobody plans by the millionth of an hour."""
+def short_stage_rows(estimate: "Estimate") -> list[dict[str, Any]]:
+    """Return `stage_rows` rounded for the terminal."""
     return [
         {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
         for row in stage_rows(estimate)
@@ -58,31 +55,31 @@ def stage_rows_for_people(estimate: "Estimate") -> list[dict[str, Any]]:
 
 
 def expected_sentences(estimate: "Estimate") -> Iterator[str]:
-    """What the run is expected to take, and by what it is bounded; or why nobody knows."""
+    """Yield the expected time and cost and the stage that limits the run, or what is unknown."""
     for name in estimate.unknown:
         if name != "decode":
-            yield f"expected time and cost of {name}: not known: no run of this model yet"
+            yield f"expected time and cost of {name}: unknown, no run of this model yet"
     use, cost = estimate.usage, estimate.cost
     if use is None or estimate.seconds is None:
         return
     hours = [f"{use.core_hours:.3g} core-hours"] + [f"{use.gpu_hours:.3g} GPU-hours"] * bool(use.gpu_hours)
-    told = [f"expected: {duration(estimate.seconds)}, bound by {estimate.bound_by}", *hours]
-    told += [f"{cost:.2f} {estimate.prices.currency}" if cost is not None else "no cost without [prices]"]
+    parts = [f"expected: {duration(estimate.seconds)}, bound by {estimate.bound_by}", *hours]
+    parts += [f"{cost:.2f} {estimate.prices.currency}" if cost is not None else "no cost without [prices]"]
     scores = sum(estimate.measured.num_scores.values())
-    yield f"{', '.join(told)}; as measured over {scores} scores of {estimate.measured.num_runs} run(s)"
+    yield f"{', '.join(parts)}; measured over {scores} scores of {estimate.measured.num_runs} run(s)"
     if estimate.decode_cores_per_gpu is not None:
-        yield f"one GPU is kept busy by {estimate.decode_cores_per_gpu:.3g} cores that decode"
+        yield f"keeping one GPU busy takes {estimate.decode_cores_per_gpu:.3g} decoding cores"
 
 
 def budget_sentences(planned: "JobPlan") -> Iterator[str]:
-    """What of the plan the budget lets a run reach."""
+    """Yield the limits of the budget, and how much of the plan they are expected to allow."""
     budget, plan, estimate = planned.job.budget, planned.plan, planned.estimate
     if budget.max_videos is not None and budget.max_videos < plan.num_videos:
         yield f"budget.max_videos: the first {budget.max_videos} of {plan.num_videos} videos"
     if budget.max_cost is not None:
         reach = ""
         if estimate.cost is not None and estimate.cost > budget.max_cost:
-            reach = f": about {budget.max_cost / estimate.cost:.0%} of it is expected to be reached"
+            reach = f": about {budget.max_cost / estimate.cost:.0%} of the plan is expected to be done"
         yield f"budget.max_cost: {budget.max_cost:g} {estimate.prices.currency}{reach}"
     now = datetime.now(UTC)
     deadline = budget.deadline_after(now)
@@ -90,12 +87,12 @@ def budget_sentences(planned: "JobPlan") -> Iterator[str]:
         left_s = (deadline - now).total_seconds()
         reach = ""
         if estimate.seconds is not None and estimate.seconds > left_s:
-            reach = f": about {left_s / estimate.seconds:.0%} of it is expected to be reached"
+            reach = f": about {left_s / estimate.seconds:.0%} of the plan is expected to be done"
         yield f"budget.deadline: {deadline:%Y-%m-%d %H:%M}Z, in {duration(left_s)}{reach}"
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: 42 s, 3 min 5 s, 2 h 7 min, 3 d 4 h."""
+    """Format a duration: 42 s, 3 min 5 s, 2 h 7 min, 3 d 4 h."""
     whole = timedelta(seconds=round(seconds))
     hours, rest = divmod(whole.seconds, 3600)
     minutes, left = divmod(rest, 60)

@@ -1,7 +1,6 @@
-"""How a plan is shown, run and summed up at the command line, the same for `run`, `score` and `demo`.
+"""Show, execute and summarise a plan: shared by `plan`, `run`, `score` and `demo`.
 
-Progress and words go to stderr, the plan and the outcome to stdout. This module starts the engine and decides nothing
-of what is scored.
+Progress and messages go to stderr, the plan and the summary to stdout.
 """
 
 import logging
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kvq_batch.cli.estimate_report import budget_sentences, expected_record, expected_sentences, stage_rows_for_people
+from kvq_batch.cli.estimate_report import budget_sentences, expected_record, expected_sentences, short_stage_rows
 from kvq_batch.cli.logs import JsonHandler, RunLog, handler_of
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress
@@ -31,45 +30,45 @@ _POLL_INTERVAL_S = 0.1
 
 
 def show_plan(planned: "JobPlan", output: Output) -> None:
-    """Pairs by reason and model, and what the catalog lost. JSON holds every number, a table those that count."""
+    """Print tasks by reason and model. JSON holds every number, a table only those above zero."""
     plan = planned.plan
     tasks = [
         {"reason": reason, "model": name, "videos": videos}
         for reason, by_model in plan.counts.items()
         for name, videos in by_model.items()
     ]
+    shard = planned.job.select.shard
     if output.format is Format.JSON:
         output.record(
             {
                 "job": planned.job.name,
-                "shard": planned.job.select.shard,
+                "shard": shard,
                 "videos": planned.catalog.num_rows,
                 "selected": plan.num_selected,
-                "to_score": plan.tasks.num_rows,
+                "planned": plan.tasks.num_rows,
                 "current": plan.num_current,
-                "not_tried_again": plan.num_quarantined,
+                "quarantined": plan.num_quarantined,
                 "other_reasons": plan.num_other_reasons,
-                "departed": list(plan.removed),
+                "removed": list(plan.removed),
                 "models": [_model(model) for model in planned.models.models],
-                "pairs": tasks,
+                "tasks": tasks,
                 "expected": expected_record(planned.estimate),
             }
         )
     elif output.format is Format.CSV:
         output.rows(tasks)
     elif plan.tasks.num_rows:
-        output.rows([row for row in tasks if row["videos"]], title=f"{planned.job.name}: to score")
+        output.rows([row for row in tasks if row["videos"]], title=f"{planned.job.name}: planned")
         if planned.estimate.seconds is not None:
-            output.rows(stage_rows_for_people(planned.estimate), title="expected")
-    shard = planned.job.select.shard
-    told = [f"{planned.catalog.num_rows} videos in {f'shard {shard} of ' if shard else ''}the catalog"]
-    told += [f"{plan.num_selected} of them selected"] * (plan.num_selected < planned.catalog.num_rows)
-    told += [f"{plan.tasks.num_rows} scores to make" if plan.tasks.num_rows else "nothing to score"]
-    told += [f"{plan.num_current} scores are current"]
-    told += [f"{plan.num_quarantined} not tried again (permanent failures)"] * bool(plan.num_quarantined)
-    told += [f"{plan.num_other_reasons} due for other reasons, left for later"] * bool(plan.num_other_reasons)
-    told += [f"{len(plan.removed)} videos left the catalog"] * bool(plan.removed)
-    output.note("; ".join(told))
+            output.rows(short_stage_rows(planned.estimate), title="expected")
+    counts = [f"{planned.catalog.num_rows} videos in {f'shard {shard} of ' if shard else ''}the catalog"]
+    counts += [f"{plan.num_selected} of them selected"] * (plan.num_selected < planned.catalog.num_rows)
+    counts += [f"{plan.tasks.num_rows} scores planned" if plan.tasks.num_rows else "nothing to score"]
+    counts += [f"{plan.num_current} scores are current"]
+    counts += [f"{plan.num_quarantined} quarantined (permanent failures)"] * bool(plan.num_quarantined)
+    counts += [f"{plan.num_other_reasons} excluded by --reason"] * bool(plan.num_other_reasons)
+    counts += [f"{len(plan.removed)} videos removed from the catalog"] * bool(plan.removed)
+    output.note("; ".join(counts))
     if plan.tasks.num_rows:
         for sentence in (*budget_sentences(planned), *expected_sentences(planned.estimate)):
             output.note(sentence)
@@ -132,56 +131,64 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:
-    """Print the summary and leave with the exit code that it deserves."""
-    from kvq_batch.engine.stopping import INTERRUPTED
-
+    """Print the summary and exit with the code of the outcome. `again` is the command that continues the run."""
     models = [_model(model) for model in planned.models.models]
+    short_models = ", ".join(f"{model['model_id']} ({model['model_origin']})" for model in models)
+    cost = {}
+    if summary.cost is not None:
+        cost = {"cost": round(summary.cost, 4), "currency": planned.job.prices.currency}
     output.record(
         {
             "run_id": summary.run_id,
             "job": planned.job.name,
             "state": summary.state,
-            "models": models
-            if output.format is Format.JSON
-            else ", ".join(f"{model['model_id']} ({model['model_origin']})" for model in models),
+            "models": models if output.format is Format.JSON else short_models,
             "videos": summary.num_videos,
             "planned": summary.num_planned,
             "scored": summary.num_scored,
             "failed": summary.num_failed,
-            "not_reached": summary.num_remaining,
-            "tried_again": summary.num_retried,
+            "remaining": summary.num_remaining,
+            "retried": summary.num_retried,
             "seconds": round(summary.seconds, 1),
             "videos_per_s": round(summary.videos_per_s, 3),
             "core_hours": round(summary.core_hours, 4),
             "gpu_hours": round(summary.gpu_hours, 4),
-            **(
-                {}
-                if summary.cost is None
-                else {"cost": round(summary.cost, 4), "currency": planned.job.prices.currency}
-            ),
+            **cost,
         }
     )
     tables = planned.job.tables
     if not summary.num_planned:
         is_whole = planned.plan.num_selected == planned.catalog.num_rows and not planned.plan.num_other_reasons
-        whose = "every video of the catalog has" if is_whole else "what the selection takes has"
-        output.note(f"nothing to score: {whose} its result")
+        output.note(
+            f"nothing to score: every {'video of the catalog' if is_whole else 'selected video'} has its result"
+        )
     if summary.num_failed:
-        output.note(f"{summary.num_failed} failed; to see why:  {command_line('failures', tables)}")
+        output.note(f"{summary.num_failed} failed; to list them:  {command_line('failures list', tables)}")
     if summary.num_scored:
-        question = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
-        output.note(f'the scores:  {command_line("query", tables)} "{question}"')
+        query = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
+        output.note(f'to see the scores:  {command_line("query", tables)} "{query}"')
         output.warn_untrained(_untrained(planned))
     if summary.num_remaining:
-        output.note(f"stopped with {summary.num_remaining} not reached; to go on:  {again}")
-    if summary.message == INTERRUPTED:
-        raise typer.Exit(130)
+        output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")
     limit = planned.job.run.max_failure_share
-    if summary.failure_share > limit:
-        output.note(f"{summary.failure_share:.1%} of the videos failed, more than run.max_failure_share = {limit:.1%}")
+    exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
+
+
+def exit_with_outcome(
+    message: str, state: str, failure_share: float, max_failure_share: float, unit: str, output: Output
+) -> None:
+    """Exit with 130, 3 or 4 after a run that was interrupted, failed too often or ended early; return after others."""
+    from kvq_batch.engine.stopping import INTERRUPTED
+
+    if message == INTERRUPTED:
+        raise typer.Exit(130)
+    if failure_share > max_failure_share:
+        output.warn(
+            f"{failure_share:.1%} of the {unit} failed, more than run.max_failure_share = {max_failure_share:.1%}"
+        )
         raise typer.Exit(3)
-    if summary.state == "stopped":
-        output.note(summary.message)
+    if state == "stopped":
+        output.note(message)
         raise typer.Exit(4)
 
 
@@ -196,5 +203,5 @@ def _untrained(planned: "JobPlan") -> list[str]:
 
 
 def command_line(name: str, argument: object) -> str:
-    """A command that can be pasted."""
+    """Return a command that can be pasted into a shell."""
     return f"kvq-batch {name} {shlex.quote(str(argument))}"

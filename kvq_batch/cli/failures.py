@@ -1,7 +1,4 @@
-"""The command about failures: what could not be scored and why, as a list, counted, as a file; and another try of it.
-
-Listing reads; only `--retry` writes, and only that somebody asks: the next run does it.
-"""
+"""The commands `failures list`, `retry` and `export`: what could not be scored, and why."""
 
 import os
 from typing import Annotated, Literal
@@ -10,80 +7,125 @@ import typer
 
 from kvq_batch.cli.options import EndpointOption, OutputOption, RegionOption, TablesArgument
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.cli.tables import open_tables
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.cli.query import open_tables
 
 StageName = Literal["fetch", "probe", "decode", "score"]
 
+ErrorOption = Annotated[
+    str | None, typer.Option("--error", metavar="NAME", help="Only failures with this error.", show_default=False)
+]
+StageOption = Annotated[
+    StageName | None, typer.Option("--stage", help="Only failures of this stage.", show_default=False)
+]
+FilterOption = Annotated[
+    str | None,
+    typer.Option("--where", metavar="SQL", help="Only failures that meet this condition.", show_default=False),
+]
+AllOption = Annotated[
+    bool, typer.Option("--all", help="Every failed attempt, also those that a later attempt resolved.")
+]
 
-def failures(
+app = typer.Typer(no_args_is_help=True, help="List, retry and export failures.")
+
+
+@app.command("list")
+def list_(
     tables: TablesArgument,
-    summary: Annotated[bool, typer.Option("--summary", help="Count by stage and error instead of listing.")] = False,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Have the next run try again what failed for good (see --error, --where).")
-    ] = False,
-    export: Annotated[
-        str | None,
-        typer.Option("--export", metavar="FILE", help="Write them to a .parquet, .csv or .jsonl.", show_default=False),
-    ] = None,
-    error: Annotated[
-        str | None, typer.Option("--error", metavar="NAME", help="Only failures of this name.", show_default=False)
-    ] = None,
-    stage: Annotated[StageName | None, typer.Option("--stage", help="Only failures of this stage.")] = None,
-    where: Annotated[
-        str | None,
-        typer.Option("--where", metavar="SQL", help="Only failures that meet this condition.", show_default=False),
-    ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Every try that ever failed, those that a later one settled too.")
-    ] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Count by stage and error.")] = False,
+    error: ErrorOption = None,
+    stage: StageOption = None,
+    where: FilterOption = None,
+    all_: AllOption = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """List videos that could not be scored, with stage and reason.
+    """List failed videos with stage and reason.
 
-    Shown is the newest final failure of each video and model that has no
-    later score. What failed for good is tried again when the video changes,
-    or after --retry; everything else by the next run anyway.
+    Shows the newest final failure of each video and model that has no later
+    score. Permanent failures are retried when the video changes or after
+    `failures retry`. Other failures are retried by the next run.
 
     Examples:
 
-      $ kvq-batch failures quality/
-      $ kvq-batch failures quality/ --summary
-      $ kvq-batch failures quality/ --stage decode --export failures.csv
-      $ kvq-batch failures quality/ --retry --error out_of_memory
+      $ kvq-batch failures list quality/
+      $ kvq-batch failures list quality/ --summary
+      $ kvq-batch failures list quality/ --stage decode --output json
     """
-    from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.questions import count_failures, list_failures, select_failures
-    from kvq_batch.tables.retry_requests import request_retries
-    from kvq_batch.tables.table_files import check_extension, write_table
 
-    if summary + retry + (export is not None) > 1:
-        raise SpecError("say one of --summary, --retry and --export")
-    if retry and every:
-        raise SpecError("--retry is about failures that still stand: leave out --all")
-    out, storage = Output(output), StorageOptions(endpoint_url, region)
-    if retry:
-        who = os.environ.get("USER") or f"user {os.getuid()}"
-        num = request_retries(tables, storage, who, error, stage, where)
-        return out.note(f"{num} failure(s) for good are tried again by the next run" if num else _nothing(error, stage))
-    if export is not None:
-        check_extension(export)
-    selected = select_failures("failures" if every else "unresolved_failures", error, stage, where)
-    is_short = output is Format.TABLE and not every and export is None
+    out = Output(output)
+    selected = select_failures(_view(all_), error, stage, where)
+    is_short = output is Format.TABLE and not all_
     with open_tables(tables, endpoint_url, region) as session:
         answer = count_failures(session, selected) if summary else list_failures(session, selected, is_short)
-    if export is not None:
-        write_table(answer, export, storage)
-        return out.note(f"wrote {export}: {answer.num_rows} failures")
     if not answer.num_rows:
         out.note("no failures")
         if output is Format.TABLE:
-            return None
-    return out.rows(answer.to_pylist(), answer.column_names)
+            return
+    out.rows(answer.to_pylist(), answer.column_names)
 
 
-def _nothing(error: str | None, stage: str | None) -> str:
-    narrow = f" of {' and '.join(word for word in (error, stage) if word)}" if error or stage else ""
-    return f"no failure for good stands{narrow}; what may pass is tried again by every run"
+@app.command()
+def retry(
+    tables: TablesArgument,
+    error: ErrorOption = None,
+    stage: StageOption = None,
+    where: FilterOption = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+) -> None:
+    """Release permanent failures, so that the next run retries them.
+
+    Writes the request, with your user name, to the tables. Starts no run.
+
+    Examples:
+
+      $ kvq-batch failures retry quality/
+      $ kvq-batch failures retry quality/ --error out_of_memory
+    """
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.retry_requests import request_retries
+
+    user = os.environ.get("USER") or f"user {os.getuid()}"
+    num = request_retries(tables, StorageOptions(endpoint_url, region), user, error, stage, where)
+    if num:
+        Output().note(f"the next run retries {num} permanent failure(s)")
+    else:
+        filters = " and ".join(word for word in (error, stage) if word)
+        of = f" of {filters}" if filters else ""
+        Output().note(f"no permanent failures{of}; every run retries the others")
+
+
+@app.command()
+def export(
+    tables: TablesArgument,
+    out: Annotated[
+        str, typer.Option("--out", metavar="FILE", help="File to write: .parquet, .csv or .jsonl.", show_default=False)
+    ],
+    error: ErrorOption = None,
+    stage: StageOption = None,
+    where: FilterOption = None,
+    all_: AllOption = False,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+) -> None:
+    """Write failures to a file.
+
+    Example:
+
+      $ kvq-batch failures export quality/ --out failures.csv --stage decode
+    """
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.questions import list_failures, select_failures
+    from kvq_batch.tables.table_files import check_extension, write_table
+
+    check_extension(out)
+    with open_tables(tables, endpoint_url, region) as session:
+        answer = list_failures(session, select_failures(_view(all_), error, stage, where))
+    write_table(answer, out, StorageOptions(endpoint_url, region))
+    Output().note(f"wrote {out}: {answer.num_rows} failures")
+
+
+def _view(has_all: bool) -> str:
+    return "failures" if has_all else "unresolved_failures"

@@ -1,9 +1,7 @@
-"""Commands that make and do jobs: init, catalog, plan, run, score.
-
-Each turns its arguments into a job or a plan and hands it on; nothing is scored here.
-"""
+"""The commands `init`, `catalog`, `plan`, `run` and `score`."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,20 +15,23 @@ from kvq_batch.cli.options import (
     DeviceOption,
     DryRunOption,
     EndpointOption,
+    IncludePermanentOption,
     JobArgument,
     LogOption,
     MaxAgeOption,
     MaxCostOption,
     MaxVideosOption,
+    ModelOption,
     OrderByOption,
     OutputOption,
     ReasonOption,
     RegionOption,
-    RetryOption,
     RunIdOption,
     SampleOption,
     ShardOption,
+    TablesOption,
     TimeZoneOption,
+    WeightsOption,
     WhereOption,
 )
 from kvq_batch.cli.output import Format, Output
@@ -41,32 +42,54 @@ if TYPE_CHECKING:
     from kvq_batch.planning.job_plan import JobPlan
 
 
+class JobKind(StrEnum):
+    """Kinds of job files that `init` writes."""
+
+    SCORE = "score"
+    NIGHTLY = "nightly"
+    REGIONS = "regions"
+    BACKFILL = "backfill"
+    LABELS = "labels"
+    TRAIN = "train"
+
+
+# How the command that `init` recommends next is called.
+_NEXT_COMMAND = {JobKind.LABELS: "labels make", JobKind.TRAIN: "train"}
+
+
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The job file to write.", show_default=False)],
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Job file to write.", show_default=False)],
+    kind: Annotated[JobKind, typer.Option("--kind", help="Kind of job to write.")] = JobKind.SCORE,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a new job file with every key, its default and its meaning.
+    """Write a new job file with comments.
 
-    The file is valid as it is: it scores the folder `videos` with the
-    small model in the box. Name your catalog, tables and models in it.
+    The default kind, score, lists every key with its default and meaning. It
+    is valid as it is: it scores the folder `videos` with KVQ-Lite. The other
+    kinds are examples of nightly re-scoring, quality by region, backfilling
+    of an archive, label making and training.
 
-    Example:
+    Examples:
 
-      $ kvq-batch init nightly.toml
+      $ kvq-batch init job.toml
+      $ kvq-batch init nightly.toml --kind nightly
     """
     from kvq_batch.config.job import slug
-    from kvq_batch.config.template import job_template
+    from kvq_batch.config.template import example_job, job_template
 
     if file.is_dir():
-        raise SpecError(f"{file} is a folder; name the job file in it")
+        raise SpecError(f"{file} is a folder. Name a file in it.")
     if file.exists() and not force:
-        raise SpecError(f"{file} is there already; name another file, or say --force")
+        raise SpecError(f"{file} exists. Name another file, or overwrite it with --force.")
+    name = slug(file.stem)
+    text = job_template(name) if kind is JobKind.SCORE else example_job(kind.value, name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(job_template(slug(file.stem)), encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SpecError(f"{file} cannot be written: {error.strerror}") from error
-    Output().note(f"wrote {file}: set catalog.source, tables and models in it, then  {command_line('plan', file)}")
+        raise SpecError(f"Cannot write {file}: {error.strerror}.") from error
+    command = command_line(_NEXT_COMMAND.get(kind, "plan"), file) + " --dry-run" * (kind in _NEXT_COMMAND)
+    Output().note(f"wrote {file}; edit it, then run:  {command}")
 
 
 def catalog(
@@ -79,10 +102,10 @@ def catalog(
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
-    """List a folder, prefix or glob of videos into a catalog file.
+    """List the videos of a folder, prefix or glob in a catalog file.
 
-    A video's id is its path below the folder. Add columns of your own to the
-    file (country, uploader, ...): they can be asked for beside the scores.
+    The id of a video is its path below the folder. You can add columns to the
+    file (country, uploader, ...) and query them together with the scores.
 
     Examples:
 
@@ -107,7 +130,7 @@ def plan(
     shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
-    retry: RetryOption = None,
+    include_permanent: IncludePermanentOption = False,
     order_by: OrderByOption = None,
     max_videos: MaxVideosOption = None,
     max_cost: MaxCostOption = None,
@@ -115,11 +138,11 @@ def plan(
     time_zone: TimeZoneOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Show what a run would do, and why; touches no video.
+    """Show what a run would do, and why. Reads no video.
 
     Reasons: new, content changed, model changed, preprocessing changed,
-    retry (an earlier run failed, and that may pass), re-score (older than
-    --max-age). `run` with the same options does exactly this.
+    retry (the last run failed), re-score (older than --max-age). `run` with
+    the same options executes this plan.
 
     Examples:
 
@@ -129,7 +152,7 @@ def plan(
     """
     from kvq_batch.config.load import load_job
 
-    show_plan(_planned(as_asked(load_job(job), context)), Output(output))
+    show_plan(_plan_job(override_job(load_job(job), context)), Output(output))
 
 
 def run(
@@ -140,7 +163,7 @@ def run(
     shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
-    retry: RetryOption = None,
+    include_permanent: IncludePermanentOption = False,
     order_by: OrderByOption = None,
     max_videos: MaxVideosOption = None,
     max_cost: MaxCostOption = None,
@@ -152,27 +175,27 @@ def run(
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Score what is new, changed, or scored by an older model; nothing else.
+    """Score what is new, changed, or scored by an older model.
 
-    The same command again goes on where the tables say: it does the rest, or
-    nothing. Ctrl-C commits what is finished; once more stops at once.
+    Run the same command again to continue: it does only what remains. Ctrl-C
+    commits what is finished; press it again to stop at once.
 
     Examples:
 
       $ kvq-batch run nightly.toml
       $ kvq-batch run nightly.toml --max-videos 100 --log json 2> run.log
       $ kvq-batch run nightly.toml --order-by "views desc" --deadline 06:00
-      $ kvq-batch run nightly.toml --shard 2/4    # beside 1/4, 3/4 and 4/4
+      $ kvq-batch run nightly.toml --shard 2/4    # next to 1/4, 3/4 and 4/4
 
     Exit codes: 0 all scored, or failures within run.max_failure_share;
-    1 fatal; 2 refused before anything started; 3 more failures;
-    4 the budget ended before the plan; 130 Ctrl-C.
+    1 fatal; 2 rejected before start; 3 more failures; 4 the budget ended
+    before the plan; 130 Ctrl-C.
     """
     from kvq_batch.config.load import load_job
 
     if log == "json":
         use_json_log(context)
-    planned = _planned(as_asked(load_job(job), context))
+    planned = _plan_job(override_job(load_job(job), context))
     if dry_run:
         return show_plan(planned, Output(output))
     summary = execute(planned, context, address, run_id)
@@ -186,20 +209,16 @@ def score(
         str,
         typer.Argument(metavar="SOURCE", help="Video, folder, prefix, glob or catalog file.", show_default=False),
     ],
-    tables: Annotated[
-        str, typer.Option("--tables", help="Folder or s3:// prefix of the result tables.", show_default=False)
-    ],
-    model: Annotated[str, typer.Option("--model", help="Model; see `kvq-batch models`.")] = "kvq-lite",
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="File with the model's weights.", show_default=False)
-    ] = None,
+    tables: TablesOption,
+    model: ModelOption = "kvq-lite",
+    weights: WeightsOption = None,
     device: DeviceOption = "cpu",
     where: WhereOption = None,
     sample: SampleOption = None,
     shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
-    retry: RetryOption = None,
+    include_permanent: IncludePermanentOption = False,
     order_by: OrderByOption = None,
     max_videos: MaxVideosOption = None,
     max_cost: MaxCostOption = None,
@@ -214,8 +233,8 @@ def score(
 ) -> None:
     """Score a video, a folder or a catalog without a job file.
 
-    As `run`, with defaults; any failure ends with exit code 3, a budget that
-    ends before the plan with 4.
+    Works like `run` with default settings. The exit code is 3 after any
+    failure, and 4 if the budget ends before the plan.
 
     Examples:
 
@@ -224,7 +243,7 @@ def score(
     """
     if log == "json":
         use_json_log(context)
-    planned = _planned(as_asked(score_job(source, tables, model, weights, device, endpoint_url, region), context))
+    planned = _plan_job(override_job(score_job(source, tables, model, weights, device, endpoint_url, region), context))
     if dry_run:
         return show_plan(planned, Output(output))
     summary = execute(planned, context, address)
@@ -241,7 +260,7 @@ def score_job(
     endpoint_url: str | None,
     region: str | None,
 ) -> "Job":
-    """The job that `score` runs: any failure counts, nothing is left to a file."""
+    """Return the job that `score` runs; any failure leads to exit code 3."""
     from kvq_batch.config.job import slug
     from kvq_batch.config.load import make_job
 
@@ -258,24 +277,24 @@ def score_job(
 
 
 def gpu_share(device: str) -> dict[str, float]:
-    """Workers of a scoring stage that runs on `device`: a whole card each, or CPU alone."""
+    """Return the GPUs of a scoring worker on `device`: a whole card, or none."""
     return {"num_gpus": 1.0} if device == "cuda" else {}
 
 
-def as_asked(job: "Job", context: typer.Context) -> "Job":
-    """The job with what the command line says of its selection and its budget, by options that are named like keys."""
+def override_job(job: "Job", context: typer.Context) -> "Job":
+    """Return the job with selection and budget overridden by the options of the command, which are named like keys."""
     from kvq_batch.config.budget import Budget
     from kvq_batch.config.load import with_values
     from kvq_batch.config.selection import Select
 
-    asked = {
+    values = {
         section: {key: context.params.get(key) or None for key in model.model_fields}
         for section, model in (("select", Select), ("budget", Budget))
     }
-    return with_values(job, asked, origin="the command line")
+    return with_values(job, values, origin="the command line")
 
 
-def _planned(job: "Job") -> "JobPlan":
+def _plan_job(job: "Job") -> "JobPlan":
     from kvq_batch.planning.job_plan import plan_job
 
     with status("planning"):

@@ -1,24 +1,24 @@
-"""Commands that make training data: labels make, export, import, distortions.
+"""The commands `labels make`, `export`, `import` and `distortions`: labels and training sets."""
 
-They turn their arguments into a job, a plan or a question and hand it on; no pixel is touched here.
-"""
-
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvq_batch.cli.execution import command_line, observer_of, stop_on_signals
+from kvq_batch.cli.execution import command_line, exit_with_outcome, observer_of, stop_on_signals
 from kvq_batch.cli.logs import status, use_json_log
 from kvq_batch.cli.options import (
     AddressOption,
     DryRunOption,
     EndpointOption,
+    IdColumnOption,
+    LabelJobArgument,
     LogOption,
+    MosColumnOption,
     OutputOption,
     RegionOption,
     RunIdOption,
     TablesArgument,
+    TablesOption,
 )
 from kvq_batch.cli.output import Format, Output
 
@@ -26,30 +26,28 @@ if TYPE_CHECKING:
     from kvq_batch.engine.run_recorder import RunSummary
     from kvq_batch.labeling.planning import LabelPlan
 
-app = typer.Typer(no_args_is_help=True, help="Make labels for training: degraded versions, each with what it is worth.")
+app = typer.Typer(no_args_is_help=True, help="Make labels and training sets: degraded renditions with their VMAF.")
 
 
 @app.command()
 def make(
     context: typer.Context,
-    job: Annotated[
-        Path, typer.Argument(metavar="JOB", help="Label job (TOML); jobs/labels.toml is one.", show_default=False)
-    ],
+    job: LabelJobArgument,
     dry_run: DryRunOption = False,
     address: AddressOption = None,
     run_id: RunIdOption = None,
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Make degraded versions of sources and label them with VMAF.
+    """Make degraded renditions of references and label them with VMAF.
 
-    The same command again makes what is missing, or nothing. Ctrl-C commits
-    what is finished. Labels are VMAF against the source, not opinions.
+    Run the same command again to make what is missing. Ctrl-C commits what is
+    finished. Labels are VMAF against the reference, not opinions.
 
     Examples:
 
-      $ kvq-batch labels make jobs/labels.toml --dry-run
-      $ kvq-batch labels make jobs/labels.toml
+      $ kvq-batch labels make labels.toml --dry-run
+      $ kvq-batch labels make labels.toml
 
     Exit codes: as `kvq-batch run`.
     """
@@ -75,45 +73,46 @@ def make(
 @app.command()
 def export(
     tables: TablesArgument,
-    out: Annotated[str, typer.Option("--out", help="New folder or prefix for the set.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", help="New folder or prefix for the training set.", show_default=False)],
     form: Annotated[
         Literal["parquet", "csv", "list", "webdataset"],
-        typer.Option("--format", help="list: `file, -1, -1, mos`. webdataset: tar shards with the clips."),
+        typer.Option("--format", help="list: `file, -1, -1, mos`. webdataset: tar shards with clips."),
     ] = "parquet",
     target: Annotated[
         Literal["labels", "opinions", "teacher"],
-        typer.Option("--target", help="Made labels, imported opinions, or what a model of these tables says."),
+        typer.Option("--target", help="Made labels, imported opinions, or scores of a teacher."),
     ] = "labels",
     where: Annotated[
-        str | None, typer.Option("--where", help="SQL condition over the columns of the view.", show_default=False)
+        str | None,
+        typer.Option("--where", help="SQL condition over the columns of the target's view.", show_default=False),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="The teacher, by its name in the registry.", show_default=False)
+        str | None, typer.Option("--model", help="Teacher: a model with scores in these tables.", show_default=False)
     ] = None,
     stratify: Annotated[
         int | None,
-        typer.Option("--stratify", min=2, help="Ranges of label; none keeps over an even share.", show_default=False),
+        typer.Option("--stratify", min=2, help="Balance the labels over n ranges of equal width.", show_default=False),
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", help="Shares of train, validation and test, by whole sources.")
+        str, typer.Option("--split", help="Shares of train, validation and test, by whole scenes.")
     ] = "80/10/10",
-    part: Annotated[
+    split_sql: Annotated[
         str | None,
-        typer.Option("--part", help="SQL that names the part of each row, instead of shares.", show_default=False),
+        typer.Option("--split-sql", help="SQL expression for the split of each row, not shares.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed: another split.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the split.")] = 0,
     clips: Annotated[
         Literal["file", "frames"],
-        typer.Option("--clips", help="webdataset: kept file, or RGB frames (.npy)."),
+        typer.Option("--clips", help="webdataset: stored file, or RGB frames (.npy)."),
     ] = "file",
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Write a training set out of the tables, split so that no source stands in two parts.
+    """Export a training set. No scene is in two splits.
 
     Columns: video_id, uri, mos (the label), scene_id, group_id, split,
-    cells (a .npy file, [slot, row, column]), and those of the view.
+    cells (a .npy file, \\[slot, row, column]), and those of the view.
 
     Examples:
 
@@ -128,15 +127,15 @@ def export(
     from kvq_batch.tables.session import open_session
 
     storage, shown = StorageOptions(endpoint_url, region), Output(output)
-    request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips, part)
+    request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips, split_sql)
     with open_session(tables, storage) as session:
         summary = export_set(session, request, SetFolder(out, storage), storage)
     shown.rows(
-        [{"part": part, "clips": num, "sources": summary.num_sources[part]} for part, num in summary.num_clips.items()]
+        [{"split": name, "clips": num, "scenes": summary.num_sources[name]} for name, num in summary.num_clips.items()]
     )
     shown.note(f"wrote {', '.join(summary.files)}")
     if summary.num_left_out:
-        shown.note(f"{summary.num_left_out} clips of crowded ranges are left out")
+        shown.note(f"left out {summary.num_left_out} clips of ranges with too many")
 
 
 @app.command("import")
@@ -145,30 +144,27 @@ def import_(
         str,
         typer.Argument(metavar="FILE", help="CSV, Parquet, JSON lines, or `file, -1, -1, mos`.", show_default=False),
     ],
-    tables: Annotated[str, typer.Option("--tables", help="Folder or s3:// prefix of the tables.", show_default=False)],
+    tables: TablesOption,
     scale: Annotated[
-        str, typer.Option("--scale", help="Lowest and highest opinion of the study: 1..5, 0..100.", show_default=False)
+        str, typer.Option("--scale", help="Scale of the study, such as 1..5 or 0..100.", show_default=False)
     ],
     better: Annotated[
-        Literal["high", "low"], typer.Option("--better", help="Which end of the scale is good (DMOS: low).")
+        Literal["high", "low"], typer.Option("--better", help="End of the scale that means good quality (DMOS: low).")
     ] = "high",
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Name of the data set. Default: the file's.", show_default=False)
+        str | None,
+        typer.Option("--dataset", help="Name of the data set. Default: name of the file.", show_default=False),
     ] = None,
-    id_column: Annotated[
-        str | None, typer.Option("--id-column", help="Column that names the video.", show_default=False)
-    ] = None,
-    mos_column: Annotated[
-        str | None, typer.Option("--mos-column", help="Column with the opinion.", show_default=False)
-    ] = None,
+    id_column: IdColumnOption = None,
+    mos_column: MosColumnOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Take mean opinions of people into the tables, on the scale that is named.
+    """Import mean opinion scores of a study.
 
-    A value that is no number or outside the scale refuses the whole list, by
-    its line. The same data set again replaces what it said before.
+    If a value is not a number or is outside the scale, the whole list is
+    rejected with its line. Importing a data set again replaces it.
 
     Example:
 
@@ -179,8 +175,8 @@ def import_(
     from kvq_batch.storage.options import StorageOptions
 
     shown = Output(output)
-    wanted = OpinionList(source, Scale.from_text(scale), better, dataset, id_column, mos_column)
-    done = import_opinions(tables, StorageOptions(endpoint_url, region), wanted)
+    opinions = OpinionList(source, Scale.from_text(scale), better, dataset, id_column, mos_column)
+    done = import_opinions(tables, StorageOptions(endpoint_url, region), opinions)
     shown.record(
         {
             "dataset": done.dataset,
@@ -194,7 +190,7 @@ def import_(
 
 @app.command()
 def distortions(output: OutputOption = Format.TABLE) -> None:
-    """List the distortions that a job may name, and what their amounts mean.
+    """List the distortions of label jobs with the unit of their amounts.
 
     Example:
 
@@ -213,49 +209,43 @@ def _show_plan(planned: "LabelPlan", output: Output) -> None:
     output.record(
         {
             "job": planned.job.name,
-            "sources": planned.num_references,
+            "references": planned.num_references,
             "segments": planned.num_segments,
-            "to_make": planned.renditions.num_rows,
-            "standing": planned.num_current,
-            "not_tried_again": planned.num_quarantined,
+            "planned": planned.renditions.num_rows,
+            "current": planned.num_current,
+            "quarantined": planned.num_quarantined,
         }
     )
 
 
 def _finish(summary: "RunSummary", planned: "LabelPlan", output: Output, again: str) -> None:
-    """Prints the summary and leaves with the exit code that it deserves."""
-    from kvq_batch.engine.stopping import INTERRUPTED
-
+    """Print the summary and exit with the code of the outcome."""
     output.record(
         {
             "run_id": summary.run_id,
             "job": planned.job.name,
             "state": summary.state,
-            "sources": summary.num_videos,
+            "references": summary.num_videos,
             "segments": planned.num_segments,
             "planned": summary.num_planned,
             "labelled": summary.num_scored,
             "failed": summary.num_failed,
-            "not_reached": summary.num_remaining,
-            "tried_again": summary.num_retried,
+            "remaining": summary.num_remaining,
+            "retried": summary.num_retried,
             "seconds": round(summary.seconds, 1),
             "labels_per_worker_hour": round(summary.results_per_worker_hour),
         }
     )
     tables = planned.job.tables
     if not summary.num_planned:
-        output.note("nothing to make: every version has its label")
+        output.note("nothing to make: every rendition has its label")
     if summary.num_failed:
-        output.note(f"{summary.num_failed} failed; to see why:  {command_line('failures', tables)}")
+        output.note(f"{summary.num_failed} failed; to list them:  {command_line('failures list', tables)}")
     if summary.num_scored:
-        question = "SELECT scene_id, name, vmaf FROM labels ORDER BY scene_id, vmaf"
-        output.note(f'the labels:  {command_line("query", tables)} "{question}"')
-        output.note("They are VMAF against the source, and no opinions of people.")
+        query = "SELECT scene_id, name, vmaf FROM labels ORDER BY scene_id, vmaf"
+        output.note(f'to see the labels:  {command_line("query", tables)} "{query}"')
+        output.note("The labels are VMAF against the reference, not opinions of people.")
     if summary.num_remaining:
-        output.note(f"stopped with {summary.num_remaining} not reached; to go on:  {again}")
-    if summary.message == INTERRUPTED:
-        raise typer.Exit(130)
+        output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")
     limit = planned.job.run.max_failure_share
-    if summary.failure_share > limit:
-        output.note(f"{summary.failure_share:.1%} of the versions failed; run.max_failure_share is {limit:.1%}")
-        raise typer.Exit(3)
+    exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "renditions", output)

@@ -1,7 +1,4 @@
-"""The command that shows which models there are, and one model's card.
-
-Nothing is built; with `--weights` a file is checked whole.
-"""
+"""The command `models`: list registered models, or show and check one model's card."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +18,7 @@ def models(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", help="Weights whose card is wanted: they are checked.", show_default=False),
+        typer.Option("--weights", help="Check this file and show its card.", show_default=False),
     ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -38,7 +35,7 @@ def models(
     out = Output(output)
     if name is None:
         if weights is not None:
-            raise SpecError("--weights needs the NAME of the model that they are for")
+            raise SpecError("--weights needs the NAME of the model.")
         out.rows([{"name": known, "summary": _summary(known)} for known in registry.names()], ["name", "summary"])
         return
     summary = registry.summary(name)
@@ -47,16 +44,16 @@ def models(
     except SpecError as error:
         if weights is not None:
             raise
-        # A model that comes to nothing without weights still has a line to show.
+        # A model that needs weights has no card without them, but a summary.
         out.record({"name": name, "summary": summary})
-        out.note(f"{error}. With --weights FILE this shows their card")
+        out.note(f"{error}. Pass --weights FILE to show their card.")
         return
     out.record(_card(spec))
     out.warn_untrained([spec.card.model_id] if spec.card.origin == "untrained" else [])
 
 
 def _summary(name: str) -> str:
-    """One line of a model; of a broken one, what is wrong with it: it must not hide the others."""
+    """Return the summary of a model, or its error: a broken model must not hide the others."""
     from kvq_batch.models import registry
 
     try:

@@ -1,6 +1,6 @@
-"""How commands hand over what they found: a table for people, JSON or CSV for pipes; data to stdout, words to stderr.
+"""Output of commands: data to stdout as a table, JSON or CSV; messages to the log.
 
-Commands build values and never print by themselves. This module decides no exit code.
+Commands build values and never print.
 """
 
 import csv
@@ -19,17 +19,17 @@ from rich.markup import escape
 from rich.table import Table
 
 UNTRAINED_WARNING = (
-    "UNTRAINED: the weights of {names} are random. Such scores exercise the pipeline; they say NOTHING of quality."
+    "UNTRAINED: the weights of {names} are random. Such scores exercise the pipeline; they do NOT measure quality."
 )
 
 _logger = logging.getLogger(__name__)
 
-# Characters that a folded cell keeps at least, and between two columns.
-_LEAST, _GAP = 12, 2
+# Minimum width of a folded cell, and the gap between two columns, in characters.
+_MIN_WIDTH, _GAP = 12, 2
 
 
 class Format(StrEnum):
-    """Formats that every command with data can write."""
+    """Formats of data on stdout."""
 
     TABLE = "table"
     JSON = "json"
@@ -43,7 +43,7 @@ class Output:
         self.format = format
 
     def rows(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None, title: str = "") -> None:
-        """Rows of equal keys; `columns` names them where there may be no row. JSON and CSV are written as they come."""
+        """Write rows of equal keys; `columns` is needed if there may be no row. JSON and CSV are streamed."""
         if columns is None:
             rows = list(rows)
             columns = list(rows[0]) if rows else []
@@ -57,12 +57,12 @@ class Output:
             case Format.CSV:
                 writer = csv.writer(sys.stdout, lineterminator="\n")
                 writer.writerow(columns)
-                writer.writerows([_exact(row[name]) for name in columns] for row in rows)
+                writer.writerows([_full(row[name]) for name in columns] for row in rows)
             case Format.TABLE:
                 self._table(list(rows), columns, title)
 
     def record(self, record: Mapping[str, Any], title: str = "") -> None:
-        """One thing: a JSON object, or a table of name and value."""
+        """Write one record: a JSON object, or a table of name and value."""
         if self.format is Format.JSON:
             sys.stdout.write(_json(dict(record), indent=1) + "\n")
         elif self.format is Format.CSV:
@@ -72,45 +72,49 @@ class Output:
             grid.add_column(style="bold")
             grid.add_column(overflow="fold")
             for name, value in record.items():
-                grid.add_row(escape(name), escape(_shown(value)))
+                grid.add_row(escape(name), escape(_short(value)))
             self._print(grid)
 
     def note(self, text: str, style: str = "") -> None:
         """Log a message for the user; it is never part of the data."""
         _logger.info("%s", text, extra={"style": style})
 
+    def warn(self, text: str) -> None:
+        """Log a warning for the user."""
+        _logger.warning("%s", text)
+
     def text(self, text: str) -> None:
-        """A piece of text as it is, to stdout: a log is data, too."""
+        """Write text unchanged to stdout: the log of a job is data."""
         sys.stdout.write(text)
         sys.stdout.flush()
 
     def aside(self, text: str) -> None:
-        """A piece of text as it is, to stderr: the log of a job whose outcome is the data."""
+        """Write text unchanged to stderr: the log of a job, if its outcome is the data on stdout."""
         sys.stderr.write(text)
         sys.stderr.flush()
 
     def warn_untrained(self, names: Iterable[str]) -> None:
-        """Say loudly that scores of these untrained models are no scores; nothing where there is none."""
+        """Warn that scores of these untrained models do not measure quality; log nothing if there are none."""
         found = sorted(set(names))
         if found:
             _logger.warning(UNTRAINED_WARNING.format(names=", ".join(found)), extra={"style": "bold yellow"})
 
     def _table(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
         table = Table(title=_title(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
-        cells = {name: [_shown(row[name]) for row in rows] for name in names}
+        cells = {name: [_short(row[name]) for row in rows] for name in names}
         widths = {name: max(map(len, (name, *cells[name]))) for name in names}
-        if sys.stdout.isatty() and rows and _least(widths) > Console(file=sys.stdout).width:
-            # More columns than the terminal has room for: each row as a list of its own.
+        if sys.stdout.isatty() and rows and _min_row_width(widths) > Console(file=sys.stdout).width:
+            # The columns do not fit the terminal: print each row as a list of name and value.
             for number, row in enumerate(rows, 1):
                 self.record(row, title=f"{title or 'row'} {number} of {len(rows)}")
             return
-        # Numbers, ids and words stay whole while there is room; what folds are sentences.
-        whole = _whole(widths, Console(file=sys.stdout).width)
+        # The narrowest columns (numbers, ids, words) are not folded while there is room; sentences are.
+        unfolded = _unfolded(widths, Console(file=sys.stdout).width)
         for name in names:
             values = [row[name] for row in rows]
             numeric = any(value is not None for value in values) and all(_is_number(value) for value in values)
             justify: Literal["right", "left"] = "right" if numeric else "left"
-            table.add_column(escape(name), justify=justify, overflow="fold", no_wrap=name in whole)
+            table.add_column(escape(name), justify=justify, overflow="fold", no_wrap=name in unfolded)
         for number in range(len(rows)):
             table.add_row(*(escape(cells[name][number]) for name in names))
         self._print(table)
@@ -118,7 +122,7 @@ class Output:
             self._print("(no rows)")
 
     def _print(self, what: Any) -> None:
-        # In a pipe nothing is folded: whoever reads it counts on lines.
+        # In a pipe nothing is folded: other programs read it line by line.
         width = None if sys.stdout.isatty() else 10_000
         console = Console(file=sys.stdout, highlight=False, width=width)
         with console.capture() as captured:
@@ -129,21 +133,21 @@ class Output:
         sys.stdout.write(text)
 
 
-def _whole(widths: Mapping[str, int], width: int) -> set[str]:
-    """Columns that are not folded on a terminal of `width`: the narrowest, while the others keep `_LEAST` each."""
-    whole: set[str] = set()
-    room = width - _least(widths)
+def _unfolded(widths: Mapping[str, int], width: int) -> set[str]:
+    """Return the columns that are not folded on a terminal of `width`: the narrowest ones."""
+    unfolded: set[str] = set()
+    room = width - _min_row_width(widths)
     for name in sorted(widths, key=lambda name: widths[name]):
-        room -= max(0, widths[name] - _LEAST)
+        room -= max(0, widths[name] - _MIN_WIDTH)
         if room < 0:
             break
-        whole.add(name)
-    return whole
+        unfolded.add(name)
+    return unfolded
 
 
-def _least(widths: Mapping[str, int]) -> int:
-    """Characters of a row at least, however its cells are folded."""
-    return sum(min(width, _LEAST) + _GAP for width in widths.values()) - _GAP
+def _min_row_width(widths: Mapping[str, int]) -> int:
+    """Return the minimum width of a row with folded cells."""
+    return sum(min(width, _MIN_WIDTH) + _GAP for width in widths.values()) - _GAP
 
 
 def _title(text: str) -> str | None:
@@ -154,19 +158,19 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float | Decimal) and not isinstance(value, bool))
 
 
-def _shown(value: Any) -> str:
-    """A cell for people: short numbers, times to the second."""
+def _short(value: Any) -> str:
+    """Return a cell of a table: numbers with 6 digits, times to the second."""
     match value:
         case float():
             return f"{value:.6g}"
         case datetime():
             return _iso(value, "seconds")
         case _:
-            return _exact(value)
+            return _full(value)
 
 
-def _exact(value: Any) -> str:
-    """A cell with every digit."""
+def _full(value: Any) -> str:
+    """Return a cell with every digit."""
     match value:
         case None:
             return ""
@@ -187,7 +191,7 @@ def _exact(value: Any) -> str:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    """JSON without NaN and infinity, which it has no words for: they become null."""
+    """Return JSON. NaN and infinity become null: JSON has no value for them."""
     try:
         return json.dumps(value, default=_jsonable, ensure_ascii=False, indent=indent, allow_nan=False)
     except ValueError:
@@ -197,7 +201,7 @@ def _json(value: Any, indent: int | None = None) -> str:
 def _jsonable(value: Any) -> Any:
     match value:
         case Decimal():
-            # DuckDB's sums of integers are wider than any integer of Arrow and come as decimals.
+            # DuckDB sums integers to HUGEINT, which Arrow represents as a decimal.
             return int(value) if value == value.to_integral_value() else float(value)
         case datetime():
             return _iso(value)

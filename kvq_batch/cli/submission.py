@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvq_batch import __version__
-from kvq_batch.cli.jobs import as_asked
+from kvq_batch.cli.jobs import override_job
 from kvq_batch.cli.options import (
     DeadlineOption,
+    IncludePermanentOption,
     JobArgument,
     LogFormat,
     LogOption,
@@ -25,7 +26,6 @@ from kvq_batch.cli.options import (
     OrderByOption,
     OutputOption,
     ReasonOption,
-    RetryOption,
     SampleOption,
     ShardOption,
     TimeZoneOption,
@@ -109,7 +109,7 @@ def submit(
     shard: ShardOption = None,
     reasons: ReasonOption = None,
     max_age: MaxAgeOption = None,
-    retry: RetryOption = None,
+    include_permanent: IncludePermanentOption = False,
     order_by: OrderByOption = None,
     max_videos: MaxVideosOption = None,
     max_cost: MaxCostOption = None,
@@ -293,7 +293,7 @@ def load_job_with_options(path: Path, context: typer.Context, now: datetime) -> 
 
     job = load_any_job(path)
     if isinstance(job, Job):
-        job = as_asked(job, context)
+        job = override_job(job, context)
         deadline = job.budget.deadline_after(now)
         # A restart after that time of day would otherwise use the next day's.
         moment = None if deadline is None else deadline.isoformat(timespec="minutes")

@@ -1,6 +1,6 @@
-"""The command that trains: a job's labels and videos in, a checkpoint that a run loads out.
+"""The command `train`: train a model on labelled videos and write a checkpoint that `run` loads.
 
-It joins what does not know each other: the list of labels, the decoder, the training, Ray Train, the picture.
+Connects the label list, the decoder, the trainer, Ray Train and the plot.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvq_batch.cli.execution import command_line, stop_on_signals
-from kvq_batch.cli.options import AddressOption, OutputOption
+from kvq_batch.cli.options import AddressOption, OutputOption, TrainJobArgument
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import TrainProgress
 from kvq_batch.domain.errors import SpecError
@@ -28,19 +28,17 @@ CALIBRATION = "validation"
 
 
 def train(
-    job: Annotated[
-        Path, typer.Argument(metavar="JOB", help="Training job (TOML), as jobs/train.toml.", show_default=False)
-    ],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped training is.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check labels and stop: decodes nothing.")] = False,
+    job: TrainJobArgument,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the labels and exit. Decodes nothing.")] = False,
     address: AddressOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Train a member of the KVQ family on labelled videos.
+    """Train a model of the KVQ family on labelled videos.
 
-    Each video is decoded once. Whole scenes are held out, and decide which
-    weights are kept: best.safetensors, which `run` loads. Labels that are
-    wrong, and videos that are missing, are refused by name.
+    Decodes each video once. Holds out whole scenes for validation and keeps
+    the weights that score them best, in best.safetensors, which `run` loads.
+    Rejects invalid labels and missing videos with an error that names them.
 
     Examples:
 
@@ -48,8 +46,8 @@ def train(
       $ kvq-batch train train.toml
       $ kvq-batch train train.toml --resume
 
-    Ctrl-C stores the training (exit code 130); --resume goes on to the same
-    weights.
+    Ctrl-C saves the training (exit code 130). --resume continues it to the
+    same weights.
     """
     from kvq_batch.config.load import load_train_job
     from kvq_batch.labels.training_set import read_training_set
@@ -57,30 +55,30 @@ def train(
     from kvq_batch.training.samples import split_samples
     from kvq_batch.training.trainer import STATE
 
-    wanted = load_train_job(job)
+    loaded = load_train_job(job)
     shown = Output(output)
-    folder = Path(wanted.out)
-    config, settings = network_of(wanted), settings_of(wanted)
-    # What can be refused at once is refused before an hour of decoding.
+    folder = Path(loaded.out)
+    config, settings = network_of(loaded), settings_of(loaded)
+    # Reject what is already known to fail before an hour of decoding.
     if (folder / STATE).exists() and not resume and not dry_run:
-        raise SpecError(f"{folder}: a training is there already; go on with --resume, or name another folder in `out`")
+        raise SpecError(f"{folder} holds a training. Continue it with --resume, or set another folder in `out`.")
     if resume and not (folder / STATE).exists():
-        raise SpecError(f"{folder}: there is no training to resume; start it without --resume")
-    listed, told = read_training_set(wanted.data, StorageOptions.from_spec(wanted.storage), mix_column(wanted))
-    shown.note(told)
+        raise SpecError(f"{folder} holds no training to resume. Start one without --resume.")
+    listed, summary = read_training_set(loaded.data, StorageOptions.from_spec(loaded.storage), mix_column(loaded))
+    shown.note(summary)
     videos = [video for video in listed if video.part != "test"]
     split = split_samples(samples_of(videos), settings.scale, settings.validation_share, settings.seed)
     if dry_run:
-        return shown.record(_facts(wanted, config, videos, len(split.train), len(split.validation), len(listed)))
+        return shown.record(_facts(loaded, config, videos, len(split.train), len(split.validation), len(listed)))
     with TrainProgress() as progress:
-        plan = _planned(wanted, settings, videos, progress)
-        finished, seconds = _trained(plan, wanted, resume, address, progress)
-    _conclude(plan, finished, seconds, wanted.data.scale, shown, command_line("train", job))
+        plan = _planned(loaded, settings, videos, progress)
+        finished, seconds = _trained(plan, loaded, resume, address, progress)
+    _conclude(plan, finished, seconds, loaded.data.scale, shown, command_line("train", job))
     return None
 
 
 def network_of(job: "TrainJob") -> "KvqConfig":
-    """The sizes that a job means: its preset with the sizes that it names. Raises SpecError."""
+    """Return the network of a job: its preset with the sizes that it overrides. Raises: SpecError."""
     from kvq_batch.models.kvq.config import PUBLISHED, TINY
 
     preset = {"published": PUBLISHED, "tiny": TINY}[job.model.preset]
@@ -89,7 +87,7 @@ def network_of(job: "TrainJob") -> "KvqConfig":
 
 
 def settings_of(job: "TrainJob") -> "TrainSettings":
-    """A job as the training package takes it. Raises SpecError."""
+    """Return the settings of a job for the training package. Raises: SpecError."""
     from kvq_batch.training.cubes import check_cube
     from kvq_batch.training.settings import LossWeights, Optimiser, TrainSettings
 
@@ -114,17 +112,17 @@ def _facts(
 
     from kvq_batch.models.kvq.config import tensor_shapes
 
-    # Of slots at their own size nobody knows the bytes before they are decoded.
+    # The size of slots at their native size is unknown before they are decoded.
     clip_bytes = None if job.views.slots else config.num_frames * math.prod(config.input_size) * 3
     return {
         "model": f"{job.name}@{job.version}",
         "parameters": sum(math.prod(shape) for shape in tensor_shapes(config).values()),
         "clip": f"{config.num_frames} frames of {config.input_size[0]} x {config.input_size[1]}",
         "videos": listed,
-        "left_for_tests": listed - len(videos),
+        "test": listed - len(videos),
         "scenes": len({video.scene_id for video in videos}),
-        "trained_on": num_train,
-        "held_out": num_held_out,
+        "train": num_train,
+        "validation": num_held_out,
         "steps": job.training.steps,
         "epochs": round(job.training.steps * job.training.batch_size / num_train, 2),
         "frames_gb": clip_bytes and round(len(videos) * job.data.views * clip_bytes / 1e9, 2),
@@ -134,7 +132,7 @@ def _facts(
 def _planned(
     job: "TrainJob", settings: "TrainSettings", videos: "list[LabelledVideo]", progress: TrainProgress
 ) -> "TrainingPlan":
-    """Everything decoded and checked."""
+    """Decode and check everything; return the plan."""
     from kvq_batch.domain.scorer import ModelCard
     from kvq_batch.training.plan import TrainingPlan
     from kvq_batch.training.settings import Machine
@@ -160,7 +158,7 @@ def _planned(
 def _trained(
     plan: "TrainingPlan", job: "TrainJob", resume: bool, address: str | None, progress: TrainProgress
 ) -> tuple[bool, float]:
-    """Whether the training came to its end, and the seconds that it took."""
+    """Train. Return whether the training finished, and its seconds."""
     import time
     from functools import partial
 
@@ -173,7 +171,7 @@ def _trained(
     from kvq_batch.training.plan import train_as_member
     from kvq_batch.training.trainer import STATE
 
-    # What would be refused in every process is refused here first; on the machines' own GPUs only they can say.
+    # Check once here what every process would reject; only the check of the GPUs needs the machines themselves.
     cpu = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, device="cpu", num_threads=None))
     cpu.trainer().check(resume)
     with progress.following(plan.folder, plan.settings.steps):
@@ -192,9 +190,9 @@ def _trained(
 def _conclude(
     plan: "TrainingPlan", finished: bool, seconds: float, scale: tuple[float, float], shown: Output, again: str
 ) -> None:
-    """The picture, the calibration and the last words."""
+    """Draw the curves, calibrate the checkpoint and print the summary."""
     from kvq_batch.models.kvq.checkpoint import load
-    from kvq_batch.report.curves import draw_curves
+    from kvq_batch.report.plots import draw_curves
     from kvq_batch.training.curve import read_curve
     from kvq_batch.training.state import read_progress
     from kvq_batch.training.trainer import BEST, CURVE, STATE, VALIDATION
@@ -206,7 +204,7 @@ def _conclude(
         read_curve(folder / CURVE), validations, f"{plan.card.name}@{plan.card.version}", folder / CURVES_PICTURE
     )
     if not finished:
-        shown.note(f"stopped after step {progress.step}; to go on:  {again} --resume")
+        shown.note(f"stopped after step {progress.step}; to continue:  {again} --resume")
         raise typer.Exit(130)
     best = folder / BEST
     is_calibrated = len(validations) > 0 and calibrate(best, folder, scale, shown)
@@ -224,14 +222,15 @@ def _conclude(
         }
     )
     shown.note(
-        "srcc and plcc are of the held-out scenes that chose these weights; a test set says less, see `evaluate`"
+        "srcc and plcc are those of the validation scenes that selected these weights, so they are optimistic; "
+        "measure a test set with `evaluate scores`"
     )
 
 
 def calibrate(best: Path, folder: Path, scale: tuple[float, float], shown: Output) -> bool:
-    """Whether the checkpoint's card got the curve from its raw scores to labels, fitted on the held-out clips.
+    """Fit the curve from raw scores to labels on the validation clips and store it in the checkpoint's card.
 
-    The curve stays on `scale`, the lowest and the highest label.
+    The curve stays within `scale`, the lowest and the highest label. Returns whether there is one.
     """
     import csv
 
@@ -249,7 +248,7 @@ def calibrate(best: Path, folder: Path, scale: tuple[float, float], shown: Outpu
     if not isinstance(curve, Logistic):
         shown.note(f"no calibration: {curve}")
         return False
-    kept = checkpoint.load(best)
-    card = dataclasses.replace(kept.card, calibrations={CALIBRATION: curve.parameters})
-    replace_file(best, lambda path: checkpoint.save(path, dataclasses.replace(kept, card=card)))
+    loaded = checkpoint.load(best)
+    card = dataclasses.replace(loaded.card, calibrations={CALIBRATION: curve.parameters})
+    replace_file(best, lambda path: checkpoint.save(path, dataclasses.replace(loaded, card=card)))
     return True

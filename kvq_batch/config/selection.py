@@ -6,7 +6,7 @@ plan applies it.
 
 import re
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -63,10 +63,8 @@ class Select(Section):
         description="Score again what was scored longer ago than this: minutes, hours, days or weeks.",
         examples=["30d"],
     )
-    retry: Literal["permanent"] | None = Field(
-        None,
-        description="Try again what failed for good, too, though its content has not changed.",
-        examples=["permanent"],
+    include_permanent: bool = Field(
+        False, description="Retry permanent failures, too, even if the content has not changed."
     )
     order_by: Annotated[str, Field(pattern=r"\S")] | None = Field(
         None,

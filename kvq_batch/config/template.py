@@ -1,11 +1,13 @@
-"""A new job file with its comments, made out of the descriptions that the job's own models carry.
+"""Texts of new job files: a template with every key, generated from the job models, and the examples in `templates/`.
 
-What is required is filled in; every other key stands as a comment with its default, or with an example where it has
-none. This module knows no key by name except the values of the required ones, so a new key cannot be forgotten.
+In the template, required keys have a value. Every other key is a comment with its default, or with an example if it
+has none. Keys come from the models, so a new key cannot be forgotten.
 """
 
 import json
+import re
 from collections.abc import Iterator
+from importlib.resources import files
 from types import NoneType
 from typing import Any, get_args
 
@@ -17,10 +19,10 @@ from kvq_batch.config.job import Job, Model
 
 HEADER = """\
 # A job of kvq-batch: which videos, which models, which tables.
-#   kvq-batch plan FILE   what a run would do, and why; touches no video
-#   kvq-batch run FILE    does it; the same command again does only what is new or changed
-# A key behind '#' shows its default, behind '# e.g.' an example, as it has no default: remove what stands before the
-# key to set it. Relative paths start where the command is typed.
+#   kvq-batch plan FILE   shows what a run would do, and why; reads no video
+#   kvq-batch run FILE    runs it; run it again to score only what is new or changed
+# A key after '#' shows its default; a key after '# e.g.' has no default and shows an example. Remove the '#' to set a
+# key. Relative paths are relative to the working directory.
 """
 
 EXAMPLES: dict[str, Any] = {
@@ -32,9 +34,15 @@ EXAMPLES: dict[str, Any] = {
 
 
 def job_template(name: str = EXAMPLES["name"]) -> str:
-    """TOML text of a complete job, valid as it is."""
+    """Return the TOML text of a complete, valid job."""
     lines = list(_section(Job, "", EXAMPLES | {"name": name}))
     return HEADER + "\n" + "\n".join(lines).rstrip() + "\n"
+
+
+def example_job(kind: str, name: str | None = None) -> str:
+    """Return the text of `templates/<kind>.toml`, with another job name if `name` is given."""
+    text = files("kvq_batch.config").joinpath("templates", f"{kind}.toml").read_text(encoding="utf-8")
+    return text if name is None else re.sub(r"(?m)^name = .*?(?=$| +#)", f"name = {_toml(name)}", text, count=1)
 
 
 def _section(model: type[BaseModel], path: str, examples: dict[str, Any]) -> Iterator[str]:
@@ -68,5 +76,5 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _toml(value: Any) -> str:
-    # JSON's strings, numbers and booleans are TOML's too.
+    # Strings, numbers and booleans are written alike in JSON and TOML.
     return json.dumps(value)

@@ -144,7 +144,7 @@ def compute_due_reasons(
         for rows, refs, seqs in _fetch(connection, _SCORED, parameters, "row_index", "model_index", "scored_seq"):
             scored_seq[rows, refs] = seqs
         states[is_due & (scored_seq >= 0)] = _RE_SCORE
-    _apply_failures(connection, parameters, states, is_due, scored_seq, include_permanent=select.retry == "permanent")
+    _apply_failures(connection, parameters, states, is_due, scored_seq, include_permanent=select.include_permanent)
     is_stale = (states >= 0) & (states != _RE_SCORE) & (scored_at_s > 0)
     if not is_stale.any():
         return DueReasons(states)

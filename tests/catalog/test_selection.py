@@ -111,7 +111,7 @@ def test_what_failed_for_good_is_tried_again_when_somebody_asks(tables: Tables, 
     writer.commit(make_failures(["broken"]))
     writer.commit(make_failures(["flaky"], permanent=False))
     catalog = make_catalog(["broken", "flaky", "new"])
-    plan = plan_of(tables, catalog, retry="permanent", reasons=("retry",))
+    plan = plan_of(tables, catalog, include_permanent=True, reasons=("retry",))
     assert videos_of(plan) == ["broken", "flaky"]
     assert (plan.num_quarantined, plan.num_other_reasons) == (0, 1)
     assert videos_of(plan_of(tables, catalog)) == ["flaky", "new"]
@@ -150,7 +150,7 @@ def test_a_score_that_cannot_be_made_again_is_left_alone_until_asked(tables: Tab
     # What failed before the score is of no account; what failed since is.
     assert (videos_of(plan), plan.num_quarantined) == (["b"], 1)
     assert plan_of(tables, catalog, now=NOW).num_current == 2
-    plan = plan_of(tables, catalog, now=NOW, max_age="30d", retry="permanent")
+    plan = plan_of(tables, catalog, now=NOW, max_age="30d", include_permanent=True)
     assert {row["video_id"]: row["reason"] for row in plan.tasks.to_pylist()} == {"a": "re-score", "b": "re-score"}
 
 

@@ -1,4 +1,4 @@
-"""Commands that ask tables: data on stdout in three formats, warnings on stderr, refusals with a hint."""
+"""Commands that read tables: data on stdout in three formats, warnings on stderr, errors with a hint."""
 
 import csv
 import io
@@ -32,15 +32,15 @@ def call(*arguments: str, exit_code: int = 0) -> Result:
 
 
 def test_status_counts_and_lists_runs(scored: Scored) -> None:
-    told = json.loads(call("status", scored.tables, "--output", "json").stdout)
-    counts = {name: told[name] for name in ("videos", "num_runs", "current_scores", "stale_scores", "failures")}
+    record = json.loads(call("status", scored.tables, "--output", "json").stdout)
+    counts = {name: record[name] for name in ("videos", "num_runs", "current_scores", "stale_scores", "failures")}
     assert counts == {"videos": 3, "num_runs": 1, "current_scores": 2, "stale_scores": 0, "failures": 1}
-    assert told["last_commit_seq"] > 0
-    assert {model["model_id"]: (model["model_origin"], model["current_scores"]) for model in told["models"]} == {
+    assert record["last_commit_seq"] > 0
+    assert {model["model_id"]: (model["model_origin"], model["current_scores"]) for model in record["models"]} == {
         KVQ.model_id: ("untrained", 1),
         LUMA.model_id: ("untrained", 1),
     }
-    (run,) = told["runs"]
+    (run,) = record["runs"]
     assert (run["run_id"], run["state"]) == ("run-1", "finished")
     table = call("status", scored.tables).stdout
     assert "run-1" in table
@@ -49,7 +49,7 @@ def test_status_counts_and_lists_runs(scored: Scored) -> None:
     assert [row["run_id"] for row in rows] == ["run-1"]
 
 
-def test_query_in_three_formats_gives_the_same_numbers(scored: Scored) -> None:
+def test_query_formats_agree(scored: Scored) -> None:
     sql = "SELECT video_id, sum(num_clips) AS clips, raw_score FROM scores_latest GROUP BY ALL ORDER BY video_id"
     rows = json.loads(call("query", scored.tables, sql, "-o", "json").stdout)
     assert [(row["video_id"], row["clips"]) for row in rows] == [(PLAIN, 1), (VIDEO, 2)]
@@ -59,15 +59,15 @@ def test_query_in_three_formats_gives_the_same_numbers(scored: Scored) -> None:
     assert VIDEO in call("query", scored.tables, sql).stdout
 
 
-def test_query_keeps_columns_of_one_name_apart_and_maps_as_objects(scored: Scored) -> None:
+def test_query_numbers_repeated_columns(scored: Scored) -> None:
     sql = "SELECT 1 AS a, 2 AS a, outputs FROM scores LIMIT 1"
     (row,) = json.loads(call("query", scored.tables, sql, "-o", "json").stdout)
     assert row == {"a": 1, "a:1": 2, "outputs": {"sharpness": 0.5}}
 
 
 @pytest.mark.parametrize("output", ["table", "json", "csv"])
-def test_scores_of_an_untrained_model_are_never_shown_without_a_word(scored: Scored, output: str) -> None:
-    """Whatever name a question gives the number; and on stderr, so that data stays data."""
+def test_query_warns_about_untrained_models(scored: Scored, output: str) -> None:
+    """Also if the query renames the column. The warning goes to stderr."""
     for sql in ("SELECT avg(raw_score) AS x FROM Scores_Latest", "SELECT max(texture) AS y FROM regions"):
         result = call("query", scored.tables, sql, "--output", output)
         assert f"UNTRAINED: the weights of {KVQ.model_id} are random" in result.stderr
@@ -75,7 +75,7 @@ def test_scores_of_an_untrained_model_are_never_shown_without_a_word(scored: Sco
     assert call("query", scored.tables, "SELECT count(*) FROM catalog", "--output", output).stderr == ""
 
 
-def test_views_lists_what_can_be_asked_with_the_columns_of_the_owner(scored: Scored) -> None:
+def test_views_include_columns_of_the_catalog(scored: Scored) -> None:
     rows = json.loads(call("query", scored.tables, "--views", "--output", "json").stdout)
     columns = {(row["view"], row["column"]): row["meaning"] for row in rows}
     assert ("scores_latest", "raw_score") in columns
@@ -85,7 +85,7 @@ def test_views_lists_what_can_be_asked_with_the_columns_of_the_owner(scored: Sco
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["SELECT * FROM nothing"], "`kvq-batch query TABLES --views` lists"),
         (["SELECT nothing FROM scores"], "`kvq-batch query TABLES --views` lists"),
@@ -93,107 +93,109 @@ def test_views_lists_what_can_be_asked_with_the_columns_of_the_owner(scored: Sco
         (["DROP TABLE scores"], "one SELECT or EXPLAIN"),
         (["SELECT 1; SELECT 2"], "2 statements"),
         (["SELECT * FROM read_csv('/etc/hosts')"], "disabled"),
-        ([], "say one of both"),
-        (["SELECT 1", "--views"], "say one of both"),
+        ([], "Pass either a query"),
+        (["SELECT 1", "--views"], "Pass either a query"),
     ],
 )
-def test_what_is_no_question_is_refused(scored: Scored, arguments: list[str], said: str) -> None:
+def test_query_rejects_invalid_sql(scored: Scored, arguments: list[str], message: str) -> None:
     result = call("query", scored.tables, *arguments, exit_code=2)
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("command", [["status"], ["query", "SELECT 1"], ["failures"], ["maps", "v", "--out", "x.png"]])
-def test_a_place_without_tables_is_refused(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [["status"], ["query", "SELECT 1"], ["failures list"], ["maps", "v", "--out", "x.png"]]
+)
+def test_folder_without_tables_is_rejected(command: list[str], tmp_path: Path) -> None:
     name, *more = command
-    result = call(name, str(tmp_path), *more, exit_code=2)
+    result = call(*name.split(), str(tmp_path), *more, exit_code=2)
     assert "there are no tables here" in result.stderr
 
 
-def test_failures_are_listed_for_people_and_whole_for_pipes(scored: Scored) -> None:
-    table = call("failures", scored.tables).stdout
+def test_failures_list_is_complete_in_json(scored: Scored) -> None:
+    table = call("failures", "list", scored.tables).stdout
     assert all(word in table for word in (BROKEN, "decode", "decoder_crashed", "next run", "kvq-tiny"))
-    (row,) = json.loads(call("failures", scored.tables, "--output", "json").stdout)
+    (row,) = json.loads(call("failures", "list", scored.tables, "--output", "json").stdout)
     wanted = {"video_id", "model_id", "stage", "error", "message", "final", "permanent", "run_id", "exit_signal"}
     assert wanted <= set(row)
     assert (row["video_id"], row["exit_signal"], row["final"]) == (BROKEN, "SIGSEGV", True)
-    (kind,) = json.loads(call("failures", scored.tables, "--summary", "-o", "json").stdout)
+    (kind,) = json.loads(call("failures", "list", scored.tables, "--summary", "-o", "json").stdout)
     assert (kind["stage"], kind["error"], kind["videos"]) == ("decode", "decoder_crashed", 1)
 
 
-def test_a_failure_stands_until_the_model_scores_the_video(tmp_path: Path) -> None:
+def test_failure_is_unresolved_until_a_score(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     scored.writer.commit(make_failures([BROKEN], KVQ))
-    assert len(json.loads(call("failures", scored.tables, "-o", "json").stdout)) == 1
+    assert len(json.loads(call("failures", "list", scored.tables, "-o", "json").stdout)) == 1
     scored.writer.commit(without_maps([BROKEN], LUMA, "etag:1"))
-    assert len(json.loads(call("failures", scored.tables, "-o", "json").stdout)) == 1
+    assert len(json.loads(call("failures", "list", scored.tables, "-o", "json").stdout)) == 1
     scored.writer.commit(without_maps([BROKEN], KVQ, "etag:1"))
-    settled = call("failures", scored.tables, "-o", "json")
+    settled = call("failures", "list", scored.tables, "-o", "json")
     assert json.loads(settled.stdout) == []
     assert "no failures" in settled.stderr
-    assert call("failures", scored.tables).stdout == ""
-    assert len(json.loads(call("failures", scored.tables, "--all", "-o", "json").stdout)) == 2
+    assert call("failures", "list", scored.tables).stdout == ""
+    assert len(json.loads(call("failures", "list", scored.tables, "--all", "-o", "json").stdout)) == 2
 
 
-def test_maps_writes_a_picture_and_says_what_the_score_is_worth(scored: Scored, tmp_path: Path) -> None:
+def test_maps_writes_a_picture_and_warns_if_untrained(scored: Scored, tmp_path: Path) -> None:
     out = tmp_path / "maps.png"
     result = call("maps", scored.tables, VIDEO, "--out", str(out), "--slots", "1")
     assert out.stat().st_size > 1000
     assert result.stdout == ""
     assert f"wrote {out}: {KVQ.model_id} (untrained), clip 0, score" in result.stderr
     assert "UNTRAINED" in result.stderr
-    refused = call("maps", scored.tables, VIDEO, "--out", str(out), "--clip", "7", exit_code=2)
-    assert "its clips are 0 to 1" in refused.stderr
+    rejected = call("maps", scored.tables, VIDEO, "--out", str(out), "--clip", "7", exit_code=2)
+    assert "its clips are 0 to 1" in rejected.stderr
 
 
-def test_maps_of_a_video_that_is_gone_is_a_failure(tmp_path: Path) -> None:
+def test_maps_of_a_missing_video_fails(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     (scored.videos / VIDEO).unlink()
     result = call("maps", scored.tables, VIDEO, "--out", str(tmp_path / "x.png"), exit_code=1)
     assert result.stderr.startswith("error: fetch: missing")
 
 
-def standing(scored: Scored, *more: str) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = json.loads(call("failures", scored.tables, "-o", "json", *more).stdout)
+def unresolved(scored: Scored, *more: str) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = json.loads(call("failures", "list", scored.tables, "-o", "json", *more).stdout)
     return rows
 
 
-def test_what_failed_for_good_is_asked_for_again_and_stays_a_failure(tmp_path: Path) -> None:
+def test_retry_request_keeps_the_failure(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     scored.writer.commit(make_failures([VIDEO, PLAIN], LUMA))
-    permanent = {row["video_id"] for row in standing(scored, "--where", "permanent")}
+    permanent = {row["video_id"] for row in unresolved(scored, "--where", "permanent")}
     assert permanent == {VIDEO, PLAIN}
-    said = call("failures", scored.tables, "--retry", "--where", f"video_id = '{PLAIN}' -- only this one").stderr
-    assert said == "1 failure(s) for good are tried again by the next run\n"
+    message = call("failures", "retry", scored.tables, "--where", f"video_id = '{PLAIN}' -- only this one").stderr
+    assert message == "the next run retries 1 permanent failure(s)\n"
 
-    # The request is no failure: nothing is counted or listed twice, and what it asks for stands out.
-    rows = standing(scored)
+    # The request is not counted or listed as a failure.
+    rows = unresolved(scored)
     assert {(row["video_id"], row["permanent"]) for row in rows} == {(BROKEN, False), (VIDEO, True), (PLAIN, False)}
     assert [row["video_id"] for row in rows if row["is_retry_requested"]] == [PLAIN]
-    assert len(standing(scored, "--all")) == 3
-    assert "retry_requested" not in {row["error"] for row in standing(scored, "--all")}
-    kinds = json.loads(call("failures", scored.tables, "--summary", "-o", "json").stdout)
+    assert len(unresolved(scored, "--all")) == 3
+    assert "retry_requested" not in {row["error"] for row in unresolved(scored, "--all")}
+    kinds = json.loads(call("failures", "list", scored.tables, "--summary", "-o", "json").stdout)
     assert sum(kind["videos"] for kind in kinds) == 3
     assert json.loads(call("status", scored.tables, "-o", "json").stdout)["failures"] == 3
 
-    # Asked again, there is nothing left to ask for but the other.
-    assert "no failure for good stands" in call("failures", scored.tables, "--retry", "--error", "nothing").stderr
-    assert call("failures", scored.tables, "--retry", "--stage", "decode").stderr.startswith("1 failure(s)")
-    assert "no failure for good stands" in call("failures", scored.tables, "--retry").stderr
+    # A second request finds only the other failure.
+    assert "no permanent failures" in call("failures", "retry", scored.tables, "--error", "nothing").stderr
+    assert call("failures", "retry", scored.tables, "--stage", "decode").stderr.endswith("1 permanent failure(s)\n")
+    assert "no permanent failures" in call("failures", "retry", scored.tables).stderr
 
-    # A new failure for good stands again.
+    # A new permanent failure is unresolved again.
     Writer(Tables.open(scored.tables), "run-2").commit(make_failures([PLAIN], LUMA))
-    assert [row["video_id"] for row in standing(scored, "--where", "permanent")] == [PLAIN]
+    assert [row["video_id"] for row in unresolved(scored, "--where", "permanent")] == [PLAIN]
 
 
-def test_the_next_plan_tries_what_was_asked_for(tmp_path: Path) -> None:
+def test_next_plan_includes_requested_retries(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     tables = Tables.open(scored.tables)
     scored.writer.commit(make_failures(["a", "b"], LUMA))
     catalog = make_catalog(["a", "b"])
     tables.refresh()
     assert make_plan(tables, catalog, "nightly", [LUMA]).num_quarantined == 2
-    call("failures", scored.tables, "--retry", "--where", "video_id = 'b'")
+    call("failures", "retry", scored.tables, "--where", "video_id = 'b'")
     tables.refresh()
     plan = make_plan(tables, catalog, "nightly", [LUMA])
     assert plan.num_quarantined == 1
@@ -201,28 +203,28 @@ def test_the_next_plan_tries_what_was_asked_for(tmp_path: Path) -> None:
     assert [finding.kind for finding in check_tables(tables) if finding.kind == "unknown_run"] == []
 
 
-def test_another_try_is_not_asked_for_while_a_run_is_at_work(tmp_path: Path) -> None:
+def test_retry_request_waits_for_no_active_run(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     with hold(scored.tables, StorageOptions(), Holder.this_process("run-7", "nightly")):
-        refused = call("failures", scored.tables, "--retry", exit_code=2)
-    assert "run run-7 of job 'nightly'" in refused.stderr
+        rejected = call("failures", "retry", scored.tables, exit_code=2)
+    assert "run run-7 of job 'nightly'" in rejected.stderr
 
 
 @pytest.mark.parametrize("extension", ["csv", "jsonl", "parquet"])
-def test_failures_are_exported_whole(scored: Scored, extension: str, tmp_path: Path) -> None:
+def test_failures_export_is_complete(scored: Scored, extension: str, tmp_path: Path) -> None:
     out = tmp_path / f"new/failures.{extension}"
-    result = call("failures", scored.tables, "--export", str(out))
+    result = call("failures", "export", scored.tables, "--out", str(out))
     assert result.stdout == ""
     assert result.stderr == f"wrote {out}: 1 failures\n"
     with duckdb.connect() as connection:
         found = connection.execute(f"SELECT * FROM '{out}'")
         (row,) = (dict(zip([column[0] for column in found.description], row, strict=True)) for row in found.fetchall())
     assert (row["video_id"], row["error"], row["final"]) == (BROKEN, "decoder_crashed", True)
-    assert set(standing(scored)[0]) == set(row)
+    assert set(unresolved(scored)[0]) == set(row)
 
 
-def test_failures_takes_one_wish_at_a_time(scored: Scored, tmp_path: Path) -> None:
-    assert "one of --summary, --retry" in call("failures", scored.tables, "--retry", "--summary", exit_code=2).stderr
-    assert "leave out --all" in call("failures", scored.tables, "--retry", "--all", exit_code=2).stderr
-    assert "written as .parquet" in call("failures", scored.tables, "--export", "x.xls", exit_code=2).stderr
-    assert "nonsense" in call("failures", scored.tables, "--where", "nonsense > 1", exit_code=2).stderr
+def test_failures_rejects_unknown_extension_and_column(scored: Scored) -> None:
+    assert "written as .parquet" in call("failures", "export", scored.tables, "--out", "x.xls", exit_code=2).stderr
+    assert "nonsense" in call("failures", "list", scored.tables, "--where", "nonsense > 1", exit_code=2).stderr
+    for command in ("list", "retry", "export"):
+        assert f"$ kvq-batch failures {command}" in call("failures", command, "--help").stdout

@@ -1,4 +1,4 @@
-"""A budget and an estimate as a person meets them: plan, a run that ends early, the plan that has learnt from it."""
+"""Budgets and estimates: a plan, a run that ends early, and the estimate after it."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ prices = {{ core_hour = 7.2, currency = "CHF" }}
 """
 
 
-def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) -> None:
+def test_budget_ends_a_run_and_the_next_plan_estimates(tmp_path: Path) -> None:
     write_demo_clips(tmp_path / "videos", 1, ClipShape(width_px=64, height_px=48, num_frames=32), DISTORTIONS[:3])
     job = tmp_path / "job.toml"
     job.write_text(JOB.format(folder=tmp_path))
@@ -30,19 +30,19 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     assert (shard["shard"], json.loads(call("plan", job, "-o", "json").stdout)["shard"]) == ("2/4", None)
     shown = call("plan", job, "--max-videos", "2").stderr
     assert "budget.max_videos: the first 2 of 3 videos" in shown
-    assert "expected time and cost of luma-sharpness: not known: no run of this model yet" in shown
+    assert "expected time and cost of luma-sharpness: unknown, no run of this model yet" in shown
     assert json.loads(call("plan", job, "-o", "json").stdout)["expected"]["seconds"] is None
 
     done = call("run", job, "--limit", "1", "--output", "json", exit_code=4)
     summary = json.loads(done.stdout)
-    assert (summary["state"], summary["scored"], summary["not_reached"]) == ("stopped", 1, 2)
+    assert (summary["state"], summary["scored"], summary["remaining"]) == ("stopped", 1, 2)
     assert summary["cost"] == pytest.approx(summary["core_hours"] * 7.2, rel=0.05)
-    assert "stopped with 2 not reached; to go on:  kvq-batch run" in done.stderr
+    assert "stopped with 2 remaining; to continue:  kvq-batch run" in done.stderr
     assert "reached budget.max_videos = 1" in done.stderr
 
     planned = call("plan", job, "--max-cost", "0.0001", "--deadline", "06:00", "--time-zone", "Europe/Zurich")
     assert [line.split()[0] for line in planned.stdout.splitlines()[-2:]] == ["decode", "luma-sharpness"]
-    assert "as measured over 1 scores of 1 run(s)" in planned.stderr
+    assert "measured over 1 scores of 1 run(s)" in planned.stderr
     assert "budget.max_cost: 0.0001 CHF: about " in planned.stderr
     assert "budget.deadline: " in planned.stderr
     expected = json.loads(call("run", job, "--dry-run", "-o", "json").stdout)["expected"]
@@ -64,10 +64,10 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     assert "expected" not in call("plan", job).stderr
 
     asked = ("forecast", job, "--videos", "1e6", "--cores")
-    told = json.loads(call(*asked, "64", "-o", "json").stdout)
-    assert (told["job"], told["videos"], told["megapixels"]) == ("j", 1_000_000, None)
-    assert told["cluster"] == {"cores": 64, "gpus": 0, "idle_cores": 0, "idle_gpus": 0}
-    expected = told["expected"]
+    record = json.loads(call(*asked, "64", "-o", "json").stdout)
+    assert (record["job"], record["videos"], record["megapixels"]) == ("j", 1_000_000, None)
+    assert record["cluster"] == {"cores": 64, "gpus": 0, "idle_cores": 0, "idle_gpus": 0}
+    expected = record["expected"]
     assert sum(stage["workers"] for stage in expected["stages"]) == 64
     # Which stage is slower with videos this small is the machine's affair.
     slower = expected["bound_by"]
@@ -81,13 +81,13 @@ def test_a_run_within_a_budget_and_what_the_next_plan_expects(tmp_path: Path) ->
     assert "j: 1,000,000 videos" in table.stdout
     assert [line.split()[0] for line in table.stdout.splitlines()[-3:]] == ["decode", "luma-sharpness", "driver"]
     assert f"bound by {slower}" in table.stderr
-    assert "2 of the GPUs have nothing to do" in table.stderr
+    assert "2 GPUs stay idle" in table.stderr
     assert len(call(*asked, "64", "-o", "csv").stdout.splitlines()) == 4
     assert "the cluster has fewer" in call(*asked, "2", exit_code=2).stderr
     assert "videos of two sizes" in call(*asked, "64", "--megapixels", "221", exit_code=2).stderr
 
 
-def test_a_forecast_before_any_run_says_what_to_do(tmp_path: Path) -> None:
+def test_forecast_without_runs_says_what_to_do(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text(JOB.format(folder=tmp_path))
     refused = call("forecast", job, "--videos", "1e8", "--cores", "4096", exit_code=2).stderr
@@ -98,5 +98,5 @@ def test_a_forecast_before_any_run_says_what_to_do(tmp_path: Path) -> None:
     ("seconds", "text"),
     [(0, "0 s"), (41.6, "42 s"), (120, "2 min 0 s"), (3600, "1 h"), (7640, "2 h 7 min"), (273_600, "3 d 4 h")],
 )
-def test_spans_of_time_for_people(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -3,16 +3,24 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import kvq_batch
 from kvq_batch.cli.app import Commands, app
+from kvq_batch.cli.jobs import JobKind
+from kvq_batch.cli.options import PANELS
+from kvq_batch.config.load import load_any_job, load_train_job
+from kvq_batch.config.template import example_job
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
 from kvq_batch.models.kvq.checkpoint import save
@@ -33,9 +41,8 @@ COMMANDS = [
     "stop",
     "status",
     "query",
-    "failures",
     "maps",
-    "evaluate",
+    "calibrate",
     "train",
     "models",
 ]
@@ -58,6 +65,46 @@ def call(*arguments: str | Path, exit_code: int = 0) -> Result:
 def plain(text: str) -> str:
     """Help without the frame around it."""
     return "\n".join(line.strip(" │") for line in text.splitlines())
+
+
+def all_commands() -> Iterator[tuple[str, TyperCommand]]:
+    """Yield the words and the object of every command, those of groups included."""
+    root = get_command(app)
+    assert isinstance(root, TyperGroup)
+    for name, command in root.commands.items():
+        assert isinstance(command, TyperCommand | TyperGroup)
+        if isinstance(command, TyperGroup):
+            yield from ((f"{name} {sub}", child) for sub, child in command.commands.items())  # type: ignore[misc]
+        else:
+            yield name, command
+
+
+ALL_COMMANDS = dict(all_commands())
+
+
+def test_help_has_a_panel_for_each_subject() -> None:
+    lines = call("--help").stdout.splitlines()
+    panels = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
+    assert panels == ["Options", *PANELS]
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_help_shows_every_bracket(words: str) -> None:
+    """Rich takes unescaped brackets for markup and drops them."""
+    command = ALL_COMMANDS[words]
+    texts = [command.help or "", *(str(getattr(param, "help", "") or "") for param in command.params)]
+    shown = " ".join(plain(call(*words.split(), "--help").stdout).split())
+    for text in texts:
+        # A backslash escapes a bracket.
+        for bracketed in re.findall(r"\[[^\]]*\]?", text.replace("\\[", "[")):
+            assert bracketed in shown, text
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_help_is_a_sentence_with_an_example(words: str) -> None:
+    command = ALL_COMMANDS[words]
+    assert (command.help or "").split("\n")[0].endswith(".")
+    assert f"$ kvq-batch {words}" in call(*words.split(), "--help").stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -100,7 +147,17 @@ def test_init_writes_a_job_that_plans_as_soon_as_its_folder_is_there(
     assert "videos" in call("plan", "new/my job.toml", exit_code=2).stderr
     (tmp_path / "videos").symlink_to(videos)
     planned = json.loads(call("plan", "new/my job.toml", "--output", "json").stdout)
-    assert (planned["job"], planned["videos"], planned["to_score"]) == ("my-job", 2, 2)
+    assert (planned["job"], planned["videos"], planned["planned"]) == ("my-job", 2, 2)
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in JobKind if kind is not JobKind.SCORE])
+def test_init_writes_the_examples_of_the_jobs_folder(kind: str, tmp_path: Path) -> None:
+    job = tmp_path / "mine.toml"
+    call("init", job, "--kind", kind)
+    loaded = load_train_job(job) if kind == "train" else load_any_job(job)
+    assert loaded.name == "mine"
+    example = Path(__file__).parents[2] / "jobs" / f"{kind}.toml"
+    assert example.read_text() == example_job(kind)
 
 
 def test_init_never_overwrites_unasked(tmp_path: Path) -> None:
@@ -132,10 +189,10 @@ def test_a_plan_shows_what_counts_and_json_everything(tmp_path: Path, videos: Pa
         ["new", "kvq-tiny", "2"],
         ["new", "luma-sharpness", "2"],
     ]
-    assert "2 videos in the catalog; 4 scores to make; 0 scores are current" in shown.stderr
+    assert "2 videos in the catalog; 4 scores planned; 0 scores are current" in shown.stderr
     assert "UNTRAINED: the weights of kvq-tiny@untrained-" in shown.stderr
     told = json.loads(call("plan", job, "--output", "json").stdout)
-    assert len(told["pairs"]) == 6 * 2
+    assert len(told["tasks"]) == 6 * 2
     assert [model["model_origin"] for model in told["models"]] == ["untrained", "handcrafted"]
     rows = list(csv.DictReader(io.StringIO(call("plan", job, "-o", "csv").stdout)))
     assert sum(int(row["videos"]) for row in rows) == 4
@@ -158,16 +215,16 @@ def test_a_plan_takes_what_the_options_select_and_they_stand_over_the_job(tmp_pa
     )
 
     def planned(*options: str) -> dict[str, int]:
-        told = json.loads(call("plan", job, "--output", "json", *options).stdout)
-        assert told == json.loads(call("run", job, "--dry-run", "--output", "json", *options).stdout)
-        return {name: told[name] for name in ("videos", "selected", "to_score", "other_reasons")}
+        record = json.loads(call("plan", job, "--output", "json", *options).stdout)
+        assert record == json.loads(call("run", job, "--dry-run", "--output", "json", *options).stdout)
+        return {name: record[name] for name in ("videos", "selected", "planned", "other_reasons")}
 
-    assert planned() == {"videos": 2, "selected": 0, "to_score": 0, "other_reasons": 0}
-    assert planned("--where", "views = 1") == {"videos": 2, "selected": 1, "to_score": 1, "other_reasons": 0}
+    assert planned() == {"videos": 2, "selected": 0, "planned": 0, "other_reasons": 0}
+    assert planned("--where", "views = 1") == {"videos": 2, "selected": 1, "planned": 1, "other_reasons": 0}
     more = ("--where", "true", "--reason", "retry", "--reason", "model-changed")
-    assert planned(*more) == {"videos": 2, "selected": 2, "to_score": 0, "other_reasons": 2}
+    assert planned(*more) == {"videos": 2, "selected": 2, "planned": 0, "other_reasons": 2}
     shown = call("plan", job, "--where", "views > 0", "--order-by", "views desc").stderr
-    assert "2 videos in the catalog; 1 of them selected; 1 scores to make" in shown
+    assert "2 videos in the catalog; 1 of them selected; 1 scores planned" in shown
     refused = call("plan", job, "--reason", "boredom", "--sample", "x", "--deadline", "noon", exit_code=2).stderr
     assert "the command line: 3 wrong key(s)" in refused
     for key in ("select.reasons.0: 'boredom' is no reason", "select.sample: ", "budget.deadline: 'noon' is no time"):
@@ -181,7 +238,7 @@ def test_catalog_lists_a_folder_into_a_file_that_plans(tmp_path: Path, videos: P
     with out.open() as file:
         assert [row["video_id"] for row in csv.DictReader(file)] == ["landscape/blur-1.mp4", "landscape/none-0.mp4"]
     planned = call("score", out, "--tables", tmp_path / "t", "--dry-run", "-o", "json")
-    assert json.loads(planned.stdout)["to_score"] == 2
+    assert json.loads(planned.stdout)["planned"] == 2
     assert ".parquet, .csv or .jsonl" in call("catalog", videos, "--out", tmp_path / "c.xml", exit_code=2).stderr
     call("catalog", tmp_path / "nowhere", "--out", out, exit_code=2)
 

@@ -1,4 +1,4 @@
-"""The evaluating commands: data on stdout in three formats, everything that was left out on stderr."""
+"""The evaluate commands: data on stdout in three formats, what was left out on stderr."""
 
 import csv
 import io
@@ -27,30 +27,32 @@ def call(*arguments: str, exit_code: int = 0) -> Result:
 
 
 def evaluate(study: Study, *arguments: str, exit_code: int = 0) -> Result:
-    return call("evaluate", study.tables, study.labels, "--draws", "100", *arguments, exit_code=exit_code)
+    return call(
+        "evaluate", "scores", study.tables, study.labels, "--bootstrap-samples", "100", *arguments, exit_code=exit_code
+    )
 
 
-def test_three_formats_give_the_same_figures(study: Study) -> None:
-    told = json.loads(evaluate(study, "--by", "country", "-o", "json").stdout)
-    assert told["labels"]["num_labels"] == NUM
-    assert told["labels"]["matched_by"] == {"file name": NUM}
-    assert [row["segment"] for row in told["results"]] == ["(all)", "CH", "DE"] * 2
+def test_formats_agree(study: Study) -> None:
+    record = json.loads(evaluate(study, "--by", "country", "-o", "json").stdout)
+    assert record["labels"]["num_labels"] == NUM
+    assert record["labels"]["matched_by"] == {"file name": NUM}
+    assert [row["segment"] for row in record["results"]] == ["(all)", "CH", "DE"] * 2
     srcc = stats.spearmanr(study.scores, study.values).statistic
-    assert told["results"][0]["srcc"] == pytest.approx(srcc)
+    assert record["results"][0]["srcc"] == pytest.approx(srcc)
     rows = list(csv.DictReader(io.StringIO(evaluate(study, "--by", "country", "-o", "csv").stdout)))
-    assert [float(row["krcc"]) for row in rows] == [row["krcc"] for row in told["results"]]
+    assert [float(row["krcc"]) for row in rows] == [row["krcc"] for row in record["results"]]
     assert rows[0]["srcc_within"] == ""
     table = evaluate(study, "--source", "scene_id").stdout
     assert f"{srcc:.3f} [" in table
     assert "srcc_within" in table
 
 
-def test_what_is_taken_and_left_out_is_told(study: Study, tmp_path: Path) -> None:
+def test_messages_say_what_was_left_out(study: Study, tmp_path: Path) -> None:
     labels = tmp_path / "some.txt"
     labels.write_text("v000.mp4, -1, -1, 10\nv031.mp4, -1, -1, 20\nholiday.mp4, -1, -1, 30\n")
-    result = call("evaluate", study.tables, str(labels))
+    result = call("evaluate", "scores", study.tables, str(labels))
     for words in (
-        "some: 3 labels; four fields a line (file, -1, -1, mos); 10 to 30, the scale is not named",
+        "some: 3 labels; four fields a line (file, -1, -1, mos); 10 to 30, scale unknown (set it with --scale 0..100)",
         "matched 2 by file name",
         "1 labels have no video; first: 'holiday.mp4': no such video",
         f"{NUM - 2} videos have no label; first: scene00/v001.mp4",
@@ -61,7 +63,7 @@ def test_what_is_taken_and_left_out_is_told(study: Study, tmp_path: Path) -> Non
     assert "2 videos; at least 4 are needed" in result.stdout
 
 
-def test_files_are_written_where_they_are_asked_for(study: Study, tmp_path: Path) -> None:
+def test_files_are_written_to_out(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = evaluate(study, "--out", str(out), "--model", "luma", "--scale", "0..100")
     assert {path.name for path in out.iterdir()} == {
@@ -73,7 +75,7 @@ def test_files_are_written_where_they_are_asked_for(study: Study, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--scale", "1..5"], "is outside the scale 1..5"),
         (["--scale", "high"], "write the lowest and the highest label"),
@@ -82,16 +84,16 @@ def test_files_are_written_where_they_are_asked_for(study: Study, tmp_path: Path
         (["--mos-column", "dmos"], "no column 'dmos'"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(study: Study, arguments: list[str], said: str) -> None:
+def test_invalid_arguments_are_rejected(study: Study, arguments: list[str], message: str) -> None:
     result = evaluate(study, *arguments, exit_code=2)
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 
-def test_regions_are_rated_by_a_real_network(tmp_path: Path) -> None:
-    """KVQ's own network on LPVQ's own format; random weights, so that only the form of the figures is known."""
+def test_regions_are_scored_by_a_real_network(tmp_path: Path) -> None:
+    """A KVQ network on the LPVQ format. The weights are random, so only the form of the results is known."""
     make_region_set(tmp_path, num=2)
-    arguments = ["evaluate-regions", str(tmp_path), "--model", "kvq-tiny", "--draws", "100"]
+    arguments = ["evaluate", "regions", str(tmp_path), "--model", "kvq-tiny", "--bootstrap-samples", "100"]
     result = call(*arguments, "--out", str(tmp_path / "out"), "--by", "[01]", "-o", "json")
     rows = json.loads(result.stdout)
     assert [row["group"] for row in rows] == ["(all)", "(all)", "0", "0", "1", "1"]
@@ -104,20 +106,20 @@ def test_regions_are_rated_by_a_real_network(tmp_path: Path) -> None:
     assert [float(row["srcc"]) for row in from_csv] == [row["srcc"] for row in rows]
 
 
-def test_a_region_set_that_is_none_is_refused(tmp_path: Path) -> None:
-    refused = call("evaluate-regions", str(tmp_path), "--model", "kvq-tiny", exit_code=2)
-    assert "no labels/<set>.txt with a folder <set>" in refused.stderr
+def test_invalid_region_set_is_rejected(tmp_path: Path) -> None:
+    rejected = call("evaluate", "regions", str(tmp_path), "--model", "kvq-tiny", exit_code=2)
+    assert "no labels/<set>.txt with a folder <set>" in rejected.stderr
     make_region_set(tmp_path)
-    refused = call("evaluate-regions", str(tmp_path), "--model", "luma-sharpness", exit_code=2)
-    assert "makes no texture map" in refused.stderr
+    rejected = call("evaluate", "regions", str(tmp_path), "--model", "luma-sharpness", exit_code=2)
+    assert "makes no texture map" in rejected.stderr
 
 
-def test_an_evaluation_becomes_the_calibration_of_mos(tmp_path: Path) -> None:
+def test_calibrate_computes_mos_by_the_fitted_curve(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     evaluate(study, "--out", str(tmp_path / "out"), "--model", "luma", "--scale", "0..100")
     file = tmp_path / "out" / f"{LUMA.model_id}.calibration.json"
-    told = call("calibrate", study.tables, str(file)).stderr
-    assert f"mos of {LUMA.model_id} is now by calibration 'study'" in told
+    message = call("calibrate", study.tables, str(file)).stderr
+    assert f"mos of {LUMA.model_id} is now computed by calibration 'study'" in message
     sql = "SELECT mos FROM scores_latest WHERE model_name = 'luma' ORDER BY video_id"
     rows = json.loads(call("query", study.tables, sql, "-o", "json").stdout)
     fitted = list(csv.DictReader(io.StringIO((tmp_path / "out" / "videos.csv").read_text())))

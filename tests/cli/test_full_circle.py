@@ -1,4 +1,4 @@
-"""The third job end to end, as it is typed: labels, a training set, a model, what it is worth, scores, differences."""
+"""Labels, a training set, a model, its evaluation, scores and their differences, end to end."""
 
 import json
 from pathlib import Path
@@ -79,7 +79,7 @@ num_threads = 1
 checkpoint_every = 4
 """
 
-PART = "CASE WHEN scene_id LIKE '%/1' THEN 'validation' ELSE 'train' END"
+SPLIT = "CASE WHEN scene_id LIKE '%/1' THEN 'validation' ELSE 'train' END"
 
 DIFFERENCES = """
 SELECT a.video_id, b.raw_score - a.raw_score AS change, a.model_origin FROM scores a JOIN scores b USING (video_id)
@@ -95,22 +95,39 @@ def trained(folder: Path, version: str, steps: int) -> Path:
     return Path(facts["checkpoint"])
 
 
-def test_labels_become_a_model_that_scores_a_catalog(tmp_path: Path) -> None:
+def test_labels_train_a_model_that_scores(tmp_path: Path) -> None:
     job = tmp_path / "labels.toml"
     job.write_text(LABELS.format(folder=tmp_path))
     made = json.loads(call("labels", "make", job, "-o", "json").stdout)
-    # The clean one, three rates, one blur and two regions of each of four scenes.
+    # For each of four scenes: the clean clip, three H.264 rates, one blur, two regions.
     assert (made["labelled"], made["failed"]) == (28, 0)
 
     tables, folder = tmp_path / "labels", tmp_path / "set"
-    call("labels", "export", tables, "--out", folder, "--format", "csv", "--part", PART, "--where", "kind <> 'region'")
-    wrong = call("labels", "export", tables, "--out", tmp_path / "no", "--format", "csv", "--part", "name", exit_code=2)
+    call(
+        "labels",
+        "export",
+        tables,
+        "--out",
+        folder,
+        "--format",
+        "csv",
+        "--split-sql",
+        SPLIT,
+        "--where",
+        "kind <> 'region'",
+    )
+    wrong = call(
+        "labels", "export", tables, "--out", tmp_path / "no", "--format", "csv", "--split-sql", "name", exit_code=2
+    )
     assert "is put into the part" in wrong.stderr
 
     weights = [trained(tmp_path, "1", 4), trained(tmp_path, "2", 12)]
     cards = [load(path).card for path in weights]
 
-    command = ("evaluate-versions", tables, "--model", "kvq", "--weights", weights[1], "--draws", "100", "-o", "json")
+    command = (
+        *("evaluate", "renditions", tables, "--model", "kvq", "--weights", weights[1]),
+        *("--bootstrap-samples", "100", "-o", "json"),
+    )
     figures = {(row["figure"], row["of"]): row for row in json.loads(call(*command, "--out", tmp_path / "f").stdout)}
     assert figures["srcc", "(all)"]["clips"] == 20
     assert figures["falling_steps", "h264"]["clips"] == 8

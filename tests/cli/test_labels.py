@@ -1,4 +1,4 @@
-"""The commands that make training data, as they are typed."""
+"""The commands that make labels."""
 
 import json
 from pathlib import Path
@@ -30,20 +30,20 @@ def job_file(folder: Path) -> Path:
     return path
 
 
-def test_labels_are_planned_made_and_asked_for(tmp_path: Path) -> None:
+def test_labels_are_planned_made_and_queried(tmp_path: Path) -> None:
     job = job_file(tmp_path)
     planned = json.loads(call("labels", "make", job, "--dry-run", "-o", "json").stdout)
-    assert (planned["sources"], planned["to_make"], planned["standing"]) == (1, 3, 0)
+    assert (planned["references"], planned["planned"], planned["current"]) == (1, 3, 0)
     assert not (tmp_path / "tables").exists()
     made = json.loads(call("labels", "make", job, "-o", "json").stdout)
     assert (made["state"], made["labelled"], made["failed"]) == ("finished", 3, 0)
     answer = call("query", tmp_path / "tables", "SELECT kind FROM labels ORDER BY vmaf DESC LIMIT 1", "-o", "json")
     assert json.loads(answer.stdout) == [{"kind": "clean"}]
     planned = json.loads(call("labels", "make", job, "--dry-run", "-o", "json").stdout)
-    assert (planned["to_make"], planned["standing"]) == (0, 3)
+    assert (planned["planned"], planned["current"]) == (0, 3)
 
 
-def test_the_list_of_distortions_says_what_amounts_mean() -> None:
+def test_distortions_list_has_units() -> None:
     rows = json.loads(call("labels", "distortions", "-o", "json").stdout)
     assert {"name": "h264", "amount": "x264 CRF", "from": 1, "to": 51, "codec": True} in rows
 
@@ -53,5 +53,5 @@ def test_help_gives_examples() -> None:
         assert f"$ kvq-batch labels {command}" in call("labels", command, "--help").stdout
 
 
-def test_a_job_that_is_missing_is_told_of() -> None:
+def test_missing_job_names_the_template() -> None:
     assert "jobs/labels.toml" in call("labels", "make", "nowhere.toml", exit_code=2).stderr

@@ -1,6 +1,6 @@
-"""Runs as a person starts them: in a process of their own, interrupted, resumed, on a terminal and in a pipe.
+"""Runs as processes of their own: interrupted, resumed, on a terminal and in a pipe.
 
-Three Rays are started here, no more: each takes a while.
+Only three runs start Ray, because each start takes long.
 """
 
 import json
@@ -29,7 +29,7 @@ _ESCAPE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Command:
-    """`kvq-batch` as processes of its own, known again by a mark in their environment."""
+    """`kvq-batch` in its own processes, identified by a variable in their environment."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Command:
         )
 
     def left(self) -> list[str]:
-        """Command lines of processes of ours that still live, after a moment for the last to go."""
+        """Return the command lines of our processes that still live after a grace period."""
         deadline = time.monotonic() + 20
         while (found := list(self._living())) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -87,7 +87,7 @@ def ask(folder: Path, sql: str) -> list[dict[str, Any]]:
         return rows
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(command: Command, tmp_path: Path) -> None:
+def test_ctrl_c_commits_and_the_same_command_continues(command: Command, tmp_path: Path) -> None:
     write_demo_clips(tmp_path / "videos", 2, SHAPE, DISTORTIONS[:4])
     write_job(tmp_path)
 
@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(comman
     for line in running.stderr:
         log.append(json.loads(line))
         if log[-1]["event"] == "scored":
-            # As a terminal does it: to the command and to all that it has started.
+            # Like a terminal: to the command and all its children.
             os.killpg(running.pid, signal.SIGINT)
             break
     stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
@@ -106,8 +106,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(comman
     first = json.loads(stdout)
     assert first["state"] == "stopped"
     assert 0 < first["scored"] < 8
-    assert first["scored"] + first["not_reached"] == 8
-    assert any("to go on:  kvq-batch run job.toml" in line.get("message", "") for line in log)
+    assert first["scored"] + first["remaining"] == 8
+    assert any("to continue:  kvq-batch run job.toml" in line.get("message", "") for line in log)
     assert {line["run_id"] for line in log if line["event"] != "note"} == {first["run_id"]}
     scored = {line["video_id"] for line in log if line["event"] == "scored"}
     assert scored == {row["video_id"] for row in ask(tmp_path, "SELECT video_id FROM scores")}
@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_does_the_rest(comman
 
 
 def on_a_terminal(command: Command, *arguments: str) -> tuple[dict[str, Any], str]:
-    """The summary on stdout, a pipe, and what a person saw on stderr, a terminal."""
+    """Return the summary from stdout, a pipe, and the text on stderr, a terminal."""
     ours, theirs = pty.openpty()
     running = command.start(*arguments, stderr=theirs)
     os.close(theirs)
@@ -140,7 +140,7 @@ def on_a_terminal(command: Command, *arguments: str) -> tuple[dict[str, Any], st
             if select.select([ours], [], [], 0.2)[0]:
                 seen += os.read(ours, 65536)
     except OSError:
-        # The other end of a terminal is gone: that is how it says so.
+        # Reading from a terminal raises when its other end is closed.
         pass
     finally:
         os.close(ours)
@@ -149,23 +149,21 @@ def on_a_terminal(command: Command, *arguments: str) -> tuple[dict[str, Any], st
     return json.loads(stdout), _ESCAPE.sub(b"", seen).decode()
 
 
-def test_score_of_a_folder_with_a_broken_file_ends_with_3_and_shows_nothing_but_words(
-    command: Command, tmp_path: Path
-) -> None:
+def test_score_of_a_broken_file_exits_with_3(command: Command, tmp_path: Path) -> None:
     write_demo_clips(tmp_path / "videos", 1, SHAPE, DISTORTIONS[:2])
     (tmp_path / "videos" / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
     running = command.start("score", "videos", "--tables", "tables", "--model", "kvq-tiny")
     stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
     assert running.returncode == 3, stderr
-    told = dict(line.split(None, 1) for line in stdout.splitlines())
-    assert (told["scored"], told["failed"], told["state"]) == ("2", "1", "finished")
-    assert told["models"].startswith("kvq-tiny@untrained-")
-    assert told["models"].endswith("(untrained)")
+    record = dict(line.split(None, 1) for line in stdout.splitlines())
+    assert (record["scored"], record["failed"], record["state"]) == ("2", "1", "finished")
+    assert record["models"].startswith("kvq-tiny@untrained-")
+    assert record["models"].endswith("(untrained)")
     lines = stderr.splitlines()
     assert "\x1b" not in stderr
     assert not [line for line in lines if "videos/s" in line]
     assert any(line.startswith("UNTRAINED") for line in lines)
-    assert any("kvq-batch failures tables" in line for line in lines)
+    assert any("kvq-batch failures list tables" in line for line in lines)
     assert "33.3% of the videos failed" in lines[-1]
     assert {row["model_origin"] for row in ask(tmp_path, "SELECT model_origin FROM scores")} == {"untrained"}
     (failure,) = ask(tmp_path, "SELECT video_id, stage, final FROM failures WHERE final")

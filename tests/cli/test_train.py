@@ -105,7 +105,7 @@ def call(*arguments: str | Path, exit_code: int = 0) -> Result:
 def test_labels_and_videos_become_a_checkpoint_that_scores(material: Material, tmp_path: Path) -> None:
     job = material.job(tmp_path / "out", material.labels(material.rows))
     facts = json.loads(call(job, "--dry-run", "-o", "json").stdout)
-    assert (facts["videos"], facts["scenes"], facts["trained_on"], facts["held_out"]) == (9, 3, 6, 3)
+    assert (facts["videos"], facts["scenes"], facts["train"], facts["validation"]) == (9, 3, 6, 3)
     assert not (tmp_path / "out").exists()
 
     told = json.loads(call(job, "-o", "json").stdout)
@@ -126,7 +126,7 @@ def test_labels_and_videos_become_a_checkpoint_that_scores(material: Material, t
     assert not list(material.frames.rglob("*.partial"))
     spec = registry.describe(ModelOptions("kvq", str(out / "best.safetensors")))
     assert spec.frames.size == (32, 32)
-    assert "a training is there already" in call(job, exit_code=2).output
+    assert "holds a training" in call(job, exit_code=2).output
     assert json.loads(call(job, "--resume", "-o", "json").stdout)["model_id"] == told["model_id"]
 
 
@@ -143,7 +143,7 @@ def test_a_split_of_the_list_is_kept_and_its_tests_are_left_alone(material: Mate
     rows = [(*row, parts[row[1]]) for row in material.rows]
     labels = material.labels(rows, "split.csv", "file,scene_id,mos,split")
     facts = json.loads(call(material.job(tmp_path / "out", labels), "--dry-run", "-o", "json").stdout)
-    assert (facts["trained_on"], facts["held_out"], facts["left_for_tests"]) == (3, 3, 3)
+    assert (facts["train"], facts["validation"], facts["test"]) == (3, 3, 3)
     labels = material.labels([*rows[:-1], (*rows[-1][:3], "train")], "torn.csv", "file,scene_id,mos,split")
     assert "stands in both splits" not in call(material.job(tmp_path / "out", labels), "--dry-run").output
     labels = material.labels([(*rows[0][:3], "validation"), *rows[1:]], "torn.csv", "file,scene_id,mos,split")
@@ -201,7 +201,7 @@ def test_an_interrupted_training_is_stored_and_goes_on(material: Material, tmp_p
         os.kill(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "to go on:  kvq-batch train" in errors
+    assert "to continue:  kvq-batch train" in errors
     assert "--resume" in errors
     before = len(curve.read_text().splitlines())
     assert before < 2000

@@ -78,7 +78,7 @@ def test_submitted_job_runs_and_shows_no_secret(cluster: LocalCluster, submitter
     assert (result["status"], result["exit_code"], result["submitted"]) == ("FAILED", 4, 1)
     assert result["job_id"] == f"night-{result['run_id']}"
     assert f"run_id        {result['run_id']}\n" in stderr
-    assert "to go on" in stderr
+    assert "to continue" in stderr
 
     with kvq_batch.open(str(folder / "tables")) as tables:
         assert tables.sql("SELECT DISTINCT run_id FROM scores").to_pylist() == [{"run_id": result["run_id"]}]
@@ -91,7 +91,7 @@ def test_submitted_job_runs_and_shows_no_secret(cluster: LocalCluster, submitter
     assert result["job_id"] in submitter.call("jobs")[0]
     assert "scored        2\n" in submitter.call("logs", result["job_id"])[0]
     one: dict[str, Any] = json.loads(submitter.call("jobs", result["job_id"], "--output", "json")[0])
-    assert "to go on" in one["message"]
+    assert "to continue" in one["message"]
     assert "had already ended" in submitter.call("stop", result["job_id"])[1]
     assert "Job no-such-job does not exist" in submitter.call("logs", "no-such-job", exit_code=2)[1]
 

@@ -62,7 +62,7 @@ def test_the_smallest_job_names_itself_and_takes_defaults() -> None:
         ({"select": {"sample": "-1%"}}, "select.sample: "),
         ({"select": {"reasons": ["old"]}}, "select.reasons.0: 'old' is no reason; there are new, content-changed, "),
         ({"select": {"max_age": "a month"}}, "select.max_age: "),
-        ({"select": {"retry": "all"}}, "select.retry: "),
+        ({"select": {"include_permanent": "all"}}, "select.include_permanent: "),
         ({"budget": {"deadline": "25:00"}}, "budget.deadline: '25:00' is no time"),
         ({"budget": {"time_zone": "Europe/Zurch"}}, "budget.time_zone: 'Europe/Zurch' is no time zone"),
         ({"budget": {"time_zone": "../../etc/passwd"}}, "budget.time_zone: "),

@@ -1,7 +1,4 @@
-"""Commands that ask the tables: status, query, maps.
-
-All of them read; none changes a table.
-"""
+"""The commands `status`, `query` and `maps`, which read the tables and change nothing."""
 
 import re
 from collections.abc import Iterator
@@ -15,24 +12,27 @@ from kvq_batch.cli.output import Format, Output
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from kvq_batch.tables.session import Session
 
-# Views that show what a model made of a video.
-_SHOWS_SCORES = re.compile(r"\b(scores|scores_latest|clips|maps|regions)\b", re.IGNORECASE)
+# Queries over these views show results of models, so a warning about untrained models applies.
+_VIEWS_WITH_RESULTS = re.compile(r"\b(scores|scores_latest|clips|maps|regions)\b", re.IGNORECASE)
 _UNKNOWN_NAME = re.compile(r"does not exist|not found in FROM|Referenced (?:table|column)", re.IGNORECASE)
+_BATCH_ROWS = 10_000
 
 
 def status(
     tables: TablesArgument,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Show so many runs.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of runs to show.")] = 10,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Show runs, counts and the last commit.
 
-    A score is stale where the video, the model or the preprocessing has
-    changed since; the next run makes it anew.
+    A score is stale if the video, the model or the preprocessing has changed
+    since. The next run replaces it.
 
     Example:
 
@@ -57,17 +57,17 @@ def status(
 def query(
     tables: TablesArgument,
     sql: Annotated[
-        str | None, typer.Argument(metavar="SQL", help="One SELECT (or EXPLAIN) in quotes.", show_default=False)
+        str | None, typer.Argument(metavar="SQL", help="One SELECT (or EXPLAIN), quoted.", show_default=False)
     ] = None,
     views: Annotated[bool, typer.Option("--views", help="List the views and their columns.")] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Ask the tables in SQL (DuckDB), read-only.
+    """Query the tables in SQL (DuckDB), read-only.
 
-    Views: scores_latest (one current score a video and model), regions (cells
-    of the maps), catalog, scores, clips, maps, failures, models, runs.
+    Views: scores_latest (the current score of each video and model), regions
+    (cells of the maps), catalog, scores, clips, maps, failures, models, runs.
 
     Examples:
 
@@ -80,37 +80,37 @@ def query(
     from kvq_batch.tables.questions import list_untrained_models, list_view_columns
 
     if views == (sql is not None):
-        raise SpecError('say one of both: a question in SQL ("SELECT ..."), or --views')
+        raise SpecError('Pass either a query ("SELECT ...") or --views.')
     out = Output(output)
     with open_tables(tables, endpoint_url, region) as session:
         if sql is None:
             out.rows(list_view_columns(session), ["view", "column", "type", "meaning"])
             return
-        answer = _asked(session, sql)
-        untrained = list_untrained_models(session) if _SHOWS_SCORES.search(sql) else []
-    answer = answer.rename_columns(_distinct(answer.column_names))
-    out.rows(_rows_of(answer), answer.column_names)
+        answer = _run_query(session, sql)
+        untrained = list_untrained_models(session) if _VIEWS_WITH_RESULTS.search(sql) else []
+    answer = answer.rename_columns(_unique_names(answer.column_names))
+    out.rows(_iter_rows(answer), answer.column_names)
     out.warn_untrained(untrained)
 
 
 def maps(
     tables: TablesArgument,
     video_id: Annotated[
-        str, typer.Argument(metavar="VIDEO_ID", help="Video id, as `scores_latest` has it.", show_default=False)
+        str, typer.Argument(metavar="VIDEO_ID", help="Video id, as in `scores_latest`.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", help="Picture to write (.png).", show_default=False)],
     model: Annotated[
-        str | None, typer.Option("--model", help="Model name, where a video has maps of several.", show_default=False)
+        str | None, typer.Option("--model", help="Model, if the video has maps of several.", show_default=False)
     ] = None,
-    clip: Annotated[int, typer.Option("--clip", min=0, help="Clip of the video.")] = 0,
-    slots: Annotated[int, typer.Option("--slots", min=1, max=16, help="Moments of the clip to draw.")] = 4,
+    clip: Annotated[int, typer.Option("--clip", min=0, help="Index of the clip.")] = 0,
+    slots: Annotated[int, typer.Option("--slots", min=1, max=16, help="Number of time slots to draw.")] = 4,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
-    """Draw saliency and texture of a video over its frames.
+    """Draw the saliency and texture maps of a video over its frames.
 
-    The video is read again from where the catalog says; a video that has
-    changed since it was scored is refused.
+    Reads the video again from its URI in the catalog. Fails if the video has
+    changed since it was scored.
 
     Example:
 
@@ -127,14 +127,15 @@ def maps(
 
 
 def open_tables(tables: str, endpoint_url: str | None, region: str | None) -> "Session":
+    """Open a read-only session over the tables. Raises: SpecError if there are none."""
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.session import open_session
 
     return open_session(tables, StorageOptions(endpoint_url, region))
 
 
-def _asked(session: "Session", sql: str) -> Any:
-    """The answer as a pa.Table; who names what there is not learns where the names are."""
+def _run_query(session: "Session", sql: str) -> "pa.Table":
+    """Return the answer; an error about an unknown name also says where names are listed."""
     try:
         return session.sql(sql)
     except SpecError as error:
@@ -143,17 +144,17 @@ def _asked(session: "Session", sql: str) -> Any:
         raise
 
 
-def _distinct(names: list[str]) -> list[str]:
-    """Column names of which none stands twice: rows are handed over by name."""
+def _unique_names(names: list[str]) -> list[str]:
+    """Number repeated column names: rows are passed on as dictionaries."""
     seen: dict[str, int] = {}
-    distinct = []
+    unique = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
-        distinct.append(name if seen[name] == 1 else f"{name}:{seen[name] - 1}")
-    return distinct
+        unique.append(name if seen[name] == 1 else f"{name}:{seen[name] - 1}")
+    return unique
 
 
-def _rows_of(answer: Any) -> Iterator[dict[str, Any]]:
-    # Batch by batch: an export of millions of rows never stands in memory as Python objects.
-    for batch in answer.to_batches(max_chunksize=10_000):
+def _iter_rows(answer: "pa.Table") -> Iterator[dict[str, Any]]:
+    # Batch by batch: an export of millions of rows is never held in memory as Python objects.
+    for batch in answer.to_batches(max_chunksize=_BATCH_ROWS):
         yield from batch.to_pylist(maps_as_pydicts="lossy")

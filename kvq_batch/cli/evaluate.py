@@ -1,0 +1,414 @@
+"""The commands `evaluate scores`, `regions` and `renditions`, and `calibrate`: how well a model agrees with labels.
+
+Only `calibrate` writes to the tables: it adds a curve that `evaluate scores` has fitted.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvq_batch.cli.logs import status
+from kvq_batch.cli.options import (
+    BootstrapSamplesOption,
+    DeviceOption,
+    EndpointOption,
+    IdColumnOption,
+    ModelOption,
+    MosColumnOption,
+    OutputOption,
+    RegionOption,
+    SeedOption,
+    TablesArgument,
+    WeightsOption,
+)
+from kvq_batch.cli.output import Format, Output
+from kvq_batch.cli.progress import ProgressBar
+from kvq_batch.domain.errors import ItemError, SpecError
+
+if TYPE_CHECKING:
+    from kvq_batch.domain.scorer import Scorer
+    from kvq_batch.evaluation.labelled import Labelled
+    from kvq_batch.evaluation.region_labels import RegionSet
+    from kvq_batch.evaluation.regions import RatedFile
+    from kvq_batch.evaluation.renditions import ScoredRendition
+    from kvq_batch.labels.files import Scale
+    from kvq_batch.storage.options import StorageOptions
+
+OutFolderOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the tables of results.", show_default=False)
+]
+
+# Columns of a table on the terminal; JSON, CSV and files hold all of them.
+_SHOWN = ("srcc", "krcc", "plcc", "rmse")
+
+app = typer.Typer(no_args_is_help=True, help="Evaluate models on scores, regions and renditions with labels.")
+
+
+@app.command()
+def scores(
+    tables: TablesArgument,
+    labels: Annotated[
+        str,
+        typer.Argument(metavar="LABELS", help="List of labels: .csv, .txt, .parquet or .jsonl.", show_default=False),
+    ],
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Model name or id. Repeatable. Default: every model.", show_default=False),
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", help="Scale of the labels, such as 0..100 or 1..5.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Segments: a column of the labels, or SQL over the tables.", show_default=False),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--source", help="Reference that videos share; as --by. Default: none.", show_default=False),
+    ] = None,
+    id_column: IdColumnOption = None,
+    mos_column: MosColumnOption = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="Column of the catalog that the labels name. Default: the id.", show_default=False),
+    ] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Include stale scores.")] = False,
+    bootstrap_samples: BootstrapSamplesOption = 1000,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for tables, scatter plots and calibrations.", show_default=False),
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare scores with labels: SRCC, KRCC, PLCC, RMSE and intervals.
+
+    PLCC and RMSE are computed after a four-parameter logistic fit. The 95%
+    intervals come from a bootstrap over whole references. A label is matched
+    to a video by its exact name. Unmatched labels are counted and listed.
+
+    Examples:
+
+      $ kvq-batch evaluate scores quality/ labels.csv --scale 0..100
+      $ kvq-batch evaluate scores quality/ labels.csv --by codec \\
+          --source scene_id --out evaluation/
+    """
+    from kvq_batch.evaluation.labelled import Asked, join_labels
+    from kvq_batch.evaluation.results import ALL, CALIBRATION, COLUMNS, evaluate, rows_of, write_files
+    from kvq_batch.labels.files import Scale, read_labels
+    from kvq_batch.report.plots import draw_scatter, scatter_of
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
+
+    storage = StorageOptions(endpoint_url, region)
+    limits = None if scale is None else Scale.from_text(scale)
+    listed = read_labels(labels, storage, id_column, mos_column, limits)
+    asked = Asked(tuple(models or ()), by, reference, key, stale)
+    with status("comparing"):
+        with open_session(tables, storage) as session:
+            labelled = join_labels(session, listed, asked)
+        results = evaluate(labelled, bootstrap_samples, seed)
+        written = []
+        if out is not None:
+            written = write_files(labelled, results, out, limits)
+            for result in results:
+                if result.segment == ALL and result.agreement.num_videos:
+                    written.append(out / f"{result.model.model_id}.png")
+                    draw_scatter(scatter_of(result, labelled.labels.dataset, limits), written[-1])
+    rows = rows_of(labelled, results)
+    shown = Output(output)
+    for sentence in _describe(labelled, limits):
+        shown.note(sentence)
+    match output:
+        case Format.JSON:
+            shown.record({"labels": _label_record(labelled, limits), "results": rows})
+        case Format.CSV:
+            shown.rows(rows, COLUMNS)
+        case Format.TABLE:
+            short = [_short_score_row(row, reference is not None) for row in rows]
+            shown.rows(short, list(short[0]) if short else None)
+    if written:
+        shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
+    if any(path.name.endswith(CALIBRATION) for path in written):
+        shown.note(f"to compute `mos` by a fitted curve:  kvq-batch calibrate TABLES <model id>{CALIBRATION}")
+    shown.warn_untrained(model.model_id for model in labelled.models if model.origin == "untrained")
+
+
+@app.command()
+def regions(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder with labels/<set>.txt and <set>/.", show_default=False),
+    ],
+    model: Annotated[str, typer.Option("--model", help="Model name; see `kvq-batch models`.", show_default=False)],
+    weights: WeightsOption = None,
+    dataset: Annotated[
+        str | None, typer.Option("--set", help="Name of the set, if the folder has several.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Groups: what this regular expression finds in file names.", show_default=False),
+    ] = None,
+    device: DeviceOption = "cpu",
+    bootstrap_samples: BootstrapSamplesOption = 1000,
+    seed: SeedOption = 0,
+    out: OutFolderOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Compare texture maps with labelled cells of pictures (LPVQ).
+
+    A still becomes a clip of 16 equal frames. Its texture map, before it is
+    weighted by saliency, is averaged over the cells of the labels. Results
+    are over the cells of all files, and as the mean over files.
+
+    Example:
+
+      $ kvq-batch evaluate regions KVQ/ --model kvq --weights KVQ.pth
+    """
+    from kvq_batch.domain.scorer import ModelOptions
+    from kvq_batch.evaluation.region_labels import read_region_set
+    from kvq_batch.evaluation.regions import COLUMNS, groups_of, num_still_frames, region_rows, write_regions
+    from kvq_batch.models.registry import build
+
+    region_set = read_region_set(folder, dataset)
+    groups = None if by is None else groups_of(region_set, by)
+    scorer = build(ModelOptions(model, weights, device=device))
+    rated = _rate(scorer, region_set)
+    rows = region_rows(rated, groups, bootstrap_samples, seed)
+    written = [] if out is None else write_regions(rated, rows, out)
+    card, shown = scorer.spec.card, Output(output)
+    shown.note(
+        f"{region_set.name}: {len(rated)} files, {card.model_id}; a still is {num_still_frames(scorer)} equal frames"
+    )
+    if output is Format.TABLE:
+        shown.rows([_short_region_row(row) for row in rows])
+    else:
+        shown.rows(rows, COLUMNS)
+    if written:
+        shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
+    shown.warn_untrained([card.model_id] if card.origin == "untrained" else [])
+
+
+@app.command()
+def renditions(
+    tables: TablesArgument,
+    model: ModelOption = "kvq-lite",
+    weights: WeightsOption = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--where", help="SQL condition over the columns of the view `labels`.", show_default=False),
+    ] = None,
+    device: DeviceOption = "cpu",
+    bootstrap_samples: BootstrapSamplesOption = 1000,
+    seed: SeedOption = 0,
+    out: OutFolderOption = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Evaluate a model on renditions that `labels make` has stored.
+
+    Reports agreement with VMAF, over all and within a reference; the share of
+    steps of codec ladders at which the score falls; and how well the texture
+    map finds distorted cells, from the clip alone and against the clean one.
+    Select only scenes that the model was not trained on.
+
+    Example:
+
+      $ kvq-batch evaluate renditions labels-tables --model kvq-lite \\
+          --where "scene_id IN ('car', 'kodim05')"
+    """
+    from kvq_batch.domain.scorer import ModelOptions
+    from kvq_batch.evaluation.renditions import COLUMNS, rendition_rows, write_renditions
+    from kvq_batch.labels.training_rows import training_rows
+    from kvq_batch.models.registry import build
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.delta import Tables
+    from kvq_batch.tables.session import Session
+
+    scorer, shown = build(ModelOptions(model, weights, device=device)), Output(output)
+    if "texture" not in scorer.spec.maps:
+        raise SpecError(f"Model {scorer.spec.card.model_id} has no texture map. Choose a model that has one.")
+    options = StorageOptions(endpoint_url=endpoint_url, region=region)
+    with Session(Tables.open(tables, options)) as session:
+        rows = training_rows(session, "labels", where, None).to_pylist()
+    missing = [row["label_id"] for row in rows if row["uri"] is None]
+    if missing:
+        raise SpecError(
+            f"{len(missing)} renditions are not stored, the first is {missing[0]!r}. "
+            "Make them with `keep = ...` in the label job."
+        )
+    scored = _score_renditions(scorer, rows, options)
+    found = rendition_rows(scored, bootstrap_samples, seed)
+    card = scorer.spec.card
+    shown.note(f"{card.model_id} on {len(rows)} renditions of {len({row['scene_id'] for row in rows})} scenes")
+    if output is Format.TABLE:
+        shown.rows([_short_rendition_row(row) for row in found])
+    else:
+        shown.rows(found, COLUMNS)
+    if out is not None:
+        shown.note(f"wrote {', '.join(path.name for path in write_renditions(scored, found, out))} to {out}")
+    shown.warn_untrained([card.model_id] if card.origin == "untrained" else [])
+
+
+def calibrate(
+    tables: TablesArgument,
+    calibration: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="<model id>.calibration.json, written by `evaluate scores`.", show_default=False
+        ),
+    ],
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+) -> None:
+    """Compute `mos` by the curve that `evaluate scores` has fitted.
+
+    The curve applies at once to all scores of exactly the weights that it was
+    fitted on. Nothing is scored again.
+
+    Example:
+
+      $ kvq-batch calibrate quality/ out/kvq@1-0123.calibration.json
+    """
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.calibrations import add_calibration, read_calibration
+
+    storage = StorageOptions(endpoint_url, region)
+    curve = read_calibration(calibration, storage)
+    add_calibration(tables, storage, curve)
+    numbers = ", ".join(f"b{i} {value:.6g}" for i, value in enumerate(curve.parameters, 1))
+    Output().note(f"mos of {curve.model_id} is now computed by calibration {curve.name!r}: {numbers}")
+
+
+def _rate(scorer: "Scorer", region_set: "RegionSet") -> "list[RatedFile]":
+    from kvq_batch.evaluation.regions import rate_regions
+
+    with ProgressBar(region_set.name, len(region_set.items)) as progress:
+        return rate_regions(scorer, region_set, progress.update)
+
+
+def _score_renditions(
+    scorer: "Scorer", rows: list[dict[str, Any]], options: "StorageOptions"
+) -> "list[ScoredRendition]":
+    with (
+        ProgressBar("renditions", len(rows)) as progress,
+        tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
+    ):
+        scored = []
+        for row in rows:
+            scored.append(_score_rendition(scorer, row, options, Path(scratch)))
+            progress.update(len(scored))
+        return scored
+
+
+def _score_rendition(
+    scorer: "Scorer", row: dict[str, Any], options: "StorageOptions", scratch: Path
+) -> "ScoredRendition":
+    import numpy as np
+
+    from kvq_batch.config.recipe import Recipe
+    from kvq_batch.evaluation.renditions import ScoredRendition
+    from kvq_batch.labels.rendition_store import read_rendition
+    from kvq_batch.media.file_clip import clip_of_file
+
+    path = scratch / row["video_id"]
+    try:
+        path.write_bytes(read_rendition(row["uri"], options))
+        clip = clip_of_file(path, scorer.spec.frames, scorer.spec.frames.sampling.num_frames)
+        (prediction,) = scorer.score([clip])
+    except ItemError as error:
+        raise SpecError(f"Cannot score rendition {row['video_id']!r}: {error}") from error
+    finally:
+        path.unlink(missing_ok=True)
+    texture = prediction.texture
+    if texture is None or not np.isfinite(texture).all():
+        raise SpecError(f"Rendition {row['video_id']!r}: the model returned no texture map, or NaN in it.")
+    cells = np.array(row["cells"], np.float64).reshape(row["num_slots"], row["num_rows"], row["num_cols"])
+    return ScoredRendition(
+        scene_id=row["scene_id"],
+        pixels=f"{row['scene_id']}/{row['segment']}",
+        recipe=Recipe.from_json(row["recipe"]),
+        label=row["mos"],
+        cells=cells.mean(0),
+        score=prediction.raw_score,
+        texture=texture.astype(np.float64).mean(0),
+    )
+
+
+def _describe(labelled: "Labelled", scale: "Scale | None") -> list[str]:
+    """Say how the labels were read and matched, and what was left out."""
+    labels, matching = labelled.labels, labelled.matching
+    span = f"{labels.values.min():g} to {labels.values.max():g}"
+    known = "scale unknown (set it with --scale 0..100)" if scale is None else f"scale {scale}"
+    sentences = [f"{labels.dataset}: {labels.told}; {span}, {known}"]
+    sentences.append("matched " + ", ".join(f"{count} by {rule}" for rule, count in matching.by_rule.items()))
+    if matching.unmatched:
+        first = "; ".join(f"{name!r}: {why}" for name, why in matching.unmatched[:3])
+        sentences.append(f"{len(matching.unmatched)} labels have no video; first: {first}")
+    if matching.num_unlabelled:
+        sentences.append(f"{matching.num_unlabelled} videos have no label; first: {', '.join(matching.unlabelled)}")
+    for model in labelled.models:
+        if model.num_unscored:
+            sentences.append(
+                f"{model.num_unscored} labelled videos have no score of {model.model_id}; "
+                f"first: {', '.join(model.unscored)}"
+            )
+        if model.num_stale:
+            sentences.append(f"left out {model.num_stale} stale scores of {model.model_id}; include them with --stale")
+    return sentences
+
+
+def _label_record(labelled: "Labelled", scale: "Scale | None") -> dict[str, Any]:
+    labels, matching = labelled.labels, labelled.matching
+    return {
+        "dataset": labels.dataset,
+        "num_labels": len(labels.names),
+        "taken": labels.told,
+        "scale": None if scale is None else [scale.low, scale.high],
+        "matched_by": matching.by_rule,
+        "num_unmatched": len(matching.unmatched),
+        "unmatched": [{"label": name, "reason": why} for name, why in matching.unmatched],
+        "num_unlabelled": matching.num_unlabelled,
+        "models": [
+            {
+                "model_id": model.model_id,
+                "model_origin": model.origin,
+                "num_stale_left_out": model.num_stale,
+                "num_unscored": model.num_unscored,
+            }
+            for model in labelled.models
+        ],
+    }
+
+
+def _short_score_row(row: dict[str, Any], has_sources: bool) -> dict[str, Any]:
+    """Return a row for the terminal: each metric and its interval in one cell."""
+    names: Sequence[str] = (*_SHOWN, "srcc_within") if has_sources else _SHOWN
+    facts = {"model": row["model_id"], "segment": row["segment"], "videos": row["videos"]}
+    if has_sources:
+        facts["sources"] = row["sources"]
+    return facts | {name: _cell(row, name) for name in names} | {"remarks": row["remarks"]}
+
+
+def _short_region_row(row: dict[str, Any]) -> dict[str, Any]:
+    facts = {name: row[name] for name in ("group", "texture", "cells_of", "files", "cells")}
+    return facts | {name: _cell(row, name) for name in ("srcc", "plcc", "auc")} | {"remarks": row["remarks"]}
+
+
+def _short_rendition_row(row: dict[str, Any]) -> dict[str, Any]:
+    facts = {name: row[name] for name in ("figure", "of", "clips", "sources")}
+    cell = _cell({"value": row["value"], "value_low": row["low"], "value_high": row["high"]}, "value")
+    return facts | {"value": cell, "remarks": row["remarks"]}
+
+
+def _cell(row: dict[str, Any], name: str) -> str | None:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if value is None:
+        return None
+    return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
