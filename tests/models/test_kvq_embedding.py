@@ -20,6 +20,7 @@ from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.untrained import untrained_tensors
 from kvq_batch.models.registry import describe
 from tests.support.kvq_cases import as_torch
+from tests.support.numerics import assert_close_to_scale
 
 LITE = KvqConfig(
     embed_dim=16,
@@ -119,8 +120,8 @@ def test_slot_by_slot_a_clip_is_its_slots() -> None:
     slots = [network(clips[:, :, first : first + 2]) for first in (0, 2)]
     for name in ("texture", "saliency", "logits", "features"):
         alone = torch.cat([getattr(maps, name) for maps in slots], dim=1)
-        assert torch.allclose(getattr(whole, name), alone, atol=1e-5), name
-    assert torch.allclose(whole.levels, torch.cat([maps.levels for maps in slots], dim=2), atol=1e-5)
+        assert_close_to_scale(getattr(whole, name), alone, name=name)
+    assert_close_to_scale(whole.levels, torch.cat([maps.levels for maps in slots], dim=2))
     joined = build_network(LITE, as_torch(untrained_tensors(LITE)))(clips)
     assert not torch.allclose(joined.texture, whole.texture, atol=1e-4)
     with pytest.raises(SpecError, match="slot_by_slot is 0 or 1"):

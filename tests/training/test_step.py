@@ -21,6 +21,7 @@ from kvq_batch.training.process_group import SingleProcess
 from kvq_batch.training.settings import LossWeights, Optimiser
 from tests.goldens import golden_recipe
 from tests.support.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, lively_tensors, noise_clips
+from tests.support.numerics import assert_close_to_scale, assert_gradients_close
 
 
 def trainable(tensors: dict[str, Tensor], dropout: float = 0.0, recompute: bool = False) -> KvqNetwork:
@@ -73,8 +74,7 @@ def test_computing_blocks_again_changes_no_gradient() -> None:
         losses = compute_losses(network, small_batch(), LossWeights(lpc=1.0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
-    for name, gradient in found[0].items():
-        assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-7), name
+    assert_gradients_close(found[1], found[0], 1e-4)
 
 
 def test_small_attentions_have_the_gradients_of_fused_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +85,7 @@ def test_small_attentions_have_the_gradients_of_fused_ones(monkeypatch: pytest.M
         losses = compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
-    for name, gradient in found[0].items():
-        assert torch.allclose(gradient, found[1][name], rtol=1e-3, atol=1e-7), name
+    assert_gradients_close(found[1], found[0], 1e-4)
 
 
 def test_a_batch_in_training_mode_is_its_clips_one_by_one() -> None:
@@ -94,8 +93,8 @@ def test_a_batch_in_training_mode_is_its_clips_one_by_one() -> None:
     clips = noise_clips(3, 4, 64, 64)
     together = network(clips)
     alone = network.eval()(clips)
-    assert torch.allclose(together.texture, alone.texture, atol=1e-5)
-    assert torch.allclose(together.saliency, alone.saliency, atol=1e-5)
+    assert_close_to_scale(together.texture, alone.texture)
+    assert_close_to_scale(together.saliency, alone.saliency)
 
 
 def test_dropout_acts_in_training_alone() -> None:
@@ -158,8 +157,8 @@ def test_steps_are_adamw_with_two_rates_and_an_average() -> None:
         for name in names:
             average[name] = 0.9 * average[name] + 0.1 * expected[name]
     for name in names:
-        assert np.allclose(by_name[name].detach().numpy(), expected[name], atol=1e-6), name
-        assert np.allclose(optimisation.ema_params[name].numpy(), average[name], atol=1e-6), name
+        assert_close_to_scale(by_name[name], expected[name], 1e-5, name=name)
+        assert_close_to_scale(optimisation.ema_params[name], average[name], 1e-5, name=name)
 
 
 def test_a_clipped_gradient_keeps_its_direction() -> None:
