@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-metrics lint bench
+.PHONY: help install demo test test-faults test-metrics lint bench test-numerics
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,15 @@ test-faults: $(STAMP) ## every fault of docs/reliability.md and every whole run,
 
 test-metrics: $(STAMP) ## a real Prometheus over real runs: every query of the dashboard, every alarm
 	$(BIN)/python -m pytest tests/engine/test_metrics.py tests/engine/test_prometheus.py -m ''
+
+NUMERIC_TESTS := tests/models tests/training tests/metrics tests/media/test_resize.py
+
+test-numerics: $(STAMP) ## the numeric tests under several CPU instruction sets and thread counts; long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NUMERIC_TESTS)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(NUMERIC_TESTS)
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
+	OMP_NUM_THREADS=2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
 
 lint: $(STAMP) ## ruff and mypy strict
 	$(BIN)/ruff check .

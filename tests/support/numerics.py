@@ -1,8 +1,8 @@
 """Floating-point comparisons whose tolerance follows from the size of what is compared.
 
-A sum of n float32 products differs between instruction sets, thread counts and libraries by a few times sqrt(n) * 6e-8 of
-the largest of its terms. A small element next to large ones therefore has a large relative error on one machine and
-none on another. These functions compare with the largest element of a tensor, never element by element.
+A sum of n float32 products differs between instruction sets, thread counts and libraries by a few times sqrt(n) * 6e-8
+of the largest of its terms. A small element next to large ones therefore has a large relative error on one machine
+and none on another. These functions compare with the largest element of a tensor, never element by element.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ import numpy as np
 
 FLOAT32_DEPTH = 1e-4
 """Relative difference that a network of some dozen float32 layers may have: 1,000 times the unit roundoff (6e-8) of
-float32, and several times the 2e-6 to 2e-5 measured between AVX2, AVX-512 and scalar code. A wrong formula is off by more
-than 1e-2."""
+float32, and several times the 2e-6 to 2e-5 measured between AVX2, AVX-512 and scalar code. A wrong formula is off by
+more than 1e-2."""
 
 
 def assert_close_to_scale(
