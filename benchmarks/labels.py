@@ -1,4 +1,4 @@
-"""What a label costs: core-seconds to make a version with each distortion, and to measure it.
+"""What a label costs: core-seconds to make a version with each degradation, and to measure it.
 
     python -m benchmarks.labels [--frames 16] [--size 448] [--repeats 2]
 
@@ -15,11 +15,11 @@ from benchmarks.tables import print_table
 from kvq_batch.config.labels import DEFAULT_LADDERS, Renditions
 from kvq_batch.config.recipe import Recipe, Step
 from kvq_batch.config.segment import Segment
-from kvq_batch.labeling.distortions import apply
+from kvq_batch.labeling.degradations import apply
 from kvq_batch.labeling.fidelity import measure
 from kvq_batch.labeling.labeler import Labeler
 from kvq_batch.labeling.segments import segment_of_scene
-from kvq_batch.media.lossless import encode_lossless
+from kvq_batch.media.planes import encode_lossless
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def main() -> None:
         kept, kept_s = core_s(lambda version=version: encode_lossless(version), asked.repeats)  # type: ignore[misc]
         rows.append(
             {
-                "distortion": str(step),
+                "degradation": str(step),
                 "VMAF": f"{fidelity.vmaf.mean():.1f}",
                 "make, core-s": f"{made_s:.2f}",
                 "measure, core-s": f"{measured_s:.2f}",

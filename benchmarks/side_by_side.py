@@ -33,7 +33,7 @@ from benchmarks.crafted import BROKEN
 from benchmarks.process_tree import ProcessTree, machine_core_seconds
 from benchmarks.tables import print_table
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
+from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 
 TOLERANCE = 1e-4
 """Largest difference of two ways' scores: absolute below 1, relative above."""
@@ -45,7 +45,7 @@ _LOOK_EVERY_S = 0.2
 # Idle BLAS threads wait at full speed: where one way has them and another not, they are most of the difference.
 _ONE_BLAS_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-_VERSIONS = tuple(d for d in DISTORTIONS if (d.name, d.level) not in {("compression", 1), ("downscale", 1)})
+_VERSIONS = tuple(d for d in DEGRADATIONS if (d.name, d.level) not in {("compression", 1), ("downscale", 1)})
 _NUM_SCENES = 3
 
 

@@ -75,7 +75,7 @@ def _place(row: Mapping[str, Any], seed: int) -> float:
 
 # Whose training leaves out which rows of the list of labels, by row and seed.
 LEFT_OUT: dict[str, Callable[[Mapping[str, Any], int], bool]] = {
-    "no procedural scenes": lambda row, seed: row["source_content_id"].startswith("scene:"),
+    "no procedural scenes": lambda row, seed: row["reference_content_id"].startswith("scene:"),
     "no worn sources": lambda row, seed: '"pre_degraded"' in row["segment"],
     "half of the sources": lambda row, seed: _place(row, seed) >= 1 / 2,
     "a quarter of the sources": lambda row, seed: _place(row, seed) >= 1 / 4,

@@ -38,15 +38,15 @@ num_cpus = 0.5
 BY_CRF = """\
 SELECT c.crf, count(*) AS videos, round(avg(s.{score}), {digits}) AS {score}
 FROM scores_latest s JOIN catalog c USING (video_id)
-WHERE s.model_name = '{model}' AND c.distortion IN ('none', 'compression')
+WHERE s.model_name = '{model}' AND c.degradation IN ('none', 'compression')
 GROUP BY c.crf ORDER BY c.crf"""
 
 BY_SEGMENT = """\
-SELECT c.distortion, c.level, count(*) AS videos, round(avg(s.{score}), {digits}) AS {score},
+SELECT c.degradation, c.level, count(*) AS videos, round(avg(s.{score}), {digits}) AS {score},
     round(avg(l.raw_score), 3) AS sharpness
 FROM scores_latest s JOIN scores_latest l USING (video_id) JOIN catalog c USING (video_id)
 WHERE s.model_name = '{model}' AND l.model_name = 'luma-sharpness'
-GROUP BY ALL ORDER BY c.distortion, c.level"""
+GROUP BY ALL ORDER BY c.degradation, c.level"""
 
 BY_REGION = """\
 SELECT CASE WHEN cell_row < {top} THEN 'top' WHEN cell_row < {bottom} THEN 'middle' ELSE 'bottom' END AS region,
@@ -113,7 +113,7 @@ def demo(
         for title, sql in (
             ("the scores", SCORES),
             ("a ladder: H.264 at rising CRF", BY_CRF),
-            ("segments of the catalog: quality by distortion", BY_SEGMENT),
+            ("segments of the catalog: quality by degradation", BY_SEGMENT),
             ("regions of the frame: texture and saliency", BY_REGION),
         ):
             query = sql.format(**names)
@@ -154,10 +154,10 @@ def _make_catalog(out: Path, full: bool, output: Output) -> str:
     clips = write_demo_clips(videos, num_scenes=1 if full else 4)
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["video_id", "uri", "scene", "distortion", "level", "crf"])
+    writer.writerow(["video_id", "uri", "scene", "degradation", "level", "crf"])
     for clip in clips:
         video = clip.path.relative_to(out)
-        writer.writerow([_video_id(clip), video.as_posix(), clip.scene, clip.distortion, clip.level, clip.crf])
+        writer.writerow([_video_id(clip), video.as_posix(), clip.scene, clip.degradation, clip.level, clip.crf])
     _write(out / "catalog.csv", text.getvalue())
     output.note(f"{len(clips)} clips, listed in {out / 'catalog.csv'}")
     return _video_id(clips[0])

@@ -315,7 +315,7 @@ def _score_rendition(
     from kvq_batch.config.recipe import Recipe
     from kvq_batch.evaluation.renditions import ScoredRendition
     from kvq_batch.labels.rendition_store import read_rendition
-    from kvq_batch.media.file_clip import clip_of_file
+    from kvq_batch.media.local_files import clip_of_file
 
     path = scratch / row["video_id"]
     try:

@@ -1,4 +1,4 @@
-"""The commands `labels make`, `export`, `import` and `distortions`: labels and training sets."""
+"""The commands `labels make`, `export`, `import` and `degradations`: labels and training sets."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -131,7 +131,7 @@ def export(
     with open_session(tables, storage) as session:
         summary = export_set(session, request, SetFolder(out, storage), storage)
     shown.rows(
-        [{"split": name, "clips": num, "scenes": summary.num_sources[name]} for name, num in summary.num_clips.items()]
+        [{"split": name, "clips": num, "scenes": summary.num_scenes[name]} for name, num in summary.num_clips.items()]
     )
     shown.note(f"wrote {', '.join(summary.files)}")
     if summary.num_left_out:
@@ -189,12 +189,12 @@ def import_(
 
 
 @app.command()
-def distortions(output: OutputOption = Format.TABLE) -> None:
-    """List the distortions of label jobs with the unit of their amounts.
+def degradations(output: OutputOption = Format.TABLE) -> None:
+    """List the degradations of label jobs with the unit of their amounts.
 
     Example:
 
-      $ kvq-batch labels distortions
+      $ kvq-batch labels degradations
     """
     from kvq_batch.config.recipe import STEPS
 

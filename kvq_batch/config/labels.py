@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from kvq_batch.config.job import NAME_PATTERN, Catalog, Decode, Limits, Run, Storage, Uri, Workers
 from kvq_batch.config.recipe import CELL_PX, Chain, Step
 from kvq_batch.config.section import Section
-from kvq_batch.config.segment import Framing, Segment
+from kvq_batch.config.segment import FramingMode, Segment
 from kvq_batch.domain.errors import SpecError
 
 SYNTHETIC = "synthetic:"
@@ -43,7 +43,7 @@ def parse_step(text: str) -> Step:
     """The step that `NAME-AMOUNT` writes. Raises: ValueError for anything else."""
     found = _STEP.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no distortion; write NAME-AMOUNT, as h264-35")
+        raise ValueError(f"{text!r} is no degradation; write NAME-AMOUNT, as h264-35")
     return _step(found[1], float(found[2]))
 
 
@@ -65,7 +65,7 @@ def _step(name: str, amount: float) -> Step:
         raise ValueError(str(error)) from error
 
 
-class Source(Catalog):
+class Reference(Catalog):
     """Pristine sources; repeat this section for more of them."""
 
     source: Uri = Field(
@@ -75,7 +75,7 @@ class Source(Catalog):
     count: int = Field(1, ge=1, description="Procedural scenes: how many drawings of each.")
 
     @model_validator(mode="after")
-    def _count_is_of_scenes(self) -> "Source":
+    def _count_is_of_scenes(self) -> "Reference":
         if self.count > 1 and not self.is_synthetic:
             raise ValueError(f'count is for procedural scenes ("{SYNTHETIC}...")')
         return self
@@ -88,11 +88,11 @@ class Source(Catalog):
 class Segments(Section):
     """Which stretches of a source are taken, and at which size."""
 
-    per_source: int = Field(1, ge=1, description="Segments of each source, evenly spread; of a still, camera moves.")
+    per_reference: int = Field(1, ge=1, description="Segments of each source, evenly spread; of a still, camera moves.")
     num_frames: int = Field(32, ge=2, description="Frames of a segment; even.")
     height_px: int = Field(448, description=f"Height of a segment, a multiple of {CELL_PX}.")
     width_px: int = Field(448, description=f"Width of a segment, a multiple of {CELL_PX}.")
-    framings: tuple[Framing, ...] = Field(
+    framings: tuple[FramingMode, ...] = Field(
         ("native",),
         min_length=1,
         description='Each of these gives segments of its own: "native" cuts the size out of the frame, "cover" first '
@@ -120,15 +120,15 @@ class Segments(Section):
 
 
 class Renditions(Section):
-    """Which versions of each segment are made. `kvq-batch labels distortions` explains the steps."""
+    """Which versions of each segment are made. `kvq-batch labels degradations` explains the steps."""
 
     clean: bool = Field(True, description="The segment itself, as a version: how high a perfect copy scores.")
     ladders: dict[str, tuple[float, ...]] = Field(
-        DEFAULT_LADDERS, description="Distortions over the whole frame, and the amounts of each, in its own unit."
+        DEFAULT_LADDERS, description="Degradations over the whole frame, and the amounts of each, in its own unit."
     )
     combinations: tuple[tuple[str, ...], ...] = Field(
         (("downscale-2", "h264-32"), ("noise-8", "hevc-36"), ("blur-1.2", "vp9-50"), ("exposure--1", "h264-36")),
-        description="Chains of distortions, each written as NAME-AMOUNT.",
+        description="Chains of degradations, each written as NAME-AMOUNT.",
     )
     per_segment: int | None = Field(
         None, ge=1, description="Draw so many of these for each segment. Default: all of them.", examples=[12]
@@ -152,7 +152,7 @@ class Renditions(Section):
     @model_validator(mode="after")
     def _something_is_made(self) -> "Renditions":
         if not self.chains and (self.regions or self.mixes or not self.clean):
-            raise ValueError("there is no distortion to draw from: add ladders or combinations")
+            raise ValueError("there is no degradation to draw from: add ladders or combinations")
         return self
 
     @property
@@ -180,7 +180,7 @@ class LabelJob(Section):
         "Default: labels only.",
         examples=["s3://my-bucket/versions"],
     )
-    sources: tuple[Source, ...] = Field(min_length=1, description="Pristine sources.")
+    references: tuple[Reference, ...] = Field(min_length=1, description="Pristine sources.")
     segments: Segments = Field(Segments(), description="Stretches of the sources.")
     renditions: Renditions = Field(Renditions(), description="Versions of each segment.")
     make: Making = Field(Making(), description="The work itself.")
@@ -189,8 +189,10 @@ class LabelJob(Section):
     storage: Storage = Field(Storage(), description="Object storage.")
 
     @model_validator(mode="after")
-    def _versions_stand_apart(self) -> "LabelJob":
-        for source in self.sources:
-            if self.keep is not None and f"{self.keep}/".startswith(f"{source.source}/"):
-                raise ValueError(f"keep = {self.keep!r} lies within the source {source.source!r}; name another folder")
+    def _renditions_are_apart(self) -> "LabelJob":
+        for reference in self.references:
+            if self.keep is not None and f"{self.keep}/".startswith(f"{reference.source}/"):
+                raise ValueError(
+                    f"keep = {self.keep!r} lies within the references {reference.source!r}; name another folder"
+                )
         return self

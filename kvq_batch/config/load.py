@@ -47,7 +47,7 @@ def load_train_job(path: Path) -> TrainJob:
 
 
 def load_any_job(path: Path) -> Job | LabelJob:
-    """The job of a TOML file that scores or makes labels: the second kind is known by its sources.
+    """The job of a TOML file that scores or makes labels: the second kind is known by its references.
 
     Raises:
         SpecError: as `load_job`; and for a training, which is no job of a cluster.
@@ -55,7 +55,7 @@ def load_any_job(path: Path) -> Job | LabelJob:
     values = read_toml(path, f"`kvq-batch init {path}` writes one")
     if "training" in values and "models" not in values:
         raise SpecError(f"{path}: is a training; start it where its devices are:  kvq-batch train {path}")
-    if "sources" in values and "models" not in values:
+    if "references" in values and "models" not in values:
         return checked(LabelJob, values, origin=str(path))
     return make_job(values, origin=str(path))
 

@@ -1,8 +1,8 @@
-"""Distortions as data: what is done to a pristine clip, in which rectangles, reproducible from a seed.
+"""Degradations as data: what is done to a pristine clip, in which rectangles, reproducible from a seed.
 
 A recipe is a chain of steps over the whole frame and, where it has patches, rectangles of the frame that hold another
 chain of the same source. Every chain runs over whole frames before its rectangle is cut, so that a cell's quality is
-that of the version which stands in it. This module names distortions; it touches no pixel.
+that of the version which stands in it. This module names degradations; it touches no pixel.
 """
 
 import json
@@ -63,10 +63,10 @@ class Step:
     def __post_init__(self) -> None:
         kind = STEPS.get(self.name)
         if kind is None:
-            raise SpecError(f"there is no distortion {self.name!r}; there are {', '.join(STEPS)}")
+            raise SpecError(f"there is no degradation {self.name!r}; there are {', '.join(STEPS)}")
         if not kind.low <= self.amount <= kind.high:
             raise SpecError(
-                f"distortion {self.name} takes {kind.low:g} to {kind.high:g} ({kind.unit}), got {self.amount:g}"
+                f"degradation {self.name} takes {kind.low:g} to {kind.high:g} ({kind.unit}), got {self.amount:g}"
             )
         # 35 and 35.0 are one step, hence one text and one label.
         object.__setattr__(self, "amount", float(self.amount))
@@ -166,7 +166,7 @@ class Recipe:
             patches = tuple(Patch(Cells(*p["cells"]), chain_of(p["steps"])) for p in value["patches"])
             return cls(chain_of(value["steps"]), patches, int(value["seed"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise SpecError(f"this is no recipe of a distortion: {text[:200]}") from error
+            raise SpecError(f"this is no recipe of a degradation: {text[:200]}") from error
 
 
 def steps_json(steps: Chain) -> list[list[str | float]]:

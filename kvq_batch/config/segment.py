@@ -13,7 +13,7 @@ from kvq_batch.config.recipe import CELL_PX, Chain, chain_of, steps_json
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import canonical_json
 
-Framing = Literal["native", "cover", "whole"]
+FramingMode = Literal["native", "cover", "whole"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Segment:
     num_frames: int = 32
     height_px: int = 448
     width_px: int = 448
-    framing: Framing = "native"
+    framing: FramingMode = "native"
     seed: int = 0
     pre_degraded: Chain = ()
 

@@ -25,7 +25,7 @@ class TrainData(Section):
     )
     id_column: str | None = Field(None, description="Column that names the video. Default: video_id, file, name, ...")
     label_column: str | None = Field(None, description="Column with the label. Default: mos, label, vmaf, ...")
-    source_column: str | None = Field(
+    scene_column: str | None = Field(
         None,
         description="Column that names the scene that versions share, so that none stands in two splits. "
         "Default: scene_id if there is one, else every video is its own scene.",
@@ -183,7 +183,7 @@ class Training(Section):
         1,
         ge=1,
         description="So many of a step's clips in a row are versions of the same frames (by views.mix_column), "
-        "seen at the same places: what differs between them is then the distortion alone.",
+        "seen at the same places: what differs between them is then the degradation alone.",
         examples=[4],
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout in the heads.")

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 import kvq_batch
 from kvq_batch.config.job import Job
 from kvq_batch.config.labels import SYNTHETIC, LabelJob
-from kvq_batch.config.toml import as_toml
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.options import absolute, is_local
 from kvq_batch.storage.redact import contains_secret
@@ -110,7 +111,7 @@ def pack(job: Job | LabelJob, origin: str, shared: Sequence[str] = (), include_p
                 *(f"  {problem}" for problem in problems),
             ])
         )  # fmt: skip
-    files[JOB_FILE] = as_toml(values).encode()
+    files[JOB_FILE] = tomli_w.dumps(values).encode()
     package = JobPackage(files)
     _check_size(package, origin)
     return package
@@ -137,8 +138,8 @@ def _local_paths(values: dict[str, Any]) -> Iterator[_PathSetting]:
     if "catalog" in values:
         settings.append(_PathSetting("catalog.source", values["catalog"], "source"))
     settings += [
-        _PathSetting(f"sources.{number}.source", source, "source")
-        for number, source in enumerate(values.get("sources", ()))
+        _PathSetting(f"references.{number}.source", source, "source")
+        for number, source in enumerate(values.get("references", ()))
         if not source["source"].startswith(SYNTHETIC)
     ]
     yield from (setting for setting in settings if is_local(setting.value))

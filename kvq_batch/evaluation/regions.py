@@ -24,7 +24,7 @@ from kvq_batch.domain.errors import ScoreError, SpecError
 from kvq_batch.domain.scorer import Scorer
 from kvq_batch.evaluation.region_labels import RegionLabels, RegionSet
 from kvq_batch.evaluation.tables import write_table
-from kvq_batch.media.file_clip import clip_of_file
+from kvq_batch.media.local_files import clip_of_file
 from kvq_batch.metrics.bootstrap import Figure, bootstrap_figures, mean_figure
 from kvq_batch.metrics.ranks import Pairs, Ranking, Real, pearson, spearman
 

@@ -1,7 +1,7 @@
 """What a model makes of versions whose making is known: order, falling codec steps, and regions that were distorted.
 
     srcc, plcc ...       scores of whole frames against their labels (`metrics.agreement`), and within a source: of
-                         all, and of each group of distortions by itself
+                         all, and of each group of degradations by itself
     falling_steps        share of neighbouring steps of a codec's ladder, on one segment, at which the score falls
     auc                  share of pairs of cells, one distorted and one not, that the texture map orders rightly: of
                          each clip alone, and of its change against the clean version of the same frames

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.config.recipe import Chain, Recipe
-from kvq_batch.labeling.distortions import apply, make_rendition
+from kvq_batch.labeling.degradations import apply, make_rendition
 from kvq_batch.labeling.fidelity import Fidelity, measure, slot_means
 from kvq_batch.media.planes import Planes, cell_grid
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvq_batch.config.labels import SYNTHETIC, LabelJob, Source
+from kvq_batch.config.labels import SYNTHETIC, LabelJob, Reference
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labeling.label_index import read_label_index
 from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed
-from kvq_batch.labeling.references import SOURCES, is_still, read_sources
+from kvq_batch.labeling.references import REFERENCES, is_still, read_references
 from kvq_batch.labeling.scenes import ALL_SCENES
 from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS, label_id
 from kvq_batch.media.ffmpeg import require_filter
@@ -99,8 +99,8 @@ def label_blocks(renditions: pa.Table, max_renditions: int) -> list[pa.Table]:
 
 def _read_references(job: LabelJob, storage: StorageOptions) -> pa.Table:
     tables = [
-        pa.Table.from_pylist(list(_scenes(spec)), SOURCES) if spec.is_synthetic else read_sources(spec, storage)
-        for spec in job.sources
+        pa.Table.from_pylist(list(_scenes(spec)), REFERENCES) if spec.is_synthetic else read_references(spec, storage)
+        for spec in job.references
     ]
     references = pa.concat_tables(tables)
     ids = references["video_id"].value_counts()
@@ -108,13 +108,13 @@ def _read_references(job: LabelJob, storage: StorageOptions) -> pa.Table:
     if duplicates:
         raise SpecError(
             f"{len(duplicates)} reference ids are not unique, the first is {duplicates[0]!r}: "
-            "give one of the sources an id_prefix"
+            "give one of the references an id_prefix"
         )
     return references
 
 
-def _scenes(spec: Source) -> Iterator[dict[str, Any]]:
-    """Yield rows of SOURCES for procedural scenes; their ids consist of the scene and its seed."""
+def _scenes(spec: Reference) -> Iterator[dict[str, Any]]:
+    """Yield rows of REFERENCES for procedural scenes; their ids consist of the scene and its seed."""
     name = spec.source.removeprefix(SYNTHETIC)
     if name != _ALL and name not in ALL_SCENES:
         raise SpecError(f"unknown scene {name!r}: expected one of {_ALL}, {', '.join(ALL_SCENES)}")
@@ -136,10 +136,10 @@ def _segments(job: LabelJob, reference: dict[str, Any]) -> Iterator[Segment]:
     is_video = not (reference["uri"].startswith(SYNTHETIC) or is_still(reference["uri"]))
     for framing in spec.framings if is_video else ("native",):
         seed = segment_seed(job.seed, reference["video_id"], framing)
-        for number in range(spec.per_source):
+        for number in range(spec.per_reference):
             yield Segment(
                 number,
-                spec.per_source,
+                spec.per_reference,
                 spec.num_frames,
                 spec.height_px,
                 spec.width_px,

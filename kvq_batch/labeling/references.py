@@ -12,7 +12,7 @@ from kvq_batch.storage.options import StorageOptions
 
 STILL_EXTENSIONS = frozenset(["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"])
 
-SOURCES = pa.schema(
+REFERENCES = pa.schema(
     [
         ("video_id", pa.string()),
         ("scene_id", pa.string()),
@@ -23,17 +23,17 @@ SOURCES = pa.schema(
 )
 
 
-def read_sources(spec: Catalog, options: StorageOptions) -> pa.Table:
-    """The sources in SOURCES. A catalog's column `scene_id` says which of them show one scene; else each is its own.
+def read_references(spec: Catalog, options: StorageOptions) -> pa.Table:
+    """The sources in REFERENCES. A catalog's column `scene_id` says which of them show one scene; else each is its own.
 
     Raises: SpecError as `read_catalog` and `resolve_content_ids`.
     """
     catalog = resolve_content_ids(read_catalog(spec, options, VIDEO_EXTENSIONS | STILL_EXTENSIONS), options)
     scenes = catalog["scene_id"] if "scene_id" in catalog.column_names else catalog["video_id"]
     return (
-        catalog.select([n for n in SOURCES.names if n != "scene_id"])
+        catalog.select([n for n in REFERENCES.names if n != "scene_id"])
         .append_column("scene_id", scenes.cast(pa.string()))
-        .select(SOURCES.names)
+        .select(REFERENCES.names)
     )
 
 

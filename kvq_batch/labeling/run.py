@@ -84,6 +84,6 @@ def _display_spec(plan: LabelPlan) -> dict[str, Any]:
     spec = plan.job.model_dump(mode="json")
     spec["tables"] = display_uri(plan.job.tables)
     spec["keep"] = None if plan.job.keep is None else display_uri(plan.job.keep)
-    for section, source in zip(spec["sources"], plan.job.sources, strict=True):
-        section["source"] = display_uri(source.source)
+    for section, reference in zip(spec["references"], plan.job.references, strict=True):
+        section["source"] = display_uri(reference.source)
     return spec

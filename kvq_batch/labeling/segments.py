@@ -15,7 +15,7 @@ from PIL import Image
 
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
-from kvq_batch.labeling.distortions import apply
+from kvq_batch.labeling.degradations import apply
 from kvq_batch.labeling.scenes import ALL_SCENES, make_scene
 from kvq_batch.labeling.synthetic_motion import moving_view
 from kvq_batch.media.ffmpeg import run_ffmpeg
@@ -34,13 +34,13 @@ def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Seg
     """The planes of `frames`, uint8 RGB [T, H, W, 3] of any size, framed and worn as `segment` says.
 
     Raises:
-        LabelError: the frames are smaller than the segment (source_too_small), or ffmpeg fails.
+        LabelError: the frames are smaller than the segment (reference_too_small), or ffmpeg fails.
     """
     height, width = segment.height_px, segment.width_px
     have_height, have_width = frames.shape[1:3]
     if have_height < height or have_width < width:
         raise LabelError(
-            "source_too_small",
+            "reference_too_small",
             f"its {have_width} x {have_height} pixels would have to be scaled up to {width} x {height}; no source of "
             "labels is; make the segment smaller",
             True,

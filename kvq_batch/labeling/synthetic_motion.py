@@ -34,12 +34,12 @@ def moving_view(
     """uint8 RGB [T, H, W, 3] of a camera over `picture` (uint8 RGB), which is first scaled down by a drawn factor.
 
     Raises:
-        LabelError: the picture is smaller than the view (source_too_small).
+        LabelError: the picture is smaller than the view (reference_too_small).
     """
     room = min(picture.shape[0] / height_px, picture.shape[1] / width_px)
     if room < 1:
         raise LabelError(
-            "source_too_small",
+            "reference_too_small",
             f"its {picture.shape[1]} x {picture.shape[0]} pixels do not hold {width_px} x {height_px}",
             True,
         )

@@ -28,8 +28,7 @@ from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, seg
 from kvq_batch.labeling.stream import LABELLED, failed_row
 from kvq_batch.labels.rendition_store import store_rendition
 from kvq_batch.media.ffmpeg import ffmpeg_version
-from kvq_batch.media.lossless import EXTENSION, encode_lossless
-from kvq_batch.media.planes import Planes
+from kvq_batch.media.planes import LOSSLESS_EXTENSION, Planes, encode_lossless
 from kvq_batch.media.probe import Probed, VideoLimits
 from kvq_batch.media.tasks import DecodedVideo, DecodeTask
 from kvq_batch.storage.fetch import LocalVideo
@@ -84,7 +83,7 @@ class LabelWorker:
         made = labeler.label(Recipe.from_json(row["recipe"]))
         rendition_uri = None
         if self._settings.keep is not None:
-            name = f"{row['label_id']}.{EXTENSION}"
+            name = f"{row['label_id']}.{LOSSLESS_EXTENSION}"
             rendition_uri = store_rendition(
                 self._settings.keep, name, encode_lossless(made.rendition), self._settings.media.storage
             )
@@ -110,7 +109,7 @@ class LabelWorker:
         start = segment.first_frame(len(times_s))
         if start is None:
             raise LabelError(
-                "source_too_short",
+                "reference_too_short",
                 f"the video has {len(times_s)} frames, fewer than {segment.of} segments of {segment.num_frames} need: "
                 "configure fewer or shorter segments",
                 True,

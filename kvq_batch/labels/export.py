@@ -1,6 +1,6 @@
 """Training sets out of the tables: chosen by SQL, thinned by score, split by scene, written in the form that is asked.
 
-    parquet, csv   labels.parquet or labels.csv: a row a clip, with its part, its label, its scene; cells as .npy files
+    parquet, csv   labels.parquet or labels.csv: a row a clip, with its split, its label, its scene; cells as .npy files
     list           train.txt, validation.txt, test.txt: `file, -1, -1, mos`, as the KVQ and FAST-VQA code reads
     webdataset     PART-000000.tar, ...: KEY.json, KEY.cells.npy, and the clip: its file, or its frames as KEY.npy
 
@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
 from kvq_batch.labels.rendition_store import read_rendition
-from kvq_batch.labels.splits import PARTS, named_splits, split_sources, stratified
-from kvq_batch.labels.tar_shards import SetFolder, Shards, npy
+from kvq_batch.labels.splits import SPLITS, named_splits, split_scenes, stratified
+from kvq_batch.labels.tar_shards import SetFolder, TarShards, npy
 from kvq_batch.labels.training_rows import COLUMNS, Target, training_rows
-from kvq_batch.media.lossless import decode_lossless
+from kvq_batch.media.planes import decode_lossless
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.session import Session
 
@@ -37,7 +37,7 @@ Clips = Literal["file", "frames"]
 class SetRequest:
     """What is asked of an export. `shares` are of train, validation and test; `num_bins` thins by label, None does not.
 
-    `part` is SQL that names the part of each row instead of the shares; a source must stand in one.
+    `split` is SQL that names the split of each row instead of the shares; a source must stand in one.
     `clips` says what a WebDataset sample holds of the clip: its file as it is kept, or uint8 RGB frames.
     """
 
@@ -49,15 +49,15 @@ class SetRequest:
     num_bins: int | None = None
     seed: int = 0
     clips: Clips = "file"
-    part: str | None = None
+    split_sql: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SetSummary:
-    """What was written: clips and scenes by part, and what thinning left out."""
+    """What was written: clips and scenes by split, and what thinning left out."""
 
     num_clips: Mapping[str, int]
-    num_sources: Mapping[str, int]
+    num_scenes: Mapping[str, int]
     num_left_out: int
     files: tuple[str, ...]
 
@@ -70,22 +70,22 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
             scenes to split.
         FatalError: the folder cannot be written.
     """
-    rows = training_rows(session, request.target, request.where, request.model, request.part)
+    rows = training_rows(session, request.target, request.where, request.model, request.split_sql)
     _check(rows)
     num_rows = rows.num_rows
     if request.num_bins is not None:
         ids, labels = rows["video_id"].to_pylist(), rows["mos"].to_pylist()
         rows = rows.take(pa.array(stratified(ids, labels, request.num_bins, request.seed)))
     sources = rows["scene_id"].to_pylist()
-    if request.part is None:
-        parts = split_sources(sources, request.shares, request.seed)
-        rows = rows.append_column("split", pa.array([parts[source] for source in sources]))
+    if request.split_sql is None:
+        split_of = split_scenes(sources, request.shares, request.seed)
+        rows = rows.append_column("split", pa.array([split_of[source] for source in sources]))
     else:
-        parts = named_splits(sources, rows["split"].to_pylist())
+        split_of = named_splits(sources, rows["split"].to_pylist())
     files = _WRITERS[request.form](rows, request, folder, options)
     return SetSummary(
         num_clips=_in_order(Counter(rows["split"].to_pylist())),
-        num_sources=_in_order(Counter(parts.values())),
+        num_scenes=_in_order(Counter(split_of.values())),
         num_left_out=num_rows - rows.num_rows,
         files=tuple(files),
     )
@@ -132,11 +132,11 @@ def _write_cells(row: dict[str, Any], folder: SetFolder) -> str | None:
 
 def _list(rows: pa.Table, request: SetRequest, folder: SetFolder, options: StorageOptions) -> list[str]:
     files = []
-    for part in PARTS:
-        of_part = [row for row in rows.to_pylist() if row["split"] == part]
-        if of_part:
-            text = "".join(f"{row['uri']}, -1, -1, {row['mos']:.10g}\n" for row in of_part)
-            files.append(folder.write(f"{part}.txt", text.encode()))
+    for split in SPLITS:
+        listed = [row for row in rows.to_pylist() if row["split"] == split]
+        if listed:
+            text = "".join(f"{row['uri']}, -1, -1, {row['mos']:.10g}\n" for row in listed)
+            files.append(folder.write(f"{split}.txt", text.encode()))
     return files
 
 
@@ -144,13 +144,13 @@ def _webdataset(rows: pa.Table, request: SetRequest, folder: SetFolder, options:
     if request.clips == "frames" and request.target != "labels":
         raise SpecError("frames are exported of versions that a label job has kept; other clips go as files")
     files = []
-    for part in PARTS:
-        shards = Shards(folder, part)
+    for split in SPLITS:
+        shards = TarShards(folder, split)
         for row in rows.to_pylist():
-            if row["split"] == part:
+            if row["split"] == split:
                 shards.add(_key(row), _members(row, request, options))
         shards.close()
-        files += [f"{folder.uri}/{part}-{number:06d}.tar" for number in range(shards.num_shards)]
+        files += [f"{folder.uri}/{split}-{number:06d}.tar" for number in range(shards.num_shards)]
     return files
 
 
@@ -184,7 +184,7 @@ def _key(row: dict[str, Any]) -> str:
 
 
 def _in_order(counts: Mapping[str, int]) -> dict[str, int]:
-    return {part: counts.get(part, 0) for part in PARTS}
+    return {split: counts.get(split, 0) for split in SPLITS}
 
 
 _WRITERS = {"parquet": _table, "csv": _table, "list": _list, "webdataset": _webdataset}

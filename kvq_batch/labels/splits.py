@@ -1,4 +1,4 @@
-"""Which scene goes into which part of a training set, and which rows are left out of a crowd.
+"""Which scene goes into which split of a training set, and which rows are left out of a crowd.
 
 Decided by hashes of names, so that the same seed gives the same answer wherever it is asked, and a new scene moves as
 few others as can be. This module knows no table.
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kvq_batch.domain.errors import SpecError
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 
 def parse_shares(text: str) -> dict[str, float]:
@@ -19,48 +19,48 @@ def parse_shares(text: str) -> dict[str, float]:
         SpecError: not three numbers, one below 0, or nothing to train on.
     """
     try:
-        parts = [float(part) for part in text.split("/")]
+        splits = [float(split) for split in text.split("/")]
     except ValueError:
-        parts = []
-    if len(parts) != len(PARTS) or min(parts) < 0 or not parts[0] > 0 or sum(parts) == float("inf"):
-        raise SpecError(f"split {text!r}: write the shares of {', '.join(PARTS)}, as 80/10/10")
-    return {name: part / sum(parts) for name, part in zip(PARTS, parts, strict=True)}
+        splits = []
+    if len(splits) != len(SPLITS) or min(splits) < 0 or not splits[0] > 0 or sum(splits) == float("inf"):
+        raise SpecError(f"split {text!r}: write the shares of {', '.join(SPLITS)}, as 80/10/10")
+    return {name: split / sum(splits) for name, split in zip(SPLITS, splits, strict=True)}
 
 
-def split_sources(sources: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """The part of each source; every part that has a share gets at least one.
+def split_scenes(sources: Iterable[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """The split of each source; every split that has a share gets at least one.
 
     Raises:
-        SpecError: fewer sources than parts with a share.
+        SpecError: fewer sources than splits with a share.
     """
     names = sorted(set(sources), key=lambda source: _hash(seed, source))
-    wanted = [part for part in PARTS if shares[part] > 0]
+    wanted = [split for split in SPLITS if shares[split] > 0]
     if len(names) < len(wanted):
         raise SpecError(
-            f"{len(names)} source(s) cannot be split into {', '.join(wanted)}: a source stands in one part only; "
-            "add sources, or leave a part out (100/0/0)"
+            f"{len(names)} source(s) cannot be split into {', '.join(wanted)}: a source stands in one split only; "
+            "add sources, or leave a split out (100/0/0)"
         )
-    counts = {part: max(1, round(shares[part] * len(names))) for part in wanted}
+    counts = {split: max(1, round(shares[split] * len(names))) for split in wanted}
     while sum(counts.values()) != len(names):
-        # What rounding left or took is the largest part's: it feels it least.
-        largest = max(counts, key=lambda part: counts[part])
+        # What rounding left or took is the largest split's: it feels it least.
+        largest = max(counts, key=lambda split: counts[split])
         counts[largest] += 1 if sum(counts.values()) < len(names) else -1
-    parts = [part for part in reversed(wanted) for _ in range(counts[part])]
-    return dict(zip(names, parts, strict=True))
+    splits = [split for split in reversed(wanted) for _ in range(counts[split])]
+    return dict(zip(names, splits, strict=True))
 
 
-def named_splits(sources: Sequence[str], parts: Sequence[str | None]) -> dict[str, str]:
-    """The part of each source, where every row names its own.
+def named_splits(sources: Sequence[str], splits: Sequence[str | None]) -> dict[str, str]:
+    """The split of each source, where every row names its own.
 
     Raises:
-        SpecError: a name that is no part, or a source in two parts.
+        SpecError: a name that is no split, or a source in two splits.
     """
     found: dict[str, str] = {}
-    for source, part in zip(sources, parts, strict=True):
-        if part not in PARTS:
-            raise SpecError(f"source {source!r} is put into the part {part!r}; expected {', '.join(PARTS)}")
-        if found.setdefault(source, part) != part:
-            raise SpecError(f"source {source!r} is put into {found[source]} and {part}; it stands in one part only")
+    for source, split in zip(sources, splits, strict=True):
+        if split not in SPLITS:
+            raise SpecError(f"source {source!r} is put into the split {split!r}; expected {', '.join(SPLITS)}")
+        if found.setdefault(source, split) != split:
+            raise SpecError(f"source {source!r} is put into {found[source]} and {split}; it stands in one split only")
     return found
 
 

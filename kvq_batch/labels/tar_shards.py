@@ -1,6 +1,6 @@
 """Files of a training set below one folder, local or remote, and tar shards in the form that WebDataset reads.
 
-Shards hold whole samples, members of one sample side by side and named KEY.EXTENSION; times and owners are zero, so
+TarShards hold whole samples, members of one sample side by side and named KEY.EXTENSION; times and owners are zero, so
 that the same samples give the same bytes. This module knows no table and no pixel.
 """
 
@@ -44,12 +44,12 @@ class SetFolder:
         return uri
 
 
-class Shards:
-    """Samples of one part, gathered into tar files `PART-000000.tar`, ... below a folder."""
+class TarShards:
+    """Samples of one split, gathered into tar files `SPLIT-000000.tar`, ... below a folder."""
 
-    def __init__(self, folder: SetFolder, part: str, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: SetFolder, split: str, shard_bytes: int = SHARD_BYTES) -> None:
         self._folder = folder
-        self._part = part
+        self._split = split
         self._shard_bytes = shard_bytes
         self.num_shards = 0
         self._start()
@@ -71,7 +71,7 @@ class Shards:
         """Writes the last shard, if it holds anything."""
         self._tar.close()
         if self._num_samples:
-            self._folder.write(f"{self._part}-{self.num_shards:06d}.tar", self._buffer.getvalue())
+            self._folder.write(f"{self._split}-{self.num_shards:06d}.tar", self._buffer.getvalue())
             self.num_shards += 1
 
     def _start(self) -> None:

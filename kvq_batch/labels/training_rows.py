@@ -26,7 +26,7 @@ SELECT *, parse_filename(rendition_uri) AS file, 'vmaf' AS target FROM labels
 
 _SELECT_LABELS = """
 SELECT file AS video_id, rendition_uri AS uri, vmaf AS mos, scene_id, group_id, target, cells, num_slots, num_rows,
-    num_cols, num_frames, height_px, width_px, frame_rate, content_id AS source_content_id,
+    num_cols, num_frames, height_px, width_px, frame_rate, content_id AS reference_content_id,
     * EXCLUDE (file, rendition_uri, content_id, vmaf, scene_id, group_id,
     target, cells, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
     vmaf_slots, psnr_db_slots, ssim_slots)
@@ -55,19 +55,19 @@ WHERE NOT s.is_stale
 
 
 def training_rows(
-    session: Session, target: Target, where: str | None, model: str | None, part: str | None = None
+    session: Session, target: Target, where: str | None, model: str | None, split_sql: str | None = None
 ) -> pa.Table:
     """COLUMNS, and then further ones to tell the rows by, of every row that meets `where`; sorted by video.
 
-    `part` is an expression over them that becomes the column `split`. A teacher's label is its raw score.
+    `split_sql` is an expression over them that becomes the column `split`. A teacher's label is its raw score.
     Raises: SpecError for a condition or expression that DuckDB refuses, or no row.
     """
-    with_part = "SELECT *" if part is None else f"SELECT *, ({part}) AS split"
+    selected = "SELECT *" if split_sql is None else f"SELECT *, ({split_sql}) AS split"
     condition = f"({where})" if where else "true"
     if target == "labels":
-        rows = session.sql(f"{with_part} FROM ({_SELECT_LABELS.format(rows=_LABELS, where=condition)})")
+        rows = session.sql(f"{selected} FROM ({_SELECT_LABELS.format(rows=_LABELS, where=condition)})")
     elif target == "opinions":
-        rows = session.sql(f"{with_part} FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
+        rows = session.sql(f"{selected} FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
     else:
         known = session.sql("SELECT * FROM catalog LIMIT 0").column_names
         # A catalog of versions says which of them show one scene; without that word every video is its own.
@@ -75,7 +75,7 @@ def training_rows(
         asked = _TEACHER.format(source=source)
         if model is not None:
             condition += " AND model_name = '{}'".format(model.replace("'", "''"))
-        rows = session.sql(f"{with_part} FROM ({asked}) WHERE {condition} ORDER BY video_id")
+        rows = session.sql(f"{selected} FROM ({asked}) WHERE {condition} ORDER BY video_id")
         models = set(rows["target"].to_pylist())
         if len(models) > 1:
             raise SpecError(f"scores of {len(models)} models stand there ({', '.join(sorted(models))}); name one")

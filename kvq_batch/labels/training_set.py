@@ -16,7 +16,7 @@ from kvq_batch.labels.files import Labels, Scale, read_labels
 from kvq_batch.labels.matching import Video, match_labels
 from kvq_batch.storage.options import StorageOptions, is_local
 
-_PARTS = ("train", "validation", "test")
+_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,15 @@ def read_training_set(
     chosen = [video_id for video_id in matching.video_of if video_id is not None]
     places = {video_id: place for place, video_id in enumerate(rows)}
     resolved = resolve_content_ids(catalog.take([places[video_id] for video_id in chosen]), options)
-    sources = _column(labels, data.source_column, "scene_id")
+    sources = _column(labels, data.scene_column, "scene_id")
     parts = _column(labels, data.split_column, "split")
     cells = _column(labels, data.cells_column, None)
     pixels = _column(labels, mix_column, None)
     found = []
     for place, row in enumerate(resolved.select(["video_id", "uri", "content_id"]).to_pylist()):
         part = parts[place] if parts else None
-        if part is not None and part not in _PARTS:
-            raise SpecError(f"{data.labels}: {row['video_id']!r} is of split {part!r}; expected {', '.join(_PARTS)}")
+        if part is not None and part not in _SPLITS:
+            raise SpecError(f"{data.labels}: {row['video_id']!r} is of split {part!r}; expected {', '.join(_SPLITS)}")
         source = (sources[place] if sources else None) or row["video_id"]
         file = cells[place] if cells else None
         beside = None if file is None else _beside(data.labels, file)

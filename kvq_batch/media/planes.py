@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from kvq_batch.config.recipe import CELL_PX, Cells
 from kvq_batch.domain.errors import LabelError
+from kvq_batch.media.ffmpeg import run_ffmpeg
+
+LOSSLESS_EXTENSION = "mkv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +125,15 @@ def stacked(upper: Planes, lower: Planes) -> Planes:
     """One clip of twice the height with both clips in it, one above the other: neither can get ahead of the other."""
     both = [np.concatenate(pair, axis=1) for pair in zip(upper.planes(), lower.planes(), strict=True)]
     return replace(upper.with_planes(both), height_px=2 * upper.height_px)
+
+
+def encode_lossless(clip: Planes) -> bytes:
+    """A Matroska file whose frames are those of `clip`, bit for bit. Raises: LabelError where ffmpeg fails."""
+    options = ["-c:v", "libx264", "-preset", "veryfast", "-qp", "0", "-colorspace", "smpte170m", "-color_range", "tv"]
+    return run_ffmpeg([*clip.raw_arguments, *options, "-bitexact", "-f", "matroska", "-"], clip.data.tobytes())
+
+
+def decode_lossless(data: bytes, height_px: int, width_px: int, frame_rate: Fraction) -> Planes:
+    """The clip that `encode_lossless` was given. Raises: LabelError where ffmpeg fails."""
+    reading = ["-i", "-", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
+    return from_raw(run_ffmpeg(reading, data), height_px, width_px, frame_rate)

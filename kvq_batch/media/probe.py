@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.domain.video import Hdr, VideoFacts
-from kvq_batch.media import colors
 from kvq_batch.media.containers import image_kind, is_markup, missing_bytes
 from kvq_batch.media.packets import PacketIndex, best_stream, open_video, reason
 
@@ -29,6 +28,25 @@ Counting = Literal["packets", "decoding"]
 _JITTER_S = 1.05e-3
 # Used for a lone frame whose container gives it no duration.
 _LONE_FRAME_S = 0.04
+
+# Names that ffmpeg uses for the colour numbers of ITU-T H.273.
+_PRIMARIES = {
+    1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020", 10: "smpte428",
+    11: "smpte431", 12: "smpte432", 22: "ebu3213",
+}  # fmt: skip
+_TRANSFERS = {
+    1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear", 9: "log100", 10: "log316",
+    11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084",
+    17: "smpte428", 18: "arib-std-b67",
+}  # fmt: skip
+_MATRICES = {
+    0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
+    10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c", 14: "ictcp",
+}  # fmt: skip
+_RANGES = {1: "tv", 2: "pc"}
+_FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
+
+_HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +121,7 @@ def probe(path: Path, limits: VideoLimits) -> Probed:
 
 def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: PacketIndex) -> Probed:
     """Facts from one decoded frame and the index; decodes the whole file only where its packets do not count."""
-    field_order = colors.field_order_name(stream.codec_context.field_order)
+    field_order = _field_order_name(stream.codec_context.field_order)
     is_interlaced = field_order not in ("progressive", "unknown")
     are_fields_packets = is_interlaced and index.codec in ("h264", "hevc", "vc1")
     counting: Counting = "packets" if index.has_reliable_times and not are_fields_packets else "decoding"
@@ -194,11 +212,11 @@ def _picture_facts(frame: VideoFrame, stream: VideoStream, limits: VideoLimits) 
         ProbeError: hdr_refused, frame_too_large.
     """
     pixel_format = frame.format.name
-    transfer = colors.transfer_name(frame.color_trc)
-    if transfer in colors.HDR_TRANSFERS and limits.hdr == "refuse":
+    transfer = _transfer_name(frame.color_trc)
+    if transfer in _HDR_TRANSFERS and limits.hdr == "refuse":
         raise ProbeError(
             "hdr_refused",
-            f"its transfer is {colors.HDR_TRANSFERS[transfer]} ({transfer}), which no model here was trained on; "
+            f"its transfer is {_HDR_TRANSFERS[transfer]} ({transfer}), which no model here was trained on; "
             'say hdr = "as-is" in the job to score it without tone mapping',
             True,
         )
@@ -220,10 +238,10 @@ def _picture_facts(frame: VideoFrame, stream: VideoStream, limits: VideoLimits) 
         pixel_format=pixel_format,
         bit_depth=max(component.bits for component in frame.format.components),
         field_order="unknown",
-        color_primaries=colors.primaries_name(frame.color_primaries),
+        color_primaries=_primaries_name(frame.color_primaries),
         color_transfer=transfer,
-        color_matrix=colors.matrix_name(frame.colorspace, pixel_format),
-        color_range=colors.range_name(frame.color_range, pixel_format),
+        color_matrix=_matrix_name(frame.colorspace, pixel_format),
+        color_range=_range_name(frame.color_range, pixel_format),
     )
 
 
@@ -265,3 +283,28 @@ def _refuse_pixels(width: int, height: int, limits: VideoLimits) -> None:
             "and the memory with it, to score it",
             True,
         )
+
+
+def _primaries_name(number: int) -> str:
+    return _PRIMARIES.get(number, "unknown")
+
+
+def _transfer_name(number: int) -> str:
+    return _TRANSFERS.get(number, "unknown")
+
+
+def _matrix_name(number: int, pixel_format: str) -> str:
+    """The matrix; 0 is RGB only where the pixels are RGB, and is left over from an unset field elsewhere."""
+    if number == 0 and "yuv" in pixel_format:
+        return "unknown"
+    return _MATRICES.get(number, "unknown")
+
+
+def _range_name(number: int, pixel_format: str) -> str:
+    if pixel_format.startswith("yuvj"):
+        return "pc"
+    return _RANGES.get(number, "unknown")
+
+
+def _field_order_name(number: int) -> str:
+    return _FIELD_ORDERS.get(number, "unknown")

@@ -1,4 +1,4 @@
-"""Short clips made from nothing, at known distortions, so that a demonstration and the tests need no foreign footage.
+"""Short clips made from nothing, at known degradations, so that a demonstration and the tests need no foreign footage.
 
 Scenes are computed with numpy from a seed, then encoded by the ffmpeg that `imageio-ffmpeg` brings: the same seed and
 ffmpeg give the same bytes. Their spectra resemble photographs' (1/f); they are not photographs, and no score of them
@@ -22,7 +22,7 @@ Frames = Iterator[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
-class Distortion:
+class Degradation:
     """One way to lose quality: a name, a level (0 = none, higher is worse), an ffmpeg filter and an x264 CRF."""
 
     name: str
@@ -31,13 +31,13 @@ class Distortion:
     crf: int = 16
 
 
-DISTORTIONS = (
-    Distortion("none", 0),
-    Distortion("compression", 1, crf=32),
-    Distortion("compression", 2, crf=42),
-    Distortion("blur", 1, "gblur=sigma=2.5", 20),
-    Distortion("noise", 1, "noise=alls=24:allf=t:all_seed=7", 26),
-    Distortion("downscale", 1, "scale=iw/4:ih/4:flags=area,scale=4*iw:4*ih:flags=bilinear", 20),
+DEGRADATIONS = (
+    Degradation("none", 0),
+    Degradation("compression", 1, crf=32),
+    Degradation("compression", 2, crf=42),
+    Degradation("blur", 1, "gblur=sigma=2.5", 20),
+    Degradation("noise", 1, "noise=alls=24:allf=t:all_seed=7", 26),
+    Degradation("downscale", 1, "scale=iw/4:ih/4:flags=area,scale=4*iw:4*ih:flags=bilinear", 20),
 )
 
 
@@ -47,7 +47,7 @@ class DemoClip:
 
     path: Path
     scene: str
-    distortion: str
+    degradation: str
     level: int
     crf: int
 
@@ -66,10 +66,10 @@ def write_demo_clips(
     folder: Path,
     num_scenes: int = 4,
     shape: ClipShape | None = None,
-    distortions: tuple[Distortion, ...] = DISTORTIONS,
+    degradations: tuple[Degradation, ...] = DEGRADATIONS,
     seed: int = 0,
 ) -> list[DemoClip]:
-    """Writes each scene at each distortion as H.264 MP4 into `folder` (made if absent): SCENE/DISTORTION-LEVEL.mp4.
+    """Writes each scene at each degradation as H.264 MP4 into `folder` (made if absent): SCENE/DISTORTION-LEVEL.mp4.
 
     Raises:
         FatalError: ffmpeg fails, say for want of room.
@@ -81,10 +81,10 @@ def write_demo_clips(
         kind = kinds[number % len(kinds)]
         scene = kind if number < len(kinds) else f"{kind}-{number // len(kinds) + 1}"
         (folder / scene).mkdir(parents=True, exist_ok=True)
-        paths = [folder / scene / f"{d.name}-{d.level}.mp4" for d in distortions]
+        paths = [folder / scene / f"{d.name}-{d.level}.mp4" for d in degradations]
         frames = SCENES[kind](shape, np.random.default_rng([seed, number]))
-        _encode(frames, shape, distortions, paths)
-        clips += [DemoClip(p, scene, d.name, d.level, d.crf) for p, d in zip(paths, distortions, strict=True)]
+        _encode(frames, shape, degradations, paths)
+        clips += [DemoClip(p, scene, d.name, d.level, d.crf) for p, d in zip(paths, degradations, strict=True)]
     return clips
 
 
@@ -198,18 +198,18 @@ def to_uint8(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
     return pixels
 
 
-def _encode(frames: Frames, shape: ClipShape, distortions: tuple[Distortion, ...], paths: list[Path]) -> None:
+def _encode(frames: Frames, shape: ClipShape, degradations: tuple[Degradation, ...], paths: list[Path]) -> None:
     """One ffmpeg reads the scene once and writes all of its versions."""
     branches = "".join(f"[s{i}]" for i in range(len(paths)))
     graph = [f"[0:v]split={len(paths)}{branches}"]
-    graph += [f"[s{i}]{d.filters},format=yuv420p[v{i}]" for i, d in enumerate(distortions)]
+    graph += [f"[s{i}]{d.filters},format=yuv420p[v{i}]" for i, d in enumerate(degradations)]
     size = f"{shape.width_px}x{shape.height_px}"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-s", size, "-r", str(shape.frame_rate), "-i", "-", "-filter_complex", ";".join(graph)]
-    for i, (distortion, path) in enumerate(zip(distortions, paths, strict=True)):
+    for i, (degradation, path) in enumerate(zip(degradations, paths, strict=True)):
         # One thread each: how x264 cuts a picture for threads is part of the bytes.
         command += ["-map", f"[v{i}]", "-c:v", "libx264", "-preset", "veryfast", "-threads", "1"]
-        command += ["-crf", str(distortion.crf), "-colorspace", "smpte170m", "-color_range", "tv"]
+        command += ["-crf", str(degradation.crf), "-colorspace", "smpte170m", "-color_range", "tv"]
         command += ["-movflags", "+faststart", str(path)]
     data = b"".join(np.ascontiguousarray(frame).tobytes() for frame in frames)
     done = subprocess.run(command, input=data, capture_output=True, check=False)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.maps import StoredMaps, dequantise
-from kvq_batch.media.stills import read_stills
+from kvq_batch.media.local_files import read_frames
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.session import Session
@@ -95,7 +95,7 @@ def draw_maps(
         tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
         Fetcher(storage, Path(scratch), max_file_bytes=2**63 - 1).fetch(row["uri"], row["content_id"]) as video,
     ):
-        frames = read_stills(video.path, frames_of_slots)
+        frames = read_frames(video.path, frames_of_slots)
     shown = None if saliency is None else np.sqrt(saliency)
     bounds = (_bounds(shown), _bounds(texture))
     columns = [

@@ -22,9 +22,8 @@ from benchmarks.lite.features import features_of
 from kvq_batch.cli.train import settings_of
 from kvq_batch.config.recipe import Recipe, Step
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labeling.distortions import apply
-from kvq_batch.media.lossless import encode_lossless
-from kvq_batch.media.planes import from_raw
+from kvq_batch.labeling.degradations import apply
+from kvq_batch.media.planes import encode_lossless, from_raw
 from kvq_batch.models.kvq.config import LITE, tensor_shapes
 from kvq_batch.training.settings import LossWeights
 

@@ -8,7 +8,7 @@ import pytest
 
 import kvq_batch
 from kvq_batch.cli.estimate_report import duration
-from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
+from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 from tests.cli.test_commands import call
 
 JOB = """
@@ -22,7 +22,7 @@ prices = {{ core_hour = 7.2, currency = "CHF" }}
 
 
 def test_budget_ends_a_run_and_the_next_plan_estimates(tmp_path: Path) -> None:
-    write_demo_clips(tmp_path / "videos", 1, ClipShape(width_px=64, height_px=48, num_frames=32), DISTORTIONS[:3])
+    write_demo_clips(tmp_path / "videos", 1, ClipShape(width_px=64, height_px=48, num_frames=32), DEGRADATIONS[:3])
     job = tmp_path / "job.toml"
     job.write_text(JOB.format(folder=tmp_path))
 

@@ -22,7 +22,7 @@ from kvq_batch.cli.options import PANELS
 from kvq_batch.config.load import load_any_job, load_train_job
 from kvq_batch.config.template import example_job
 from kvq_batch.domain.errors import FatalError, SpecError
-from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
+from kvq_batch.media.synthesis import ClipShape, Degradation, write_demo_clips
 from kvq_batch.models.kvq.checkpoint import save
 from kvq_batch.models.kvq.config import TINY
 from kvq_batch.models.kvq.family import untrained_checkpoint
@@ -52,7 +52,7 @@ COMMANDS = [
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     shape = ClipShape(width_px=64, height_px=48, num_frames=8)
-    write_demo_clips(folder, 1, shape, (Distortion("none", 0), Distortion("blur", 1)))
+    write_demo_clips(folder, 1, shape, (Degradation("none", 0), Degradation("blur", 1)))
     return folder
 
 

@@ -11,10 +11,10 @@ name = "versions"
 tables = "{folder}/labels"
 keep = "{folder}/versions"
 seed = 3
-[[sources]]
+[[references]]
 source = "synthetic:glow"
 count = 2
-[[sources]]
+[[references]]
 source = "synthetic:landscape"
 count = 2
 [segments]
@@ -119,7 +119,7 @@ def test_labels_train_a_model_that_scores(tmp_path: Path) -> None:
     wrong = call(
         "labels", "export", tables, "--out", tmp_path / "no", "--format", "csv", "--split-sql", "name", exit_code=2
     )
-    assert "is put into the part" in wrong.stderr
+    assert "is put into the split" in wrong.stderr
 
     weights = [trained(tmp_path, "1", 4), trained(tmp_path, "2", 12)]
     cards = [load(path).card for path in weights]

@@ -8,7 +8,7 @@ from tests.cli.test_commands import call
 JOB = """
 name = "few"
 tables = "{folder}/tables"
-[[sources]]
+[[references]]
 source = "synthetic:glow"
 [segments]
 num_frames = 4
@@ -43,13 +43,13 @@ def test_labels_are_planned_made_and_queried(tmp_path: Path) -> None:
     assert (planned["planned"], planned["current"]) == (0, 3)
 
 
-def test_distortions_list_has_units() -> None:
-    rows = json.loads(call("labels", "distortions", "-o", "json").stdout)
+def test_degradations_list_has_units() -> None:
+    rows = json.loads(call("labels", "degradations", "-o", "json").stdout)
     assert {"name": "h264", "amount": "x264 CRF", "from": 1, "to": 51, "codec": True} in rows
 
 
 def test_help_gives_examples() -> None:
-    for command in ("make", "distortions"):
+    for command in ("make", "degradations"):
         assert f"$ kvq-batch labels {command}" in call("labels", command, "--help").stdout
 
 

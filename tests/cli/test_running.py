@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import kvq_batch
-from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
+from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 
 ROOT = Path(__file__).parents[2]
 SHAPE = ClipShape(width_px=64, height_px=48, num_frames=32)
@@ -88,7 +88,7 @@ def ask(folder: Path, sql: str) -> list[dict[str, Any]]:
 
 
 def test_ctrl_c_commits_and_the_same_command_continues(command: Command, tmp_path: Path) -> None:
-    write_demo_clips(tmp_path / "videos", 2, SHAPE, DISTORTIONS[:4])
+    write_demo_clips(tmp_path / "videos", 2, SHAPE, DEGRADATIONS[:4])
     write_job(tmp_path)
 
     running = command.start("run", "job.toml", "--log", "json", "--output", "json")
@@ -150,7 +150,7 @@ def on_a_terminal(command: Command, *arguments: str) -> tuple[dict[str, Any], st
 
 
 def test_score_of_a_broken_file_exits_with_3(command: Command, tmp_path: Path) -> None:
-    write_demo_clips(tmp_path / "videos", 1, SHAPE, DISTORTIONS[:2])
+    write_demo_clips(tmp_path / "videos", 1, SHAPE, DEGRADATIONS[:2])
     (tmp_path / "videos" / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
     running = command.start("score", "videos", "--tables", "tables", "--model", "kvq-tiny")
     stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)

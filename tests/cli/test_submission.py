@@ -21,7 +21,7 @@ source = "s3://bucket/catalog.parquet"
 [[models]]
 name = "luma-sharpness"
 """
-LABELS = 'name = "labels"\ntables = "s3://bucket/quality"\n[[sources]]\nsource = "synthetic:all"\n'
+LABELS = 'name = "labels"\ntables = "s3://bucket/quality"\n[[references]]\nsource = "synthetic:all"\n'
 
 
 def call(*arguments: str | Path, exit_code: int = 0) -> Result:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from kvq_batch.cli.app import app
 from kvq_batch.domain.scorer import ModelOptions
-from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
+from kvq_batch.media.synthesis import ClipShape, Degradation, write_demo_clips
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.checkpoint import load
 
@@ -72,7 +72,11 @@ class Material:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         shape = ClipShape(width_px=64, height_px=48, num_frames=24)
-        levels = (Distortion("none", 0), Distortion("blur", 1, "gblur=sigma=1"), Distortion("blur", 2, "gblur=sigma=4"))
+        levels = (
+            Degradation("none", 0),
+            Degradation("blur", 1, "gblur=sigma=1"),
+            Degradation("blur", 2, "gblur=sigma=4"),
+        )
         self.clips = write_demo_clips(folder / "videos", 3, shape, levels)
         names = [clip.path.relative_to(folder / "videos").as_posix() for clip in self.clips]
         self.rows = [(name, clip.scene, 90 - 35 * clip.level) for name, clip in zip(names, self.clips, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import kvq_batch
-from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
+from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 from tests.support.ray_head import LocalCluster, Submitter
 
 SECRET = "planted/Secret+0123456789"
@@ -69,7 +69,7 @@ def test_missing_cluster_or_token_is_explained(
 
 def test_submitted_job_runs_and_shows_no_secret(cluster: LocalCluster, submitter: Submitter) -> None:
     folder = submitter.folder
-    write_demo_clips(folder / "videos", 1, ClipShape(width_px=64, height_px=48, num_frames=16), DISTORTIONS[:3])
+    write_demo_clips(folder / "videos", 1, ClipShape(width_px=64, height_px=48, num_frames=16), DEGRADATIONS[:3])
     write_job(folder)
     stdout, stderr = submitter.call(
         "submit", "night.toml", "--shared", ".", "--max-videos", "2", "--wait", "--output", "json", exit_code=4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import kvq_batch
-from kvq_batch.media.synthesis import DISTORTIONS, ClipShape, write_demo_clips
+from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 from tests.support.ray_head import CLEANUP_TIMEOUT_S, LocalCluster, Submitter, driver_on, kill
 
 pytestmark = pytest.mark.faults
@@ -30,7 +30,7 @@ def submitter(cluster: LocalCluster, tmp_path: Path) -> Submitter:
 
 
 def make_submitter(cluster: LocalCluster, tmp_path: Path) -> Submitter:
-    (clip,) = write_demo_clips(tmp_path, 1, ClipShape(width_px=64, height_px=48, num_frames=16), DISTORTIONS[:1])
+    (clip,) = write_demo_clips(tmp_path, 1, ClipShape(width_px=64, height_px=48, num_frames=16), DEGRADATIONS[:1])
     (tmp_path / "videos").mkdir()
     for number in range(NUM_VIDEOS):
         shutil.copyfile(clip.path, tmp_path / "videos" / f"{number:04d}.mp4")

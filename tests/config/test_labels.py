@@ -10,7 +10,7 @@ from kvq_batch.config.load import checked, load_label_job
 from kvq_batch.config.recipe import Step
 from kvq_batch.domain.errors import SpecError
 
-SMALLEST: dict[str, Any] = {"name": "l", "tables": "t", "sources": [{"source": "synthetic:leaves"}]}
+SMALLEST: dict[str, Any] = {"name": "l", "tables": "t", "references": [{"source": "synthetic:leaves"}]}
 
 
 def test_the_smallest_job_has_defaults_for_the_rest() -> None:
@@ -29,19 +29,19 @@ def test_the_job_that_ships_is_valid() -> None:
 @pytest.mark.parametrize(
     ("change", "key", "words"),
     [
-        ({"renditions": {"ladders": {"sepia": [1]}}}, "renditions.ladders", "no distortion 'sepia'"),
+        ({"renditions": {"ladders": {"sepia": [1]}}}, "renditions.ladders", "no degradation 'sepia'"),
         ({"renditions": {"ladders": {"h264": [99]}}}, "renditions.ladders", "takes 1 to 51"),
         ({"renditions": {"combinations": [["h264:30"]]}}, "renditions.combinations", "write NAME-AMOUNT"),
         (
             {"renditions": {"ladders": {}, "combinations": [], "clean": False}},
             "renditions",
-            "no distortion to draw from",
+            "no degradation to draw from",
         ),
         ({"segments": {"height_px": 100}}, "segments", "whole cells"),
         ({"segments": {"num_frames": 5}}, "segments", "even"),
-        ({"sources": []}, "sources", "at least 1"),
-        ({"sources": [{"source": "videos", "count": 3}]}, "sources.0", "procedural"),
-        ({"keep": "videos/kept", "sources": [{"source": "videos"}]}, "(job)", "lies within the source"),
+        ({"references": []}, "references", "at least 1"),
+        ({"references": [{"source": "videos", "count": 3}]}, "references.0", "procedural"),
+        ({"keep": "videos/kept", "references": [{"source": "videos"}]}, "(job)", "lies within the references"),
         ({"seeds": 3}, "seeds", "unknown key"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A recipe is the same text for the same distortion, comes back from it, and refuses what makes no sense."""
+"""A recipe is the same text for the same degradation, comes back from it, and refuses what makes no sense."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def test_amounts_have_ends(name: str) -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(SpecError, match="no distortion 'sepia'"):
+    with pytest.raises(SpecError, match="no degradation 'sepia'"):
         Step("sepia", 1)
     with pytest.raises(SpecError, match="rectangle"):
         Cells(-1, 0, 1, 1)
@@ -70,5 +70,5 @@ def test_a_worn_segment_says_so_and_comes_back_from_its_text() -> None:
     assert '"pre_degraded":[["downscale",2.0],["h264",24.0]]' in pre_degraded.segment_id
     assert "pre_degraded" not in plain.segment_id
     assert [Segment.from_json(segment.segment_id) for segment in (plain, pre_degraded)] == [plain, pre_degraded]
-    with pytest.raises(SpecError, match="no distortion"):
+    with pytest.raises(SpecError, match="no degradation"):
         Segment.from_json(plain.segment_id[:-1] + ',"pre_degraded":[["rust",1]]}')

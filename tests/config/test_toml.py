@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from kvq_batch.config.load import load_any_job, load_job
 from kvq_batch.config.template import job_template
-from kvq_batch.config.toml import as_toml
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
 
@@ -24,19 +24,19 @@ JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
     ],
 )
 def test_values_come_back(values: dict[str, Any]) -> None:
-    assert tomllib.loads(as_toml(values)) == values
+    assert tomllib.loads(tomli_w.dumps(values)) == values
 
 
 def test_what_has_no_word_in_toml_is_refused() -> None:
-    with pytest.raises(TypeError, match="None cannot be written"):
-        as_toml({"a": None})
+    with pytest.raises(TypeError, match="NoneType"):
+        tomli_w.dumps({"a": None})
 
 
 @pytest.mark.parametrize("path", [path for path in JOBS if path.stem != "train"], ids=lambda path: path.stem)
 def test_jobs_come_back(path: Path, tmp_path: Path) -> None:
     job = load_any_job(path)
     written = tmp_path / "job.toml"
-    written.write_text(as_toml(job.model_dump(mode="json", exclude_unset=True, exclude_none=True)))
+    written.write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_unset=True, exclude_none=True)))
     assert load_any_job(written) == job
 
 
@@ -45,5 +45,5 @@ def test_a_job_with_every_key_comes_back(tmp_path: Path) -> None:
     # Keys without a default stand there as comments, with an example.
     template.write_text(job_template("all"))
     job = load_job(template)
-    written.write_text(as_toml(job.model_dump(mode="json", exclude_none=True)))
+    written.write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)))
     assert load_job(written).model_dump() == job.model_dump()

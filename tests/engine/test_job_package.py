@@ -117,11 +117,11 @@ def test_local_paths_are_rejected_and_shared_ones_made_absolute(
 
 
 def test_local_paths_of_label_jobs_are_rejected(tmp_path: Path) -> None:
-    values = {"name": "n", "tables": "s3://b/t", "keep": "kept", "sources": [{"source": "synthetic:all"}]}
+    values = {"name": "n", "tables": "s3://b/t", "keep": "kept", "references": [{"source": "synthetic:all"}]}
     with pytest.raises(SpecError, match=r"1 of the paths[^$]*keep: 'kept'"):
         pack(checked(LabelJob, values, "here"), "labels.toml")
     package = pack(checked(LabelJob, {**values, "keep": "s3://b/kept"}, "here"), "labels.toml")
-    assert values_of(package)["sources"] == [{"source": "synthetic:all"}]
+    assert values_of(package)["references"] == [{"source": "synthetic:all"}]
 
 
 @pytest.mark.parametrize(

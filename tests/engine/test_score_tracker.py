@@ -279,10 +279,10 @@ def test_the_breaker_trips_on_one_cause_in_a_row(same: bool, expected: bool) -> 
 def test_one_video_never_trips_the_breaker_however_much_is_wanted_of_it() -> None:
     breaker = CircuitBreaker(in_a_row=5, share=0.2)
     for i in range(400):
-        breaker.record_failure("label", "source_too_short", f"v{i % 4}")
+        breaker.record_failure("label", "reference_too_short", f"v{i % 4}")
     assert breaker.cause is None
-    breaker.record_failure("label", "source_too_short", "v4")
-    assert breaker.cause == "5 videos in a row failed at label with source_too_short"
+    breaker.record_failure("label", "reference_too_short", "v4")
+    assert breaker.cause == "5 videos in a row failed at label with reference_too_short"
 
 
 def test_the_breaker_trips_on_a_share_of_the_first_videos_only() -> None:

@@ -1,4 +1,4 @@
-"""Figures over versions whose making is known, by hand: order, groups of distortions, ladders and regions."""
+"""Figures over versions whose making is known, by hand: order, groups of degradations, ladders and regions."""
 
 import numpy as np
 import pytest

@@ -16,11 +16,11 @@ from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_
 SEGMENT = Segment(seed=5)
 
 
-def label_job(tables: Path | str, *sources: dict[str, Any], **more: Any) -> LabelJob:
+def label_job(tables: Path | str, *references: dict[str, Any], **more: Any) -> LabelJob:
     values = {
         "name": "labels",
         "tables": str(tables),
-        "sources": list(sources),
+        "references": list(references),
         "segments": {"num_frames": 4, "height_px": 64, "width_px": 96},
         "renditions": {"ladders": {"blur": [1, 3], "h264": [30, 45]}, "combinations": [], "regions": 1, "mixes": 1},
         "make": {"workers": {"num_cpus": 0.5}},
@@ -64,7 +64,7 @@ def test_seeds_of_sources_have_nothing_to_do_with_each_other() -> None:
 
 
 def test_a_plan_is_the_same_twice_and_counts_its_sources(tmp_path: Path) -> None:
-    job = label_job(tmp_path / "tables", {"source": "synthetic:all", "count": 2}, segments={"per_source": 2})
+    job = label_job(tmp_path / "tables", {"source": "synthetic:all", "count": 2}, segments={"per_reference": 2})
     first, second = plan_labels(job), plan_labels(job)
     assert first.renditions.equals(second.renditions)
     assert (first.num_references, first.num_segments) == (22, 44)

@@ -22,7 +22,7 @@ from kvq_batch.labeling.planning import plan_labels
 from kvq_batch.labeling.run import run_labels
 from kvq_batch.labeling.scenes import make_scene
 from kvq_batch.labeling.segments import STILL_RATE, segment_of_scene
-from kvq_batch.media.lossless import decode_lossless
+from kvq_batch.media.planes import decode_lossless
 from kvq_batch.media.synthesis import ClipShape
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import check_tables
@@ -61,8 +61,10 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
     Image.fromarray(make_scene("page", 1, ClipShape(128, 96, 25, 1))[0]).save(videos / "still.png")
     (videos / "page.mp4").write_bytes(b"<html></html>")
     (videos / "small.png").write_bytes(b"no picture")
-    sources = ({"source": str(videos)}, {"source": "synthetic:glow"})
-    job = label_job(tmp_path / "tables", *sources, renditions=FEW, keep=str(tmp_path / "kept"), run={"max_attempts": 2})
+    references = ({"source": str(videos)}, {"source": "synthetic:glow"})
+    job = label_job(
+        tmp_path / "tables", *references, renditions=FEW, keep=str(tmp_path / "kept"), run={"max_attempts": 2}
+    )
     summary = run(job)
     check_books(job, summary)
     assert (summary.state, summary.num_videos, summary.num_planned) == ("finished", 6, 30)

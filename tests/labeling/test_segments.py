@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kvq_batch.config.recipe import Step
-from kvq_batch.config.segment import Framing, Segment
+from kvq_batch.config.segment import FramingMode, Segment
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
-from kvq_batch.labeling.distortions import apply
+from kvq_batch.labeling.degradations import apply
 from kvq_batch.labeling.scenes import ALL_SCENES, make_scene
 from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, segment_of_still
 from kvq_batch.labeling.synthetic_motion import moving_view
@@ -42,7 +42,7 @@ def test_a_scene_is_of_its_seed_and_moves(name: str) -> None:
 
 
 @pytest.mark.parametrize("framing", ["native", "cover", "whole"])
-def test_frames_get_the_size_of_the_segment(framing: Framing) -> None:
+def test_frames_get_the_size_of_the_segment(framing: FramingMode) -> None:
     segment = Segment(num_frames=4, height_px=64, width_px=96, framing=framing, seed=3)
     planes = segment_of_frames(frames(), 29.97, segment)
     assert (planes.num_frames, planes.height_px, planes.width_px) == (4, 64, 96)

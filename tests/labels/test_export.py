@@ -1,4 +1,4 @@
-"""Sets written out of real tables: no scene in two parts, labels and frames as they were made, in every form."""
+"""Sets written out of real tables: no scene in two splits, labels and frames as they were made, in every form."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from kvq_batch.labels.export import SetRequest, SetSummary, export_set
 from kvq_batch.labels.files import Scale, read_labels
 from kvq_batch.labels.opinions import OpinionList, import_opinions
 from kvq_batch.labels.splits import parse_shares
-from kvq_batch.labels.tar_shards import SetFolder, Shards
+from kvq_batch.labels.tar_shards import SetFolder, TarShards
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
@@ -36,8 +36,8 @@ THIRDS = parse_shares("1/1/1")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labels of three scenes, five versions each, kept."""
     folder = tmp_path_factory.mktemp("labels")
-    sources = [{"source": f"synthetic:{name}"} for name in ("leaves", "glow", "page")]
-    job = label_job(folder / "tables", *sources, renditions=FEW, keep=str(folder / "kept"))
+    references = [{"source": f"synthetic:{name}"} for name in ("leaves", "glow", "page")]
+    job = label_job(folder / "tables", *references, renditions=FEW, keep=str(folder / "kept"))
     assert run_labels(plan_labels(job)).num_scored == 15
     return folder / "tables"
 
@@ -80,8 +80,8 @@ def test_a_csv_and_a_list_are_read_by_our_own_reader(tables: Path, tmp_path: Pat
     assert len(read.names) == 15
     assert set(read.column("split") or ()) == {"train", "validation", "test"}
     export(tables, tmp_path / "list", "list")
-    for part in ("train", "validation", "test"):
-        listed = read_labels(str(tmp_path / "list" / f"{part}.txt"), scale=Scale(0, 100))
+    for split in ("train", "validation", "test"):
+        listed = read_labels(str(tmp_path / "list" / f"{split}.txt"), scale=Scale(0, 100))
         assert len(listed.names) == 5
         assert all(Path(name).exists() for name in listed.names)
     with (tmp_path / "csv" / "labels.csv").open(newline="") as file:
@@ -160,7 +160,7 @@ def test_opinions_are_exported_on_one_scale(tmp_path: Path) -> None:
 
 
 def test_shards_are_closed_when_they_are_full(tmp_path: Path) -> None:
-    shards = Shards(SetFolder(str(tmp_path / "set"), StorageOptions()), "train", shard_bytes=20_000)
+    shards = TarShards(SetFolder(str(tmp_path / "set"), StorageOptions()), "train", shard_bytes=20_000)
     for number in range(5):
         shards.add(f"key{number}", {"bin": bytes(12_000)})
     shards.close()

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from kvq_batch.media.probe import VideoLimits, probe
-from kvq_batch.media.synthesis import DISTORTIONS, SCENES, ClipShape, write_demo_clips
+from kvq_batch.media.synthesis import DEGRADATIONS, SCENES, ClipShape, write_demo_clips
 
 SHAPE = ClipShape(width_px=160, height_px=96, num_frames=12)
 
 
 def test_clips_are_videos_of_the_shape(tmp_path: Path) -> None:
     clips = write_demo_clips(tmp_path, num_scenes=5, shape=SHAPE)
-    assert len(clips) == 5 * len(DISTORTIONS)
+    assert len(clips) == 5 * len(DEGRADATIONS)
     assert {c.scene for c in clips} == {*SCENES, "landscape-2"}
     for clip in clips:
         facts = probe(clip.path, VideoLimits()).facts

@@ -8,7 +8,7 @@ import pytest
 from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.scorer import ModelOptions, Scorer
-from kvq_batch.labeling.distortions import make_rendition
+from kvq_batch.labeling.degradations import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.fragments import splice
 from kvq_batch.media.planes import Planes

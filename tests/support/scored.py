@@ -10,7 +10,7 @@ from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.catalog.reader import read_catalog, resolve_content_ids
 from kvq_batch.config.job import Catalog
 from kvq_batch.domain.identity import ModelRef
-from kvq_batch.media.synthesis import ClipShape, Distortion, write_demo_clips
+from kvq_batch.media.synthesis import ClipShape, Degradation, write_demo_clips
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import make_rows
@@ -35,8 +35,8 @@ class Scored:
 
 def make_scored(folder: Path, num_clips: int = 2) -> Scored:
     """`VIDEO` scored by KVQ with maps, `PLAIN` by a model without, `BROKEN` failed for good; all files are real."""
-    distortions = (Distortion("none", 0), Distortion("blur", 1), Distortion("noise", 1))
-    write_demo_clips(folder / "videos", 1, SHAPE, distortions)
+    degradations = (Degradation("none", 0), Degradation("blur", 1), Degradation("noise", 1))
+    write_demo_clips(folder / "videos", 1, SHAPE, degradations)
     listed = resolve_content_ids(
         read_catalog(Catalog(source=str(folder / "videos")), StorageOptions()), StorageOptions()
     )

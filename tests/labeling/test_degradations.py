@@ -1,11 +1,11 @@
-"""Every distortion is the same twice, does what its name says, and stays in its rectangle."""
+"""Every degradation is the same twice, does what its name says, and stays in its rectangle."""
 
 import numpy as np
 import pytest
 
 from kvq_batch.config.recipe import STEPS, Cells, Patch, Recipe, Step
 from kvq_batch.domain.errors import LabelError
-from kvq_batch.labeling.distortions import apply, make_rendition
+from kvq_batch.labeling.degradations import apply, make_rendition
 from kvq_batch.media.planes import Planes
 from tests.support.pristine import pristine
 

@@ -4,6 +4,7 @@ It runs in the process that calls it, so that it is for files of one's own; what
 child (`isolation`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,19 @@ def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> ND
     whole = [Window(0.0, max(probed.facts.duration_s, float(probed.times_s[-1]) + 1e-6))]
     (clip,) = decode_clips(path, probed, whole, [request], path.name, range(1), Decoding(reader))
     return clip.frames[0].pixels
+
+
+def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
+    """The frames `indices` (presentation order, repeats allowed), uint8 RGB [H, W, 3], upright, native size.
+
+    Raises:
+        ProbeError, DecodeError: as `probe` and the readers.
+    """
+    probed = probe(path, VideoLimits(hdr="as-is"))
+    reader, _ = open_reader(choose_decoder(probed))
+    wanted = np.unique(np.asarray(indices, np.int64))
+    frames = {number: rgb.copy() for number, rgb in reader.frames(path, probed, wanted, num_threads=1)}
+    return [frames[int(index)] for index in indices]
 
 
 def _still(path: Path) -> NDArray[np.uint8]:
