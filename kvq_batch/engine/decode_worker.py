@@ -144,21 +144,21 @@ class DecodeWorker:
         probed: Probed | None = None
         while first_clip < num_clips:
             started = time.perf_counter()
-            part = self._decoder.submit(replace(task, first_clip=first_clip, probed=probed)).result()
-            decode_s = (time.perf_counter() - started) / len(part.clips)
-            num_clips, probed = part.num_clips, part.probed
-            first_clip += len(part.clips)
+            batch = self._decoder.submit(replace(task, first_clip=first_clip, probed=probed)).result()
+            decode_s = (time.perf_counter() - started) / len(batch.clips)
+            num_clips, probed = batch.num_clips, batch.probed
+            first_clip += len(batch.clips)
             if first_clip >= num_clips:
                 # A file that is read where it is may have changed meanwhile: then no clip of it counts.
                 video.check_unchanged()
-            self._add(item, video, part, decode_s, decoded)
+            self._add(item, video, batch, decode_s, decoded)
             yield
 
     def _add(
-        self, item: dict[str, Any], video: LocalVideo, part: DecodedVideo, decode_s: float, decoded: StreamRows
+        self, item: dict[str, Any], video: LocalVideo, batch: DecodedVideo, decode_s: float, decoded: StreamRows
     ) -> None:
-        facts = json.dumps(asdict(part.facts))
-        for clip in part.clips:
+        facts = json.dumps(asdict(batch.facts))
+        for clip in batch.clips:
             row = ClipRow(
                 item=item["item"],
                 attempt=item["attempt"],
@@ -166,10 +166,10 @@ class DecodeWorker:
                 clip_index=clip.clip_index,
                 num_clips=clip.num_clips,
                 start_s=clip.window.start_s,
-                end_s=min(clip.window.end_s, part.facts.duration_s),
+                end_s=min(clip.window.end_s, batch.facts.duration_s),
                 facts=facts,
                 size_bytes=video.size_bytes,
-                decoder=part.decoder,
+                decoder=batch.decoder,
                 content_id=video.content_id,
                 fetch_s=video.seconds,
                 fetch_attempts=video.attempts,

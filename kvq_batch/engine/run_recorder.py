@@ -144,7 +144,7 @@ class RunRecorder(ABC):
         """Return further columns of the row in `runs`."""
         return {"models": [], "num_removed": 0}
 
-    def _versions(self) -> list[tuple[str, str]]:
+    def _package_versions(self) -> list[tuple[str, str]]:
         return [(name, version(name)) for name in self.packages] + [("python", platform.python_version())]
 
     @property
@@ -241,7 +241,7 @@ class RunRecorder(ABC):
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,
             "startup_s": summary.startup_s,
-            "versions": self._versions(),
+            "versions": self._package_versions(),
             "message": summary.message,
             **self._run_columns(summary),
         }

@@ -75,8 +75,8 @@ class LabelRecorder(RunRecorder):
     def _write_rows(self, rows: FinishedRows) -> None:
         self._writer.commit_labels(make_rows("labels", rows.scores), make_rows("failures", rows.failures))
 
-    def _versions(self) -> list[tuple[str, str]]:
-        return [*super()._versions(), ("ffmpeg", ffmpeg_version())]
+    def _package_versions(self) -> list[tuple[str, str]]:
+        return [*super()._package_versions(), ("ffmpeg", ffmpeg_version())]
 
 
 def _display_spec(plan: LabelPlan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Disks that are really full: the tables' ends the run, a worker's costs its videos one run and nothing for good."""
+"""Full disks: a full disk of the tables ends the run; a full disk of a worker costs its videos one run."""
 
 import json
 import subprocess
@@ -19,15 +19,15 @@ CLEANUP_TIMEOUT_S = 400
 
 @pytest.fixture(scope="module")
 def namespace(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command before a command that may mount."""
+    """Return the command prefix that allows a command to mount."""
     folder = tmp_path_factory.mktemp("mount")
-    tried = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
-    if tried.returncode:
-        pytest.skip("this machine lets nobody mount in a user namespace")
+    mounted = subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting in a user namespace is not permitted on this machine")
     return NAMESPACE
 
 
-def played(namespace: list[str], *arguments: object) -> dict[str, Any]:
+def run_in_namespace(namespace: list[str], *arguments: object) -> dict[str, Any]:
     command = [*namespace, sys.executable, "-m", "tests.support.full_disk", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=CLEANUP_TIMEOUT_S, cwd=Path(__file__).parents[2], check=False
@@ -37,10 +37,8 @@ def played(namespace: list[str], *arguments: object) -> dict[str, Any]:
     return outcome
 
 
-def test_a_full_disk_under_the_tables_stops_the_run_and_the_next_one_goes_on(
-    namespace: list[str], videos: Path, tmp_path: Path
-) -> None:
-    outcome = played(namespace, "tables", tmp_path, videos)
+def test_full_disk_of_tables_stops_run(namespace: list[str], videos: Path, tmp_path: Path) -> None:
+    outcome = run_in_namespace(namespace, "tables", tmp_path, videos)
     assert "cannot be written: no space left" in outcome["message"]
     assert "What was committed stays" in outcome["message"]
     assert 1 <= len(outcome["kept"]) < 6
@@ -49,14 +47,16 @@ def test_a_full_disk_under_the_tables_stops_the_run_and_the_next_one_goes_on(
     assert outcome["failures"] == []
 
 
-def test_no_room_for_a_file_or_its_frames_is_no_fault_of_the_video(
+def test_full_scratch_is_not_a_permanent_failure(
     namespace: list[str], clips: Sequence[Path], s3_prefix: S3Location, tmp_path: Path
 ) -> None:
     padded = clips[0].read_bytes() + (2**21).to_bytes(4, "big") + b"free" + bytes(2**21 - 8)
     s3_prefix.put("videos/large.mp4", padded)
     s3_prefix.put("videos/small.mp4", clips[1].read_bytes())
-    outcome = played(namespace, "scratch", tmp_path, f"{s3_prefix.uri}/videos", s3_prefix.options.endpoint_url)
-    told = [(row["video_id"], row["stage"], row["error"], row["permanent"]) for row in outcome["failed"]]
-    assert told == [("large.mp4", "fetch", "scratch_full", False), ("small.mp4", "decode", "no_room", False)]
+    outcome = run_in_namespace(
+        namespace, "scratch", tmp_path, f"{s3_prefix.uri}/videos", s3_prefix.options.endpoint_url
+    )
+    failures = [(row["video_id"], row["stage"], row["error"], row["permanent"]) for row in outcome["failed"]]
+    assert failures == [("large.mp4", "fetch", "scratch_full", False), ("small.mp4", "decode", "no_room", False)]
     assert all("room" in row["message"] or "No space left" in row["message"] for row in outcome["failed"])
     assert (outcome["state"], outcome["scored_then"]) == ("finished", 2)

@@ -27,7 +27,7 @@ from kvq_batch.engine.metrics import (
 )
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
-from tests.engine.test_run import FAST, check_books, job_of, run
+from tests.engine.test_run import FAST, check_counts, job_of, run
 from tests.support.dashboard import dashboard, queries
 from tests.support.prometheus import ALERTS, CONFIG
 
@@ -203,7 +203,7 @@ def test_exported_values_match_the_summary(videos: Path, tmp_path: Path) -> None
         job = job_of(videos, tmp_path / "tables", FAST, name="night", run={"ray_address": cluster.address})
         finder = AddressFinder()
         summary = run(job, observer=finder)
-        check_books(job, summary)
+        check_counts(job, summary)
         first = scrape(finder.address, job.name)
         # The same job again has no work, and exports that.
         assert run(job).num_planned == 0

@@ -1,4 +1,4 @@
-"""Whole runs on a real local Ray: every input ends as a score or as one final failure, and nothing is done twice."""
+"""Scoring runs on a real local Ray: each task ends with one score or one final failure."""
 
 import os
 import shutil
@@ -58,8 +58,8 @@ def ask(tables: Path | str, sql: str, storage: StorageOptions | None = None) -> 
         return rows
 
 
-def check_books(job: Job, summary: RunSummary, storage: StorageOptions | None = None) -> None:
-    """Nothing lost, nothing twice: each planned pair of the run has one score or one final failure, never both."""
+def check_counts(job: Job, summary: RunSummary, storage: StorageOptions | None = None) -> None:
+    """Check that each task of the run has one score or one final failure, never both."""
     rows = ask(
         job.tables,
         f"""
@@ -77,7 +77,7 @@ def check_books(job: Job, summary: RunSummary, storage: StorageOptions | None = 
 
 
 def break_some(folder: Path) -> set[str]:
-    """Broken files of every kind that needs no encoder; returns their names."""
+    """Write broken files of every kind that needs no encoder; return their names."""
     whole = (folder / "none-0.mp4").read_bytes()
     broken = {
         "empty.mp4": b"",
@@ -90,20 +90,18 @@ def break_some(folder: Path) -> set[str]:
     return set(broken)
 
 
-def test_every_input_ends_as_a_score_or_a_final_failure_and_the_same_job_does_nothing_more(
-    videos: Path, tmp_path: Path
-) -> None:
+def test_every_task_ends_with_score_or_failure(videos: Path, tmp_path: Path) -> None:
     broken = break_some(videos)
     job = job_of(videos, tmp_path / "tables", FAST, KVQ)
     summary = run(job)
-    check_books(job, summary)
+    check_counts(job, summary)
     assert (summary.state, summary.num_scored, summary.num_failed) == ("finished", 12, 8)
     failed = ask(job.tables, "SELECT DISTINCT video_id, stage, permanent, message FROM failures WHERE final")
     assert {row["video_id"] for row in failed} == broken
     assert all(row["permanent"] and row["message"] for row in failed)
     assert {row["stage"] for row in failed} <= {"fetch", "probe", "decode"}
 
-    # Both models saw one decode; the score comes out of the stored maps again.
+    # Both models share one decode. The score can be recomputed from the stored maps.
     recomputed = ask(
         job.tables,
         """
@@ -129,7 +127,7 @@ def test_every_input_ends_as_a_score_or_a_final_failure_and_the_same_job_does_no
     assert plan_job(other).plan.by_reason["preprocessing changed"] == 18
 
 
-def test_clips_of_a_video_are_scored_each_and_the_score_is_their_mean(videos: Path, tmp_path: Path) -> None:
+def test_score_of_video_is_mean_of_its_clips(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos / "none-0.mp4", tmp_path / "tables", clips={"every_s": 0.5})
     summary = run(job)
     assert summary.num_scored == 1
@@ -141,12 +139,12 @@ def test_clips_of_a_video_are_scored_each_and_the_score_is_their_mean(videos: Pa
     assert score["raw_score"] == pytest.approx(sum(clip["raw_score"] for clip in clips) / len(clips))
 
 
-def test_videos_that_kill_or_hang_their_decoder_cost_only_themselves(videos: Path, tmp_path: Path) -> None:
+def test_crashing_and_hanging_videos_fail_alone(videos: Path, tmp_path: Path) -> None:
     for name in ("segfault", "hang", "kill-once", "kill-always"):
         shutil.copy2(videos / "none-0.mp4", videos / f"{name}.mp4")
     job = job_of(videos, tmp_path / "tables", limits={"timeout_s": 5}, run={"max_attempts": 2})
     summary = run(job, worker=MisbehavingDecodeWorker)
-    check_books(job, summary)
+    check_counts(job, summary)
     final = ask(job.tables, "SELECT video_id, error, permanent, exit_signal FROM failures WHERE final ORDER BY 1")
     assert [(row["video_id"], row["error"], row["permanent"]) for row in final] == [
         ("hang.mp4", "decode_timeout", False),
@@ -159,7 +157,7 @@ def test_videos_that_kill_or_hang_their_decoder_cost_only_themselves(videos: Pat
 
 
 class KillsOneScorer(SilentObserver):
-    """Kills the scoring worker with SIGKILL when the first results have come."""
+    """Kills the score worker with SIGKILL after the first results."""
 
     def __init__(self) -> None:
         self.killed: list[int] = []
@@ -172,7 +170,7 @@ class KillsOneScorer(SilentObserver):
 
 
 def pids_of(worker: str) -> list[int]:
-    """Ray actors below this process whose title names `worker`."""
+    """Return the Ray actors of this process whose title contains `worker`."""
     found = subprocess.run(["pgrep", "-f", f"ray::MapWorker.*{worker}"], capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split() if _is_below_us(int(pid))]
 
@@ -188,14 +186,14 @@ def _is_below_us(pid: int) -> bool:
     return False
 
 
-def test_a_killed_scorer_costs_no_score_and_changes_none(videos: Path, tmp_path: Path) -> None:
+def test_killed_score_worker_changes_no_score(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path / "tables", KVQ)
     killer = KillsOneScorer()
     summary = run(job, observer=killer)
     assert killer.killed
-    check_books(job, summary)
+    check_counts(job, summary)
     assert (summary.num_scored, summary.num_failed) == (6, 0)
-    # The same score as in this process, alone: it depends on no batch, worker, neighbour or run.
+    # The score equals that of a single clip in this process: it depends on no batch, worker or run.
     scorer = build(ModelOptions("kvq-tiny", "untrained", num_threads=1))
     for row in ask(job.tables, "SELECT video_id, raw_score FROM scores ORDER BY video_id LIMIT 3"):
         task = DecodeTask(videos / row["video_id"], row["video_id"], (FrameRequest(),))
@@ -206,7 +204,7 @@ def test_a_killed_scorer_costs_no_score_and_changes_none(videos: Path, tmp_path:
 
 
 class StopsEarly(SilentObserver):
-    """Asks for a stop when the first results have come."""
+    """Requests a stop after the first results."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -215,39 +213,39 @@ class StopsEarly(SilentObserver):
         self.stop.set()
 
 
-def test_a_stop_commits_what_is_finished_and_the_next_run_does_the_rest(videos: Path, tmp_path: Path) -> None:
+def test_stopped_run_commits_and_next_run_resumes(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path / "tables", KVQ | {"batch_size": 1})
     observer = StopsEarly()
     first = run(job, observer=observer, stop=observer.stop)
-    check_books(job, first)
+    check_counts(job, first)
     assert (first.state, first.message) == ("stopped", INTERRUPTED)
     assert 0 < first.num_scored < 6
     second = run(job)
-    check_books(job, second)
+    check_counts(job, second)
     assert first.num_scored + second.num_scored == 6
     assert len(ask(job.tables, "SELECT DISTINCT video_id FROM scores")) == 6
 
 
-class Trips(SilentObserver):
-    """Breaks the run from within, with results in hand that are not committed yet."""
+class FailsAfterFirstScore(SilentObserver):
+    """Raises a fatal error while there are results that are not committed yet."""
 
     def progressed(self, tracker: WorkTracker) -> None:
         if tracker.num_scored:
             raise FatalError("the tables were taken over")
 
 
-def test_whatever_ends_the_run_what_is_finished_is_committed(videos: Path, tmp_path: Path) -> None:
+def test_failed_run_commits_finished_results(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path / "tables", FAST | {"batch_size": 1}, run={"commit_every_s": 3600})
     with pytest.raises(FatalError, match="taken over"):
-        run(job, observer=Trips())
+        run(job, observer=FailsAfterFirstScore())
     (row,) = ask(job.tables, "SELECT state, message, num_scored, num_remaining FROM runs")
     assert (row["state"], row["message"]) == ("failed", "the tables were taken over")
     assert row["num_scored"] + row["num_remaining"] == 6
     assert len(ask(job.tables, "SELECT video_id FROM scores")) == row["num_scored"] > 0
 
 
-class Recorder(SilentObserver):
-    """Keeps the failures as they were committed."""
+class FailureCollector(SilentObserver):
+    """Collects the committed failures."""
 
     def __init__(self) -> None:
         self.failures: list[Row] = []
@@ -256,37 +254,37 @@ class Recorder(SilentObserver):
         self.failures += failures
 
 
-def test_one_cause_for_many_failures_stops_the_run_and_condemns_nobody(videos: Path, tmp_path: Path) -> None:
+def test_circuit_breaker_stops_run_without_final_failures(videos: Path, tmp_path: Path) -> None:
     catalog = tmp_path / "catalog.csv"
     rows = [f"video{i},/nowhere/video{i}.mp4" for i in range(30)]
     catalog.write_text("\n".join(["video_id,uri", *rows]))
     job = job_of(catalog, tmp_path / "tables", run={"breaker_in_a_row": 10})
-    recorder = Recorder()
+    collector = FailureCollector()
     with pytest.raises(FatalError, match="in a row failed at fetch with missing"):
-        run(job, observer=recorder)
-    assert recorder.failures
-    assert not [row for row in recorder.failures if row["final"]]
+        run(job, observer=collector)
+    assert collector.failures
+    assert not [row for row in collector.failures if row["final"]]
     assert plan_job(job).plan.by_reason["retry"] >= 10
     (row,) = ask(job.tables, "SELECT state, message FROM runs")
     assert row["state"] == "failed"
     assert "in a row" in row["message"]
 
 
-def test_a_bucket_is_scored_and_asked_like_a_folder(clips: Sequence[Path], s3_prefix: S3Location) -> None:
+def test_run_on_s3(clips: Sequence[Path], s3_prefix: S3Location) -> None:
     for clip in clips[:3]:
         s3_prefix.put(f"videos/{clip.name}", clip.read_bytes())
     s3_prefix.put("videos/page.mp4", b"<html></html>")
     storage = {"endpoint_url": s3_prefix.options.endpoint_url, "region": s3_prefix.options.region}
     job = job_of(f"{s3_prefix.uri}/videos", f"{s3_prefix.uri}/tables", FAST, KVQ, storage=storage)
     summary = run(job)
-    check_books(job, summary, s3_prefix.options)
+    check_counts(job, summary, s3_prefix.options)
     assert (summary.num_scored, summary.num_failed) == (6, 2)
     rows = ask(job.tables, "SELECT uri, content_id, size_bytes FROM scores ORDER BY uri", s3_prefix.options)
     assert all(row["uri"].startswith("s3://") and row["content_id"].startswith("etag:") for row in rows)
     assert run(job).num_planned == 0
 
 
-def test_a_run_joins_a_cluster_by_its_address_and_leaves_it_running(videos: Path, tmp_path: Path) -> None:
+def test_run_joins_cluster_and_leaves_it_running(videos: Path, tmp_path: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         job = job_of(videos, tmp_path / "tables", run={"ray_address": cluster.address})

@@ -1,4 +1,4 @@
-"""The books: every pair is closed exactly once, whatever arrives, twice, late or never."""
+"""The tracker closes every task exactly once, whether results arrive once, twice, late or never."""
 
 import json
 from typing import Any
@@ -58,7 +58,7 @@ def scored(
     score: float = 1.0,
     attempt: int = 1,
 ) -> pa.Table:
-    """What the last stage yields for one clip: results of the models `bits`, null for the others."""
+    """Return the output of the last stage for one clip: results of `model_indices`, null for the other models."""
     frames = ClipFrames(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4), np.arange(4) / 10)
     row = ClipRow(
         item, attempt, model_mask, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", "etag:1", 0.1, 1, 0.2
@@ -86,12 +86,12 @@ def failed(item: int, model_mask: int, error: ItemError, attempt: int = 1) -> pa
     return table
 
 
-def test_items_hold_one_row_a_video_with_its_models_as_bits() -> None:
+def test_items_have_one_row_per_video() -> None:
     items = tasks_to_items(task_table(("x", "a"), ("x", "b"), ("y", "b")), MODELS).to_pylist()
     assert [(row["item"], row["video_id"], row["model_mask"]) for row in items] == [(0, "x", 3), (1, "y", 2)]
 
 
-def test_a_score_closes_its_pair_once_and_a_second_one_changes_nothing() -> None:
+def test_duplicate_score_is_ignored() -> None:
     tracker = tracker_of(("x", "a"))
     tracker.add(scored(0, [0], 1))
     tracker.add(scored(0, [0], 1, score=7.0))
@@ -101,7 +101,7 @@ def test_a_score_closes_its_pair_once_and_a_second_one_changes_nothing() -> None
     assert not tracker.take()
 
 
-def test_rows_fit_the_tables() -> None:
+def test_rows_match_table_schemas() -> None:
     tracker = tracker_of(("x", "a"), ("y", "a"))
     tracker.add(scored(0, [0], 1))
     tracker.add(failed(1, 1, DecodeError("undecodable", "no", True)))
@@ -113,7 +113,7 @@ def test_rows_fit_the_tables() -> None:
     assert tables["maps"]["num_slots"].to_pylist() == [2]
 
 
-def test_a_video_of_several_clips_is_scored_when_all_are_there_by_their_mean() -> None:
+def test_score_is_mean_of_all_clips() -> None:
     tracker = tracker_of(("x", "a"))
     tracker.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
     tracker.add(scored(0, [0], 1, clip=1, num_clips=2, score=3.0))
@@ -124,14 +124,14 @@ def test_a_video_of_several_clips_is_scored_when_all_are_there_by_their_mean() -
     assert [clip["clip_index"] for clip in rows.clips] == [0, 1]
 
 
-def test_models_of_one_video_close_apart() -> None:
+def test_models_of_one_video_close_separately() -> None:
     tracker = tracker_of(("x", "a"), ("x", "b"))
     tracker.add(scored(0, [0], 3))
     assert (tracker.num_scored, tracker.num_open, tracker.num_videos_done) == (1, 1, 0)
     assert tracker.open_items(2).to_pylist()[0]["model_mask"] == 2
 
 
-def test_a_permanent_failure_is_final_for_every_model_that_asked() -> None:
+def test_permanent_failure_closes_task_of_every_model() -> None:
     tracker = tracker_of(("x", "a"), ("x", "b"))
     tracker.add(failed(0, 3, DecodeError("truncated", "no", True)))
     rows = tracker.take().failures
@@ -142,7 +142,7 @@ def test_a_permanent_failure_is_final_for_every_model_that_asked() -> None:
     assert (tracker.num_failed, tracker.num_videos_failed, tracker.num_open) == (2, 1, 0)
 
 
-def test_what_may_pass_is_tried_again_and_final_at_the_last_attempt() -> None:
+def test_transient_failure_is_final_at_last_attempt() -> None:
     tracker = tracker_of(("x", "a"), max_attempts=2)
     tracker.add(failed(0, 1, FetchError("timeout", "slow")))
     assert tracker.finish_attempt(1) == 0
@@ -153,7 +153,7 @@ def test_what_may_pass_is_tried_again_and_final_at_the_last_attempt() -> None:
     assert (tracker.num_failed, tracker.num_retried) == (1, 1)
 
 
-def test_a_missing_file_is_final_when_the_round_ends_and_not_before() -> None:
+def test_missing_file_is_final_at_end_of_attempt() -> None:
     tracker = tracker_of(("x", "a"), ("y", "a"))
     tracker.add(failed(0, 1, FetchError("missing", "gone")))
     assert not tracker.take()
@@ -162,7 +162,7 @@ def test_a_missing_file_is_final_when_the_round_ends_and_not_before() -> None:
     assert (rows["x"]["final"], rows["x"]["permanent"], rows["y"]["error"]) == (True, False, "worker_died")
 
 
-def test_what_is_held_back_settles_nothing_when_the_run_gives_up() -> None:
+def test_deferred_failures_are_not_final_after_abort() -> None:
     tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, FetchError("forbidden", "expired")))
     tracker.abort()
@@ -170,7 +170,7 @@ def test_what_is_held_back_settles_nothing_when_the_run_gives_up() -> None:
     assert (tracker.num_failed, tracker.num_open) == (0, 1)
 
 
-def test_a_retry_that_succeeds_leaves_a_score_and_no_final_failure() -> None:
+def test_successful_retry_leaves_no_final_failure() -> None:
     tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, FetchError("timeout", "slow")))
     tracker.open_items(2)
@@ -180,7 +180,7 @@ def test_a_retry_that_succeeds_leaves_a_score_and_no_final_failure() -> None:
     assert [row["final"] for row in rows.failures] == [False]
 
 
-def test_a_crash_that_comes_back_with_the_video_alone_is_the_fault_of_its_bytes() -> None:
+def test_repeated_decoder_crash_is_permanent() -> None:
     tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, DecodeError("decoder_crashed", "SIGSEGV", exit_signal="SIGSEGV")))
     tracker.open_items(2)
@@ -190,7 +190,7 @@ def test_a_crash_that_comes_back_with_the_video_alone_is_the_fault_of_its_bytes(
     assert rows[1]["exit_signal"] == "SIGSEGV"
 
 
-def test_what_never_came_back_lost_its_worker_and_is_no_fault_of_the_bytes() -> None:
+def test_lost_task_is_not_a_permanent_failure() -> None:
     tracker = tracker_of(("x", "a"), ("y", "a"), max_attempts=2)
     tracker.add(scored(0, [0], 1))
     assert tracker.finish_attempt(1) == 1
@@ -204,7 +204,7 @@ def test_what_never_came_back_lost_its_worker_and_is_no_fault_of_the_bytes() -> 
     assert tracker.num_open == 0
 
 
-def test_what_a_dying_node_takes_along_trips_no_breaker_but_videos_that_kill_one_by_one_do() -> None:
+def test_lost_tasks_trip_breaker_only_when_alone() -> None:
     tracker = tracker_of(*((f"v{i}", "a") for i in range(9)), breaker=CircuitBreaker(in_a_row=5, share=1.0))
     tracker.open_items(1)
     assert tracker.finish_attempt(1) == 9
@@ -214,9 +214,9 @@ def test_what_a_dying_node_takes_along_trips_no_breaker_but_videos_that_kill_one
     assert tracker.breaker.cause == "9 videos in a row failed at decode with worker_died"
 
 
-def test_a_round_in_which_machines_were_taken_back_is_no_try() -> None:
+def test_preempted_node_is_not_an_attempt() -> None:
     tracker = tracker_of(("x", "a"), ("y", "a"), max_attempts=1, breaker=CircuitBreaker(in_a_row=2, share=1.0))
-    # Half a video came back before its machine went: it does not mix with the next round.
+    # One of two clips came back before the preemption: it must not mix with the next attempt.
     tracker.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
     assert tracker.finish_attempt(1, was_preempted=True) == 2
     assert (tracker.max_attempts, tracker.num_open, tracker.breaker.cause) == (2, 2, None)
@@ -233,7 +233,7 @@ def test_a_round_in_which_machines_were_taken_back_is_no_try() -> None:
     ]
 
 
-def test_a_video_that_kills_its_worker_is_not_spared_for_ever() -> None:
+def test_preempted_attempts_are_limited() -> None:
     tracker = tracker_of(("x", "a"), max_attempts=2)
     attempt = 0
     while tracker.num_open:
@@ -244,14 +244,14 @@ def test_a_video_that_kills_its_worker_is_not_spared_for_ever() -> None:
     assert tracker.take().failures[-1]["error"] == "worker_died"
 
 
-def test_machines_that_are_taken_back_when_nothing_is_missing_cost_no_round() -> None:
+def test_preemption_without_lost_tasks_adds_no_attempt() -> None:
     tracker = tracker_of(("x", "a"), max_attempts=1)
     tracker.add(scored(0, [0], 1))
     assert tracker.finish_attempt(1, was_preempted=True) == 0
     assert tracker.max_attempts == 1
 
 
-def test_half_of_the_clips_of_a_lost_round_do_not_mix_with_the_next() -> None:
+def test_clips_of_different_attempts_do_not_mix() -> None:
     tracker = tracker_of(("x", "a"))
     tracker.add(scored(0, [0], 1, clip=0, num_clips=2, score=9.0))
     tracker.finish_attempt(1)
@@ -261,22 +261,22 @@ def test_half_of_the_clips_of_a_lost_round_do_not_mix_with_the_next() -> None:
     assert [row["raw_score"] for row in tracker.take().scores] == [1.0]
 
 
-def test_after_a_failure_the_clips_that_still_arrive_count_for_nothing() -> None:
+def test_clips_after_a_failure_are_ignored() -> None:
     tracker = tracker_of(("x", "a"))
     tracker.add(failed(0, 1, FetchError("timeout", "slow")))
     tracker.add(scored(0, [0], 1))
     assert not tracker.take().scores
 
 
-@pytest.mark.parametrize(("same", "expected"), [(True, True), (False, False)])
-def test_the_breaker_trips_on_one_cause_in_a_row(same: bool, expected: bool) -> None:
+@pytest.mark.parametrize(("is_same", "expected"), [(True, True), (False, False)])
+def test_breaker_trips_on_same_cause_in_a_row(is_same: bool, expected: bool) -> None:
     breaker = CircuitBreaker(in_a_row=5, share=1.0)
     for i in range(5):
-        breaker.record_failure("fetch", "forbidden" if same or i % 2 else "missing", f"v{i}")
+        breaker.record_failure("fetch", "forbidden" if is_same or i % 2 else "missing", f"v{i}")
     assert (breaker.cause is not None) is expected
 
 
-def test_one_video_never_trips_the_breaker_however_much_is_wanted_of_it() -> None:
+def test_breaker_counts_each_video_once() -> None:
     breaker = CircuitBreaker(in_a_row=5, share=0.2)
     for i in range(400):
         breaker.record_failure("label", "reference_too_short", f"v{i % 4}")
@@ -285,7 +285,7 @@ def test_one_video_never_trips_the_breaker_however_much_is_wanted_of_it() -> Non
     assert breaker.cause == "5 videos in a row failed at label with reference_too_short"
 
 
-def test_the_breaker_trips_on_a_share_of_the_first_videos_only() -> None:
+def test_breaker_trips_on_share_of_first_videos() -> None:
     breaker = CircuitBreaker(in_a_row=1000, share=0.2)
     for i in range(400):
         breaker.record_failure("fetch", "timeout", f"v{i}") if i % 4 == 0 else breaker.record_success()

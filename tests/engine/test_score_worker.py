@@ -1,4 +1,4 @@
-"""The scoring stage: one poisoned clip costs itself, and what a model returns is checked before it is kept."""
+"""The score worker: a bad clip costs only itself, and results of models are checked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ SPEC = ScorerSpec(ModelCard("fake", "1", "0" * 64, "handcrafted", "for tests"), 
 
 @dataclass
 class PickyScorer:
-    """Scores a clip by its mean; refuses a clip of zeros, and returns NaN for a clip of 255."""
+    """Scores a clip by its mean; raises for a clip of zeros, and returns NaN for a clip of 255."""
 
     spec: ScorerSpec = SPEC
     calls: list[int] = field(default_factory=list)
@@ -37,7 +37,7 @@ def clip(value: int) -> NDArray[np.uint8]:
     return np.full((2, 4, 4, 3), value, np.uint8)
 
 
-def test_a_clip_that_the_model_refuses_costs_no_neighbour() -> None:
+def test_bad_clip_fails_alone() -> None:
     scorer = PickyScorer()
     results = score_clips(scorer, [clip(1), clip(0), clip(3)])
     assert [result.get("raw_score") for result in results] == [1.0, None, 3.0]
@@ -48,18 +48,18 @@ def test_a_clip_that_the_model_refuses_costs_no_neighbour() -> None:
 
 @dataclass
 class NarrowScorer(PickyScorer):
-    """Has room for so many clips at a time, and for none whose pixels are 99."""
+    """Has memory for `capacity` clips at a time, and for none whose pixels are 99."""
 
-    room: int = 3
+    capacity: int = 3
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         self.calls.append(len(clips))
-        if len(clips) > self.room or any(clip.max() == 99 for clip in clips):
+        if len(clips) > self.capacity or any(clip.max() == 99 for clip in clips):
             raise OutOfMemoryError(f"{len(clips)} clip(s) do not fit")
         return [Prediction(float(clip.mean())) for clip in clips]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_the_size_that_fits_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_batch_is_halved_when_out_of_memory(caplog: pytest.LogCaptureFixture) -> None:
     scorer = NarrowScorer()
     batches = Batches(scorer, 8)
     for _ in range(2):
@@ -72,8 +72,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_that_fits_is_kept(capl
     ]
 
 
-def test_a_clip_that_never_fits_is_a_failure_of_its_own_and_makes_no_batch_small() -> None:
-    scorer = NarrowScorer(room=4)
+def test_too_large_clip_does_not_shrink_batches() -> None:
+    scorer = NarrowScorer(capacity=4)
     batches = Batches(scorer, 4)
     results = batches.score([clip(value) for value in (1, 2, 99, 4, 5, 6, 7)])
     assert [result.get("raw_score") for result in results] == [1, 2, None, 4, 5, 6, 7]
@@ -81,13 +81,13 @@ def test_a_clip_that_never_fits_is_a_failure_of_its_own_and_makes_no_batch_small
     assert (batches.size, scorer.calls) == (2, [4, 2, 2, 1, 2, 2])
 
 
-def test_out_of_memory_at_the_end_of_a_block_is_remembered_as_what_fits() -> None:
-    batches = Batches(NarrowScorer(room=1), 8)
+def test_batch_size_is_remembered_between_blocks() -> None:
+    batches = Batches(NarrowScorer(capacity=1), 8)
     assert len(batches.score([clip(1)] * 3)) == 3
     assert batches.size == 1
 
 
-def test_a_worker_with_other_weights_than_the_driver_saw_refuses_to_score() -> None:
+def test_worker_rejects_other_weights_than_driver() -> None:
     (model,) = describe_models(job(models=[{"name": "kvq-tiny", "weights": "untrained"}])).models
     settings = ScoreSettings(model.options, "kvq-tiny@untrained-0123456789ab", 0, 0, (), 1)
     with pytest.raises(FatalError, match=f"{model.ref.model_id} on this worker but kvq-tiny@untrained-0123456789ab"):
@@ -95,7 +95,7 @@ def test_a_worker_with_other_weights_than_the_driver_saw_refuses_to_score() -> N
     ScoreWorker(replace(settings, model_id=model.ref.model_id))
 
 
-def test_nan_out_of_the_model_is_an_error_and_no_score() -> None:
+def test_nan_score_is_an_error() -> None:
     good, bad = score_clips(PickyScorer(), [clip(7), clip(255)])
     assert good["raw_score"] == 7.0
     assert (bad["error"], bad.get("raw_score")) == ("non_finite", None)
@@ -113,7 +113,7 @@ def test_nan_in_any_array_is_an_error(name: str) -> None:
     assert score_clips(Scorer(), [clip(1)])[0]["error"] == "non_finite"
 
 
-def test_a_scorer_that_loses_a_clip_is_an_error_and_not_a_shift_of_scores() -> None:
+def test_missing_prediction_is_an_error() -> None:
     class Scorer(PickyScorer):
         def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
             return [Prediction(1.0)] * (len(clips) - 1)
@@ -126,13 +126,13 @@ def job(**more: object) -> Job:
     return make_job({"name": "n", "tables": "t", "catalog": {"source": "v"}, "models": models} | more, "test")
 
 
-def test_models_that_want_the_same_frames_share_one_decode() -> None:
+def test_models_with_same_frames_share_one_decode() -> None:
     described = describe_models(job())
     assert len(described.requests) == 1
     assert (described.drops_after(0), described.drops_after(1)) == ((), (0,))
 
 
-def test_what_changes_a_score_changes_the_fingerprint_and_what_changes_speed_does_not() -> None:
+def test_fingerprint_covers_what_changes_a_score() -> None:
     def prints(**more: object) -> list[str]:
         return [model.ref.fingerprint for model in describe_models(job(**more)).models]
 

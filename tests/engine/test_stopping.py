@@ -1,4 +1,4 @@
-"""Runs that stop of themselves: at a deadline, at a cost; what is finished stays and the next run does the rest."""
+"""Runs that stop at a deadline or a cost: finished results stay, and the next run does the rest."""
 
 import shutil
 import threading
@@ -11,13 +11,13 @@ import pytest
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.engine.stopping import INTERRUPTED, StopCondition
 from kvq_batch.planning.job_plan import plan_job
-from tests.engine.test_run import ask, check_books, job_of, run
+from tests.engine.test_run import ask, check_counts, job_of, run
 from tests.support.faults import MisbehavingDecodeWorker
 
 
 @pytest.mark.parametrize("limit", [pytest.param("deadline", marks=pytest.mark.faults), "max_cost"])
-def test_a_budget_ends_the_run_and_the_next_one_does_the_rest(videos: Path, tmp_path: Path, limit: str) -> None:
-    # One video hangs its decoder for as long as the limits allow: no run ends before its budget.
+def test_budget_stops_run_and_next_run_resumes(videos: Path, tmp_path: Path, limit: str) -> None:
+    # One video hangs its decoder until the timeout, so the run cannot end before its budget.
     shutil.copy2(videos / "none-0.mp4", videos / "hang.mp4")
     prices = {"core_hour": 3600.0, "currency": "CHF"}
     budget: dict[str, Any] = {"max_cost": 40.0}
@@ -26,10 +26,10 @@ def test_a_budget_ends_the_run_and_the_next_one_does_the_rest(videos: Path, tmp_
     limits = {"timeout_s": 600}
     job = job_of(videos, tmp_path / "tables", budget=budget, prices=prices, limits=limits)
     first = run(job, worker=MisbehavingDecodeWorker)
-    check_books(job, first)
-    said = {"deadline": "reached the deadline ", "max_cost": "reached budget.max_cost = 40"}
+    check_counts(job, first)
+    messages = {"deadline": "reached the deadline ", "max_cost": "reached budget.max_cost = 40"}
     assert first.state == "stopped"
-    assert first.message.startswith(said[limit])
+    assert first.message.startswith(messages[limit])
     assert first.num_remaining > 0
     assert first.num_scored + first.num_remaining == 7
     assert not ask(job.tables, "SELECT * FROM failures WHERE final")
@@ -42,31 +42,31 @@ def test_a_budget_ends_the_run_and_the_next_one_does_the_rest(videos: Path, tmp_
         return
     again = job_of(videos, tmp_path / "tables")
     second = run(again)
-    check_books(again, second)
+    check_counts(again, second)
     assert (second.state, second.num_planned) == ("finished", first.num_remaining)
     assert len(ask(job.tables, "SELECT DISTINCT video_id FROM scores")) == 7
 
 
-def test_a_deadline_that_has_passed_is_refused(videos: Path, tmp_path: Path) -> None:
+def test_past_deadline_is_rejected(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path / "tables", budget={"deadline": "2026-01-01T06:00"})
     with pytest.raises(SpecError, match=r"budget.deadline = 2026-01-01T06:00 has passed"):
         plan_job(job)
     assert not (tmp_path / "tables").exists()
 
 
-def test_the_first_cause_is_kept() -> None:
-    asked, past = threading.Event(), datetime.now(UTC) - timedelta(seconds=1)
-    assert not StopCondition(asked).is_set()
-    assert not StopCondition(asked, past + timedelta(days=1), 1.0, lambda: 0.5).is_set()
-    assert not StopCondition(asked, None, 1.0, lambda: None).is_set()
-    late = StopCondition(asked, past, 1.0, lambda: 2.0)
-    spent = StopCondition(asked, None, 1.0, lambda: 1.0)
+def test_stop_condition_keeps_first_cause() -> None:
+    requested, past = threading.Event(), datetime.now(UTC) - timedelta(seconds=1)
+    assert not StopCondition(requested).is_set()
+    assert not StopCondition(requested, past + timedelta(days=1), 1.0, lambda: 0.5).is_set()
+    assert not StopCondition(requested, None, 1.0, lambda: None).is_set()
+    late = StopCondition(requested, past, 1.0, lambda: 2.0)
+    spent = StopCondition(requested, None, 1.0, lambda: 1.0)
     assert late.is_set()
     assert spent.is_set()
-    asked.set()
+    requested.set()
     assert late.is_set()
     assert "reached the deadline" in str(late.cause)
     assert spent.cause == "reached budget.max_cost = 1"
-    stopped = StopCondition(asked, past)
+    stopped = StopCondition(requested, past)
     assert stopped.is_set()
     assert stopped.cause == INTERRUPTED

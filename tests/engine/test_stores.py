@@ -1,6 +1,7 @@
-"""Whole runs whose store, weights or memory fail them: what ends a run, what is a row, and what the next run does.
+"""Runs with failing storage, wrong weights or too little memory: what ends a run, and what becomes a failure row.
 
-The store is the real one behind the proxy of faults; tables stand where the fault does not reach, unless it is theirs.
+The S3 server is real, behind a proxy that injects faults. The tables are out of reach of the faults, unless a test is
+about them.
 """
 
 from collections.abc import Sequence
@@ -20,25 +21,25 @@ from kvq_batch.models.kvq.family import untrained_checkpoint
 from kvq_batch.models.kvq.untrained import untrained_tensors
 from kvq_batch.planning.job_plan import plan_job
 from kvq_batch.tables.delta import Tables
-from tests.engine.test_run import FAST, ask, check_books, job_of, run
+from tests.engine.test_run import FAST, ask, check_counts, job_of, run
 from tests.support.proxy import DENIED, EXPIRED, FULL, SLOW_DOWN, FaultProxy, Reset, Short
 from tests.support.s3 import S3Location
 
 pytestmark = pytest.mark.faults
 
 
-def upload(index: S3Location, clips: Sequence[Path], *names: str) -> None:
+def upload(location: S3Location, clips: Sequence[Path], *names: str) -> None:
     for number, name in enumerate(names):
-        index.put(f"videos/{name}", clips[number % len(clips)].read_bytes())
+        location.put(f"videos/{name}", clips[number % len(clips)].read_bytes())
 
 
-def stored_job(index: S3Location, proxy: FaultProxy, tables: Path | str, **more: Any) -> Job:
-    """A job whose videos, and tables if they are on S3, are reached through the proxy."""
+def stored_job(location: S3Location, proxy: FaultProxy, tables: Path | str, **more: Any) -> Job:
+    """Return a job that reaches its videos, and tables on S3, through the proxy."""
     storage = {"endpoint_url": proxy.endpoint_url, "region": "us-east-1"}
-    return job_of(f"{index.uri}/videos", tables, FAST | {"batch_size": 1}, storage=storage, **more)
+    return job_of(f"{location.uri}/videos", tables, FAST | {"batch_size": 1}, storage=storage, **more)
 
 
-def test_credentials_that_expire_stop_the_run_and_condemn_no_video(
+def test_expired_credentials_stop_run_without_final_failures(
     clips: Sequence[Path], s3_prefix: S3Location, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     upload(s3_prefix, clips, *(f"{number:02}.mp4" for number in range(24)))
@@ -61,7 +62,7 @@ def test_credentials_that_expire_stop_the_run_and_condemn_no_video(
     again = plan_job(job)
     assert again.plan.num_quarantined == 0
     summary = run_job(again)
-    check_books(job, summary)
+    check_counts(job, summary)
     assert (summary.state, summary.num_scored, summary.num_failed) == ("finished", 24 - kept["num"], 0)
     assert ask(job.tables, "SELECT count(DISTINCT video_id) AS videos, count(*) AS scores FROM scores") == [
         {"videos": 24, "scores": 24}
@@ -69,12 +70,12 @@ def test_credentials_that_expire_stop_the_run_and_condemn_no_video(
 
 
 class HoardingDecodeWorker(DecodeWorker):
-    """Children whose decoder asks for a terabyte where the video's id says so."""
+    """The decode worker with children that allocate a terabyte for videos of a certain name."""
 
     task_function: ClassVar[str] = "tests.support.media_faults:by_name"
 
 
-def test_a_store_that_stumbles_costs_attempts_and_one_that_refuses_costs_what_it_refuses(
+def test_transient_storage_errors_are_retried(
     clips: Sequence[Path], s3_prefix: S3Location, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     names = ["slow.mp4", "reset.mp4", "short.mp4", "fine.mp4", "locked/a.mp4", "locked/b.mp4", "hoard.mp4"]
@@ -86,10 +87,10 @@ def test_a_store_that_stumbles_costs_attempts_and_one_that_refuses_costs_what_it
     fault_proxy.add(Short(1000, is_announced=True), pattern="short.mp4", times=1)
     fault_proxy.add(DENIED, pattern="/locked/")
     summary = run_job(plan, None, RunOptions(worker=HoardingDecodeWorker))
-    check_books(job, summary)
+    check_counts(job, summary)
     assert (summary.state, summary.num_scored, summary.num_failed) == ("finished", 4, 3)
-    tried = ask(job.tables, "SELECT video_id, fetch_attempts FROM scores ORDER BY fetch_attempts, video_id")
-    assert [(row["video_id"], row["fetch_attempts"]) for row in tried] == [
+    rows_by_attempts = ask(job.tables, "SELECT video_id, fetch_attempts FROM scores ORDER BY fetch_attempts, video_id")
+    assert [(row["video_id"], row["fetch_attempts"]) for row in rows_by_attempts] == [
         ("fine.mp4", 1), ("reset.mp4", 2), ("short.mp4", 2), ("slow.mp4", 3),
     ]  # fmt: skip
     failed = ask(job.tables, "SELECT video_id, stage, error, permanent FROM failures WHERE final ORDER BY video_id")
@@ -101,13 +102,11 @@ def test_a_store_that_stumbles_costs_attempts_and_one_that_refuses_costs_what_it
     assert ask(job.tables, "SELECT count(*) AS num FROM failures WHERE NOT final") == [{"num": 0}]
 
 
-def test_a_full_object_store_stops_the_run_and_keeps_what_was_committed(
-    clips: Sequence[Path], s3_prefix: S3Location, fault_proxy: FaultProxy
-) -> None:
+def test_full_object_store_stops_run(clips: Sequence[Path], s3_prefix: S3Location, fault_proxy: FaultProxy) -> None:
     upload(s3_prefix, clips, *(f"{number}.mp4" for number in range(8)))
     job = stored_job(s3_prefix, fault_proxy, f"{s3_prefix.uri}/tables", run={"commit_every_s": 0.01})
     plan = plan_job(job)
-    # The claim of the epoch is the log's second version; results are Parquet.
+    # The claim of the epoch is the second version of the log; only results are Parquet files.
     fault_proxy.add(FULL, method="PUT", pattern=r"/tables/scores/.*\.parquet", passed=2)
     with pytest.raises(FatalError, match="'scores' cannot be written: no space left"):
         run_job(plan)
@@ -119,11 +118,11 @@ def test_a_full_object_store_stops_the_run_and_keeps_what_was_committed(
     assert (ended["state"], ended["num_scored"], ended["num_remaining"]) == ("failed", len(kept), 8 - len(kept))
     assert "no space left" in ended["message"]
     summary = run(job)
-    check_books(job, summary, fault_proxy.options())
+    check_counts(job, summary, fault_proxy.options())
     assert summary.num_scored == 8 - len(kept)
 
 
-def test_weights_that_a_worker_finds_changed_end_the_run_before_the_first_score(videos: Path, tmp_path: Path) -> None:
+def test_changed_weights_end_run_before_first_score(videos: Path, tmp_path: Path) -> None:
     weights = tmp_path / "kvq.safetensors"
     planned = save(weights, untrained_checkpoint("kvq-tiny", TINY))
     model = {"name": "kvq-tiny", "weights": str(weights), "workers": {"num_cpus": 0.5}}

@@ -1,4 +1,4 @@
-"""The small videos of the trials, and the making of a trial."""
+"""Fixtures of the fault tests: small videos, trials, and a report of what each fault cost."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ REPORT = pytest.StashKey[list[str]]()
 
 @pytest.fixture(scope="session")
 def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Six videos of one scene, 160x96, 24 frames; and in the end a black one."""
+    """Return six videos of one scene, 160x96, 24 frames, and a black one at the end."""
     folder = tmp_path_factory.mktemp("clips")
     shape = ClipShape(width_px=160, height_px=96, num_frames=24)
     clips = [clip.path for clip in write_demo_clips(folder, 1, shape)]
@@ -26,7 +26,7 @@ def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Takes a line for the end of the test session: what a fault cost."""
+    """Return a function that adds a line to the report at the end of the session."""
     lines: list[str] = request.config.stash.setdefault(REPORT, [])
     return lines.append
 

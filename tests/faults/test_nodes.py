@@ -1,4 +1,4 @@
-"""A whole node goes in mid-run, without a word or taken back, and another comes: nothing is lost."""
+"""A node crashes or is preempted during a run, and another joins: nothing is lost."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.faults.test_workers import most_in_vain
+from tests.faults.test_workers import max_repeated
 from tests.support.driver import wait_for
 from tests.support.trial import CLEANUP_TIMEOUT_S, Trial, check, names_of
 
@@ -18,11 +18,11 @@ Report = Callable[[str], None]
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Trial], Cluster]]:
-    """Makes a cluster whose head has no room for workers, so that all of them stand on nodes that may go."""
+    """Return a function that makes a cluster whose workers all run on nodes that may be removed, not on the head."""
     made: list[Cluster] = []
 
     def make(trial: Trial) -> Cluster:
-        # For as long as the test lasts: nodes that join later must know the model, too.
+        # Until the end of the test: nodes that join later need the model, too.
         for name, value in trial.environment().items():
             monkeypatch.setenv(name, value)
         made.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}))
@@ -31,14 +31,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Trial], Clust
         return made[0]
 
     yield make
-    for one in made:
-        one.shutdown()  # type: ignore[no-untyped-call]
+    for single in made:
+        single.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.faults
-def test_a_node_goes_and_another_comes(
-    make_trial: MakeTrial, cluster: Callable[[Trial], Cluster], report: Report
-) -> None:
+def test_lost_node_loses_no_video(make_trial: MakeTrial, cluster: Callable[[Trial], Cluster], report: Report) -> None:
     workers = {"num_cpus": 1, "min": 1, "max": 2}
     trial = make_trial(names_of(240, "page", "segfault"), seconds=0.25, decode={"workers": workers})
     nodes = cluster(trial)
@@ -63,7 +61,7 @@ def test_a_node_goes_and_another_comes(
                 nodes.add_node(num_cpus=2, include_dashboard=False)
     assert line[0] == "finished", line
     repeated = check(trial)
-    assert repeated <= most_in_vain(trial, 2)
+    assert repeated <= max_repeated(trial, 2)
     before, during, after = (rate(arrived, *span) for span in ((0, lost_at), (lost_at, joined_at), (joined_at, now)))
     report(
         f"node lost: {repeated} repeated | videos/s {before:.1f} before, {during:.1f} for {joined_at - lost_at:.0f} s "
@@ -72,49 +70,49 @@ def test_a_node_goes_and_another_comes(
 
 
 @pytest.mark.faults
-def test_machines_that_are_taken_back_are_no_try_of_any_video(
+def test_preempted_node_is_not_an_attempt(
     make_trial: MakeTrial, cluster: Callable[[Trial], Cluster], report: Report
 ) -> None:
-    one = {"num_cpus": 1, "min": 1, "max": 1}
-    trial = make_trial(names_of(8, "page"), seconds=1.5, decode={"workers": one})
+    single = {"num_cpus": 1, "min": 1, "max": 1}
+    trial = make_trial(names_of(8, "page"), seconds=1.5, decode={"workers": single})
     nodes = cluster(trial)
     model = trial.job.models[0].model_copy(update={"workers": trial.job.decode.workers})
-    # One try: a video that lost it would be given up.
+    # One attempt: if the preemption counted, its videos would fail.
     run = trial.job.run.model_copy(update={"ray_address": nodes.address, "max_attempts": 1, "commit_every_s": 0.5})
     trial.job = trial.job.model_copy(update={"models": (model,), "run": run})
     with trial.start() as driver:
-        # Ray runs a block once more by itself. So the machines go a second time while that one is at work.
+        # Ray retries a block once. So the nodes are preempted again during that retry.
         for _ in range(2):
             made, deadline = trial.num_inferences, time.monotonic() + CLEANUP_TIMEOUT_S
             while trial.num_inferences == made:
                 assert driver.poll() is None
-                assert time.monotonic() < deadline, "nobody scores any more"
+                assert time.monotonic() < deadline, "no inferences any more"
                 time.sleep(0.1)
-            leaving = sorted(nodes.worker_nodes, key=str)
-            for node in leaving:
+            preempted = sorted(nodes.worker_nodes, key=str)
+            for node in preempted:
                 drain(nodes.address, node.node_id)
             nodes.add_node(num_cpus=2, include_dashboard=False)
-            for node in leaving:
+            for node in preempted:
                 nodes.remove_node(node, allow_graceful=False)
         message = wait_for(driver, "log ")
         assert wait_for(driver, "finished") == f"finished scored {len(trial.healthy)}"
     assert message.endswith("result(s) never came back: nodes were preempted")
     repeated = check(trial)
-    assert repeated <= most_in_vain(trial, 2)
+    assert repeated <= max_repeated(trial, 2)
     rows = trial.ask("SELECT error, final, count(*) AS n FROM failures WHERE error <> 'not_a_video' GROUP BY ALL")
     assert [(row["error"], row["final"]) for row in rows] == [("node_preempted", False)]
-    report(f"all machines taken back, twice: {rows[0]['n']} tried again as no try, {repeated} repeated")
+    report(f"all nodes preempted twice: {rows[0]['n']} retried without counting, {repeated} repeated")
 
 
 def drain(address: str, node_id: str) -> None:
-    """As a pod does before its end; the machine goes on working until it goes."""
+    """Drain a node as a spot instance does; it works until it is removed."""
     words = ["drain-node", "--address", address, "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     words += ["--reason-message", "spot", "--deadline-remaining-seconds", "60"]
     subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, capture_output=True, timeout=120)
 
 
 def rate(arrived: list[tuple[float, int]], start: float, end: float) -> float:
-    """Videos a second that were committed in a span of time."""
+    """Return the committed videos per second between two times."""
     inside = [(moment, count) for moment, count in arrived if start <= moment <= end]
     (first, before), (last, after) = inside[0], inside[-1]
     return (after - before) / (last - first) if last > first else 0.0

@@ -1,4 +1,4 @@
-"""Four drivers on the four shards of one catalog, each of them killed in its work: nothing lost, nothing twice."""
+"""Four drivers on the shards of one catalog are killed and run again: nothing is lost, nothing is stored twice."""
 
 import signal
 import subprocess
@@ -9,14 +9,14 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from tests.support.driver import wait_for
-from tests.support.trial import Trial, check, names_of, promised
+from tests.support.trial import Trial, check, names_of, recorded_max_repeated
 
 NUM_SHARDS = 4
 
 
 @pytest.fixture
 def one_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Trial], str]]:
-    """Makes the cluster that all drivers share, and gives its address."""
+    """Return a function that makes the cluster of all drivers and returns its address."""
     made: list[Cluster] = []
 
     def make(trial: Trial) -> str:
@@ -31,10 +31,10 @@ def one_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Trial], s
 
 
 @pytest.mark.faults
-def test_four_drivers_on_four_shards_die_and_go_on(
+def test_killed_drivers_of_shards_resume(
     make_trial: Callable[..., Trial], one_cluster: Callable[[Trial], str], report: Callable[[str], None]
 ) -> None:
-    # Slow enough that each is killed in the middle of its work, on any machine.
+    # Slow enough that each is killed while it works, on any machine.
     trial = make_trial(names_of(96, "page", "segfault", "page"), seconds=0.3)
     whole = trial.job.model_copy(
         update={"run": trial.job.run.model_copy(update={"ray_address": one_cluster(trial), "commit_every_s": 0.2})}
@@ -45,20 +45,21 @@ def test_four_drivers_on_four_shards_die_and_go_on(
         trial.job = whole.model_copy(update={"select": select})
         return trial.start()
 
-    def kill_in_its_work(driver: "subprocess.Popen[str]") -> None:
+    def kill_while_working(driver: "subprocess.Popen[str]") -> None:
         wait_for(driver, "committed")
         driver.kill()
         assert driver.wait() == -signal.SIGKILL
 
     numbers = range(1, NUM_SHARDS + 1)
-    with ThreadPoolExecutor(NUM_SHARDS) as at_once:
-        list(at_once.map(kill_in_its_work, [start(number) for number in numbers]))
-    told = [wait_for(driver, "finished") for driver in [start(number) for number in numbers]]
+    with ThreadPoolExecutor(NUM_SHARDS) as pool:
+        list(pool.map(kill_while_working, [start(number) for number in numbers]))
+    endings = [wait_for(driver, "finished") for driver in [start(number) for number in numbers]]
     trial.job = whole
     repeated = check(trial)
     states = trial.ask("SELECT state, count(*) AS runs FROM runs GROUP BY state ORDER BY state")
     assert [(row["state"], row["runs"]) for row in states] == [("crashed", NUM_SHARDS), ("finished", NUM_SHARDS)]
-    kept = len(trial.healthy) - sum(int(line.split()[-1]) for line in told)
+    kept = len(trial.healthy) - sum(int(line.split()[-1]) for line in endings)
     assert 0 < kept < len(trial.healthy)
-    assert repeated <= promised(trial)
-    report(f"four drivers on four shards killed: {kept} kept | {repeated} repeated | {promised(trial)} at most")
+    bound = recorded_max_repeated(trial)
+    assert repeated <= bound
+    report(f"four drivers on four shards killed: {kept} kept | {repeated} repeated | {bound} at most")

@@ -1,4 +1,4 @@
-"""The object store dies in mid-run and comes back."""
+"""The object store is killed during a run and comes back."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,23 +14,23 @@ Report = Callable[[str], None]
 
 @pytest.fixture
 def own_server() -> Iterator[S3Server]:
-    """A server that may be killed; the session's keys are put back afterwards."""
+    """Start a server that may be killed; restore the keys of the session at the end."""
     with serve() as server, with_environment(server):
         yield server
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("seconds_away", [1.0, 45.0])
-def test_the_store_is_killed_in_mid_run_and_started_again(
-    make_trial: MakeTrial, own_server: S3Server, seconds_away: float, report: Report
+@pytest.mark.parametrize("unavailable_s", [1.0, 45.0])
+def test_killed_store_loses_no_video(
+    make_trial: MakeTrial, own_server: S3Server, unavailable_s: float, report: Report
 ) -> None:
     trial = make_trial(names_of(48, "page", "segfault"), store=own_server.location(), seconds=0.1)
     with trial.start() as driver:
         wait_for(driver, "committed")
-        own_server.restart(seconds_away)
+        own_server.restart(unavailable_s)
         last = list(driver.stdout or ())[-1]
     made, finished = trial.num_inferences, last.startswith("finished")
     trial.finish()
     repeated = check(trial)
-    report(f"store killed, away for {seconds_away:g} s: {last.strip()[:160]} | {made} made | {repeated} repeated")
+    report(f"store killed for {unavailable_s:g} s: {last.strip()[:160]} | {made} made | {repeated} repeated")
     assert finished or last.startswith("error")

@@ -1,4 +1,4 @@
-"""A plan of labels names every version, the same ones every time, and nothing that stands."""
+"""A label plan lists every rendition that is missing, and it is the same each time."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def label_job(tables: Path | str, *references: dict[str, Any], **more: Any) -> L
     return checked(LabelJob, values | more, "labels.toml")
 
 
-def test_recipes_are_those_of_the_seed() -> None:
+def test_recipes_follow_from_seed() -> None:
     renditions = Renditions(per_segment=6, regions=3, mixes=3)
     first = draw_recipes(renditions, SEGMENT)
     assert first == draw_recipes(renditions, SEGMENT)
@@ -38,7 +38,7 @@ def test_recipes_are_those_of_the_seed() -> None:
     assert {recipe.seed for recipe in first} == {5}
 
 
-def test_rectangles_hold_another_version_of_those_beside_them() -> None:
+def test_patches_differ_from_their_surroundings() -> None:
     renditions = Renditions(clean=False, per_segment=5, regions=40, mixes=40)
     recipes = draw_recipes(renditions, SEGMENT)
     whole = {recipe.steps for recipe in recipes if not recipe.patches}
@@ -53,17 +53,17 @@ def test_rectangles_hold_another_version_of_those_beside_them() -> None:
     assert {recipe.kind for recipe in patched} == {"region", "mix"}
 
 
-def test_all_of_a_ladder_where_nothing_is_drawn() -> None:
+def test_all_steps_are_used_without_per_segment() -> None:
     renditions = Renditions(regions=0, mixes=0)
     assert [recipe.steps for recipe in draw_recipes(renditions, SEGMENT)] == [(), *renditions.chains]
 
 
-def test_seeds_of_sources_have_nothing_to_do_with_each_other() -> None:
+def test_segments_have_different_seeds() -> None:
     seeds = {segment_seed(job, name, framing) for job in (0, 1) for name in "ab" for framing in ("native", "cover")}
     assert len(seeds) == 8
 
 
-def test_a_plan_is_the_same_twice_and_counts_its_sources(tmp_path: Path) -> None:
+def test_plan_is_reproducible(tmp_path: Path) -> None:
     job = label_job(tmp_path / "tables", {"source": "synthetic:all", "count": 2}, segments={"per_reference": 2})
     first, second = plan_labels(job), plan_labels(job)
     assert first.renditions.equals(second.renditions)
@@ -82,7 +82,7 @@ def test_blocks_are_of_one_segment(tmp_path: Path) -> None:
     assert label_blocks(renditions.slice(0, 0), 5) == []
 
 
-def test_sources_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_invalid_sources_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="unknown scene 'opera'"):
         plan_labels(label_job(tmp_path / "t", {"source": "synthetic:opera"}))
     with pytest.raises(SpecError, match=r"leaves-0000.*id_prefix"):
@@ -97,7 +97,7 @@ def test_sources_that_cannot_be_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_each_segment_draws_one_of_the_wears_and_all_are_drawn() -> None:
+def test_segments_draw_all_pre_degradations() -> None:
     pre_degraded = ((), ("downscale-2",), ("blur-1.2", "h264-24"))
     drawn = [draw_pre_degraded(pre_degraded, 5, number) for number in range(6)]
     assert drawn[:3] == drawn[3:]

@@ -1,4 +1,4 @@
-"""Runs that make labels on a real local Ray: every version ends as a label or as one final failure, and never twice."""
+"""Label runs on a real local Ray: each rendition ends with one label or one final failure."""
 
 import threading
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ WITH ends AS (
     SELECT label_id, 'label' AS kind FROM labels WHERE run_id = '{run_id}'
     UNION ALL SELECT fingerprint, 'failure' FROM failures WHERE final AND run_id = '{run_id}'
 )
-SELECT count(*) AS ends, count(DISTINCT label_id) AS versions, count(*) FILTER (kind = 'label') AS labels FROM ends
+SELECT count(*) AS ends, count(DISTINCT label_id) AS renditions, count(*) FILTER (kind = 'label') AS labels FROM ends
 """
 
 
@@ -46,16 +46,16 @@ def run(job: LabelJob, observer: SilentObserver | None = None, **options: Any) -
     return run_labels(plan_labels(job), observer, RunOptions(**options))
 
 
-def check_books(job: LabelJob, summary: RunSummary, storage: StorageOptions | None = None) -> None:
-    """Nothing lost, nothing twice, and the tables agree with themselves."""
+def check_counts(job: LabelJob, summary: RunSummary, storage: StorageOptions | None = None) -> None:
+    """Check that each rendition has one label or one final failure, and that the tables are consistent."""
     (row,) = ask(job.tables, ENDS.format(run_id=summary.run_id), storage)
-    assert row["ends"] == row["versions"] == summary.num_planned - summary.num_remaining
+    assert row["ends"] == row["renditions"] == summary.num_planned - summary.num_remaining
     assert row["labels"] == summary.num_scored
     findings = check_tables(Tables.open(job.tables, storage))
     assert [finding for finding in findings if finding.severity != "info"] == []
 
 
-def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path) -> None:
+def test_videos_stills_and_scenes_are_labelled(videos: Path, tmp_path: Path) -> None:
     for path in sorted(videos.iterdir())[2:]:
         path.unlink()
     Image.fromarray(make_scene("page", 1, ClipShape(128, 96, 25, 1))[0]).save(videos / "still.png")
@@ -66,7 +66,7 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
         tmp_path / "tables", *references, renditions=FEW, keep=str(tmp_path / "kept"), run={"max_attempts": 2}
     )
     summary = run(job)
-    check_books(job, summary)
+    check_counts(job, summary)
     assert (summary.state, summary.num_videos, summary.num_planned) == ("finished", 6, 30)
     assert (summary.num_scored, summary.num_failed) == (20, 10)
     failures = ask(job.tables, "SELECT DISTINCT video_id, stage, error, permanent FROM failures ORDER BY video_id")
@@ -85,11 +85,11 @@ def test_videos_stills_and_scenes_are_labelled_once(videos: Path, tmp_path: Path
     again = run(job)
     assert (again.num_planned, again.state) == (0, "finished")
     assert plan_labels(job).num_quarantined == 10
-    _check_against_the_library(next(row for row in rows if row["video_id"] == "glow-0000" and row["kind"] == "region"))
+    _check_label(next(row for row in rows if row["video_id"] == "glow-0000" and row["kind"] == "region"))
 
 
-def _check_against_the_library(row: dict[str, Any]) -> None:
-    """A row says what the library says, and the kept version is the version."""
+def _check_label(row: dict[str, Any]) -> None:
+    """Check that the row equals a label made in this process, and that the kept file is the rendition."""
     made = Labeler(segment_of_scene("glow", 0, Segment.from_json(row["segment"]))).label(
         Recipe.from_json(row["recipe"])
     )
@@ -101,7 +101,7 @@ def _check_against_the_library(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.faults
-def test_a_source_that_kills_its_worker_costs_only_itself(videos: Path, tmp_path: Path) -> None:
+def test_reference_that_kills_its_worker_fails_alone(videos: Path, tmp_path: Path) -> None:
     first, second, third, *rest = sorted(videos.iterdir())
     for path in rest:
         path.unlink()
@@ -111,16 +111,16 @@ def test_a_source_that_kills_its_worker_costs_only_itself(videos: Path, tmp_path
     renditions = FEW | {"regions": 0, "mixes": 0}
     job = label_job(tmp_path / "tables", {"source": str(videos)}, renditions=renditions, run={"max_attempts": 2})
     summary = run(job, worker=DyingLabelWorker)
-    check_books(job, summary)
+    check_counts(job, summary)
     assert (summary.num_planned, summary.num_scored, summary.num_failed) == (9, 6, 3)
     (failed,) = ask(job.tables, "SELECT DISTINCT video_id, error, permanent FROM failures WHERE final")
     assert tuple(failed.values()) == ("kill-always.mp4", "worker_died", False)
-    # Not the bytes' fault for sure: the next run tries again.
+    # The failure is not permanent: the next run retries it.
     assert plan_labels(job).renditions.num_rows == 3
 
 
 class StopsEarly(SilentObserver):
-    """Asks for the end at the first label."""
+    """Requests a stop after the first label."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -130,13 +130,13 @@ class StopsEarly(SilentObserver):
 
 
 @pytest.mark.faults
-def test_a_stop_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path: Path) -> None:
+def test_stopped_run_commits_and_next_run_resumes(tmp_path: Path) -> None:
     job = label_job(tmp_path / "tables", {"source": "synthetic:leaves", "count": 8}, renditions=FEW)
     observer = StopsEarly()
     first = run(job, observer, stop=observer.stop)
     assert first.state == "stopped"
     assert 0 < first.num_scored < first.num_planned == 40
-    check_books(job, first)
+    check_counts(job, first)
     second = run(job)
     assert (second.state, second.num_planned) == ("finished", 40 - first.num_scored)
     assert ask(job.tables, "SELECT count(*) AS n, count(DISTINCT label_id) AS ids FROM labels") == [
@@ -146,13 +146,13 @@ def test_a_stop_keeps_what_is_finished_and_the_next_run_does_the_rest(tmp_path: 
     assert [row["num_scored"] for row in states] == [first.num_scored, second.num_scored]
 
 
-def test_a_bucket_gives_sources_and_takes_labels_and_versions(clips: Sequence[Path], s3_prefix: S3Location) -> None:
+def test_label_run_on_s3(clips: Sequence[Path], s3_prefix: S3Location) -> None:
     s3_prefix.put("sources/a.mp4", clips[0].read_bytes())
     storage = {"endpoint_url": s3_prefix.options.endpoint_url, "region": s3_prefix.options.region}
     source = {"source": f"{s3_prefix.uri}/sources"}
     job = label_job(f"{s3_prefix.uri}/tables", source, renditions=FEW, keep=f"{s3_prefix.uri}/kept", storage=storage)
     summary = run(job)
-    check_books(job, summary, s3_prefix.options)
+    check_counts(job, summary, s3_prefix.options)
     assert summary.num_scored == 5
     (row, *_) = ask(job.tables, "SELECT rendition_uri, content_id FROM labels", s3_prefix.options)
     assert row["rendition_uri"].startswith(f"{s3_prefix.uri}/kept/")

@@ -11,7 +11,7 @@ from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Six small videos of one scene."""
+    """Return six small videos of one scene."""
     folder = tmp_path_factory.mktemp("clips")
     return [clip.path for clip in write_demo_clips(folder, 1, ClipShape(width_px=160, height_px=96))]
 

@@ -1,7 +1,7 @@
-"""The places of a run at which its driver can be told to die, and the writer that dies there.
+"""Crash points of a driver, and the writer that kills its process there.
 
-Nothing in the product knows of them: the test's driver puts this writer in place of the real one, which it is but for
-its death. Points inside a batch wait for one that touches all four tables, and has had another before it.
+The product does not know them: the driver of the tests replaces the real writer with a subclass. Points inside a batch
+wait for the second batch that touches all four tables.
 """
 
 import os
@@ -46,22 +46,22 @@ POINTS = (*BEFORE_WORK, *IN_A_BATCH, *AT_THE_END)
 """In the order in which a run passes them."""
 
 
-def die() -> None:
-    """Says who is alive below this process, and ends it as the kernel would."""
+def crash() -> None:
+    """Print the processes below this one and kill it with SIGKILL."""
     say(f"dies {' '.join(map(str, below(os.getpid())))}")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def doom(point: str) -> None:
-    """From now on a run in this process dies at `point`."""
+def crash_at(point: str) -> None:
+    """Make runs in this process crash at `point`."""
     assert point in POINTS, point
-    DoomedWriter.point = point
-    vars(run)["Writer"] = DoomedWriter
-    vars(run_recorder)["store_plan"] = _doomed_store_plan
+    CrashingWriter.point = point
+    vars(run)["Writer"] = CrashingWriter
+    vars(run_recorder)["store_plan"] = _crashing_store_plan
 
 
-class DoomedWriter(Writer):
-    """The real writer, until it comes to `point`."""
+class CrashingWriter(Writer):
+    """The real writer, until it reaches `point`."""
 
     point: ClassVar[str]
     _counts = True
@@ -77,7 +77,7 @@ class DoomedWriter(Writer):
 
     def write_run(self, rows: Any, run_id: str | None = None) -> int:
         is_last = run_id is None and rows.column("state")[0].as_py() != "running"
-        # The row of a run that died before is none of the points.
+        # The row of an earlier crashed run does not count.
         self._counts = run_id is None
         if is_last:
             self._reach("before the last row")
@@ -93,7 +93,7 @@ class DoomedWriter(Writer):
         if self._counts and self.point == f"inside the upload of {name}":
             file_system, root = self.tables.part_filesystem(name)
             upload_half(file_system, f"{root}/{parts[0].path}", parts[0].content.to_pybytes())
-            die()
+            crash()
         super()._store(name, parts)
 
     def _append(self, name: str, parts: list[DataFile], commit_seq: int) -> None:
@@ -103,24 +103,24 @@ class DoomedWriter(Writer):
 
     def _reach(self, point: str) -> None:
         if self._counts and point == self.point:
-            die()
+            crash()
 
 
-def _doomed_store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
-    if DoomedWriter.point == "before the plan":
-        die()
+def _crashing_store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
+    if CrashingWriter.point == "before the plan":
+        crash()
     uri = store_plan(tables, run_id, tasks)
-    if DoomedWriter.point == "inside the plan":
+    if CrashingWriter.point == "inside the plan":
         file_system, path = filesystem(join(join(tables.uri, PLANS_FOLDER), f"{run_id}.parquet"), tables.options)
         content = file_system.cat_file(path)
         file_system.rm_file(path)
         upload_half(file_system, path, content)
-        die()
+        crash()
     return uri
 
 
 def upload_half(file_system: Any, path: str, content: bytes) -> None:
-    """Leaves what an upload leaves that its process does not live to finish."""
+    """Leave what an unfinished upload of a killed process leaves."""
     half = content[: len(content) // 2]
     if isinstance(file_system, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -133,5 +133,5 @@ def upload_half(file_system: Any, path: str, content: bytes) -> None:
     head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(content)}\r\n\r\n"
     connection = socket.create_connection((url.hostname, url.port))
     connection.sendall(head.encode() + half)
-    # Kept open, as the kernel does, until the process is gone.
+    # Keep the connection open until the process is gone, as the kernel does.
     connection.detach()

@@ -1,8 +1,8 @@
-"""Decoding that misbehaves on purpose, in the real child of a real worker, by the name of the video.
+"""Fault injection for decoding, in the real child process of a real worker, selected by the file name of the video.
 
-segfault*     the child dies of SIGSEGV             hang*   the child never answers
-kill-once*    the worker itself dies, the first time only
-kill-always*  the worker itself dies, every time   replaced*  the file is another one when the child has read it
+segfault*     the child crashes with SIGSEGV      hang*      the child never answers
+kill-once*    the worker is killed, the first time only
+kill-always*  the worker is killed, every time    replaced*  the file is replaced while the child reads it
 """
 
 import os
@@ -23,7 +23,7 @@ def misbehave(task: DecodeTask, scratch_file: Path) -> VideoLayout:
         time.sleep(3600)
     if name.startswith("replaced"):
         layout = decode_task(task, scratch_file)
-        # As an upload does it: a new file under the old name.
+        # As an upload does: a new file with the old name.
         other = task.path.with_suffix(".part")
         other.write_bytes(task.path.read_bytes())
         other.replace(task.path)
@@ -37,6 +37,6 @@ def misbehave(task: DecodeTask, scratch_file: Path) -> VideoLayout:
 
 
 class MisbehavingDecodeWorker(DecodeWorker):
-    """The decoding stage with children that run `misbehave`."""
+    """The decode worker with children that run `misbehave`."""
 
     task_function: ClassVar[str] = "tests.support.faults:misbehave"

@@ -1,8 +1,9 @@
-"""Runs on small file systems of their own, mounted where nobody else sees them; started by `test_full_disk`.
+"""Runs on small file systems in a mount namespace of their own; started by `tests/engine/test_full_disk.py`.
 
     python -m tests.support.full_disk tables|scratch FOLDER VIDEOS [END POINT]
 
-Prints what the tests compare, as JSON. Mounts need a user namespace: `unshare --user --map-root-user --mount`.
+Prints the values that the tests compare, as JSON. Mounting needs a user namespace:
+`unshare --user --map-root-user --mount`.
 """
 
 import json
@@ -17,19 +18,19 @@ from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from tests.engine.test_run import FAST, ask, job_of, run
 
-MANY = 64 * 2**20
-FEW = 2**20
+LARGE_BYTES = 64 * 2**20
+SMALL_BYTES = 2**20
 
 
 def mount(folder: Path, size_bytes: int) -> None:
-    """A file system of `size_bytes` at `folder`; one that is there is made larger."""
+    """Mount a file system of `size_bytes` at `folder`, or resize the existing one."""
     folder.mkdir(exist_ok=True)
     again = "remount," if folder.is_mount() else ""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"{again}size={size_bytes}", "tmpfs", folder], check=True)
 
 
-class Fills(SilentObserver):
-    """Takes what room there is at `folder` as soon as something is committed."""
+class DiskFiller(SilentObserver):
+    """Fills the file system of `folder` after the first commit."""
 
     def __init__(self, folder: Path) -> None:
         self.filler = folder / "filler"
@@ -46,11 +47,11 @@ class Fills(SilentObserver):
 
 
 def tables(folder: Path, videos: str) -> dict[str, Any]:
-    """The tables' disk fills up in mid-run; then there is room again."""
-    place = folder / "disk"
-    mount(place, MANY)
-    job = job_of(videos, place / "tables", FAST | {"batch_size": 1}, run={"commit_every_s": 0.01})
-    observer, message = Fills(place), ""
+    """Fill the disk of the tables during a run, then free it and run again."""
+    disk = folder / "disk"
+    mount(disk, LARGE_BYTES)
+    job = job_of(videos, disk / "tables", FAST | {"batch_size": 1}, run={"commit_every_s": 0.01})
+    observer, message = DiskFiller(disk), ""
     try:
         run(job, observer=observer)
     except FatalError as error:
@@ -68,10 +69,10 @@ def tables(folder: Path, videos: str) -> dict[str, Any]:
 
 
 def scratch(folder: Path, videos: str, endpoint_url: str) -> dict[str, Any]:
-    """No room for one fetched file, nor for the frames of any; then there is room for both."""
+    """Leave no space for one fetched file and for the frames of any, then free both and run again."""
     fetched, frames = folder / "fetched", folder / "frames"
-    mount(fetched, FEW)
-    mount(frames, FEW)
+    mount(fetched, SMALL_BYTES)
+    mount(frames, SMALL_BYTES)
     job = job_of(
         videos,
         folder / "tables",
@@ -82,8 +83,8 @@ def scratch(folder: Path, videos: str, endpoint_url: str) -> dict[str, Any]:
     )
     first = run(job)
     rows = ask(job.tables, "SELECT video_id, stage, error, permanent, message FROM failures WHERE final ORDER BY ALL")
-    mount(fetched, MANY)
-    mount(frames, MANY)
+    mount(fetched, LARGE_BYTES)
+    mount(frames, LARGE_BYTES)
     second = run(job)
     return {
         "failed": rows,
@@ -94,10 +95,10 @@ def scratch(folder: Path, videos: str, endpoint_url: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["tables", place, videos]:
-            outcome = tables(Path(place), videos)
-        case ["scratch", place, videos, endpoint_url]:
-            outcome = scratch(Path(place), videos, endpoint_url)
+        case ["tables", disk, videos]:
+            outcome = tables(Path(disk), videos)
+        case ["scratch", disk, videos, endpoint_url]:
+            outcome = scratch(Path(disk), videos, endpoint_url)
         case _:
             sys.exit(__doc__)
     sys.stdout.write(json.dumps(outcome))

@@ -1,7 +1,7 @@
-"""A worker that makes labels and dies on purpose, by the name of the source.
+"""A label worker that is killed when it reads certain references, selected by their name.
 
-kill-once*    it dies when it takes the source up, the first time only
-kill-always*  it dies every time
+kill-once*    the first time only
+kill-always*  every time
 """
 
 import os
@@ -14,7 +14,7 @@ from kvq_batch.storage.options import local_path
 
 
 class DyingLabelWorker(LabelWorker):
-    """The real worker, but for sources of such names."""
+    """The real worker, except for references with such names."""
 
     def _read_segment(self, row: dict[str, Any]) -> Planes:
         once = local_path(row["uri"]).with_suffix(".was-here")

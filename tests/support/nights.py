@@ -1,7 +1,7 @@
-"""A week of nights over a changing catalog, each night's counts foretold by a simulation that knows only the rules.
+"""A week of nightly runs over a changing catalog, with the counts of each night predicted by a simulation.
 
 `python -m tests.support.nights --videos 10000` prints the table of docs/reliability.md. The world is files and a
-catalog; the foretelling is sets of what was scored, written here anew, and never looks at a table of ours.
+catalog. The simulation implements the rules of the README with sets of scored videos and never reads our tables.
 """
 
 import argparse
@@ -36,7 +36,7 @@ STOPPED_BY_BUDGET = 4
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of a video at one time: a number that tells them from all others, and what becomes of them."""
+    """The bytes of a video at one time: a unique number, and whether they can be scored."""
 
     number: int
     kind: Kind = "good"
@@ -44,7 +44,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What happens before one night, as shares of the first night's catalog, and how the night is run."""
+    """The changes before one night, as shares of the first night's catalog, and the model and budget of its run."""
 
     new: float = 0.0
     changed: float = 0.0
@@ -53,17 +53,17 @@ class Night:
     returned: float = 0.0
     broken: float = 0.0
     missing: float = 0.0
-    mended: float = 0.0
+    fixed: float = 0.0
     model: int = 1
     budget: float | None = None
 
 
 WEEK = (
     Night(new=1.0, broken=0.01, missing=0.005),
-    Night(new=0.03, changed=0.04, removed=0.01, mended=0.004),
+    Night(new=0.03, changed=0.04, removed=0.01, fixed=0.004),
     Night(new=0.01, changed=0.01, rolled_back=0.02, broken=0.005),
     Night(new=0.01, removed=0.01, model=2),
-    Night(new=0.02, changed=0.01, rolled_back=0.01, returned=0.01, mended=0.006, model=2),
+    Night(new=0.02, changed=0.01, rolled_back=0.01, returned=0.01, fixed=0.006, model=2),
     Night(new=0.05, changed=0.05, broken=0.002, model=2, budget=0.03),
     Night(new=0.01, changed=0.005, removed=0.005, model=2),
 )
@@ -71,7 +71,7 @@ WEEK = (
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one night comes to, in videos."""
+    """The outcome of one night, in videos."""
 
     videos: int
     new: int
@@ -83,13 +83,13 @@ class Counts:
     removed: int
     scored: int
     failed: int
-    not_reached: int
+    remaining: int
     stale: int
 
 
 @dataclass
 class World:
-    """The catalog as it changes; every draw comes from one seed."""
+    """The changing catalog; all random choices come from one seed."""
 
     size: int
     rng: random.Random = field(default_factory=lambda: random.Random("a week of nights"))
@@ -99,8 +99,8 @@ class World:
     num_contents: int = 0
     num_ids: int = 0
 
-    def dawn(self, night: Night) -> None:
-        """The day before `night`: each video meets at most one event."""
+    def change_before(self, night: Night) -> None:
+        """Apply the changes before `night`: at most one per video."""
         self.gone_before = dict(self.gone)
         untouched = sorted(self.now)
         self.rng.shuffle(untouched)
@@ -111,8 +111,8 @@ class World:
             self.rng.shuffle(untouched)
             return chosen
 
-        for video in draw(night.mended, lambda video: self.now[video].kind != "good"):
-            # What was missing comes back as the bytes that the catalog named all along.
+        for video in draw(night.fixed, lambda video: self.now[video].kind != "good"):
+            # A missing file comes back with the content that the catalog names.
             was = self.now[video]
             self.change(video, Content(was.number) if was.kind == "missing" else self.content())
         for video in draw(night.rolled_back, lambda video: self.before.get(video) and self.now[video].kind == "good"):
@@ -150,7 +150,7 @@ Key = tuple[str, int, int]
 
 @dataclass
 class Oracle:
-    """What each night must come to, by the rules of the README and nothing else."""
+    """Predicts each night by the rules of the README."""
 
     scored: set[Key] = field(default_factory=set)
     permanent: set[Key] = field(default_factory=set)
@@ -158,8 +158,8 @@ class Oracle:
     newest: dict[str, tuple[int, int]] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
 
-    def estimate_cluster(self, world: World, night: Night) -> Counts:
-        """The counts of the night, which is over when this returns."""
+    def predict(self, world: World, night: Night) -> Counts:
+        """Return the counts of the night and update the state as the night would."""
         counts: Counter[str] = Counter()
         due: list[str] = []
         for video, content in sorted(world.now.items()):
@@ -195,7 +195,7 @@ class Oracle:
             removed=removed,
             scored=outcomes["good"],
             failed=outcomes["broken"] + outcomes["missing"],
-            not_reached=len(due[room:]),
+            remaining=len(due[room:]),
             stale=stale,
         )
 
@@ -224,8 +224,8 @@ class Site:
         self.clips = [clip.path.read_bytes() for clip in write_demo_clips(folder / "clips", 1, shape)]
         self.stored: dict[str, Content] = {}
 
-    def lay_out(self, now: dict[str, Content]) -> None:
-        """Files as they are this night, and the catalog that names them."""
+    def write_files(self, now: dict[str, Content]) -> None:
+        """Write the files of this night and the catalog."""
         paths = [self.folder / "videos" / video[-2:] / f"{video}.mp4" for video in now]
         for path, (video, content) in zip(paths, now.items(), strict=True):
             if self.stored.get(video) == content:
@@ -270,7 +270,7 @@ max_failure_share = 1.0
         return path
 
     def run(self, night: Night) -> tuple[Counts, int, float]:
-        """What the tables say of the night, the exit code, and the seconds that the run took."""
+        """Run the night; return the counts in the tables, the exit code, and the seconds of the command."""
         job_file = self.write_job(night)
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(str(self.site))
@@ -299,13 +299,13 @@ max_failure_share = 1.0
             removed=row["num_removed"],
             scored=row["num_scored"],
             failed=row["num_failed"],
-            not_reached=row["num_remaining"],
+            remaining=row["num_remaining"],
             stale=stale,
         )
         return counts, done.returncode, seconds
 
     def check_whole(self, oracle: Oracle) -> None:
-        """Nothing twice, nothing lost, and not one inference more than there are scores."""
+        """Check that nothing is stored twice or lost, and that there are as many inferences as scores."""
         with open_session(self.tables) as session:
             scores = session.sql("SELECT video_id, content_id, model_id, raw_score FROM scores").to_pylist()
             twice = session.sql(
@@ -315,7 +315,7 @@ max_failure_share = 1.0
                 "SELECT DISTINCT video_id, content_id, model_id FROM failures WHERE final AND permanent"
             ).num_rows
         assert twice.num_rows == 0
-        # The model's number is the whole part of its scores, which lie between 0 and 1 otherwise.
+        # The integer part of a score is the number of its model; the rest is between 0 and 1.
         found = {
             (row["video_id"], int(row["content_id"].rpartition(":")[2], 16), int(row["raw_score"])) for row in scores
         }
@@ -324,13 +324,13 @@ max_failure_share = 1.0
         assert poison == len(oracle.permanent)
 
 
-def live(folder: Path, size: int, week: Sequence[Night] = WEEK) -> Iterator[tuple[Counts, Counts, int, float]]:
-    """Night by night: what was foretold, what the tables hold, the exit code, and the run's seconds."""
+def run_week(folder: Path, size: int, week: Sequence[Night] = WEEK) -> Iterator[tuple[Counts, Counts, int, float]]:
+    """Yield for each night: predicted counts, counts in the tables, exit code, and seconds of the command."""
     world, oracle, site = World(size), Oracle(), Site(folder, size)
     for night in week:
-        world.dawn(night)
-        site.lay_out(dict(sorted(world.now.items())))
-        predicted = oracle.estimate_cluster(world, night)
+        world.change_before(night)
+        site.write_files(dict(sorted(world.now.items())))
+        predicted = oracle.predict(world, night)
         yield predicted, *site.run(night)
     site.check_whole(oracle)
 
@@ -340,11 +340,11 @@ def main() -> int:
     parser.add_argument("--videos", type=int, default=10_000)
     size = parser.parse_args().videos
     names = list(Counts.__dataclass_fields__)
-    rows = [f"| night | {' | '.join(name.replace('_', ' ') for name in names)} | exit | as foretold | s |"]
+    rows = [f"| night | {' | '.join(name.replace('_', ' ') for name in names)} | exit | as predicted | s |"]
     rows.append("|" + "---|" * (len(names) + 4))
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="kvq-nights-") as folder:
-        for number, (predicted, counts, code, seconds) in enumerate(live(Path(folder), size), 1):
+        for number, (predicted, counts, code, seconds) in enumerate(run_week(Path(folder), size), 1):
             differing = {
                 name: (value, getattr(counts, name)) for name, value in asdict(predicted).items()
                 if value != getattr(counts, name)

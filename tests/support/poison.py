@@ -1,8 +1,8 @@
-"""Videos that misbehave, by a word in their names, in the real child of a real worker or in their bytes.
+"""Bad videos of several kinds, selected by a word in their names.
 
-page      is HTML                                  segfault  its decoder dies of SIGSEGV
-hang      its decoder never answers                eat       its decoder takes all the memory that it can get
-worker    its decoder kills the worker above it    black     its scorer eats until it is killed (tests.support.tally)
+page      is HTML                                segfault  its decoder crashes with SIGSEGV
+hang      its decoder never answers              eat       its decoder allocates memory without limit
+worker    its decoder kills the worker           black     its scorer allocates memory until it is killed (`tally.py`)
 """
 
 import os
@@ -23,11 +23,11 @@ ERRORS = {
     "worker": "worker_died",
     "black": "worker_died",
 }
-"""What each kind is called in `failures`, in the end."""
+"""Final error of each kind in `failures`."""
 
 
 def kind_of(video_id: str) -> str | None:
-    """The kind of poison that a video of this name is, if any."""
+    """Return the kind of bad video, or None for a good one."""
     return next((kind for kind in ERRORS if kind in video_id), None)
 
 
@@ -38,9 +38,9 @@ def misbehave(task: DecodeTask, scratch_file: Path) -> VideoLayout:
     elif kind == "hang":
         time.sleep(3600)
     elif kind == "eat":
-        eaten = []
+        blocks = []
         while True:
-            eaten.append(b"1" * (16 << 20))
+            blocks.append(b"1" * (16 << 20))
     elif kind == "worker":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(3600)
@@ -48,6 +48,6 @@ def misbehave(task: DecodeTask, scratch_file: Path) -> VideoLayout:
 
 
 class PoisonedDecodeWorker(DecodeWorker):
-    """The decoding stage with children that run `misbehave`."""
+    """The decode worker with children that run `misbehave`."""
 
     task_function: ClassVar[str] = "tests.support.poison:misbehave"

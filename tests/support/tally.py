@@ -1,7 +1,7 @@
-"""A model of the tests that counts: every clip that it ever scored is one line of a file, whatever became of the run.
+"""A model for tests that counts its inferences: each scored clip is one line of a file, however the run ends.
 
-Its "weights" are a small JSON file, `Tally`: another file is another model, as with real weights. It is registered as
-a third party's model is, by the entry point of a distribution, which `install` writes.
+Its "weights" are a small JSON file, `Tally`: another file is another model, as with real weights. It is registered like
+a third-party model, by the entry point of a distribution that `install` writes.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from kvq_batch.domain.scorer import ModelCard, ModelOptions, Prediction, ScorerS
 FRAMES = FrameRequest(Sampling(num_fragments=1, frames_per_fragment=2, stride=1), (32, 32))
 MAP_SHAPE = (1, 2, 2)
 BLACK = 3.0
-"""A clip darker than that, of 255, is more than the scorer can bear."""
+"""A clip with a lower mean (0 to 255) makes the scorer allocate memory and die."""
 
-EATEN_BYTES = 512 << 20
+ALLOCATED_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """`file` gets one line a clip; a clip takes `seconds`; `shift` is added to every score."""
+    """`file` gets one line per clip, a clip takes `seconds`, and `shift` is added to every score."""
 
     file: str
     seconds: float = 0.0
@@ -42,22 +42,22 @@ class Tally:
 
 
 class TallyScorer:
-    """Scores a clip by its mean, with maps that mean the same."""
+    """Scores a clip by its mean, with maps that give the same score."""
 
     def __init__(self, spec: ScorerSpec, tally: Tally) -> None:
         self.spec = spec
         self._tally = tally
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """One prediction per clip uint8 RGB [T, H, W, 3]; each is counted when it is made, not before."""
+        """Return one prediction per clip uint8 RGB [T, H, W, 3]; each is counted when it is finished."""
         return [self._score(clip) for clip in clips]
 
     def _score(self, clip: NDArray[np.uint8]) -> Prediction:
         time.sleep(self._tally.seconds)
         if clip.mean() < BLACK:
-            # As the kernel does with a process that takes more than there is, but long before there is no more.
-            eaten = b"1" * EATEN_BYTES
-            os.kill(os.getpid(), signal.SIGKILL if eaten else 0)
+            # What the kernel does to a process that needs too much memory, but long before memory runs out.
+            block = b"1" * ALLOCATED_BYTES
+            os.kill(os.getpid(), signal.SIGKILL if block else 0)
         score = float(clip.mean()) / 255 + self._tally.shift
         texture = np.full(MAP_SHAPE, score, np.float32)
         count(Path(self._tally.file))
@@ -71,7 +71,7 @@ class TallyFamily:
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
         if options.weights is None:
-            raise SpecError("the model of the tests needs a file with its tally as weights")
+            raise SpecError("the model tally needs weights: a file that Tally.write made")
         digest = hashlib.sha256(Path(options.weights).read_bytes()).hexdigest()
         card = ModelCard("tally", "1", digest, "handcrafted", self.summary)
         return ScorerSpec(card, FRAMES, maps=("texture", "saliency"), devices=("cpu",))
@@ -85,19 +85,19 @@ tally = TallyFamily()
 
 
 def count(file: Path) -> None:
-    """One more line; whole lines, however many processes write at once."""
+    """Append one line; lines of concurrent processes do not mix."""
     handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(handle, b"1\n")
     os.close(handle)
 
 
 def counted(file: Path) -> int:
-    """How many clips were scored in truth."""
+    """Return the number of scored clips."""
     return len(file.read_bytes().splitlines()) if file.exists() else 0
 
 
 def install(folder: Path) -> Path:
-    """Makes a folder that, on the path of a Python, registers the model."""
+    """Create a folder that registers the model if it is on `sys.path`."""
     distribution = folder / "kvq_batch_tally-1.dist-info"
     distribution.mkdir(parents=True)
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: kvq-batch-tally\nVersion: 1\n")

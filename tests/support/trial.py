@@ -1,7 +1,6 @@
-"""A catalog with poison in it, a job that scores it, the processes that run it, and what must hold in the end.
+"""A catalog with bad videos, a job that scores it, the processes that run it, and the checks after a fault.
 
-Every fault has a trial of its own, with its own scratch and shared memory, so that whatever is left there was left by
-it. This module does no harm; its tests do.
+Each fault has its own trial with its own scratch and shared memory, so that leftover files there belong to it.
 """
 
 import os
@@ -30,14 +29,14 @@ from tests.support.s3 import S3Location
 from tests.support.tally import Tally, counted, install
 
 CLEANUP_TIMEOUT_S = 180.0
-"""How long the last processes of a dead run may take to notice."""
+"""Longest time that the last processes of a crashed run may take to end."""
 
 _SLOW_TO_DIE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own attendants of a node: they tell a server that is gone of their end, and wait a minute for its answer."""
+"""Service processes of Ray on a node: when they end they report to the server, and wait a minute for its answer."""
 
 
 class Trial:
-    """One fault, from the catalog to the books."""
+    """One fault: catalog, job, processes and tables."""
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class Trial:
 
     @property
     def poison(self) -> dict[str, str]:
-        """Video id of what can never be scored -> its error."""
+        """The error of each bad video, by video id."""
         return {name: ERRORS[kind] for name in self.names if (kind := kind_of(name))}
 
     @property
@@ -102,12 +101,12 @@ class Trial:
         return counted(self.tally)
 
     def environment(self) -> dict[str, str]:
-        """What a process needs to know the model of the tests."""
+        """Return the environment that a process needs to find the model `tally`."""
         return {"PYTHONPATH": os.pathsep.join([str(self.site), os.getcwd(), os.environ.get("PYTHONPATH", "")])}
 
     def start(self, point: str | None = None) -> "subprocess.Popen[str]":
-        """A driver, which dies at `point` of `tests.support.crashes`; see `tests.support.driver` for what it says."""
-        # One for each: several drivers of one trial may be at work on their shards.
+        """Start a driver that crashes at `point` (`tests.support.crashes`). Its output: `tests.support.driver`."""
+        # A file for each driver: several drivers of a trial may run on their shards.
         job_file = self.folder / f"job-{len(self._processes)}.json"
         job_file.write_text(self.job.model_dump_json())
         command = [sys.executable, "-m", "tests.support.fault_driver", str(job_file), *([point] if point else [])]
@@ -124,18 +123,18 @@ class Trial:
             return rows
 
     def state(self) -> dict[str, Any]:
-        """The newest row of the newest run."""
+        """Return the newest row of the newest run."""
         return self.ask("SELECT * FROM runs ORDER BY commit_seq DESC LIMIT 1")[0]
 
     def finish(self) -> None:
-        """Runs the job to its end. Raises: AssertionError where it ends otherwise."""
+        """Run the job to its end. Raises: AssertionError if it does not finish."""
         with self.start() as process:
             last = list(process.stdout or [])[-1:]
-        assert last, f"the driver said nothing; see {self.folder / 'driver.log'}"
+        assert last, f"the driver printed nothing; see {self.folder / 'driver.log'}"
         assert last[0].startswith("finished scored "), last
 
     def close(self) -> None:
-        """Ends whatever a failed test left running."""
+        """Kill the processes that a failed test left running."""
         for process in self._processes:
             if process.poll() is None:
                 for child in [*below(process.pid)]:
@@ -147,13 +146,13 @@ class Trial:
 
 
 def distinct(content: bytes, number: int) -> bytes:
-    """The same MP4 with a `free` box behind it: other bytes, the same pictures."""
+    """Return the MP4 with a `free` box appended: other bytes, the same frames."""
     payload = f"{number:016}".encode()
     return content + (8 + len(payload)).to_bytes(4, "big") + b"free" + payload
 
 
 def names_of(num_videos: int, *poison: str) -> list[str]:
-    """File names in the catalog's order, with each kind of `poison` somewhere in the middle, in the order given."""
+    """Return file names in catalog order, with the kinds of `poison` spread over them in the given order."""
     step = num_videos // (len(poison) + 1) if poison else num_videos
     kinds = {step * (index + 1): kind for index, kind in enumerate(poison)}
     return [f"v{number:03}{'-' + kinds[number] if number in kinds else ''}.mp4" for number in range(num_videos)]
@@ -161,7 +160,7 @@ def names_of(num_videos: int, *poison: str) -> list[str]:
 
 @contextmanager
 def memory_folder() -> Iterator[Path]:
-    """A folder on the memory file system for one trial."""
+    """Create a folder on the memory file system for one trial."""
     folder = Path(tempfile.mkdtemp(prefix="kvq-trial-", dir="/dev/shm"))
     try:
         yield folder
@@ -170,21 +169,21 @@ def memory_folder() -> Iterator[Path]:
 
 
 def check(trial: Trial) -> int:
-    """What must hold once the last run of the trial has ended; returns how many inferences were made in vain.
+    """Check the tables after the last run of the trial; return the number of repeated inferences.
 
-    The run ended, the poison and only the poison is final in `failures`, nothing is lost, nothing stands twice.
+    The run ended, only the bad videos have final failures, nothing is lost, nothing is stored twice.
     """
-    # The run, or its resumption, ended; and the same command again would do nothing.
+    # The run, or its continuation, ended, and the same command would do nothing more.
     assert trial.state()["state"] == "finished"
-    plan = plan_again(trial)
+    plan = plan_now(trial)
     assert plan.by_reason["retry"] == plan.tasks.num_rows == len(trial.poison) - plan.num_quarantined
 
-    # The poison, and only the poison.
+    # Only the bad videos failed.
     final = trial.ask("SELECT DISTINCT video_id, error FROM failures WHERE final")
     assert {row["video_id"]: row["error"] for row in final} == trial.poison
     assert len(final) == len(trial.poison)
 
-    # Nothing lost: a score that is current for each, with its clips and its maps.
+    # Nothing is lost: each other video has a current score with its clips and maps.
     scored = trial.ask(
         """
         SELECT s.video_id, s.num_clips, s.raw_score, s.is_stale,
@@ -196,54 +195,54 @@ def check(trial: Trial) -> int:
     assert {row["video_id"] for row in scored} == trial.healthy
     assert all(row["clips"] == row["maps"] == row["num_clips"] == 1 and not row["is_stale"] for row in scored)
 
-    # Nothing twice, in whichever run.
+    # Nothing is stored twice, in any runs.
     identity = "video_id, content_id, model_id, fingerprint"
     assert trial.ask(f"SELECT {identity} FROM scores GROUP BY ALL HAVING count(*) > 1") == []
     assert len(scored) == len(trial.healthy) == trial.ask("SELECT count(*) AS n FROM scores")[0]["n"]
 
-    # Every run's sums.
+    # The counts of every run add up.
     off = "num_planned <> num_scored + num_failed + num_remaining"
     assert trial.ask(f"SELECT * FROM runs WHERE state = 'running' OR {off}") == []
 
     check_tables_whole(trial)
-    check_remains(trial)
+    check_cleanup(trial)
     repeated = trial.num_inferences - len(scored)
     assert repeated >= 0
     return repeated
 
 
-def plan_again(trial: Trial) -> Any:
-    """What the same job would do now, as `make_plan` says it."""
+def plan_now(trial: Trial) -> Any:
+    """Return the plan that the same job would have now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(trial.site))
         return plan_job(trial.job).plan
 
 
 def check_tables_whole(trial: Trial) -> None:
-    """Every part that the log names is there and holds what is promised, and rows and sums agree."""
+    """Check that every data file that a log names is complete, and that rows and counts agree."""
     findings = check_tables(Tables.open(trial.job.tables, trial.options), deep=True)
     assert [finding for finding in findings if finding.severity == "error"] == []
 
 
-def check_remains(trial: Trial) -> None:
-    """Nothing is left in shared memory or in scratch."""
+def check_cleanup(trial: Trial) -> None:
+    """Check that no files are left in shared memory and scratch."""
     assert list(trial.shared_memory.iterdir()) == []
     assert [path for path in trial.scratch.rglob("*") if path.is_file()] == []
 
 
-def wait_for_death(processes: Sequence[Process], attendants: bool = False) -> None:
-    """Returns when none of them is alive, Ray's attendants included or not.
+def wait_for_end(processes: Sequence[Process], includes_services: bool = False) -> None:
+    """Wait until none of the processes is alive, except for the slow service processes of Ray unless asked.
 
-    Raises: AssertionError naming those that stay.
+    Raises: AssertionError that names those that are still alive.
     """
     deadline = time.monotonic() + CLEANUP_TIMEOUT_S
-    exempt = () if attendants else _SLOW_TO_DIE
+    exempt = () if includes_services else _SLOW_TO_DIE
     while alive := [process for process in processes if process.is_alive and not process.title.startswith(exempt)]:
         assert time.monotonic() < deadline, [f"{process} {process.title}" for process in alive]
         time.sleep(0.1)
 
 
-def promised(trial: Trial) -> int:
-    """The most inferences that the runs of the trial that died say they made in vain."""
+def recorded_max_repeated(trial: Trial) -> int:
+    """Return the bound of repeated inferences that is recorded for the crashed runs of the trial."""
     row = trial.ask("SELECT coalesce(sum(max_repeated), 0)::INT AS n FROM runs WHERE state = 'crashed'")[0]
     return int(row["n"])
