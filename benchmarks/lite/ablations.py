@@ -149,7 +149,7 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
     first = [place for place, row in enumerate(labels) if json.loads(row["segment"])["number"] == 0]
     source = _source(job, [tests[place] for place in first], out)
     scored = list(_scored(network, source, [labels[place] for place in first]))
-    return {f"{row['figure']} {row['of']}": row["value"] for row in rendition_rows(scored, n_resamples=100)}
+    return {f"{row['metric']} {row['of']}": row["value"] for row in rendition_rows(scored, n_resamples=100)}
 
 
 def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> RenditionFiles:
@@ -192,7 +192,7 @@ def _scored(network: Any, source: RenditionFiles, labels: list[Mapping[str, Any]
             maps = network(normalise(torch.from_numpy(clips)))
         yield ScoredRendition(
             scene_id=row["scene_id"],
-            pixels=f"{row['scene_id']}/{row['segment']}",
+            frames_id=f"{row['scene_id']}/{row['segment']}",
             recipe=Recipe.from_json(row["recipe"]),
             label=row["mos"],
             cells=np.load(source.cells[place]).astype(np.float64).mean(0),

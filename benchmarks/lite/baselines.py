@@ -106,8 +106,8 @@ def _tell(line: str) -> None:
 def _short(name: str, row: dict[str, Any]) -> dict[str, Any]:
     value = f"{row['value']:.3f}"
     value += "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
-    figure = f"{row['figure']} {row['of']}"
-    return {"baseline": name, "figure": figure, "clips": row["clips"], "sources": row["sources"], "value": value}
+    figure = f"{row['metric']} {row['of']}"
+    return {"baseline": name, "figure": figure, "clips": row["clips"], "sources": row["scenes"], "value": value}
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def scored(
         found.append(
             ScoredRendition(
                 scene_id=sample.scene_id,
-                pixels=sample.frames_id or sample.sample_id,
+                frames_id=sample.frames_id or sample.sample_id,
                 recipe=recipe,
                 label=sample.label,
                 cells=np.load(rows.test.cells[place]).astype(np.float64).mean(0),

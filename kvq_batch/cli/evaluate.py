@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kvq_batch.domain.scorer import Scorer
     from kvq_batch.evaluation.labelled import Labelled
     from kvq_batch.evaluation.region_labels import RegionSet
-    from kvq_batch.evaluation.regions import RatedFile
+    from kvq_batch.evaluation.regions import ScoredFile
     from kvq_batch.evaluation.renditions import ScoredRendition
     from kvq_batch.labels.files import Scale
     from kvq_batch.storage.options import StorageOptions
@@ -67,7 +67,7 @@ def scores(
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--source", help="Reference that videos share; as --by. Default: none.", show_default=False),
+        typer.Option("--reference", help="Reference that videos share; as --by. Default: none.", show_default=False),
     ] = None,
     id_column: IdColumnOption = None,
     mos_column: MosColumnOption = None,
@@ -96,10 +96,10 @@ def scores(
 
       $ kvq-batch evaluate scores quality/ labels.csv --scale 0..100
       $ kvq-batch evaluate scores quality/ labels.csv --by codec \\
-          --source scene_id --out evaluation/
+          --reference scene_id --out evaluation/
     """
-    from kvq_batch.evaluation.labelled import Asked, join_labels
-    from kvq_batch.evaluation.results import ALL, CALIBRATION, COLUMNS, evaluate, rows_of, write_files
+    from kvq_batch.evaluation.labelled import JoinOptions, join_labels
+    from kvq_batch.evaluation.results import ALL, CALIBRATION, COLUMNS, evaluate, result_rows, write_files
     from kvq_batch.labels.files import Scale, read_labels
     from kvq_batch.report.plots import draw_scatter, scatter_of
     from kvq_batch.storage.options import StorageOptions
@@ -108,10 +108,10 @@ def scores(
     storage = StorageOptions(endpoint_url, region)
     limits = None if scale is None else Scale.from_text(scale)
     listed = read_labels(labels, storage, id_column, mos_column, limits)
-    asked = Asked(tuple(models or ()), by, reference, key, stale)
+    options = JoinOptions(tuple(models or ()), by, reference, key, stale)
     with status("comparing"):
         with open_session(tables, storage) as session:
-            labelled = join_labels(session, listed, asked)
+            labelled = join_labels(session, listed, options)
         results = evaluate(labelled, bootstrap_samples, seed)
         written = []
         if out is not None:
@@ -120,7 +120,7 @@ def scores(
                 if result.segment == ALL and result.agreement.num_videos:
                     written.append(out / f"{result.model.model_id}.png")
                     draw_scatter(scatter_of(result, labelled.labels.dataset, limits), written[-1])
-    rows = rows_of(labelled, results)
+    rows = result_rows(labelled, results)
     shown = Output(output)
     for sentence in _describe(labelled, limits):
         shown.note(sentence)
@@ -178,12 +178,12 @@ def regions(
     region_set = read_region_set(folder, dataset)
     groups = None if by is None else groups_of(region_set, by)
     scorer = build(ModelOptions(model, weights, device=device))
-    rated = _rate(scorer, region_set)
-    rows = region_rows(rated, groups, bootstrap_samples, seed)
-    written = [] if out is None else write_regions(rated, rows, out)
+    scored = _score_files(scorer, region_set)
+    rows = region_rows(scored, groups, bootstrap_samples, seed)
+    written = [] if out is None else write_regions(scored, rows, out)
     card, shown = scorer.spec.card, Output(output)
     shown.note(
-        f"{region_set.name}: {len(rated)} files, {card.model_id}; a still is {num_still_frames(scorer)} equal frames"
+        f"{region_set.name}: {len(scored)} files, {card.model_id}; a still is {num_still_frames(scorer)} equal frames"
     )
     if output is Format.TABLE:
         shown.rows([_short_region_row(row) for row in rows])
@@ -286,11 +286,11 @@ def calibrate(
     Output().note(f"mos of {curve.model_id} is now computed by calibration {curve.name!r}: {numbers}")
 
 
-def _rate(scorer: "Scorer", region_set: "RegionSet") -> "list[RatedFile]":
-    from kvq_batch.evaluation.regions import rate_regions
+def _score_files(scorer: "Scorer", region_set: "RegionSet") -> "list[ScoredFile]":
+    from kvq_batch.evaluation.regions import score_regions
 
     with ProgressBar(region_set.name, len(region_set.items)) as progress:
-        return rate_regions(scorer, region_set, progress.update)
+        return score_regions(scorer, region_set, progress.update)
 
 
 def _score_renditions(
@@ -332,7 +332,7 @@ def _score_rendition(
     cells = np.array(row["cells"], np.float64).reshape(row["num_slots"], row["num_rows"], row["num_cols"])
     return ScoredRendition(
         scene_id=row["scene_id"],
-        pixels=f"{row['scene_id']}/{row['segment']}",
+        frames_id=f"{row['scene_id']}/{row['segment']}",
         recipe=Recipe.from_json(row["recipe"]),
         label=row["mos"],
         cells=cells.mean(0),
@@ -387,12 +387,12 @@ def _label_record(labelled: "Labelled", scale: "Scale | None") -> dict[str, Any]
     }
 
 
-def _short_score_row(row: dict[str, Any], has_sources: bool) -> dict[str, Any]:
+def _short_score_row(row: dict[str, Any], has_references: bool) -> dict[str, Any]:
     """Return a row for the terminal: each metric and its interval in one cell."""
-    names: Sequence[str] = (*_SHOWN, "srcc_within") if has_sources else _SHOWN
+    names: Sequence[str] = (*_SHOWN, "srcc_within") if has_references else _SHOWN
     facts = {"model": row["model_id"], "segment": row["segment"], "videos": row["videos"]}
-    if has_sources:
-        facts["sources"] = row["sources"]
+    if has_references:
+        facts["references"] = row["references"]
     return facts | {name: _cell(row, name) for name in names} | {"remarks": row["remarks"]}
 
 
@@ -402,7 +402,7 @@ def _short_region_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short_rendition_row(row: dict[str, Any]) -> dict[str, Any]:
-    facts = {name: row[name] for name in ("figure", "of", "clips", "sources")}
+    facts = {name: row[name] for name in ("metric", "of", "clips", "scenes")}
     cell = _cell({"value": row["value"], "value_low": row["low"], "value_high": row["high"]}, "value")
     return facts | {"value": cell, "remarks": row["remarks"]}
 

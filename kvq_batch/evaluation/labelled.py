@@ -1,7 +1,6 @@
-"""Scores beside labels: what the tables say of the videos that a list names, model by model.
+"""Join a list of labels with the scores of the tables, model by model.
 
-Nothing is left out in silence: labels without a video, videos without a score, and scores that are stale are counted
-and named. This module computes no figure.
+Labels without a video, videos without a score, and stale scores are counted and named.
 """
 
 from collections.abc import Sequence
@@ -19,12 +18,12 @@ from kvq_batch.labels.matching import Matching, Video, match_labels
 from kvq_batch.tables.session import Session
 
 MAX_SEGMENTS = 100
-SHOWN = 5
+MAX_NAMED = 5
 
-# The catalog's columns beside those of a score; what both have is the score's.
+# Columns of a score and of the catalog; if both have a column, the score's is used.
 _SCORES = """
 SELECT video_id, model_id, model_name, model_origin, raw_score, mos, is_stale,
-    ({by})::VARCHAR AS segment, ({source})::VARCHAR AS source
+    ({by})::VARCHAR AS segment, ({reference})::VARCHAR AS reference
 FROM (
     SELECT s.*, c.* EXCLUDE (video_id, uri, content_id, size_bytes, run_id, commit_seq)
     FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
@@ -34,26 +33,26 @@ _VIDEOS = "SELECT video_id, uri, ({key})::VARCHAR AS key FROM catalog ORDER BY v
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked of the tables.
+class JoinOptions:
+    """What to join with the labels.
 
-    `by` and `source` are each a column of the list of labels, or an SQL expression over the columns of
-    `scores_latest` and `catalog`; `key` is an expression over `catalog` that the labels' names are compared with.
+    `by` (segments) and `reference` are each a column of the list of labels, or an SQL expression over the columns of
+    `scores_latest` and `catalog`. `key` is an expression over `catalog` that is compared with the names of the labels.
     """
 
     models: tuple[str, ...] = ()
     by: str | None = None
-    source: str | None = None
+    reference: str | None = None
     key: str | None = None
-    has_stale: bool = False
+    include_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledModel:
-    """The labelled videos of one model, arrays of one length; `segments` and `sources` None where none is asked for.
+    """The labelled videos of one model, all arrays [N]. `segments` and `references` are None if not requested.
 
-    `num_stale` scores were left out for being stale, `unscored` labelled videos have none of this model (the first
-    are named).
+    `num_stale` stale scores were left out. `num_unscored` labelled videos have no score of this model; `unscored` names
+    the first ones.
     """
 
     model_id: str
@@ -63,7 +62,7 @@ class LabelledModel:
     scores: NDArray[np.float64]
     labels: NDArray[np.float64]
     segments: tuple[str, ...] | None
-    sources: tuple[str, ...] | None
+    references: tuple[str, ...] | None
     num_stale: int
     num_unscored: int
     unscored: tuple[str, ...]
@@ -71,96 +70,99 @@ class LabelledModel:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A data set against the tables."""
+    """A data set joined with the scores of all models."""
 
     labels: Labels
     matching: Matching
     models: tuple[LabelledModel, ...]
 
 
-def join_labels(session: Session, labels: Labels, asked: Asked = Asked()) -> Labelled:
-    """The scores of the labelled videos, for each model that is asked for, or for all, in order of their ids.
+def join_labels(session: Session, labels: Labels, options: JoinOptions = JoinOptions()) -> Labelled:
+    """Return the scores of the labelled videos for each requested model, or for all, ordered by model id.
 
     Raises:
-        SpecError: an expression that SQL refuses, a model without scores here, no label with a video, a video without
-            a source, or more than MAX_SEGMENTS segments.
+        SpecError: an invalid SQL expression, a model without scores, no label with a video, a video without a
+            reference, or more than MAX_SEGMENTS segments.
     """
-    listed = session.sql(_VIDEOS.format(key=asked.key or "NULL")).to_pylist()
+    listed = session.sql(_VIDEOS.format(key=options.key or "NULL")).to_pylist()
     videos = [Video(row["video_id"], row["uri"], row["key"]) for row in listed]
-    matching = match_labels(labels.names, videos, by_key=asked.key is not None, shown=SHOWN)
-    place_of = {video_id: place for place, video_id in enumerate(matching.video_of) if video_id is not None}
-    if not place_of:
+    matching = match_labels(labels.names, videos, by_key=options.key is not None, shown=MAX_NAMED)
+    index_of = {video_id: index for index, video_id in enumerate(matching.video_of) if video_id is not None}
+    if not index_of:
         name, why = matching.unmatched[0]
         raise SpecError(
-            f"{labels.dataset}: none of its {len(labels.names)} labels names a video of these tables; the first is "
-            f"{name!r} ({why}), a video is called {videos[0].video_id!r}"
+            f"{labels.dataset}: none of its {len(labels.names)} labels names a video of these tables. The first label "
+            f"is {name!r} ({why}); a video id is {videos[0].video_id!r}."
             if videos
-            else "the catalog of these tables is empty"
+            else "The catalog of these tables is empty."
         )
-    scores = _scores(session, labels, asked)
-    is_labelled = pc.is_in(scores["video_id"], value_set=pa.array(list(place_of)))
+    scores = _scores(session, labels, options)
+    is_labelled = pc.is_in(scores["video_id"], value_set=pa.array(list(index_of)))
     chosen = scores.filter(is_labelled)
-    ids = sorted(set(_ids(scores, asked.models)))
-    models = tuple(_model(chosen, model_id, labels, place_of, asked) for model_id in ids)
+    ids = sorted(set(_ids(scores, options.models)))
+    models = tuple(_model(chosen, model_id, labels, index_of, options) for model_id in ids)
     return Labelled(labels, matching, tuple(model for model in models if model.video_ids or model.num_stale))
 
 
-def _scores(session: Session, labels: Labels, asked: Asked) -> pa.Table:
-    """Scores of all videos; expressions that are columns of the labels are filled in later."""
+def _scores(session: Session, labels: Labels, options: JoinOptions) -> pa.Table:
+    """Return the scores of all videos. Expressions that are columns of the labels are filled in later."""
     expressions = {
         name: "NULL" if text is None or labels.column(text) is not None else text
-        for name, text in (("by", asked.by), ("source", asked.source))
+        for name, text in (("by", options.by), ("reference", options.reference))
     }
     return session.sql(_SCORES.format(**expressions))
 
 
-def _ids(scores: pa.Table, asked: Sequence[str]) -> list[str]:
-    """Ids of the models that are asked for by name or id."""
-    pairs = set(zip(scores["model_name"].to_pylist(), scores["model_id"].to_pylist(), strict=True))
-    unknown = [name for name in asked if not any(name in pair for pair in pairs)]
-    if unknown or not pairs:
-        known = ", ".join(sorted({name for name, _ in pairs})) or "none: nothing is scored yet"
-        raise SpecError(f"these tables have no score of model {', '.join(unknown) or '(any)'}; models are {known}")
-    return [model_id for name, model_id in pairs if not asked or name in asked or model_id in asked]
+def _ids(scores: pa.Table, requested: Sequence[str]) -> list[str]:
+    """Return the ids of the models that are requested by name or id."""
+    models = set(zip(scores["model_name"].to_pylist(), scores["model_id"].to_pylist(), strict=True))
+    unknown = [name for name in requested if not any(name in names for names in models)]
+    if unknown or not models:
+        known = ", ".join(sorted({name for name, _ in models})) or "none: nothing is scored yet"
+        raise SpecError(f"These tables have no score of model {', '.join(unknown) or '(any)'}. Models are {known}.")
+    return [model_id for name, model_id in models if not requested or name in requested or model_id in requested]
 
 
-def _model(scores: pa.Table, model_id: str, labels: Labels, place_of: dict[str, int], asked: Asked) -> LabelledModel:
+def _model(
+    scores: pa.Table, model_id: str, labels: Labels, index_of: dict[str, int], options: JoinOptions
+) -> LabelledModel:
     own = scores.filter(pc.equal(scores["model_id"], model_id)).sort_by("video_id")
     name = own["model_name"][0].as_py() if own.num_rows else model_id.partition("@")[0]
     origin = own["model_origin"][0].as_py() if own.num_rows else ""
-    used = own if asked.has_stale else own.filter(pc.invert(own["is_stale"]))
+    used = own if options.include_stale else own.filter(pc.invert(own["is_stale"]))
     ids = used["video_id"].to_pylist()
-    places = [place_of[video_id] for video_id in ids]
+    indices = [index_of[video_id] for video_id in ids]
     scored = set(own["video_id"].to_pylist())
-    unscored = [video_id for video_id in place_of if video_id not in scored]
-    sources = _values(used, "source", asked.source, labels, places)
-    if sources is not None and None in sources:
-        first = ids[sources.index(None)]
-        raise SpecError(f"--source {asked.source}: {sources.count(None)} videos have none, first {first!r}")
+    unscored = [video_id for video_id in index_of if video_id not in scored]
+    references = _values(used, "reference", options.reference, labels, indices)
+    if references is not None and None in references:
+        first = ids[references.index(None)]
+        num = references.count(None)
+        raise SpecError(f"--reference {options.reference}: {num} videos have no value, the first is {first!r}.")
     return LabelledModel(
         model_id=model_id,
         model_name=name,
         origin=origin,
         video_ids=tuple(ids),
         scores=used["raw_score"].to_numpy(),
-        labels=labels.values[places],
-        segments=_segments(_values(used, "segment", asked.by, labels, places), asked.by),
-        sources=None if sources is None else tuple(str(source) for source in sources),
+        labels=labels.values[indices],
+        segments=_segments(_values(used, "segment", options.by, labels, indices), options.by),
+        references=None if references is None else tuple(str(reference) for reference in references),
         num_stale=own.num_rows - used.num_rows,
         num_unscored=len(unscored),
-        unscored=tuple(unscored[:SHOWN]),
+        unscored=tuple(unscored[:MAX_NAMED]),
     )
 
 
 def _values(
-    scores: pa.Table, column: str, expression: str | None, labels: Labels, places: Sequence[int]
+    scores: pa.Table, column: str, expression: str | None, labels: Labels, indices: Sequence[int]
 ) -> list[str | None] | None:
-    """A value for each row: from the labels where the expression is a column of theirs."""
+    """Return a value for each row, from the labels if the expression is one of their columns."""
     if expression is None:
         return None
     own = labels.column(expression)
     if own is not None:
-        return [own[place] for place in places]
+        return [own[index] for index in indices]
     values: list[str | None] = scores[column].to_pylist()
     return values
 
@@ -170,7 +172,7 @@ def _segments(values: list[Any] | None, by: str | None) -> tuple[str, ...] | Non
         return None
     if len(set(values)) > MAX_SEGMENTS:
         raise SpecError(
-            f"--by {by}: {len(set(values))} different values; at most {MAX_SEGMENTS} segments. Group them in SQL, as "
-            "in --by 'width_px >= 1280'"
+            f"--by {by}: {len(set(values))} distinct values; at most {MAX_SEGMENTS} allowed. Group them in SQL: "
+            "--by 'width_px >= 1280'."
         )
     return tuple("(none)" if value is None else str(value) for value in values)

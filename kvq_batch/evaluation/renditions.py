@@ -1,14 +1,13 @@
-"""What a model makes of versions whose making is known: order, falling codec steps, and regions that were distorted.
+"""Evaluate a model on renditions with known recipes: agreement, falling codec steps, and distorted regions.
 
-    srcc, plcc ...       scores of whole frames against their labels (`metrics.agreement`), and within a source: of
-                         all, and of each group of degradations by itself
-    falling_steps        share of neighbouring steps of a codec's ladder, on one segment, at which the score falls
-    auc                  share of pairs of cells, one distorted and one not, that the texture map orders rightly: of
-                         each clip alone, and of its change against the clean version of the same frames
+    srcc, plcc ...       scores of whole frames against their labels (`metrics.agreement`), over all and within a
+                         scene: of all renditions, and of each group of degradations
+    falling_steps        share of neighbouring steps of a codec ladder, on one segment, at which the score falls
+    auc                  share of pairs of cells, one distorted and one not, that the texture map orders correctly: of
+                         each clip alone, and of its difference from the clean rendition of the same frames
 
-Cells are those of the model's grid, each labelled by the version that stands in its middle. Labels are measures
-against a source, not opinions of people; a figure here says how well a model that sees no source foretells them.
-This module scores nothing and opens no table.
+Cells are those of the model's grid, each labelled by the rendition at its centre. Labels are measured against a
+reference, they are not opinions of people. The metrics show how well a no-reference model predicts them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +22,13 @@ import pyarrow as pa
 from kvq_batch.config.recipe import STEPS, Recipe
 from kvq_batch.evaluation.tables import write_table
 from kvq_batch.metrics.agreement import agree
-from kvq_batch.metrics.bootstrap import Figure, mean_figure
+from kvq_batch.metrics.bootstrap import MetricValue, bootstrap_mean
 from kvq_batch.metrics.ranks import Pairs, Real
 
-COLUMNS = ("figure", "of", "clips", "sources", "value", "low", "high", "remarks")
+COLUMNS = ("metric", "of", "clips", "scenes", "value", "low", "high", "remarks")
 ALL = "(all)"
 
-# What is lost: detail, or order that was never there, or the grid of a codec.
+# Groups by kind of artefact: lost detail, added noise, and codec artefacts.
 GROUPS = {
     "blur": ("blur", "motion_blur", "downscale"),
     "noise": ("noise",),
@@ -39,13 +38,14 @@ GROUPS = {
 
 @dataclass(frozen=True, slots=True)
 class ScoredRendition:
-    """One version: `pixels` names the frames that it shares with others, `cells` [row, column] its cell labels.
+    """A rendition with its score and maps.
 
-    `score` is the model's, higher is better; `texture` [row, column] its texture map, the mean over slots.
+    `frames_id` identifies the frames that renditions share before degradation. `cells` [row, column] are cell labels,
+    `score` is the raw score (higher is better), `texture` [row, column] is the texture map, averaged over time slots.
     """
 
     scene_id: str
-    pixels: str
+    frames_id: str
     recipe: Recipe
     label: float
     cells: Real
@@ -53,79 +53,81 @@ class ScoredRendition:
     texture: Real
 
 
-def rendition_rows(versions: Sequence[ScoredRendition], n_resamples: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of COLUMNS: a figure each, with its interval (95%, drawing whole sources)."""
+def rendition_rows(
+    renditions: Sequence[ScoredRendition], n_resamples: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return rows of COLUMNS, one per metric. The 95% intervals come from a bootstrap over whole scenes."""
     rows = []
-    whole = [version for version in versions if not version.recipe.patches]
+    whole = [rendition for rendition in renditions if not rendition.recipe.patches]
     rows += _agreement_rows(whole, ALL, ("srcc", "krcc", "plcc", "rmse", "srcc_within"), n_resamples, seed)
     for group, names in GROUPS.items():
-        # The clean version is where each of these ladders begins.
-        own = [version for version in whole if all(step.name in names for step in version.recipe.steps)]
-        if any(version.recipe.steps for version in own):
+        # Includes the clean rendition, the first step of every ladder.
+        own = [rendition for rendition in whole if all(step.name in names for step in rendition.recipe.steps)]
+        if any(rendition.recipe.steps for rendition in own):
             rows += _agreement_rows(own, group, ("srcc", "srcc_within"), n_resamples, seed)
     steps = list(_steps(whole))
     for codec in (ALL, *sorted({codec for codec, _, _ in steps})):
-        falling = [(source, falls) for name, source, falls in steps if codec in (ALL, name)]
+        falling = [(scene, falls) for name, scene, falls in steps if codec in (ALL, name)]
         rows.append(_mean_row("falling_steps", codec, falling, n_resamples, seed))
     for group, names in {ALL: tuple(STEPS), **GROUPS}.items():
-        for reference in ("alone", "against the clean version"):
-            areas = list(_areas(versions, names, reference != "alone"))
-            rows.append(_mean_row("auc", f"{group}, {reference}", areas, n_resamples, seed))
+        for texture in ("alone", "against the clean rendition"):
+            aucs = list(_region_aucs(renditions, names, against_clean=texture != "alone"))
+            rows.append(_mean_row("auc", f"{group}, {texture}", aucs, n_resamples, seed))
     return rows
 
 
 def _agreement_rows(
-    versions: Sequence[ScoredRendition], of: str, figures: Sequence[str], n_resamples: int, seed: int
+    renditions: Sequence[ScoredRendition], of: str, metrics: Sequence[str], n_resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    sources = [version.scene_id for version in versions]
-    scores, labels = np.array([v.score for v in versions]), np.array([v.label for v in versions])
-    agreement = agree(scores, labels, sources, n_resamples, seed)
-    return [_row(name, of, len(versions), len(set(sources)), agreement.figures[name]) for name in figures]
+    scenes = [rendition.scene_id for rendition in renditions]
+    scores, labels = np.array([v.score for v in renditions]), np.array([v.label for v in renditions])
+    agreement = agree(scores, labels, scenes, n_resamples, seed)
+    return [_row(name, of, len(renditions), len(set(scenes)), agreement.metrics[name]) for name in metrics]
 
 
-def write_renditions(versions: Sequence[ScoredRendition], rows: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
-    """Writes figures.csv and .parquet (`rows`), versions.csv and .parquet (a row a version). Raises: SpecError."""
-    kinds = {"clips": pa.int64(), "sources": pa.int64()} | dict.fromkeys(("value", "low", "high"), pa.float64())
+def write_renditions(renditions: Sequence[ScoredRendition], rows: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:
+    """Write metrics.csv and .parquet (`rows`), renditions.csv and .parquet (one row each). Raises: SpecError."""
+    kinds = {"clips": pa.int64(), "scenes": pa.int64()} | dict.fromkeys(("value", "low", "high"), pa.float64())
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     scored = [
-        {"scene_id": v.scene_id, "pixels": v.pixels, "recipe": str(v.recipe), "label": v.label, "score": v.score}
-        for v in versions
+        {"scene_id": v.scene_id, "frames_id": v.frames_id, "recipe": str(v.recipe), "label": v.label, "score": v.score}
+        for v in renditions
     ]
-    tables = {"figures": pa.Table.from_pylist(list(rows), schema), "versions": pa.Table.from_pylist(scored)}
+    tables = {"metrics": pa.Table.from_pylist(list(rows), schema), "renditions": pa.Table.from_pylist(scored)}
     return [path for name, table in tables.items() for path in write_table(table, out / name)]
 
 
 def _steps(whole: Sequence[ScoredRendition]) -> Iterator[tuple[str, str, float]]:
-    """(codec, source, 1 where the score falls else 0) of each pair of neighbours on a ladder."""
+    """Yield (codec, scene, 1.0 if the score falls, else 0.0) for each two neighbouring steps of a ladder."""
     ladders: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
-    for version in whole:
-        steps = version.recipe.steps
+    for rendition in whole:
+        steps = rendition.recipe.steps
         if len(steps) == 1 and STEPS[steps[0].name].is_codec:
-            ladder = ladders.setdefault((steps[0].name, version.pixels), [])
-            ladder.append((steps[0].amount, version.score, version.scene_id))
+            ladder = ladders.setdefault((steps[0].name, rendition.frames_id), [])
+            ladder.append((steps[0].amount, rendition.score, rendition.scene_id))
     for (codec, _), ladder in ladders.items():
         ladder.sort()
-        for (_, better, source), (_, worse, _) in pairwise(ladder):
-            yield codec, source, float(worse < better)
+        for (_, better, scene), (_, worse, _) in pairwise(ladder):
+            yield codec, scene, float(worse < better)
 
 
-def _areas(
-    versions: Sequence[ScoredRendition], names: Sequence[str], against_clean: bool
+def _region_aucs(
+    renditions: Sequence[ScoredRendition], names: Sequence[str], against_clean: bool
 ) -> Iterator[tuple[str, float]]:
-    """(source, AUC) of each clean clip with one distorted region, made by a step of `names`."""
-    clean = {v.pixels: v.texture for v in versions if not v.recipe.steps and not v.recipe.patches}
-    for version in versions:
-        recipe = version.recipe
+    """Yield (scene, AUC) of each clean clip with one region that was distorted by a step of `names`."""
+    clean = {v.frames_id: v.texture for v in renditions if not v.recipe.steps and not v.recipe.patches}
+    for rendition in renditions:
+        recipe = rendition.recipe
         if recipe.steps or len(recipe.patches) != 1 or len(recipe.patches[0].steps) != 1:
             continue
-        if recipe.patches[0].steps[0].name not in names or (against_clean and version.pixels not in clean):
+        if recipe.patches[0].steps[0].name not in names or (against_clean and rendition.frames_id not in clean):
             continue
-        texture = version.texture - clean[version.pixels] if against_clean else version.texture
-        yield version.scene_id, _area(texture, version.cells)
+        texture = rendition.texture - clean[rendition.frames_id] if against_clean else rendition.texture
+        yield rendition.scene_id, _region_auc(texture, rendition.cells)
 
 
-def _area(texture: Real, cells: Real) -> float:
-    """Share of pairs of cells of different labels that the texture orders as they are; NaN where there is none."""
+def _region_auc(texture: Real, cells: Real) -> float:
+    """Return the share of pairs of cells with different labels that the texture orders alike; NaN without pairs."""
     rows, columns = (
         (2 * np.arange(count) + 1) * extent // (2 * count)
         for count, extent in zip(texture.shape, cells.shape, strict=True)
@@ -138,19 +140,19 @@ def _area(texture: Real, cells: Real) -> float:
 
 
 def _mean_row(name: str, of: str, found: Sequence[tuple[str, float]], n_resamples: int, seed: int) -> dict[str, Any]:
-    """The mean over clips (or steps); its interval is that of the means of sources."""
-    by_source: dict[str, list[float]] = {}
-    for source, value in found:
+    """Return the mean over clips or steps; its interval is that of the mean over scenes."""
+    by_scene: dict[str, list[float]] = {}
+    for scene, value in found:
         if np.isfinite(value):
-            by_source.setdefault(source, []).append(value)
-    if not by_source:
-        return _row(name, of, 0, 0, Figure(None, reason="no such version"))
-    drawn = mean_figure([float(np.mean(values)) for values in by_source.values()], n_resamples, seed)
-    values = [value for own in by_source.values() for value in own]
-    figure = Figure(float(np.mean(values)), drawn.low, drawn.high, drawn.reason)
-    return _row(name, of, len(values), len(by_source), figure)
+            by_scene.setdefault(scene, []).append(value)
+    if not by_scene:
+        return _row(name, of, 0, 0, MetricValue(None, reason="no such rendition"))
+    mean = bootstrap_mean([float(np.mean(values)) for values in by_scene.values()], n_resamples, seed, "scenes")
+    values = [value for own in by_scene.values() for value in own]
+    metric = MetricValue(float(np.mean(values)), mean.low, mean.high, mean.reason)
+    return _row(name, of, len(values), len(by_scene), metric)
 
 
-def _row(name: str, of: str, num_clips: int, num_sources: int, figure: Figure) -> dict[str, Any]:
-    facts: Mapping[str, Any] = {"figure": name, "of": of, "clips": num_clips, "sources": num_sources}
-    return {**facts, "value": figure.value, "low": figure.low, "high": figure.high, "remarks": figure.reason}
+def _row(name: str, of: str, num_clips: int, num_scenes: int, metric: MetricValue) -> dict[str, Any]:
+    facts: Mapping[str, Any] = {"metric": name, "of": of, "clips": num_clips, "scenes": num_scenes}
+    return {**facts, "value": metric.value, "low": metric.low, "high": metric.high, "remarks": metric.reason}

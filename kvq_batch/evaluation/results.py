@@ -20,17 +20,17 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.evaluation.labelled import Labelled, LabelledModel
 from kvq_batch.evaluation.tables import write_table
 from kvq_batch.labels.files import Scale
-from kvq_batch.metrics.agreement import FIGURES, Agreement, agree
+from kvq_batch.metrics.agreement import METRICS, Agreement, agree
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
 
 ALL = "(all)"
 CALIBRATION = ".calibration.json"
 
-_REALS = [*(f"{name}{end}" for name in FIGURES for end in ("", "_low", "_high")), "b1", "b2", "b3", "b4"]
-COLUMNS = ("dataset", "model_id", "segment", "videos", "sources", *_REALS, "remarks")
+_REALS = [*(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")), "b1", "b2", "b3", "b4"]
+COLUMNS = ("dataset", "model_id", "segment", "videos", "references", *_REALS, "remarks")
 _AGREEMENT = pa.schema([
     *((name, pa.string()) for name in ("dataset", "model_id", "segment")),
-    *((name, pa.int64()) for name in ("videos", "sources")),
+    *((name, pa.int64()) for name in ("videos", "references")),
     *((name, pa.float64()) for name in _REALS),
     ("remarks", pa.string()),
 ])  # fmt: skip
@@ -49,16 +49,16 @@ def evaluate(labelled: Labelled, n_resamples: int = 1000, seed: int = 0) -> list
     """Return for each model the agreement over all its labelled videos, then over each segment, ordered by name."""
     results = []
     for model in labelled.models:
-        results.append(Result(model, ALL, agree(model.scores, model.labels, model.sources, n_resamples, seed)))
+        results.append(Result(model, ALL, agree(model.scores, model.labels, model.references, n_resamples, seed)))
         for segment in sorted(set(model.segments or ())):
             indices = [i for i, own in enumerate(model.segments or ()) if own == segment]
-            sources = None if model.sources is None else [model.sources[i] for i in indices]
-            agreement = agree(model.scores[indices], model.labels[indices], sources, n_resamples, seed)
+            references = None if model.references is None else [model.references[i] for i in indices]
+            agreement = agree(model.scores[indices], model.labels[indices], references, n_resamples, seed)
             results.append(Result(model, segment, agreement))
     return results
 
 
-def rows_of(labelled: Labelled, results: Sequence[Result]) -> list[dict[str, Any]]:
+def result_rows(labelled: Labelled, results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return one row of COLUMNS for each result."""
     dataset = labelled.labels.dataset
     return [
@@ -69,7 +69,7 @@ def rows_of(labelled: Labelled, results: Sequence[Result]) -> list[dict[str, Any
 
 def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale: Scale | None) -> list[Path]:
     """Write tables and calibrations into the folder `out` and return their paths. Raises: SpecError."""
-    agreement = pa.Table.from_pylist(rows_of(labelled, results), _AGREEMENT)
+    agreement = pa.Table.from_pylist(result_rows(labelled, results), _AGREEMENT)
     wholes = [result for result in results if result.segment == ALL]
     written = write_table(agreement, out / "agreement")
     written += write_table(pa.concat_tables([_videos(result) for result in wholes]), out / "videos")
@@ -98,8 +98,8 @@ def calibration(labelled: Labelled, result: Result, scale: Scale | None) -> dict
         "scale": None if scale is None else [scale.low, scale.high],
         "fitted_on_scores": [float(model.scores.min()), float(model.scores.max())],
         "num_videos": result.agreement.num_videos,
-        "num_sources": result.agreement.num_sources,
-        "srcc": result.agreement.figures["srcc"].value,
+        "num_references": result.agreement.num_references,
+        "srcc": result.agreement.metrics["srcc"].value,
         "plcc": float(np.corrcoef(fitted, model.labels)[0, 1]),
         "rmse": float(np.sqrt(np.mean((fitted - model.labels) ** 2))),
     }
@@ -121,7 +121,7 @@ def _videos(result: Result) -> pa.Table:
     return pa.table({
         "model_id": pa.array([model.model_id] * num, pa.string()),
         "video_id": pa.array(model.video_ids, pa.string()),
-        "source": pa.array(model.sources or [None] * num, pa.string()),
+        "reference": pa.array(model.references or [None] * num, pa.string()),
         "segment": pa.array(model.segments or [None] * num, pa.string()),
         "label": pa.array(model.labels, pa.float64()),
         "raw_score": pa.array(model.scores, pa.float64()),

@@ -1,7 +1,9 @@
-"""Figures with intervals: whole sources drawn with replacement, as many as there are, and percentiles of what comes.
+"""Cluster bootstrap: metrics with 95% confidence intervals from resampling whole clusters with replacement.
 
-Versions of one source hang together; drawing them one by one would make every figure look surer than it is. The same
-seed gives the same draws, whatever is measured. This module knows no figure by name.
+Renditions of one reference are not independent: resampling them one by one would make intervals too narrow. Intervals
+are percentile intervals (Efron). The same seed gives the same resamples, whatever is measured.
+
+Axes: R resamples, C clusters.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,22 +15,22 @@ from kvq_batch.metrics.ranks import Real
 
 LEVEL = 0.95
 
-MIN_SOURCES = 5
-"""Fewer sources than this say nothing of how much a figure depends on them."""
+MIN_CLUSTERS = 5
+"""With fewer clusters there is no interval: they do not show how much a metric depends on the clusters."""
 
 CHUNK = 50
-"""Draws that are measured together, where no more are asked for: what 7,000 videos make of them is 3 MB an array."""
+"""Resamples that are measured together by default: with 7,000 videos, an array of them takes 3 MB."""
 
 _MAX_UNDEFINED = 0.05
-"""Share of draws without the figure (all equal) above which there is no interval."""
+"""Share of resamples in which the metric is undefined (all equal) above which there is no interval."""
 
 Measure = Callable[[Real], dict[str, Real]]
-"""Figures by name, [D] each, of draws [D, S]: how often each of S sources was drawn. NaN where there is none."""
+"""Returns metrics by name, [R] each, for counts [R, C]: how often each cluster was drawn. NaN if undefined."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure and its interval; `reason` says why one of both is None, or what was left out."""
+class MetricValue:
+    """A metric and its interval. `reason` says why one of them is None, or what was left out."""
 
     value: float | None
     low: float | None = None
@@ -36,56 +38,56 @@ class Figure:
     reason: str = ""
 
 
-def bootstrap_figures(
-    measure: Measure, num_sources: int, n_resamples: int, seed: int, chunk: int = CHUNK, unit: str = "sources"
-) -> dict[str, Figure]:
-    """Each figure that `measure` gives of every source once, with the percentiles of `n_resamples` draws.
+def bootstrap_metrics(
+    measure: Measure, num_clusters: int, n_resamples: int, seed: int, chunk: int = CHUNK, unit: str = "references"
+) -> dict[str, MetricValue]:
+    """Return the metrics of `measure` over all clusters, with percentile intervals over `n_resamples` resamples.
 
-    `measure` gets `chunk` draws at a time. Where a figure does not exist, or its interval, the reason says why.
+    `measure` gets `chunk` resamples at a time. `unit` names the clusters in reasons.
     """
-    values = {name: float(found[0]) for name, found in measure(np.ones((1, num_sources))).items()}
-    if num_sources < MIN_SOURCES:
-        reason = f"{num_sources} {unit} are too few for an interval"
-        return {name: _figure(value, None, reason) for name, value in values.items()}
+    values = {name: float(found[0]) for name, found in measure(np.ones((1, num_clusters))).items()}
+    if num_clusters < MIN_CLUSTERS:
+        reason = f"{num_clusters} {unit} are too few for an interval"
+        return {name: _metric_value(value, None, reason) for name, value in values.items()}
     generator = np.random.default_rng(seed)
-    shares = np.full(num_sources, 1 / num_sources)
-    drawn: dict[str, list[Real]] = {name: [] for name in values}
+    shares = np.full(num_clusters, 1 / num_clusters)
+    resampled: dict[str, list[Real]] = {name: [] for name in values}
     for first in range(0, n_resamples, chunk):
-        bootstrap = generator.multinomial(num_sources, shares, size=min(chunk, n_resamples - first)).astype(np.float64)
-        for name, found in measure(bootstrap).items():
-            drawn[name].append(found)
-    return {name: _figure(value, np.concatenate(drawn[name]), "") for name, value in values.items()}
+        counts = generator.multinomial(num_clusters, shares, size=min(chunk, n_resamples - first)).astype(np.float64)
+        for name, found in measure(counts).items():
+            resampled[name].append(found)
+    return {name: _metric_value(value, np.concatenate(resampled[name]), "") for name, value in values.items()}
 
 
-def mean_figure(values: Sequence[float], n_resamples: int, seed: int, unit: str = "sources") -> Figure:
-    """The mean of one value for each source, with its interval; NaN among them is left out and counted."""
-    there = np.array([value for value in values if np.isfinite(value)])
-    left_out = len(values) - len(there)
-    if not len(there):
-        return Figure(None, reason=f"all cells or videos of each of the {unit} are equal: no order")
-    reasons = [f"{left_out} of {len(values)} {unit} are left out: all equal"] if left_out else []
+def bootstrap_mean(values: Sequence[float], n_resamples: int, seed: int, unit: str = "references") -> MetricValue:
+    """Return the mean of one value per cluster with its interval. NaNs are left out and counted in the reason."""
+    defined = np.array([value for value in values if np.isfinite(value)])
+    num_undefined = len(values) - len(defined)
+    if not len(defined):
+        return MetricValue(None, reason=f"all cells or videos of each of the {unit} are equal: no order")
+    reasons = [f"{num_undefined} of {len(values)} {unit} are left out: all equal"] if num_undefined else []
     low = high = None
-    if len(there) < MIN_SOURCES:
-        reasons.append(f"{len(there)} {unit} are too few for an interval")
+    if len(defined) < MIN_CLUSTERS:
+        reasons.append(f"{len(defined)} {unit} are too few for an interval")
     else:
-        means = np.random.default_rng(seed).choice(there, (n_resamples, len(there))).mean(axis=1)
+        means = np.random.default_rng(seed).choice(defined, (n_resamples, len(defined))).mean(axis=1)
         low, high = _percentiles(means)
-    return Figure(float(there.mean()), low, high, "; ".join(reasons))
+    return MetricValue(float(defined.mean()), low, high, "; ".join(reasons))
 
 
-def _figure(value: float, drawn: Real | None, reason: str) -> Figure:
-    """The value with the percentiles of its draws."""
+def _metric_value(value: float, resampled: Real | None, reason: str) -> MetricValue:
     if not np.isfinite(value):
-        return Figure(None, reason="all equal: no order")
-    if drawn is None:
-        return Figure(value, reason=reason)
-    is_there = np.isfinite(drawn)
-    if is_there.mean() < 1 - _MAX_UNDEFINED:
-        return Figure(value, reason=f"no interval: {1 - is_there.mean():.0%} of the draws have no such figure")
-    low, high = _percentiles(drawn[is_there])
-    return Figure(value, low, high)
+        return MetricValue(None, reason="all equal: no order")
+    if resampled is None:
+        return MetricValue(value, reason=reason)
+    is_defined = np.isfinite(resampled)
+    if is_defined.mean() < 1 - _MAX_UNDEFINED:
+        share = 1 - is_defined.mean()
+        return MetricValue(value, reason=f"no interval: the metric is undefined in {share:.0%} of the resamples")
+    low, high = _percentiles(resampled[is_defined])
+    return MetricValue(value, low, high)
 
 
-def _percentiles(drawn: Real) -> tuple[float, float]:
-    low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+def _percentiles(resampled: Real) -> tuple[float, float]:
+    low, high = np.percentile(resampled, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)

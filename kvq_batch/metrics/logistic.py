@@ -1,9 +1,8 @@
-"""The curve between a model's number and a label: four parameters, monotone, as video quality studies fit it.
+"""Least-squares fit of the four-parameter logistic between scores and labels, as in video quality studies.
 
     f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))
 
-The same four numbers are a model's calibration (`ModelCard.calibrations`). This module fits; whether a fit is worth
-anything is for `agreement`.
+The same four numbers are a model's calibration (`ModelCard.calibrations`).
 """
 
 from dataclasses import dataclass
@@ -15,18 +14,18 @@ from scipy.special import expit
 from kvq_batch.metrics.ranks import Real
 
 MIN_SCORES = 5
-"""Different scores that a fit of four parameters needs to say anything."""
+"""Distinct scores that a fit of four parameters needs."""
 
 _MAX_EVALUATIONS = 2000
 _TOLERANCE = 1e-8
-# A curve that gives all but 5% of the scores its lowest or its highest label, to 1% of its range, is a step. What bends
-# once (one end far outside of the scores) is none.
-_FLAT, _MIN_ON_SLOPE = 0.01, 0.05
+# A curve is a step if fewer than 5% of the scores get a label more than 1% of its range away from both its lowest and
+# its highest label. A curve that bends once (one end far outside the scores) is not a step.
+_FLAT_MARGIN, _MIN_SHARE_ON_SLOPE = 0.01, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Logistic:
-    """The fitted curve; `b4` is positive."""
+    """A fitted curve; `b4` is positive."""
 
     b1: float
     b2: float
@@ -34,16 +33,16 @@ class Logistic:
     b4: float
 
     def __call__(self, scores: Real) -> Real:
-        """Labels that the curve gives to `scores`."""
+        """Return the labels of `scores` by the curve."""
         curve: Real = self.b2 + (self.b1 - self.b2) * expit((scores - self.b3) / abs(self.b4))
         return curve
 
     def is_step(self, scores: Real) -> bool:
-        """Whether it gives nearly all of `scores` one of two labels: it says which half, and no more."""
+        """Return whether nearly all of `scores` get one of two labels, so that the curve only separates two halves."""
         fitted = self(scores)
         low, high = float(fitted.min()), float(fitted.max())
-        margin = _FLAT * (high - low)
-        return bool(np.mean((fitted > low + margin) & (fitted < high - margin)) < _MIN_ON_SLOPE)
+        margin = _FLAT_MARGIN * (high - low)
+        return bool(np.mean((fitted > low + margin) & (fitted < high - margin)) < _MIN_SHARE_ON_SLOPE)
 
     @property
     def parameters(self) -> tuple[float, float, float, float]:
@@ -58,15 +57,15 @@ def fit_logistic(
     tolerance: float = _TOLERANCE,
     scale: tuple[float, float] | None = None,
 ) -> Logistic | str:
-    """The curve of least squared error, or a sentence why there is none.
+    """Return the curve of least squared error, or the reason why there is none.
 
-    Begins where studies after VQEG do, at b1 = max, b2 = min of the labels, b3 = mean and |b4| = std / 4 of the
-    scores, and at wider curves beside it, because a nearly straight relation has its minimum far from there; the best
-    end counts. With `start`, from there alone. With `scale`, which holds the labels, both ends of the curve stay on it:
-    what studies report is the free curve, what a column `mos` shows should be none below the lowest of opinions.
+    Starts where VQEG studies do, at b1 = max and b2 = min of the labels, b3 = mean and |b4| = std / 4 of the scores,
+    and at 4 and 16 times that width, because a nearly straight relation has its minimum far from the first start. The
+    best result is returned. With `start`, only that start is used. With `scale`, a range that holds the labels, both
+    ends of the curve stay within it: studies report the free curve, but a column `mos` must not leave the scale.
     """
     if len(np.unique(scores)) < MIN_SCORES:
-        return f"fewer than {MIN_SCORES} different scores: a curve of 4 parameters says nothing"
+        return f"fewer than {MIN_SCORES} distinct scores: too few to fit 4 parameters"
     centre, spread = float(scores.mean()), float(scores.std())
     x = (scores - centre) / spread
     root = np.ones_like(x) if weights is None else np.sqrt(weights)
@@ -77,57 +76,57 @@ def fit_logistic(
         is_rising = float(np.corrcoef(scores, labels)[0, 1]) >= 0
         ends = (high, low) if is_rising else (low, high)
         starts = [(*ends, 0.0, width) for width in (0.25, 1.0, 4.0)]
-    # A curve may pass far beyond the labels where they show no bend; in units of their range nothing overflows.
+    # The ends of a curve without a bend may be far outside the labels; in units of their range nothing overflows.
     unit = high - low
     ends = (-np.inf, np.inf) if scale is None else ((scale[0] - low) / unit, (scale[1] - low) / unit)
-    ended = [
-        end
-        for begin in starts
-        if (end := _descend(x, (labels - low) / unit, root, _inner(begin, low, unit), tolerance, ends))
+    fits = [
+        fit
+        for candidate in starts
+        if (fit := _fit(x, (labels - low) / unit, root, _scaled(candidate, low, unit), tolerance, ends))
     ]
-    if not ended:
-        return f"the logistic did not converge within {_MAX_EVALUATIONS} evaluations from any of {len(starts)} starts"
-    b1, b2, b3, b4 = min(ended, key=lambda end: end[0])[1]
+    if not fits:
+        return f"the logistic fit did not converge in {_MAX_EVALUATIONS} evaluations from any of {len(starts)} starts"
+    b1, b2, b3, b4 = min(fits, key=lambda fit: fit[0])[1]
     return Logistic(low + unit * b1, low + unit * b2, centre + spread * b3, spread * abs(b4))
 
 
-def _inner(begin: tuple[float, float, float, float], low: float, unit: float) -> tuple[float, float, float, float]:
-    b1, b2, b3, b4 = begin
+def _scaled(start: tuple[float, float, float, float], low: float, unit: float) -> tuple[float, float, float, float]:
+    b1, b2, b3, b4 = start
     return (b1 - low) / unit, (b2 - low) / unit, b3, b4
 
 
-def _descend(
+def _fit(
     x: Real,
     y: Real,
     root: Real,
-    begin: tuple[float, float, float, float],
+    start: tuple[float, float, float, float],
     tolerance: float,
     ends: tuple[float, float],
 ) -> tuple[float, tuple[float, float, float, float]] | None:
-    """Squared error and parameters where the way down ends (Levenberg and Marquardt's; with bounds, by a trust region).
+    """Return squared error and parameters of the fit (Levenberg-Marquardt; with bounds, trust region reflective).
 
-    None where it does not end.
+    None if it does not converge.
     """
 
-    def rest(b: Real) -> Real:
+    def residuals(b: Real) -> Real:
         curve: Real = root * (b[1] + (b[0] - b[1]) * expit((x - b[2]) / abs(b[3])) - y)
         return curve
 
-    def slope(b: Real) -> Real:
+    def jacobian(b: Real) -> Real:
         width = abs(b[3])
         z = (x - b[2]) / width
         share = expit(z)
-        steep = root * (b[0] - b[1]) * share * (1 - share) / width
-        return np.stack([root * share, root * (1 - share), -steep, -steep * z * np.sign(b[3])], axis=1)
+        gradient = root * (b[0] - b[1]) * share * (1 - share) / width
+        return np.stack([root * share, root * (1 - share), -gradient, -gradient * z * np.sign(b[3])], axis=1)
 
     free = [-np.inf, np.inf]
     low, high = zip(ends, ends, free, free, strict=True)
-    # Steps that leave the numbers (a width of 0) are answered by a larger error, and taken back.
+    # Steps to invalid numbers (a width of 0) overflow; the solver rejects them because their error is larger.
     with np.errstate(all="ignore"):
-        end = least_squares(
-            rest, begin, slope, (low, high), method="trf" if np.isfinite(ends).all() else "lm",
+        result = least_squares(
+            residuals, start, jacobian, (low, high), method="trf" if np.isfinite(ends).all() else "lm",
             ftol=tolerance, xtol=tolerance, gtol=tolerance, max_nfev=_MAX_EVALUATIONS,
         )  # fmt: skip
-    if not end.success or not np.isfinite([*end.x, end.cost]).all() or end.x[3] == 0:
+    if not result.success or not np.isfinite([*result.x, result.cost]).all() or result.x[3] == 0:
         return None
-    return 2 * end.cost, (float(end.x[0]), float(end.x[1]), float(end.x[2]), float(end.x[3]))
+    return 2 * result.cost, (float(result.x[0]), float(result.x[1]), float(result.x[2]), float(result.x[3]))

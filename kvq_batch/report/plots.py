@@ -58,9 +58,9 @@ def scatter_of(result: "Result", dataset: str, scale: "Scale | None") -> Scatter
     """Return the scatter plot of one model against the labels of `dataset`."""
     model, agreement = result.model, result.agreement
     of = f"{agreement.num_videos} videos"
-    if model.sources is not None:
-        of += f" of {agreement.num_sources} sources"
-    values = {name: agreement.figures[name].value for name in ("srcc", "plcc", "rmse")}
+    if model.references is not None:
+        of += f" of {agreement.num_references} references"
+    values = {name: agreement.metrics[name].value for name in ("srcc", "plcc", "rmse")}
     metrics = ", ".join(f"{name.upper()} {value:.3f}" for name, value in values.items() if value is not None)
     title = [(f"{model.model_id} on {dataset}: {of}", False), (metrics or agreement.row()["remarks"], False)]
     if model.origin == "untrained":

@@ -193,9 +193,9 @@ def test_both_baselines_learn_from_the_list_and_give_all_figures(
         "CNN",
     ]
     for entry in found:
-        rows = {(row["figure"], row["of"]): row for row in entry["rows"]}  # type: ignore[attr-defined]
+        rows = {(row["metric"], row["of"]): row for row in entry["rows"]}  # type: ignore[attr-defined]
         assert rows["srcc", "(all)"]["clips"] == 8
-        assert rows["srcc", "(all)"]["sources"] == 2
+        assert rows["srcc", "(all)"]["scenes"] == 2
         assert -1 <= rows["srcc_within", "(all)"]["value"] <= 1
     assert "| CNN | srcc (all) | 8 | 2 |" in capsys.readouterr().out
     # Frames and features are found again, and a seed gives the same network.

@@ -42,7 +42,7 @@ def test_formats_agree(study: Study) -> None:
     rows = list(csv.DictReader(io.StringIO(evaluate(study, "--by", "country", "-o", "csv").stdout)))
     assert [float(row["krcc"]) for row in rows] == [row["krcc"] for row in record["results"]]
     assert rows[0]["srcc_within"] == ""
-    table = evaluate(study, "--source", "scene_id").stdout
+    table = evaluate(study, "--reference", "scene_id").stdout
     assert f"{srcc:.3f} [" in table
     assert "srcc_within" in table
 
@@ -111,7 +111,7 @@ def test_invalid_region_set_is_rejected(tmp_path: Path) -> None:
     assert "no labels/<set>.txt with a folder <set>" in rejected.stderr
     make_region_set(tmp_path)
     rejected = call("evaluate", "regions", str(tmp_path), "--model", "luma-sharpness", exit_code=2)
-    assert "makes no texture map" in rejected.stderr
+    assert "has no texture map" in rejected.stderr
 
 
 def test_calibrate_computes_mos_by_the_fitted_curve(tmp_path: Path) -> None:

@@ -128,12 +128,12 @@ def test_labels_train_a_model_that_scores(tmp_path: Path) -> None:
         *("evaluate", "renditions", tables, "--model", "kvq", "--weights", weights[1]),
         *("--bootstrap-samples", "100", "-o", "json"),
     )
-    figures = {(row["figure"], row["of"]): row for row in json.loads(call(*command, "--out", tmp_path / "f").stdout)}
+    figures = {(row["metric"], row["of"]): row for row in json.loads(call(*command, "--out", tmp_path / "f").stdout)}
     assert figures["srcc", "(all)"]["clips"] == 20
     assert figures["falling_steps", "h264"]["clips"] == 8
     assert figures["auc", "(all), alone"]["clips"] > 0
     assert -1 <= figures["srcc", "(all)"]["value"] <= 1
-    assert {path.name for path in (tmp_path / "f").iterdir()} > {"figures.csv", "versions.parquet"}
+    assert {path.name for path in (tmp_path / "f").iterdir()} > {"metrics.csv", "renditions.parquet"}
 
     for path in weights:
         call("score", tmp_path / "versions", "--tables", tmp_path / "scores", "--model", "kvq", "--weights", path)

@@ -1,4 +1,4 @@
-"""Label files of cells: what is read, and every line that is none, by file and number."""
+"""Label files of cells: valid lines are parsed, invalid ones are rejected with file and number."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def make(folder: Path, *lines: str, clean: str | None = None, name: str = "SET")
     return folder
 
 
-def test_lines_become_grids_whatever_the_order_of_their_cells(tmp_path: Path) -> None:
+def test_cells_are_read_in_any_order(tmp_path: Path) -> None:
     folder = make(tmp_path, GOOD, "", "1 of 2.png  (0,2):3,(0,0):1 , (0, 1) : 2,", clean="1 of 2.png, c.png\n")
     regions = read_region_set(folder)
     assert regions.name == "SET"
@@ -34,40 +34,40 @@ def test_lines_become_grids_whatever_the_order_of_their_cells(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("1 of 2.png 3 4 5", "is not `<file>"),
         ("1 of 2.png", "is not `<file>"),
-        ("none.png (0,0):1", "there is no file .*none.png; .* none like it"),
-        ("0.png (0,0):1", "'0.png' stands in line 1 already"),
-        ("c.png (0,0):1, (0,1):good", r"cell \(0, 1\): 'good' is no number"),
-        ("c.png (0,0):nan", "no finite number"),
-        ("c.png (0,0):1, (0,0):2", r"cell \(0, 0\) stands twice"),
+        ("none.png (0,0):1", "no file .*none.png. .* must match exactly"),
+        ("0.png (0,0):1", "'0.png' is already in line 1"),
+        ("c.png (0,0):1, (0,1):good", r"cell \(0, 1\): 'good' is not a number"),
+        ("c.png (0,0):nan", "is not finite"),
+        ("c.png (0,0):1, (0,0):2", r"cell \(0, 0\) is listed twice"),
         ("c.png (0,0):1, (1,1):2", r"cell \(0, 1\) of 2 x 2 is missing"),
-        ("c.png (0,0):1; (0,1):2", r"'1;' is no number|is not `\(row,column\):label`"),
+        ("c.png (0,0):1; (0,1):2", r"'1;' is not a number|is not `\(row,column\):label`"),
         ("c.png (0,0):1, (0,1)", r"'\(0,1\)' is not `\(row,column\):label`"),
     ],
 )
-def test_a_line_that_is_no_label_is_refused_by_its_number(tmp_path: Path, line: str, said: str) -> None:
-    with pytest.raises(SpecError, match=rf"SET\.txt: line 3.*(?:{said})"):
+def test_invalid_line_is_rejected_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(SpecError, match=rf"SET\.txt: line 3.*(?:{message})"):
         read_region_set(make(tmp_path, GOOD, "", line))
 
 
 @pytest.mark.parametrize(
-    ("clean", "said"),
+    ("clean", "message"),
     [
         ("0.png\n", r"clean\.txt: line 1 is not `<file>, <clean file>`"),
-        ("0.png, no.png\n", r"clean\.txt: line 1: there is no file"),
-        ("0.png, c.png\n0.png, c.png\n", r"line 2: '0.png' stands twice"),
+        ("0.png, no.png\n", r"clean\.txt: line 1: no file"),
+        ("0.png, c.png\n0.png, c.png\n", r"line 2: '0.png' is listed twice"),
         ("c.png, 0.png\n", r"'c.png' has no labels in SET\.txt"),
     ],
 )
-def test_a_list_of_clean_files_is_checked_as_well(tmp_path: Path, clean: str, said: str) -> None:
-    with pytest.raises(SpecError, match=said):
+def test_list_of_clean_files_is_validated(tmp_path: Path, clean: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
         read_region_set(make(tmp_path, GOOD, clean=clean))
 
 
-def test_the_set_is_the_one_that_has_files_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_set_is_found_by_folder_or_name(tmp_path: Path) -> None:
     folder = make(tmp_path, GOOD)
     (folder / "labels" / "other.txt").write_text("a.mp4, -1, -1, 3\n")
     assert read_region_set(folder).name == "SET"
@@ -75,12 +75,12 @@ def test_the_set_is_the_one_that_has_files_or_the_one_that_is_named(tmp_path: Pa
     with pytest.raises(SpecError, match="holds several sets, MORE, SET"):
         read_region_set(folder)
     assert read_region_set(folder, "MORE").name == "MORE"
-    with pytest.raises(SpecError, match=r"no labels/NOPE\.txt .*sets there: MORE, SET"):
+    with pytest.raises(SpecError, match=r"no labels/NOPE\.txt .*Sets: MORE, SET"):
         read_region_set(folder, "NOPE")
 
 
-def test_a_folder_without_a_set_and_an_empty_list_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="sets there: none"):
+def test_missing_set_and_empty_list_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="Sets: none"):
         read_region_set(tmp_path)
-    with pytest.raises(SpecError, match="no line"):
+    with pytest.raises(SpecError, match="is empty"):
         read_region_set(make(tmp_path, ""))

@@ -1,4 +1,4 @@
-"""The LPVQ protocol, against the same figures computed by scipy directly from the pictures."""
+"""The LPVQ protocol, compared with scipy on the pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from kvq_batch.domain.errors import DecodeError, ScoreError, SpecError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
 from kvq_batch.evaluation.region_labels import RegionLabels, RegionSet, read_region_set
-from kvq_batch.evaluation.regions import groups_of, pooled, rate_regions, region_rows, write_regions
+from kvq_batch.evaluation.regions import avg_pool, groups_of, region_rows, score_regions, write_regions
 from kvq_batch.metrics.ranks import Real
 from tests.support.material import Material
 from tests.support.region_set import GRID, NUM, SIZE_PX, make_region_set
@@ -23,7 +23,7 @@ CELLS = 14
 
 
 class Brightness:
-    """A scorer whose texture is the brightness of each cell, plus the number of the slot."""
+    """Scorer whose texture is the brightness of each cell plus the index of the time slot."""
 
     def __init__(self, is_blind: bool = False, factor: float = 1.0) -> None:
         card = ModelCard("brightness", "1", "0" * 64, "handcrafted", "a scorer of the tests")
@@ -44,7 +44,7 @@ class Brightness:
 
 
 def texture_of(path: Path) -> Real:
-    """What the protocol makes of a picture: means over time, then 2 x 2 average pooling."""
+    """Return the texture by the protocol: mean over time, then 2 x 2 average pooling."""
     with Image.open(path) as picture:
         grey = np.asarray(picture.convert("RGB")).astype(np.float64).mean(axis=2)
     side = SIZE_PX // CELLS
@@ -53,12 +53,12 @@ def texture_of(path: Path) -> Real:
     return pooled_cells
 
 
-def test_figures_are_those_of_the_protocol_by_scipy(tmp_path: Path) -> None:
+def test_metrics_match_scipy(tmp_path: Path) -> None:
     labels = make_region_set(tmp_path)
-    scorer, heard = Brightness(), list[int]()
-    rated = rate_regions(scorer, read_region_set(tmp_path), heard.append)
+    scorer, reported = Brightness(), list[int]()
+    rated = score_regions(scorer, read_region_set(tmp_path), reported.append)
     assert scorer.shapes == {(16, SIZE_PX, SIZE_PX, 3)}
-    assert heard == list(range(1, NUM + 1))
+    assert reported == list(range(1, NUM + 1))
     maps = [texture_of(tmp_path / "LPVQ" / f"{number}.png") for number in range(NUM)]
     inter, intra = region_rows(rated, n_resamples=200)
     pool = np.concatenate([cells.ravel() for cells in maps]), labels.ravel()
@@ -68,16 +68,16 @@ def test_figures_are_those_of_the_protocol_by_scipy(tmp_path: Path) -> None:
     assert intra["srcc"] == pytest.approx(np.mean([stats.spearmanr(*pair).statistic for pair in each]), abs=1e-6)
     assert intra["plcc"] == pytest.approx(np.mean([stats.pearsonr(*pair).statistic for pair in each]), abs=1e-6)
     assert (inter["files"], inter["cells"]) == (NUM, NUM * GRID * GRID)
-    # Each picture is lighter than the one before it, for no reason that the labels know.
+    # Each picture is brighter than the one before it, independently of the labels.
     assert intra["srcc"] > inter["srcc"] + 0.1
     for row in (inter, intra):
         assert row["srcc_low"] < row["srcc"] < row["srcc_high"]
         assert row["remarks"] == ""
 
 
-def test_labels_of_two_values_give_the_area_under_the_roc_curve(tmp_path: Path) -> None:
+def test_binary_labels_give_auc(tmp_path: Path) -> None:
     labels = make_region_set(tmp_path, "ours", is_binary=True, has_clean=True)
-    rated = rate_regions(Brightness(), read_region_set(tmp_path))
+    rated = score_regions(Brightness(), read_region_set(tmp_path))
     rows = {(row["texture"], row["cells_of"]): row for row in region_rows(rated, n_resamples=100)}
     maps = np.array([texture_of(tmp_path / "ours" / f"{number}.png") for number in range(NUM)])
     clean = np.array([texture_of(tmp_path / "ours" / f"clean{number}.png") for number in range(NUM)])
@@ -86,36 +86,36 @@ def test_labels_of_two_values_give_the_area_under_the_roc_curve(tmp_path: Path) 
         good, bad = cells[own == 1], cells[own == 0]
         return float(stats.mannwhitneyu(good, bad).statistic / (good.size * bad.size))
 
-    # Textures are float32, and a few cells tie there that do not here.
+    # Textures are float32: a few cells tie that do not tie in float64.
     assert rows["alone", "inter-sample"]["auc"] == pytest.approx(area(maps, labels), abs=1e-3)
     assert rows["alone", "intra-sample"]["auc"] == pytest.approx(
         np.mean([area(cells, own) for cells, own in zip(maps, labels, strict=True)]), abs=1e-3
     )
     assert rows["against the clean file", "inter-sample"]["auc"] == pytest.approx(area(maps - clean, labels), abs=1e-3)
-    # The scene is no longer in the way.
+    # The difference from the clean file does not contain the scene.
     assert rows["against the clean file", "intra-sample"]["auc"] > rows["alone", "intra-sample"]["auc"]
 
 
-def test_groups_are_what_a_pattern_finds_in_names(tmp_path: Path) -> None:
+def test_groups_come_from_a_pattern(tmp_path: Path) -> None:
     make_region_set(tmp_path)
     regions = read_region_set(tmp_path)
     groups = groups_of(regions, r"^([0-4])?")
     assert [group is None for group in groups] == [False] * 5 + [True] * 3
     groups = groups_of(regions, "[0-3]|[4-7]")
-    rows = region_rows(rate_regions(Brightness(), regions), ["low" if g < "4" else "high" for g in groups], 100)
+    rows = region_rows(score_regions(Brightness(), regions), ["low" if g < "4" else "high" for g in groups], 100)
     assert [(row["group"], row["files"]) for row in rows] == [
         *[("(all)", 8)] * 2, *[("high", 4)] * 2, *[("low", 4)] * 2
     ]  # fmt: skip
     assert "4 files are too few for an interval" in rows[2]["remarks"]
-    with pytest.raises(SpecError, match=r"finds nothing in '4\.png'"):
+    with pytest.raises(SpecError, match=r"does not match '4\.png'"):
         groups_of(regions, "[0-3]")
-    with pytest.raises(SpecError, match="no regular expression"):
+    with pytest.raises(SpecError, match="not a regular expression"):
         groups_of(regions, "(")
 
 
 def test_files_hold_rows_and_cells(tmp_path: Path) -> None:
     labels = make_region_set(tmp_path, has_clean=True)
-    rated = rate_regions(Brightness(), read_region_set(tmp_path))
+    rated = score_regions(Brightness(), read_region_set(tmp_path))
     rows = region_rows(rated, n_resamples=100)
     written = write_regions(rated, rows, tmp_path / "out")
     assert [path.name for path in written] == ["regions.csv", "regions.parquet", "cells.csv", "cells.parquet"]
@@ -128,41 +128,41 @@ def test_files_hold_rows_and_cells(tmp_path: Path) -> None:
     )
 
 
-def test_a_video_gives_the_frames_that_the_model_draws(tmp_path: Path, material: Material) -> None:
+def test_video_uses_the_sampling_of_the_model(tmp_path: Path, material: Material) -> None:
     path = material("h264.mp4")
     scorer = Brightness()
-    (rated,) = rate_regions(scorer, RegionSet("ours", (RegionLabels(path, np.arange(6.0).reshape(2, 3)),)))
+    (rated,) = score_regions(scorer, RegionSet("ours", (RegionLabels(path, np.arange(6.0).reshape(2, 3)),)))
     assert scorer.shapes == {(32, SIZE_PX, SIZE_PX, 3)}
     assert rated.texture.shape == (2, 3)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(7, 7), (1, 1), (3, 5), (14, 14), (28, 28)])
-def test_pooling_to_any_grid_is_the_mean_over_area(rows: int, columns: int) -> None:
+def test_pooling_is_weighted_by_area(rows: int, columns: int) -> None:
     cells = np.random.default_rng(0).normal(size=(14, 14))
     fine = np.kron(cells, np.ones((rows * 2, columns * 2)))
     expected = fine.reshape(rows, fine.shape[0] // rows, columns, fine.shape[1] // columns).mean(axis=(1, 3))
-    np.testing.assert_allclose(pooled(cells, rows, columns), expected, atol=1e-12)
+    np.testing.assert_allclose(avg_pool(cells, rows, columns), expected, atol=1e-12)
 
 
-def test_a_constant_map_orders_nothing(tmp_path: Path) -> None:
+def test_constant_map_has_no_order(tmp_path: Path) -> None:
     make_region_set(tmp_path)
-    rated = rate_regions(Brightness(factor=0.0), read_region_set(tmp_path))
+    rated = score_regions(Brightness(factor=0.0), read_region_set(tmp_path))
     inter, intra = region_rows(rated, n_resamples=100)
     assert (inter["srcc"], intra["srcc"]) == (None, None)
     assert (inter["auc"], intra["auc"]) == (0.5, 0.5)
     assert "all equal: no order" in inter["remarks"]
 
 
-def test_what_cannot_be_rated_is_refused(tmp_path: Path) -> None:
+def test_invalid_models_and_files_are_rejected(tmp_path: Path) -> None:
     make_region_set(tmp_path)
     regions = read_region_set(tmp_path)
-    with pytest.raises(SpecError, match="makes no texture map"):
-        rate_regions(Brightness(is_blind=True), regions)
-    with pytest.raises(ScoreError, match=r"0\.png: the model gave no texture, or NaN"):
-        rate_regions(Brightness(factor=float("nan")), regions)
+    with pytest.raises(SpecError, match="has no texture map"):
+        score_regions(Brightness(is_blind=True), regions)
+    with pytest.raises(ScoreError, match=r"0\.png: the model returned no texture map"):
+        score_regions(Brightness(factor=float("nan")), regions)
     (tmp_path / "LPVQ" / "3.png").write_bytes(b"no picture")
     with pytest.raises(DecodeError, match=r"3\.png: cannot be read as a picture"):
-        rate_regions(Brightness(), regions)
+        score_regions(Brightness(), regions)
     Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / "LPVQ" / "3.png")
     with pytest.raises(DecodeError, match="store it as 8 bit RGB"):
-        rate_regions(Brightness(), regions)
+        score_regions(Brightness(), regions)

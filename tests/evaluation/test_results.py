@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.evaluation.labelled import Asked, Labelled, join_labels
-from kvq_batch.evaluation.results import ALL, COLUMNS, calibration, evaluate, rows_of, write_files
+from kvq_batch.evaluation.labelled import JoinOptions, Labelled, join_labels
+from kvq_batch.evaluation.results import ALL, COLUMNS, calibration, evaluate, result_rows, write_files
 from kvq_batch.labels.files import Scale, read_labels
 from kvq_batch.tables.session import open_session
 from tests.support.evaluation_tables import NUM, Study, make_study
@@ -26,12 +26,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def labelled(study: Study) -> Labelled:
     with open_session(study.tables) as session:
-        return join_labels(session, read_labels(study.labels), Asked(by="country", source="scene_id"))
+        return join_labels(session, read_labels(study.labels), JoinOptions(by="country", reference="scene_id"))
 
 
 def test_rows_cover_all_videos_then_each_segment(study: Study, labelled: Labelled) -> None:
-    rows = rows_of(labelled, evaluate(labelled, n_resamples=100))
-    assert [(row["model_id"], row["segment"], row["videos"], row["sources"]) for row in rows] == [
+    rows = result_rows(labelled, evaluate(labelled, n_resamples=100))
+    assert [(row["model_id"], row["segment"], row["videos"], row["references"]) for row in rows] == [
         (KVQ.model_id, ALL, NUM, 12),
         (KVQ.model_id, "CH", NUM // 2, 12),
         (KVQ.model_id, "DE", NUM // 2, 12),
@@ -49,14 +49,14 @@ def test_files_match_the_rows(study: Study, labelled: Labelled, tmp_path: Path) 
     results = evaluate(labelled, n_resamples=100)
     written = write_files(labelled, results, tmp_path / "new" / "out", Scale(0, 100))
     assert {path.name for path in written} == {path.name for path in (tmp_path / "new" / "out").iterdir()}
-    rows = rows_of(labelled, results)
+    rows = result_rows(labelled, results)
     assert pq.read_table(tmp_path / "new/out/agreement.parquet").to_pylist() == rows
     from_csv = pyarrow.csv.read_csv(tmp_path / "new/out/agreement.csv").to_pylist()
     assert [row["srcc_low"] for row in from_csv] == [row["srcc_low"] for row in rows]
     videos = pq.read_table(tmp_path / "new/out/videos.parquet").to_pylist()
     assert len(videos) == NUM + NUM // 2
     first = videos[0]
-    assert (first["video_id"], first["segment"], first["source"]) == (study.videos[0], "CH", "scene00")
+    assert (first["video_id"], first["segment"], first["reference"]) == (study.videos[0], "CH", "scene00")
     assert (first["raw_score"], first["label"]) == (study.scores[0], study.values[0])
     assert first["residual"] == pytest.approx(first["fitted"] - first["label"])
     errors = [row["residual"] for row in videos if row["model_id"] == KVQ.model_id]
@@ -89,7 +89,7 @@ def test_no_curve_means_no_calibration(study: Study, tmp_path: Path) -> None:
     few = tmp_path / "few.csv"
     few.write_text("file,mos\nv000.mp4,1\nv001.mp4,2\nv002.mp4,3\nv003.mp4,4\n")
     with open_session(study.tables) as session:
-        labelled = join_labels(session, read_labels(str(few)), Asked(models=("kvq-tiny",)))
+        labelled = join_labels(session, read_labels(str(few)), JoinOptions(models=("kvq-tiny",)))
     results = evaluate(labelled)
     names = {path.name for path in write_files(labelled, results, tmp_path / "out", None)}
     assert "agreement.csv" in names
@@ -104,7 +104,7 @@ def test_step_curve_is_not_a_calibration(study: Study, tmp_path: Path) -> None:
     lines = [f"{v},{50 + 40 * h + generator.normal():.2f}" for v, h in zip(study.videos, half, strict=True)]
     (tmp_path / "halves.csv").write_text("\n".join(["file,mos", *lines]) + "\n")
     with open_session(study.tables) as session:
-        labelled = join_labels(session, read_labels(str(tmp_path / "halves.csv")), Asked(models=("kvq-tiny",)))
+        labelled = join_labels(session, read_labels(str(tmp_path / "halves.csv")), JoinOptions(models=("kvq-tiny",)))
     results = evaluate(labelled, n_resamples=100)
     assert results[0].agreement.is_step
     names = {path.name for path in write_files(labelled, results, tmp_path / "out", None)}

@@ -1,4 +1,4 @@
-"""The curve of four parameters: found again where it made the labels, and named where there is none."""
+"""The four-parameter logistic: recovered from its labels, equal to scipy's fit, bounded by a scale."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from kvq_batch.metrics.ranks import Real
 
 
 def formula(x: Real, b1: float, b2: float, b3: float, b4: float) -> Real:
-    """As written in the studies, without our way of computing it."""
+    """The formula of the studies, written independently of the implementation."""
     return b2 + (b1 - b2) / (1 + np.exp(-(x - b3) / abs(b4)))
 
 
@@ -20,14 +20,14 @@ def fitted(scores: Real, labels: Real) -> Logistic:
 
 
 @pytest.mark.parametrize("b", [(80.0, 20.0, 3.0, 0.7), (4.5, 1.5, -120.0, 35.0), (10.0, 90.0, 0.002, 0.0005)])
-def test_the_curve_that_made_the_labels_is_found_again(b: tuple[float, float, float, float]) -> None:
+def test_parameters_are_recovered(b: tuple[float, float, float, float]) -> None:
     x = b[2] + b[3] * np.linspace(-4, 4, 60)
     curve = fitted(x, formula(x, *b))
     np.testing.assert_allclose(curve.parameters, b, rtol=1e-5)
     np.testing.assert_allclose(curve(x), formula(x, *b), rtol=1e-6)
 
 
-def test_noisy_labels_give_the_minimum_that_scipys_own_fit_finds() -> None:
+def test_fit_matches_scipy_on_noisy_labels() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=300)
     y = formula(x, 75, 25, 0.2, 0.6) + generator.normal(size=300) * 6
@@ -36,14 +36,14 @@ def test_noisy_labels_give_the_minimum_that_scipys_own_fit_finds() -> None:
     np.testing.assert_allclose(curve(x), formula(x, *expected), atol=1e-3)
     weights = generator.integers(0, 4, 300).astype(np.float64)
     times = weights.astype(int)
-    drawn = fit_logistic(x, y, weights)
+    weighted = fit_logistic(x, y, weights)
     repeated = fitted(np.repeat(x, times), np.repeat(y, times))
-    assert isinstance(drawn, Logistic)
-    np.testing.assert_allclose(drawn(x), repeated(x), atol=1e-3)
+    assert isinstance(weighted, Logistic)
+    np.testing.assert_allclose(weighted(x), repeated(x), atol=1e-3)
 
 
 @pytest.mark.parametrize("slope", [3.0, -3.0])
-def test_a_straight_relation_is_fitted_as_well_as_a_line_does(slope: float) -> None:
+def test_straight_relation_fits_like_a_line(slope: float) -> None:
     generator = np.random.default_rng(1)
     x = generator.uniform(-1, 1, 200)
     y = 50 + slope * x + generator.normal(size=200) * 0.3
@@ -53,8 +53,8 @@ def test_a_straight_relation_is_fitted_as_well_as_a_line_does(slope: float) -> N
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_a_relation_that_hardly_bends_has_its_curve(seed: int) -> None:
-    """The way to its minimum is long and flat: 500 evaluations ended before it."""
+def test_slightly_bent_relation_converges(seed: int) -> None:
+    """The path to the minimum is long and flat: 500 evaluations are not enough."""
     generator = np.random.default_rng(seed)
     x = generator.uniform(0, 1, 400)
     y = 100 * np.expm1(-0.6 * x) / np.expm1(-0.6) + generator.normal(0, 15, 400)
@@ -62,20 +62,20 @@ def test_a_relation_that_hardly_bends_has_its_curve(seed: int) -> None:
     assert ((fitted(x, y)(x) - y) ** 2).sum() <= 1.001 * ((line - y) ** 2).sum()
 
 
-def test_labels_of_two_values_do_not_overflow() -> None:
+def test_two_label_values_do_not_overflow() -> None:
     x = np.concatenate([np.linspace(-500, -400, 10), np.linspace(400, 500, 10)])
     y = np.repeat([1.0, 5.0], 10)
     curve = fitted(x, y)
     np.testing.assert_allclose(curve(x), y, atol=1e-3)
 
 
-def test_few_different_scores_make_no_curve_and_say_so() -> None:
+def test_few_distinct_scores_return_a_reason() -> None:
     reason = fit_logistic(np.array([1.0, 2, 3, 4, 4, 4]), np.arange(6.0))
-    assert reason == "fewer than 5 different scores: a curve of 4 parameters says nothing"
+    assert reason == "fewer than 5 distinct scores: too few to fit 4 parameters"
 
 
 @pytest.mark.parametrize("slope", [1.0, -1.0])
-def test_a_curve_for_a_scale_stays_on_it_and_is_the_best_that_does(slope: float) -> None:
+def test_bounded_fit_is_the_best_on_the_scale(slope: float) -> None:
     generator = np.random.default_rng(3)
     x = generator.uniform(0, 1, 300)
     y = np.clip(50 + slope * (85 * np.sqrt(x) - 45) + generator.normal(0, 6, 300), 0, 100)
@@ -91,7 +91,7 @@ def test_a_curve_for_a_scale_stays_on_it_and_is_the_best_that_does(slope: float)
     np.testing.assert_allclose(bounded(x), formula(x, *expected), atol=0.1)
 
 
-def test_a_scale_that_holds_the_free_curve_changes_nothing() -> None:
+def test_wide_scale_does_not_change_the_fit() -> None:
     x = np.linspace(-3, 3, 60)
     y = formula(x, 80, 20, 0.1, 0.7) + np.sin(40 * x)
     bounded = fit_logistic(x, y, scale=(0, 100))

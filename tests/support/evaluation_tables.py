@@ -1,4 +1,4 @@
-"""Result tables of many videos with scores that are known, and a list of labels for them."""
+"""Result tables with known scores of many videos, and a list of labels for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Batch, Writer
 from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_model, make_run
 
-NUM, PER_SOURCE = 60, 5
-"""Videos, and how many of them share a source."""
+NUM, PER_REFERENCE = 60, 5
+"""Number of videos, and of videos per reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Where the tables and the list lie, and what is in them, in order of the videos."""
+    """The tables, the list of labels, and their contents in order of the videos."""
 
     tables: str
     labels: str
@@ -34,9 +34,9 @@ class Study:
 
 
 def make_study(folder: Path) -> Study:
-    """`NUM` videos scored by KVQ (untrained), the first half by LUMA too, and a CSV that labels all by file name."""
+    """Make tables of NUM videos scored by KVQ (untrained), half also by LUMA, and a CSV with labels by file name."""
     generator = np.random.default_rng(7)
-    sources = tuple(f"scene{i // PER_SOURCE:02d}" for i in range(NUM))
+    sources = tuple(f"scene{i // PER_REFERENCE:02d}" for i in range(NUM))
     videos = tuple(f"{source}/v{i:03d}.mp4" for i, source in enumerate(sources))
     scores = generator.normal(size=NUM)
     values = np.round(50 + 30 * np.tanh(scores) + generator.normal(size=NUM) * 4, 2)
@@ -57,7 +57,7 @@ def make_study(folder: Path) -> Study:
 def scored(
     videos: Sequence[str], scores: Real, model: ModelRef, origin: str = "untrained", content: str = "etag:1"
 ) -> Batch:
-    """Score rows with these scores, without maps."""
+    """Return score rows with these scores, without maps."""
     made: list[dict[str, Any]] = make_batch(videos, model, content).scores.to_pylist(maps_as_pydicts="lossy")
     rows = [
         {name: value for name, value in row.items() if name not in ("run_id", "commit_seq")}

@@ -1,4 +1,4 @@
-"""A small set in LPVQ's format: pictures of which some cells are darker, and labels that mostly say so."""
+"""A small set in the LPVQ format: pictures with darker cells, and labels that correlate with them."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ NUM, GRID, SIZE_PX = 8, 7, 112
 def make_region_set(
     folder: Path, name: str = "LPVQ", is_binary: bool = False, has_clean: bool = False, num: int = NUM
 ) -> Real:
-    """Writes `num` pictures with a grid of GRID x GRID labels, and returns the labels [file, row, column]."""
+    """Write `num` pictures with a grid of GRID x GRID labels, and return the labels [file, row, column]."""
     generator = np.random.default_rng(3)
     (folder / name).mkdir(parents=True)
     (folder / "labels").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Result tables over one real video, made without Ray: what `report` and the asking commands are tested on."""
+"""Result tables over real videos, made without Ray, for tests of `report` and of commands that read tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ PLAIN = "landscape/noise-1.mp4"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Where tables and videos lie, and the writer that made them."""
+    """The tables, their videos, and the writer that made them."""
 
     tables: str
     videos: Path
@@ -34,7 +34,7 @@ class Scored:
 
 
 def make_scored(folder: Path, num_clips: int = 2) -> Scored:
-    """`VIDEO` scored by KVQ with maps, `PLAIN` by a model without, `BROKEN` failed for good; all files are real."""
+    """Make tables with `VIDEO` scored by KVQ with maps, `PLAIN` by a model without maps, and `BROKEN` failed."""
     degradations = (Degradation("none", 0), Degradation("blur", 1), Degradation("noise", 1))
     write_demo_clips(folder / "videos", 1, SHAPE, degradations)
     listed = resolve_content_ids(
@@ -54,7 +54,7 @@ def make_scored(folder: Path, num_clips: int = 2) -> Scored:
 
 
 def without_maps(videos: Sequence[str], model: ModelRef, content: str) -> Batch:
-    """Scores of a handcrafted model."""
+    """Return scores of a handcrafted model without maps."""
     whole = make_batch(videos, model, content)
     rows = [row | {"model_origin": "handcrafted"} for row in whole.scores.to_pylist(maps_as_pydicts="lossy")]
     rows = [{name: value for name, value in row.items() if name not in ("run_id", "commit_seq")} for row in rows]
