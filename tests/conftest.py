@@ -5,6 +5,6 @@ pytest_plugins = [
     "tests.support.proxy",
     "tests.support.stores",
     "tests.support.material",
-    "tests.support.tables_place",
+    "tests.support.tables_location",
     "tests.support.clips",
 ]

@@ -1,4 +1,4 @@
-"""A catalog is read whole and right, or refused by name before anything starts; the same on a folder and on S3."""
+"""Reading catalogs from a local folder and from S3: files, listings, content ids, and errors."""
 
 import io
 import json
@@ -82,14 +82,14 @@ class TestFiles:
             assert table["more"].to_pylist() == [None, None, 1.5]
             assert table["uri"][0].as_py() == f"{store.uri}/c.parquet/a/x.mp4"
 
-    def test_addresses_climb_out_of_the_folder(self, store: Store) -> None:
+    def test_relative_addresses_with_dots(self, store: Store) -> None:
         rows = [{"video_id": str(i), "uri": uri} for i, uri in enumerate(["../v/a.mp4", "./b.mp4", "c..mp4"])]
         table = read(store, store.put("lists/c.jsonl", as_bytes(rows, "jsonl")))
         assert table["uri"].to_pylist() == [
             f"{store.uri}/v/a.mp4", f"{store.uri}/lists/b.mp4", f"{store.uri}/lists/c..mp4"
         ]  # fmt: skip
 
-    def test_columns_by_other_names(self, local: LocalStore) -> None:
+    def test_mapped_columns(self, local: LocalStore) -> None:
         rows = [{"asset": 7, "url": "x.mp4", "md5": "ab", "len": 5, "from": 1, "to": 2.5}]
         columns = CatalogColumns(
             video_id="asset", uri="url", content_id="md5", size_bytes="len", start_s="from", end_s="to"
@@ -101,7 +101,7 @@ class TestFiles:
             assert (row["content_id"], row["size_bytes"], row["start_s"], row["end_s"]) == ("ab", 5, 1.0, 2.5)
             assert str(row["asset"]) == "7"
 
-    def test_one_column_for_two_and_other_cases(self, local: LocalStore) -> None:
+    def test_one_column_mapped_twice_and_other_case(self, local: LocalStore) -> None:
         for extension in ("parquet", "csv", "jsonl"):
             source = local.put(f"c.{extension}", as_bytes([{"URI": "s3://b/x.mp4", "n": 1}], extension))
             table = read(local, source, columns=CatalogColumns(video_id="URI", uri="URI"), where="uri LIKE 's3:%'")
@@ -132,13 +132,13 @@ class TestFiles:
             ("n = 99", "no row matches"),
         ],
     )
-    def test_where_that_is_refused(self, local: LocalStore, where: str, reason: str) -> None:
+    def test_invalid_where_is_rejected(self, local: LocalStore, where: str, reason: str) -> None:
         source = local.put("c.parquet", as_bytes(ROWS, "parquet"))
         with pytest.raises(SpecError, match=reason):
             read(local, source, where=where.format(out=f"{local.uri}/out.csv"))
         assert not (Path(local.uri) / "out.csv").exists()
 
-    def test_where_sees_no_variable_of_the_program(self, local: LocalStore) -> None:
+    def test_where_cannot_access_python_variables(self, local: LocalStore) -> None:
         source = local.put("c.parquet", as_bytes(ROWS, "parquet"))
         with pytest.raises(SpecError, match="is not a valid condition"):
             read(local, source, where="(SELECT count(*) FROM table) > 0")
@@ -175,7 +175,7 @@ class TestFiles:
             ([{"video_id": "a", "uri": "x", "end_s": "soon"}], {}, "column 'end_s' cannot be read as double"),
         ],
     )
-    def test_what_is_wrong_is_said(
+    def test_invalid_catalogs_are_rejected(
         self, local: LocalStore, rows: list[dict[str, Any]], settings: dict[str, Any], message: str
     ) -> None:
         source = local.put("c.parquet", as_bytes(rows, "parquet"))
@@ -237,7 +237,7 @@ class TestListings:
         assert (row["video_id"], row["uri"], row["size_bytes"]) == ("a.mp4", uri, 5)
         assert row["content_id"] == list_files(f"{store.uri}/v", store.options)["content_id"][0].as_py()
 
-    def test_odd_names_survive_listing_file_and_question(self, store: Store) -> None:
+    def test_odd_names_survive_listing_and_files(self, store: Store) -> None:
         for name in ODD_NAMES:
             store.put(f"v/{name}", name.encode())
         table = read(store, f"{store.uri}/v")
@@ -250,7 +250,7 @@ class TestListings:
         bare = table.set_column(2, CANONICAL.field("content_id"), pa.nulls(len(ODD_NAMES), pa.string()))
         assert resolve_content_ids(bare, store.options).equals(table)
 
-    def test_no_video_and_both_kinds(self, store: Store) -> None:
+    def test_no_videos_and_mixed_files(self, store: Store) -> None:
         store.put("v/a.txt", b"x")
         with pytest.raises(SpecError, match="no video files found"):
             read(store, f"{store.uri}/v")
@@ -266,24 +266,24 @@ class TestListings:
         assert table["video_id"].to_pylist() == [f"{i:04}.mp4" for i in range(1100)]
         bare = table.set_column(2, CANONICAL.field("content_id"), pa.nulls(1100, pa.string()))
         assert resolve_content_ids(bare, s3_prefix.options).equals(table)
-        # A twentieth of what is there: too few for a listing, asked one by one.
+        # A twentieth of the objects: too few for a listing, so HEAD requests are used.
         few = bare.take(list(range(0, 1100, 20)))
         assert resolve_content_ids(few, s3_prefix.options).equals(table.take(list(range(0, 1100, 20))))
 
-    def test_a_name_that_is_no_text(self, tmp_path: Path) -> None:
+    def test_file_name_that_is_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "a\udcff.mp4").write_bytes(b"x")
         with pytest.raises(SpecError, match="not UTF-8"):
             read_catalog(Catalog(source=str(tmp_path)), StorageOptions())
 
 
 class TestContentIds:
-    def test_known_ones_cost_no_question(self, store: Store) -> None:
+    def test_known_ids_need_no_request(self, store: Store) -> None:
         rows = [{"video_id": "1", "uri": "s3://nowhere/x.mp4", "content_id": "theirs", "start_s": 1, "end_s": None}]
         table = read(store, store.put("c.jsonl", as_bytes(rows, "jsonl")))
         unreachable = StorageOptions("http://127.0.0.1:1", "us-east-1")
         assert resolve_content_ids(table, unreachable)["content_id"].to_pylist() == ["theirs#t=1.0"]
 
-    def test_missing_ones_are_unknown_and_cuts_share_a_question(self, store: Store) -> None:
+    def test_missing_objects_are_unknown_and_segments_share_a_request(self, store: Store) -> None:
         store.put("v/a.mp4", b"123")
         rows: list[dict[str, Any]] = [
             {"video_id": "1", "uri": "v/a.mp4", "start_s": 0.0, "end_s": 2.5},
@@ -291,16 +291,16 @@ class TestContentIds:
             {"video_id": "3", "uri": "v/gone.mp4"},
             {"video_id": "4", "uri": "v/a.mp4"},
         ]
-        heard: list[tuple[int, int]] = []
+        calls: list[tuple[int, int]] = []
         table = read(store, store.put("c.jsonl", as_bytes(rows, "jsonl")))
-        table = resolve_content_ids(table, store.options, progress=lambda done, total: heard.append((done, total)))
+        table = resolve_content_ids(table, store.options, progress=lambda done, total: calls.append((done, total)))
         token = list_files(f"{store.uri}/v", store.options)["content_id"][0].as_py()
         assert table["content_id"].to_pylist() == [f"{token}#t=0.0,2.5", f"{token}#t=2.5", UNKNOWN_CONTENT, token]
         assert table["size_bytes"].to_pylist() == [3, 3, None, 3]
-        assert heard[-1] == (2, 2)
+        assert calls[-1] == (2, 2)
 
     @pytest.mark.parametrize("count", [3, 60])
-    def test_no_right_to_look(self, s3_server: S3Server, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_access_denied(self, s3_server: S3Server, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret_key)
         options = StorageOptions(s3_server.endpoint_url, f"look-{count}")
@@ -308,7 +308,7 @@ class TestContentIds:
         assert resolve_content_ids(table, options)["content_id"].to_pylist() == [UNKNOWN_CONTENT] * count
 
     @pytest.mark.parametrize("count", [3, 60])
-    def test_a_store_that_does_not_answer(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unreachable_store_is_rejected(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "plantedID")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "plantedSECRET")
         options = StorageOptions("http://127.0.0.1:1", "us-east-1")
@@ -346,12 +346,12 @@ def test_root_of_a_relative_source(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert split_glob(str(tmp_path / "[odd]")).glob is None
 
 
-def test_glob_expression() -> None:
+def test_glob_to_regex() -> None:
     assert glob_to_regex("**/*.mp4") == r"(?s)^(?:(?:.*/)?[^/]*\.mp4)$"
     assert glob_to_regex("[a-c]?[!x]**") == r"(?s)^(?:[a-c][^/][^x].*)$"
 
 
-def test_a_catalog_cannot_be_written_as_anything(tmp_path: Path) -> None:
+def test_unsupported_output_is_rejected(tmp_path: Path) -> None:
     table = pa.table({"video_id": ["a"], "uri": ["x"], "tags": [["a", "b"]]})
     with pytest.raises(SpecError, match="is written as"):
         write_catalog(table, str(tmp_path / "c.txt"))

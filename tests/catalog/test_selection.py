@@ -1,4 +1,4 @@
-"""Selections: what they take, that they take it every time, and that nothing is lost by what they leave."""
+"""Selections: conditions, samples, reasons, ages and orders; the same videos every time, and none lost."""
 
 import hashlib
 from datetime import datetime, timedelta
@@ -43,13 +43,13 @@ def videos_of(plan: Plan) -> list[str]:
     return videos
 
 
-def test_a_condition_asks_every_column_of_the_catalog(tables: Tables, writer: Writer) -> None:
+def test_condition_can_use_every_column(tables: Tables, writer: Writer) -> None:
     catalog = make_catalog(["a", "b", "c", "d"], country=["ch", "de", "ch", None], views=[5, 6, 7, 8])
     writer.write_catalog(catalog_changes(tables, make_catalog(["a", "b", "gone"]), "nightly"))
     writer.commit(make_batch(["a"]))
     plan = plan_of(tables, catalog, where="country = 'ch' AND Views < 10 AND video_id <> 'zz'")
     assert (videos_of(plan), plan.num_selected, plan.num_current) == (["c"], 2, 1)
-    # What a selection leaves has not left the catalog.
+    # Videos that are not selected are not removed from the catalog.
     assert plan.removed == ("gone",)
     assert videos_of(plan_of(tables, catalog, where="false")) == []
 
@@ -58,30 +58,30 @@ def test_a_condition_asks_every_column_of_the_catalog(tables: Tables, writer: Wr
     "where",
     ["no_such_column = 1", "1; DROP TABLE catalog", "video_id IN (SELECT * FROM read_text('/etc/hostname'))", "("],
 )
-def test_a_condition_that_is_none_is_refused(where: str) -> None:
+def test_invalid_condition_is_rejected(where: str) -> None:
     with pytest.raises(SpecError, match=r"^select.where = .* is not a valid condition"):
         plan_of(None, make_catalog(["a"]), where=where)
 
 
-def test_a_sample_is_the_same_videos_every_time_and_a_smaller_one_lies_within() -> None:
+def test_samples_are_stable_and_nested() -> None:
     names = [f"video-{number}" for number in range(2000)]
     share = {percent: set(videos_of(plan_of(None, make_catalog(names), sample=f"{percent}%"))) for percent in (1, 10)}
     assert 5 <= len(share[1]) <= 40
     assert 150 <= len(share[10]) <= 250
     assert share[1] < share[10]
-    # Whatever order or company they come in.
+    # Independent of the order and of the other videos.
     assert set(videos_of(plan_of(None, make_catalog(names[::-2]), sample="10%"))) == share[10] & set(names[::-2])
     some = videos_of(plan_of(None, make_catalog(names), sample="7"))
     assert len(some) == 7
     assert set(some) < set(videos_of(plan_of(None, make_catalog(names[::-1]), sample="20")))
     assert videos_of(plan_of(None, make_catalog(["a", "b"]), sample="7")) == ["a", "b"]
     assert len(videos_of(plan_of(None, make_catalog(names), sample="100%"))) == 2000
-    # Fixed for ever, and not DuckDB's to change: another hash would score other videos after an update.
+    # Independent of the version of DuckDB: another hash would select other videos after an update.
     smallest = sorted(names, key=lambda name: int.from_bytes(hashlib.md5(name.encode()).digest()[8:], "little"))
     assert set(videos_of(plan_of(None, make_catalog(names), sample="3"))) == set(smallest[:3])
 
 
-def test_a_sample_does_not_move_on_when_its_videos_are_scored(tables: Tables, writer: Writer) -> None:
+def test_sample_does_not_change_after_scoring(tables: Tables, writer: Writer) -> None:
     catalog = make_catalog([f"video-{number}" for number in range(100)])
     first = videos_of(plan_of(tables, catalog, sample="5"))
     writer.commit(make_batch(first))
@@ -89,14 +89,14 @@ def test_a_sample_does_not_move_on_when_its_videos_are_scored(tables: Tables, wr
     assert (videos_of(again), again.num_current) == ([], 5)
 
 
-def test_a_sample_is_taken_of_what_meets_the_condition() -> None:
+def test_sample_is_taken_after_the_condition() -> None:
     catalog = make_catalog([f"v{number}" for number in range(50)], views=list(range(50)))
     plan = plan_of(None, catalog, where="views >= 40", sample="4")
     assert plan.num_selected == 4
     assert all(int(video[1:]) >= 40 for video in videos_of(plan))
 
 
-def test_reasons_leave_the_others_and_count_them(tables: Tables, writer: Writer) -> None:
+def test_other_reasons_are_counted(tables: Tables, writer: Writer) -> None:
     writer.commit(make_batch(["model"], NEWER_KVQ))
     writer.commit(make_failures(["flaky"], permanent=False))
     writer.commit(make_failures(["broken"]))
@@ -107,7 +107,7 @@ def test_reasons_leave_the_others_and_count_them(tables: Tables, writer: Writer)
     assert {reason: count for reason, count in plan.by_reason.items() if count} == {"model changed": 1, "retry": 1}
 
 
-def test_what_failed_for_good_is_tried_again_when_somebody_asks(tables: Tables, writer: Writer) -> None:
+def test_permanent_failures_are_retried_on_request(tables: Tables, writer: Writer) -> None:
     writer.commit(make_failures(["broken"]))
     writer.commit(make_failures(["flaky"], permanent=False))
     catalog = make_catalog(["broken", "flaky", "new"])
@@ -117,7 +117,7 @@ def test_what_failed_for_good_is_tried_again_when_somebody_asks(tables: Tables, 
     assert videos_of(plan_of(tables, catalog)) == ["flaky", "new"]
 
 
-def test_a_score_that_is_too_old_is_made_again_in_another_run(tables: Tables, writer: Writer) -> None:
+def test_old_score_is_repeated_in_another_run(tables: Tables, writer: Writer) -> None:
     writer.write_run(make_run())
     catalog = make_catalog(["old", "young", "twice", "new"])
     writer.write_catalog(catalog_changes(tables, catalog, "nightly"))
@@ -129,7 +129,7 @@ def test_a_score_that_is_too_old_is_made_again_in_another_run(tables: Tables, wr
     assert (reasons, plan.num_current) == ({"old": "re-score", "new": "new"}, 2)
     assert videos_of(plan_of(tables, catalog, now=NOW, max_age="30d", reasons=("re-score",))) == ["old"]
 
-    # Until it is scored again the old score stands; then the new one does, and the same selection finds it young.
+    # The old score is valid until it is scored again. Then the new one is, and the selection skips it.
     with Session(tables) as session:
         latest = session.sql("SELECT run_id, is_stale FROM scores_latest WHERE video_id = 'old'").to_pylist()
     assert latest == [{"run_id": "run-1", "is_stale": False}]
@@ -141,20 +141,20 @@ def test_a_score_that_is_too_old_is_made_again_in_another_run(tables: Tables, wr
     assert latest == [{"run_id": "run-2", "is_stale": False}]
 
 
-def test_a_score_that_cannot_be_made_again_is_left_alone_until_asked(tables: Tables, writer: Writer) -> None:
+def test_failed_rescore_is_quarantined(tables: Tables, writer: Writer) -> None:
     catalog = make_catalog(["a", "b"])
     writer.commit(make_failures(["b"]))
     writer.commit(make_batch(["a", "b"], scored_at=NOW - timedelta(days=31)))
     writer.commit(make_failures(["a"]))
     plan = plan_of(tables, catalog, now=NOW, max_age="30d")
-    # What failed before the score is of no account; what failed since is.
+    # A failure before the score is ignored; one after it counts.
     assert (videos_of(plan), plan.num_quarantined) == (["b"], 1)
     assert plan_of(tables, catalog, now=NOW).num_current == 2
     plan = plan_of(tables, catalog, now=NOW, max_age="30d", include_permanent=True)
     assert {row["video_id"]: row["reason"] for row in plan.tasks.to_pylist()} == {"a": "re-score", "b": "re-score"}
 
 
-def test_videos_are_scored_in_the_order_of_a_column() -> None:
+def test_videos_are_ordered_by_a_column() -> None:
     views = pa.array([3, None, 1, 3, 2])
     catalog = make_catalog(["a", "b", "c", "d", "e"], Views=views, tags=[["x"]] * 5)
     rising = plan_of(None, catalog, KVQ, LUMA, order_by="views")

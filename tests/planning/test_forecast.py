@@ -1,4 +1,4 @@
-"""Forecasts: how a cluster is laid out, what then bounds it, and that time and cost are those of a plan's estimate."""
+"""Forecasts: the size of each pool, the stage that bounds the run, and the same time and cost as an estimate."""
 
 import pytest
 
@@ -32,11 +32,11 @@ def workers(found: Estimate) -> dict[str, int]:
     return {stage.name: stage.max_workers for stage in found.stages}
 
 
-def test_cores_are_shared_so_that_every_stage_keeps_up_and_the_job_s_own_numbers_count_for_nothing() -> None:
+def test_pools_are_sized_to_keep_up_with_each_other() -> None:
     found = predicted(Cluster(cores=121))
     assert workers(found) == {DECODE: 100, "kvq": 20, DRIVER: 1}
     assert found.seconds is not None
-    # Twenty seconds to start, a block of sixteen through model and driver, and 10,000 s of decoding.
+    # 20 s of startup, a block of 16 through model and driver, and 10,000 s of decoding.
     driver_s = DRIVER_VIDEO_S + DRIVER_BLOCK_S / 16
     assert found.seconds == pytest.approx(20 + 16 * (0.2 + driver_s) + 1.25 * 10_000)
     assert found.usage == total_usage(found.stages, found.seconds)
@@ -45,16 +45,16 @@ def test_cores_are_shared_so_that_every_stage_keeps_up_and_the_job_s_own_numbers
     assert found.cost == pytest.approx(found.usage.core_hours * 0.04)
 
 
-def test_drivers_are_added_as_they_are_needed_up_to_the_most_shards() -> None:
+def test_drivers_are_added_up_to_the_shard_limit() -> None:
     quick = Throughput({DECODE: 0.01, "kvq": 0.002})
     few, many = predicted(Cluster(cores=100), measured=quick), predicted(Cluster(cores=1_000_000), measured=quick)
     assert 1 < workers(few)[DRIVER] < workers(many)[DRIVER] == MAX_SHARDS
     assert many.bound_by == DRIVER
-    # What no driver has time for is not held either.
+    # Workers that no driver can feed are not added.
     assert sum(workers(many).values()) < 2000
 
 
-def test_gpus_score_and_only_so_many_cores_decode_as_keep_them_busy() -> None:
+def test_decoders_are_added_until_gpus_are_busy() -> None:
     measured = Throughput({DECODE: 1.0, "kvq": 0.01})
     starved, busy = predicted(Cluster(102, 2), ON_GPUS, measured), predicted(Cluster(1000, 2), ON_GPUS, measured)
     assert (starved.bound_by, workers(starved)) == (DECODE, {DECODE: 100, "kvq": 1, DRIVER: 1})
@@ -66,12 +66,12 @@ def test_gpus_score_and_only_so_many_cores_decode_as_keep_them_busy() -> None:
     assert busy.usage.gpu_hours == pytest.approx(2 * busy.seconds / 3600)
 
 
-def test_a_process_fills_a_core_however_little_of_one_it_reserves() -> None:
+def test_cpu_worker_uses_a_whole_core() -> None:
     pools = (Stage(DECODE, 1, 1, 0.25, 0.0, None), Stage("kvq", 1, 1, 4.0, 0.0, None))
     assert workers(predicted(Cluster(10), pools)) == {DECODE: 5, "kvq": 1, DRIVER: 1}
 
 
-def test_what_cannot_be_told_is_refused() -> None:
+def test_forecast_without_data_or_room_is_rejected() -> None:
     with pytest.raises(SpecError, match=r"No timing data for decode and kvq in these tables\. Run part of"):
         predicted(Cluster(8), measured=Throughput())
     with pytest.raises(SpecError, match="a driver need 3 cores and 0 GPUs, but the cluster has 2 cores"):

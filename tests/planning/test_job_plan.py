@@ -73,12 +73,12 @@ def local(job: Job, videos: Path, tables: Path) -> Job:
     return job.model_copy(update=changes)
 
 
-def test_every_job_that_ships_is_tested_here() -> None:
+def test_every_shipped_job_is_tested() -> None:
     assert {path.stem for path in JOBS} == set(LOCAL)
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_a_job_that_ships_plans(path: Path, videos: Path, tmp_path: Path) -> None:
+def test_shipped_job_can_be_planned(path: Path, videos: Path, tmp_path: Path) -> None:
     job = local(load_job(path), videos, tmp_path / "tables")
     planned = plan_job(job)
     count = LOCAL[job.name][1]
@@ -99,7 +99,7 @@ def test_catalog_columns_of_a_job_reach_the_plan(videos: Path, tmp_path: Path) -
     assert {row["content_id"] for row in nightly.plan.tasks.to_pylist()} == {f"crc:{video}" for video in VIDEOS}
 
 
-def test_jobs_differ_where_results_differ(videos: Path, tmp_path: Path) -> None:
+def test_jobs_have_different_fingerprints(videos: Path, tmp_path: Path) -> None:
     """A clip a minute, half precision and HDR as it is are other results than the published way."""
     planned = [plan_job(local(load_job(path), videos, tmp_path / "tables")) for path in JOBS]
     fingerprints = [plan.models.models[0].ref.fingerprint for plan in planned]

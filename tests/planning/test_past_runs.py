@@ -1,4 +1,4 @@
-"""What earlier runs tell of the sizes of their videos, and of what decoding takes by size."""
+"""Past runs: sizes of their videos, and decoding time by size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.support.results import KVQ, LUMA, make_batch
 
 
 def commit(writer: Writer, model: ModelRef, decoded: list[tuple[str, int, float]]) -> None:
-    """Scores of videos of 1000 x 1000 pixels: each a name, its frames, and seconds to decode them."""
+    """Commit scores of videos of 1000 x 1000 pixels, each with a name, a number of frames and decoding seconds."""
     batch = make_batch([name for name, _, _ in decoded], model)
     scores = batch.scores
     columns = {
@@ -29,29 +29,29 @@ def commit(writer: Writer, model: ModelRef, decoded: list[tuple[str, int, float]
     writer.commit(replace(batch, scores=scores))
 
 
-def facts(writer: Writer) -> RunRecord:
+def record(writer: Writer) -> RunRecord:
     return RunRecord({}, 1.0, 0.0, 1.0, {}, {}, frozenset(), writer.run_id, writer.commit_seq)
 
 
-def test_one_slope_for_all_models_whatever_frames_each_of_them_wants(tmp_path: Path) -> None:
+def test_all_models_share_one_slope(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     older = Writer(tables, "run-0")
     commit(older, KVQ, [("old", 1000, 99.0)])
     writer = Writer(tables, "run-1")
-    # 0.01 s a megapixel each; one model's videos are larger, and cost a second more whatever their size.
+    # 0.01 s per megapixel for each model. One model has larger videos, with a constant overhead of a second.
     commit(writer, KVQ, [("a", 100, 2.0), ("b", 200, 3.0)])
     commit(writer, LUMA, [("c", 10, 0.1), ("d", 30, 0.3)])
     commit(writer, LUMA, [("a", 100, 1.0), ("b", 200, 2.0)])
     tables.refresh()
-    megapixels, slope_s = decode_time_by_size(tables, [facts(writer)]) or (0.0, 0.0)
+    megapixels, slope_s = decode_time_by_size(tables, [record(writer)]) or (0.0, 0.0)
     assert megapixels == pytest.approx((100 + 200 + 10 + 30) / 4)
     assert slope_s == pytest.approx(0.01)
 
 
-def test_videos_of_one_size_tell_nothing(tmp_path: Path) -> None:
+def test_videos_of_one_size_give_no_slope(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     commit(writer, KVQ, [("a", 100, 2.0), ("b", 101, 3.0)])
     tables.refresh()
-    assert decode_time_by_size(tables, [facts(writer)]) is None
+    assert decode_time_by_size(tables, [record(writer)]) is None
     assert decode_time_by_size(tables, []) is None

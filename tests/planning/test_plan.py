@@ -1,4 +1,4 @@
-"""The plan: every reason, what is left alone, what is refused, and versions of catalog rows."""
+"""Plans: every reason, tasks that are not planned, invalid catalogs, and changes of catalog rows."""
 
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -53,8 +53,8 @@ def test_without_tables_everything_is_new() -> None:
     ]  # fmt: skip
 
 
-def test_every_reason_in_one_plan(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_every_reason_in_one_plan(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
     writer.commit(make_batch(["current", "changed"]))
@@ -94,7 +94,7 @@ def test_every_reason_in_one_plan(tables_place: tuple[str, StorageOptions]) -> N
     assert plan.tasks.num_rows + plan.num_current + plan.num_quarantined == len(ids)
 
 
-def test_a_pair_is_a_video_and_a_model(tables: Tables, writer: Writer) -> None:
+def test_each_model_of_a_video_is_a_task(tables: Tables, writer: Writer) -> None:
     writer.commit(make_batch(["a", "b"], KVQ))
     writer.commit(make_batch(["a"], LUMA))
     plan = make_plan(tables, make_catalog(["a", "b"]), "nightly", [KVQ, LUMA])
@@ -102,17 +102,17 @@ def test_a_pair_is_a_video_and_a_model(tables: Tables, writer: Writer) -> None:
     assert plan.num_current == 3
 
 
-def test_content_that_is_rolled_back_has_its_score(tables: Tables, writer: Writer) -> None:
+def test_rolled_back_content_is_current(tables: Tables, writer: Writer) -> None:
     writer.commit(make_batch(["a"], content="etag:1"))
     writer.commit(make_batch(["a"], content="etag:2"))
     assert make_plan(tables, make_catalog(["a"], "etag:1"), "nightly", [KVQ]).num_current == 1
 
 
-def test_the_oldest_score_that_is_to_be_replaced_is_told(tables: Tables, writer: Writer) -> None:
+def test_oldest_stale_score(tables: Tables, writer: Writer) -> None:
     days = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3, 4, 5)]
     writer.commit(make_batch(["current"], scored_at=days[0]))
-    writer.commit(make_batch(["given-up"], content="etag:0", scored_at=days[0]))
-    writer.commit(make_failures(["given-up", "failed-for-good"]))
+    writer.commit(make_batch(["quarantined"], content="etag:0", scored_at=days[0]))
+    writer.commit(make_failures(["quarantined", "failed-permanently"]))
     writer.commit(make_batch(["changed"], content="etag:0", scored_at=days[1]))
     writer.commit(make_batch(["changed"], content="etag:00", scored_at=days[2]))
     writer.commit(make_batch(["model"], NEWER_KVQ, scored_at=days[3]))
@@ -120,23 +120,23 @@ def test_the_oldest_score_that_is_to_be_replaced_is_told(tables: Tables, writer:
     def oldest(*videos: str) -> datetime | None:
         return make_plan(tables, make_catalog(videos), "nightly", [KVQ]).oldest_stale_at
 
-    # The newest score of a video is the one that is replaced; of what failed for good none is.
-    assert oldest("current", "given-up", "failed-for-good", "changed", "model", "new") == days[2]
+    # The newest score of a video is the one that is replaced. Quarantined tasks are not replaced.
+    assert oldest("current", "quarantined", "failed-permanently", "changed", "model", "new") == days[2]
     assert oldest("current", "model") == days[3]
-    assert oldest("current", "given-up", "new") is None
-    # A score that was asked for again is old, and not stale.
+    assert oldest("current", "quarantined", "new") is None
+    # A score that is only too old is not stale.
     old = make_plan(tables, make_catalog(["current"]), "nightly", [KVQ], Select(max_age="1d"), days[4])
     assert (old.by_reason["re-score"], old.oldest_stale_at) == (1, None)
 
 
-def test_a_model_that_is_rolled_back_has_its_scores(tables: Tables, writer: Writer) -> None:
+def test_rolled_back_model_is_current(tables: Tables, writer: Writer) -> None:
     writer.commit(make_batch(["a"], KVQ))
     writer.commit(make_batch(["a"], NEWER_KVQ))
     assert make_plan(tables, make_catalog(["a"]), "nightly", [KVQ]).num_current == 1
     assert make_plan(tables, make_catalog(["a"]), "nightly", [OTHER_SETTINGS]).by_reason["model changed"] == 1
 
 
-def test_the_reason_is_told_by_the_newest_row(tables: Tables, writer: Writer) -> None:
+def test_newest_row_gives_the_reason(tables: Tables, writer: Writer) -> None:
     writer.commit(make_batch(["a"], NEWER_KVQ))
     writer.commit(make_batch(["a"], OTHER_SETTINGS))
     assert reasons(make_plan(tables, make_catalog(["a"]), "nightly", [KVQ])) == {
@@ -144,13 +144,13 @@ def test_the_reason_is_told_by_the_newest_row(tables: Tables, writer: Writer) ->
     }
 
 
-def test_a_score_ends_the_retries(tables: Tables, writer: Writer) -> None:
+def test_score_ends_retries(tables: Tables, writer: Writer) -> None:
     writer.commit(make_failures(["a"], permanent=False))
     writer.commit(make_batch(["a"]))
     assert make_plan(tables, make_catalog(["a"]), "nightly", [KVQ]).num_current == 1
 
 
-def test_the_newest_failure_says_whether_it_is_tried_again(tables: Tables, writer: Writer) -> None:
+def test_newest_failure_decides_on_quarantine(tables: Tables, writer: Writer) -> None:
     def plan_of() -> Plan:
         return make_plan(tables, make_catalog(["a"]), "nightly", [KVQ])
 
@@ -160,26 +160,26 @@ def test_the_newest_failure_says_whether_it_is_tried_again(tables: Tables, write
     assert reasons(plan_of()) == {("a", "kvq-tiny"): "retry"}
     writer.commit(make_failures(["a"]))
     assert (plan_of().num_quarantined, plan_of().tasks.num_rows) == (1, 0)
-    # What failed under other content, another model or other settings says nothing of this.
+    # Failures with other content, another model or other settings do not matter.
     writer.commit(make_failures(["a"], content="etag:0", final=False))
     writer.commit(make_failures(["a"], OTHER_SETTINGS, final=False))
     assert plan_of().num_quarantined == 1
 
 
-def test_tries_of_one_commit_count_by_their_attempt(tables: Tables, writer: Writer) -> None:
+def test_failures_of_one_commit_are_ordered_by_attempt(tables: Tables, writer: Writer) -> None:
     first, last = make_failures(["a"], final=False).failures, make_failures(["a"]).failures
     last = last.set_column(last.column_names.index("attempt"), "attempt", pa.array([2], pa.int32()))
     writer.commit(Batch(failures=pa.concat_tables([last, first])))
     assert make_plan(tables, make_catalog(["a"]), "nightly", [KVQ]).num_quarantined == 1
 
 
-def test_orphaned_maps_are_no_score(tables: Tables, writer: Writer) -> None:
+def test_maps_without_a_score_are_ignored(tables: Tables, writer: Writer) -> None:
     batch = make_batch(["a"])
     writer.commit(type(batch)(maps=batch.maps, clips=batch.clips))
     assert reasons(make_plan(tables, make_catalog(["a"]), "nightly", [KVQ])) == {("a", "kvq-tiny"): "new"}
 
 
-def test_departed_videos_are_named_for_their_catalog_only(tables: Tables, writer: Writer) -> None:
+def test_removed_videos_of_this_catalog_only(tables: Tables, writer: Writer) -> None:
     writer.write_catalog(catalog_changes(tables, make_catalog(["a", "b", "c"]), "nightly"))
     writer.write_catalog(catalog_changes(tables, make_catalog(["x"]), "other"))
     today = make_catalog(["b"])
@@ -188,7 +188,7 @@ def test_departed_videos_are_named_for_their_catalog_only(tables: Tables, writer
     assert make_plan(tables, today, "nightly", [KVQ]).removed == ()
 
 
-def test_an_empty_catalog_plans_nothing(tables: Tables) -> None:
+def test_empty_catalog(tables: Tables) -> None:
     plan = make_plan(tables, make_catalog([]), "nightly", [KVQ])
     assert (plan.tasks.num_rows, plan.num_current, plan.num_quarantined) == (0, 0, 0)
 
@@ -202,17 +202,17 @@ def test_an_empty_catalog_plans_nothing(tables: Tables) -> None:
         (make_catalog(["a"]).drop_columns(["size_bytes"]), "size_bytes"),
     ],
 )
-def test_catalogs_that_cannot_be_planned(catalog: Any, message: str) -> None:
+def test_invalid_catalogs_are_rejected(catalog: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         make_plan(None, catalog, "nightly", [KVQ])
 
 
-def test_two_models_of_one_name_are_refused() -> None:
+def test_models_with_the_same_name_are_rejected() -> None:
     with pytest.raises(SpecError, match="duplicate models"):
         make_plan(None, make_catalog(["a"]), "nightly", [KVQ, NEWER_KVQ])
 
 
-def test_a_video_under_two_roots_is_refused(tables: Tables, writer: Writer) -> None:
+def test_same_video_id_under_two_roots_is_rejected(tables: Tables, writer: Writer) -> None:
     writer.write_run(make_run(root="s3://one"))
     writer.write_catalog(catalog_changes(tables, make_catalog(["a", "b"]), "nightly"))
     check_roots(tables, make_catalog(["a"]), "s3://one")
@@ -221,7 +221,7 @@ def test_a_video_under_two_roots_is_refused(tables: Tables, writer: Writer) -> N
         check_roots(tables, make_catalog(["z", "b"]), "s3://two")
 
 
-def test_catalog_rows_have_versions(tables: Tables, writer: Writer) -> None:
+def test_only_changed_catalog_rows_are_appended(tables: Tables, writer: Writer) -> None:
     first = make_catalog(["a", "b", "c"], country=["de", "fr", None])
     assert catalog_changes(None, first, "nightly").num_rows == 3
     writer.write_catalog(catalog_changes(tables, first, "nightly"))
@@ -239,7 +239,7 @@ def test_catalog_rows_have_versions(tables: Tables, writer: Writer) -> None:
     assert [(row["video_id"], row["in_catalog"]) for row in back] == [("b", True), ("c", True), ("d", False)]
 
 
-def test_a_column_that_vanishes_changes_rows(tables: Tables, writer: Writer) -> None:
+def test_dropped_column_changes_rows(tables: Tables, writer: Writer) -> None:
     writer.write_catalog(catalog_changes(tables, make_catalog(["a", "b"], country=["de", None]), "nightly"))
     changes = catalog_changes(tables, make_catalog(["a", "b"]), "nightly")
     assert changes.column("video_id").to_pylist() == ["a"]
@@ -247,7 +247,7 @@ def test_a_column_that_vanishes_changes_rows(tables: Tables, writer: Writer) -> 
     assert catalog_changes(tables, make_catalog(["a", "b"]), "nightly").num_rows == 0
 
 
-def test_types_that_delta_lacks_are_kept_in_others(tables: Tables, writer: Writer) -> None:
+def test_types_unknown_to_delta_are_cast(tables: Tables, writer: Writer) -> None:
     catalog = make_catalog(
         ["a"],
         views=pa.array([2**31], pa.uint32()),
@@ -280,20 +280,20 @@ def test_types_that_delta_lacks_are_kept_in_others(tables: Tables, writer: Write
         (pa.array([5], pa.duration("s")), r"'views' is duration"),
     ],
 )
-def test_a_column_that_changes_its_type_is_refused(tables: Tables, writer: Writer, column: Any, message: str) -> None:
+def test_changed_column_type_is_rejected(tables: Tables, writer: Writer, column: Any, message: str) -> None:
     writer.write_catalog(catalog_changes(tables, make_catalog(["a"], views=pa.array([7])), "nightly"))
     with pytest.raises(SpecError, match=message):
         catalog_changes(tables, make_catalog(["a"], views=column), "nightly")
 
 
-def test_narrower_numbers_fit(tables: Tables, writer: Writer) -> None:
+def test_narrower_numbers_are_cast(tables: Tables, writer: Writer) -> None:
     writer.write_catalog(catalog_changes(tables, make_catalog(["a"], views=pa.array([7]), rate=[0.5]), "nightly"))
     narrow = make_catalog(["a"], views=pa.array([7], pa.int8()), rate=pa.array([1], pa.int64()))
     changes = catalog_changes(tables, narrow, "nightly")
     assert changes.column("rate").to_pylist() == [1.0]
 
 
-def test_columns_that_stand_twice_are_refused() -> None:
+def test_ambiguous_columns_are_rejected() -> None:
     with pytest.raises(SpecError, match="is not unique"):
         catalog_changes(None, make_catalog(["a"], country=["de"], Country=["fr"]), "nightly")
     with pytest.raises(SpecError, match="is not unique"):

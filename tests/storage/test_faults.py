@@ -1,4 +1,4 @@
-"""Faults of an object store, injected between us and a real server: what is tried again, and what is left of it."""
+"""Faults of an object store, injected between the client and a real server: retries and resulting failures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ from tests.support.s3 import S3Location
 
 DATA = bytes(range(256)) * 400
 
-PASSING: dict[str, tuple[Fault, str]] = {
+TRANSIENT: dict[str, tuple[Fault, str]] = {
     "slow down": (SLOW_DOWN, "unreachable"),
     "internal error": (BROKEN, "unreachable"),
     "request lost": (Lost(), "unreachable"),
@@ -48,7 +48,7 @@ PASSING: dict[str, tuple[Fault, str]] = {
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A scratch folder that must hold no file when the test is over."""
+    """A scratch folder that must contain no files at the end of the test."""
     (tmp_path / "scratch").mkdir()
     yield tmp_path / "scratch"
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
@@ -56,12 +56,12 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def store(s3_prefix: S3Location, fault_proxy: FaultProxy) -> S3Location:
-    """A prefix as it is seen through the proxy."""
+    """A prefix, accessed through the proxy."""
     return S3Location(s3_prefix.uri, fault_proxy.options())
 
 
 def put_plain(store: S3Location, name: str) -> str:
-    """DATA as an object of which the store keeps no checksum, as older clients leave them."""
+    """Store DATA without a checksum, like older clients do."""
     plain = fsspec.filesystem(
         "s3", endpoint_url=store.options.endpoint_url, config_kwargs={"request_checksum_calculation": "when_required"}
     )
@@ -73,38 +73,36 @@ def fetcher(options: StorageOptions, scratch: Path, attempts: int = 3) -> Fetche
     return Fetcher(options, scratch, 10**8, RetryPolicy(attempts, sleep=slept))
 
 
-@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("name", TRANSIENT)
 class TestFetching:
-    """Of an object without a checksum, so that nothing but its length can tell that it is not whole."""
+    """Objects without a checksum: only the length shows that one is incomplete."""
 
-    def test_a_fault_that_passes_costs_attempts_and_no_byte(
+    def test_transient_fault_is_retried(
         self, name: str, store: S3Location, fault_proxy: FaultProxy, scratch: Path
     ) -> None:
         uri = put_plain(store, "a.mp4")
-        rule = fault_proxy.add(PASSING[name][0], pattern="a.mp4", times=2)
+        rule = fault_proxy.add(TRANSIENT[name][0], pattern="a.mp4", times=2)
         with fetcher(store.options, scratch).fetch(uri, *stat_object(uri, store.options)) as video:
             assert video.path.read_bytes() == DATA
-            # aiohttp itself asks once more where a connection ends without a word.
+            # aiohttp itself retries once if a connection is closed without a response.
             assert 2 <= video.attempts <= 3
         assert rule.num_faults == 2
 
-    def test_a_fault_that_stays_is_a_failure_and_never_a_file(
+    def test_persistent_fault_is_a_failure(
         self, name: str, store: S3Location, fault_proxy: FaultProxy, scratch: Path
     ) -> None:
-        fault, code = PASSING[name]
+        fault, code = TRANSIENT[name]
         uri = put_plain(store, "a.mp4")
-        facts = stat_object(uri, store.options)
+        known = stat_object(uri, store.options)
         fault_proxy.add(fault, pattern="a.mp4")
-        with pytest.raises(FetchError) as caught, fetcher(store.options, scratch).fetch(uri, *facts):
-            pytest.fail("bytes were handed out")
+        with pytest.raises(FetchError) as caught, fetcher(store.options, scratch).fetch(uri, *known):
+            pytest.fail("the block was entered")
         assert (caught.value.code, caught.value.permanent) == (code, False)
         assert "3 attempts" in caught.value.message
         assert uri in caught.value.message
 
 
-def test_a_store_that_never_answers_is_given_up_in_time(
-    s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path
-) -> None:
+def test_silent_store_times_out(s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path) -> None:
     uri = s3_prefix.put("a.mp4", DATA)
     rule = fault_proxy.add(Silence(), pattern="a.mp4")
     impatient = fetcher(fault_proxy.options(read_timeout_s=1), scratch, attempts=2)
@@ -114,9 +112,7 @@ def test_a_store_that_never_answers_is_given_up_in_time(
     assert "2 attempts" in caught.value.message
 
 
-def test_a_store_that_drips_is_given_up_and_one_that_is_merely_slow_is_not(
-    s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path
-) -> None:
+def test_minimum_transfer_speed(s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path) -> None:
     uri = s3_prefix.put("a.mp4", DATA)
     options = fault_proxy.options(read_timeout_s=1)
     fault_proxy.add(Trickle(10_000), pattern="a.mp4", times=2)
@@ -129,9 +125,7 @@ def test_a_store_that_drips_is_given_up_and_one_that_is_merely_slow_is_not(
 
 
 @pytest.mark.parametrize("fault", [Flipped(), Short(100, is_announced=True)], ids=["flipped", "cut"])
-def test_bytes_that_do_not_meet_their_checksum_are_fetched_again(
-    fault: Fault, store: S3Location, fault_proxy: FaultProxy, scratch: Path
-) -> None:
+def test_checksum_mismatch_is_retried(fault: Fault, store: S3Location, fault_proxy: FaultProxy, scratch: Path) -> None:
     uri = store.put("a.mp4", DATA)
     fault_proxy.add(fault, pattern="a.mp4", times=1)
     with fetcher(store.options, scratch).fetch(uri) as video:
@@ -143,14 +137,14 @@ def test_bytes_that_do_not_meet_their_checksum_are_fetched_again(
     assert not caught.value.permanent
 
 
-def test_a_catalog_that_is_wrong_about_a_size_is_not_believed(store: S3Location, scratch: Path) -> None:
+def test_wrong_size_in_catalog_is_ignored(store: S3Location, scratch: Path) -> None:
     uri = put_plain(store, "a.mp4")
     with fetcher(store.options, scratch).fetch(uri, UNKNOWN_CONTENT, 17) as video:
         assert (video.size_bytes, video.attempts) == (len(DATA), 1)
 
 
 @pytest.mark.parametrize(("fault", "code"), [(EXPIRED, "credentials_expired"), (DENIED, "forbidden")])
-def test_a_refusal_is_asked_once_and_named(
+def test_denied_access_is_not_retried(
     fault: Fault, code: str, store: S3Location, fault_proxy: FaultProxy, scratch: Path
 ) -> None:
     uri = store.put("a.mp4", DATA)
@@ -162,16 +156,16 @@ def test_a_refusal_is_asked_once_and_named(
 
 
 class TestPlanning:
-    """Listing, and single questions: s3fs repeats them, with botocore's pauses."""
+    """Listings and HEAD requests, which s3fs retries with the backoff of botocore."""
 
     @pytest.mark.parametrize("fault", [SLOW_DOWN, BROKEN, Lost(), Reset(), Reset(20), Short(20)], ids=repr)
-    def test_a_listing_outlasts_a_fault(self, fault: Fault, store: S3Location, fault_proxy: FaultProxy) -> None:
+    def test_listing_is_retried(self, fault: Fault, store: S3Location, fault_proxy: FaultProxy) -> None:
         store.put("v/a.mp4", DATA)
         rule = fault_proxy.add(fault, pattern="list-type", times=1)
         assert list_files(f"{store.uri}/v", store.options).num_rows == 1
         assert rule.num_faults == 1
 
-    def test_a_listing_that_stays_out_of_reach_is_refused_by_name(
+    def test_unreachable_listing_is_rejected_with_its_address(
         self, s3_prefix: S3Location, fault_proxy: FaultProxy
     ) -> None:
         fault_proxy.add(SLOW_DOWN, pattern="list-type")
@@ -180,13 +174,13 @@ class TestPlanning:
         assert s3_prefix.uri in str(caught.value)
 
     @pytest.mark.parametrize("fault", [SLOW_DOWN, Lost()], ids=repr)
-    def test_a_question_outlasts_a_fault(self, fault: Fault, store: S3Location, fault_proxy: FaultProxy) -> None:
+    def test_head_request_is_retried(self, fault: Fault, store: S3Location, fault_proxy: FaultProxy) -> None:
         uris = [store.put(f"{i}.mp4", DATA) for i in range(3)]
         rule = fault_proxy.add(fault, method="HEAD", times=2)
         assert UNKNOWN_CONTENT not in self.resolved(store, uris, store.options)
         assert rule.num_faults == 2
 
-    def test_what_could_not_be_asked_is_unknown_and_fetching_finds_it_out(
+    def test_failed_head_request_gives_unknown_content(
         self, s3_prefix: S3Location, fault_proxy: FaultProxy, scratch: Path
     ) -> None:
         store = S3Location(s3_prefix.uri, fault_proxy.options(attempts=1))
@@ -197,9 +191,7 @@ class TestPlanning:
         with fetcher(store.options, scratch).fetch(uris[1], tokens[1]) as video:
             assert video.content_id == tokens[0]
 
-    def test_expired_credentials_are_refused_before_anything(
-        self, s3_prefix: S3Location, fault_proxy: FaultProxy
-    ) -> None:
+    def test_expired_credentials_stop_planning(self, s3_prefix: S3Location, fault_proxy: FaultProxy) -> None:
         fault_proxy.add(EXPIRED)
         uris = [f"{s3_prefix.uri}/{i}.mp4" for i in range(MIN_VIDEOS_TO_LIST)]
         with pytest.raises(SpecError, match="expired"):

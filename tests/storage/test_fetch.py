@@ -1,4 +1,4 @@
-"""What is handed to a decoder is what the plan named, or nothing; and the scratch folder is empty afterwards."""
+"""Fetching: only the planned content is returned, and the scratch folder is empty afterwards."""
 
 import http.server
 import os
@@ -31,7 +31,7 @@ DATA = bytes(range(256)) * 40
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A scratch folder that must hold no file when the test is over."""
+    """A scratch folder that must contain no files at the end of the test."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     yield folder
@@ -43,7 +43,7 @@ def fetcher(store: Store, scratch: Path, max_file_bytes: int = 10**6) -> Fetcher
 
 
 def listed(store: Store) -> str:
-    """The content id of the only object of the store, as a listing tells it."""
+    """Return the content id of the only object of the store, from a listing."""
     (token,) = list_files(store.uri, store.options)["content_id"].to_pylist()
     return str(token)
 
@@ -58,19 +58,19 @@ class TestContract:
             assert video.seconds >= 0
             video.check_unchanged()
 
-    def test_an_unknown_token_is_found_out(self, store: Store, scratch: Path) -> None:
+    def test_unknown_content_id_is_resolved(self, store: Store, scratch: Path) -> None:
         uri = store.put("a.mp4", DATA)
         with fetcher(store, scratch).fetch(uri, UNKNOWN_CONTENT) as video:
             assert video.content_id == listed(store)
 
-    def test_a_cut_stays_with_the_token(self, store: Store, scratch: Path) -> None:
+    def test_segment_is_kept_in_content_id(self, store: Store, scratch: Path) -> None:
         uri = store.put("a.mp4", DATA)
         for token in (listed(store), UNKNOWN_CONTENT):
             with fetcher(store, scratch).fetch(uri, cut_content_id(token, 1.0, 2.5)) as video:
                 assert video.content_id == listed(store) + "#t=1.0,2.5"
                 video.check_unchanged()
 
-    def test_a_token_of_the_catalog_is_kept(self, store: Store, scratch: Path) -> None:
+    def test_content_id_of_the_catalog_is_kept(self, store: Store, scratch: Path) -> None:
         uri = store.put("a.mp4", DATA)
         with fetcher(store, scratch).fetch(uri, "sha256 of theirs") as video:
             assert video.content_id == "sha256 of theirs"
@@ -108,7 +108,7 @@ class TestContract:
         with fetcher(store, scratch).fetch(uri, listed(store)) as video:
             assert video.path.read_bytes() == DATA
 
-    def test_gone_after_an_exception_in_the_block(self, store: Store, scratch: Path) -> None:
+    def test_copy_is_removed_after_an_exception(self, store: Store, scratch: Path) -> None:
         uri = store.put("a.mp4", DATA)
         with pytest.raises(KeyboardInterrupt), fetcher(store, scratch).fetch(uri):
             raise KeyboardInterrupt
@@ -141,7 +141,7 @@ class TestContract:
 
 
 class TestLocalFiles:
-    def test_read_in_place_and_confirmed(self, tmp_path: Path, scratch: Path) -> None:
+    def test_local_file_is_read_in_place_and_checked(self, tmp_path: Path, scratch: Path) -> None:
         store = LocalStore(tmp_path)
         uri = store.put("v/a.mp4", DATA)
         with fetcher(store, scratch).fetch(uri) as video:
@@ -156,7 +156,7 @@ class TestLocalFiles:
     def test_no_permission(self, tmp_path: Path, scratch: Path) -> None:
         uri = LocalStore(tmp_path).put("v/a.mp4", DATA)
         Path(uri).chmod(0)
-        # Root reads everything: ask as somebody else, who also has to see the folder.
+        # Root can read everything: run as another user, who also needs access to the folder.
         code = (
             "import os, sys; sys.path[:] = eval(sys.argv[3])\n"
             "from pathlib import Path\n"
@@ -187,7 +187,7 @@ class TestS3:
         assert (caught.value.code, caught.value.permanent) == ("forbidden", False)
         assert s3_server.reader_access_key not in str(caught.value)
 
-    def test_a_signed_address_is_used_and_not_shown(self, s3_prefix: S3Location, scratch: Path) -> None:
+    def test_signed_address_is_used_but_not_shown(self, s3_prefix: S3Location, scratch: Path) -> None:
         s3_prefix.put("a b.mp4", DATA)
         signed = s3_prefix.fs.sign(f"{s3_prefix.path}/a b.mp4", expiration=600)
         signature = signed.partition("Signature=")[2].partition("&")[0]
@@ -204,13 +204,13 @@ class TestS3:
         assert len(signature) > 8
         assert signature not in str(caught.value)
 
-    def test_larger_than_a_chunk(self, s3_prefix: S3Location, scratch: Path) -> None:
+    def test_object_larger_than_a_chunk(self, s3_prefix: S3Location, scratch: Path) -> None:
         data = os.urandom(9 * 2**20 + 17)
         uri = s3_prefix.put("a.mp4", data)
         with Fetcher(s3_prefix.options, scratch, 10**8).fetch(uri, listed(s3_prefix)) as video:
             assert video.path.read_bytes() == data
 
-    def test_scratch_that_cannot_be_written(self, s3_prefix: S3Location, tmp_path: Path) -> None:
+    def test_scratch_folder_without_write_access(self, s3_prefix: S3Location, tmp_path: Path) -> None:
         uri = s3_prefix.put("a.mp4", DATA)
         (tmp_path / "file").write_text("")
         with pytest.raises(FetchError, match="scratch_full"), fetcher(s3_prefix, tmp_path / "file").fetch(uri):
@@ -218,26 +218,26 @@ class TestS3:
 
 
 class Faulty(http.server.BaseHTTPRequestHandler):
-    """A store that answers GET with the next act of a play, and HEAD with the truth; the last act is repeated."""
+    """A server that answers each GET with the next response of `script`, repeating the last, and HEAD correctly."""
 
     protocol_version = "HTTP/1.1"
-    acts: ClassVar[list[str]] = []
+    script: ClassVar[list[str]] = []
 
     def do_HEAD(self) -> None:
         self.begin(200, len(DATA))
 
     def do_GET(self) -> None:
-        act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
-        if act.isdigit():
-            self.begin(int(act), 0)
-        elif act == "reset":
+        response = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if response.isdigit():
+            self.begin(int(response), 0)
+        elif response == "reset":
             self.close_connection = True
             self.connection.shutdown(2)
-        elif act == "short":
+        elif response == "short":
             self.begin(200, len(DATA))
             self.wfile.write(DATA[:100])
             self.close_connection = True
-        elif act == "endless":
+        elif response == "endless":
             self.begin(200, None)
             self.close_connection = True
             with suppress(ConnectionError):
@@ -259,17 +259,17 @@ class Faulty(http.server.BaseHTTPRequestHandler):
 
 
 class FaultyStore(http.server.ThreadingHTTPServer):
-    """A server on a free port with a play of its own."""
+    """A server on a free port with its own script."""
 
     def __init__(self) -> None:
-        class Play(Faulty):
-            acts: ClassVar[list[str]] = []
+        class Handler(Faulty):
+            script: ClassVar[list[str]] = []
 
-        super().__init__(("127.0.0.1", 0), Play)
-        self.acts = Play.acts
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script = Handler.script
 
     @property
-    def end_point(self) -> str:
+    def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -284,19 +284,19 @@ def faulty() -> Iterator[FaultyStore]:
 
 
 class TestFaults:
-    """Faults of a store that speaks the protocol and means no good, for S3 and for plain HTTP."""
+    """A store that responds with faults, for S3 and for plain HTTP."""
 
     @pytest.fixture(params=["s3", "http"])
     def uri(self, request: pytest.FixtureRequest, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "plantedID")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "plantedSECRET")
         if request.param == "http":
-            return f"{faulty.end_point}/a.mp4?token=plantedTOKEN"
+            return f"{faulty.endpoint}/a.mp4?token=plantedTOKEN"
         return "s3://bucket/a.mp4"
 
     @pytest.mark.parametrize("fault", ["503", "500", "short", "reset"])
-    def test_what_passes_is_tried_again(self, fault: str, uri: str, faulty: FaultyStore, scratch: Path) -> None:
-        faulty.acts[:] = [fault, fault, "ok"]
+    def test_transient_fault_is_retried(self, fault: str, uri: str, faulty: FaultyStore, scratch: Path) -> None:
+        faulty.script[:] = [fault, fault, "ok"]
         with self.fetcher(faulty, scratch).fetch(uri, "etag:tag") as video:
             assert video.path.read_bytes() == DATA
 
@@ -304,32 +304,32 @@ class TestFaults:
         ("fault", "code"),
         [("500", "unreachable"), ("short", "unreachable"), ("reset", "unreachable"), ("403", "forbidden")],
     )
-    def test_what_stays_becomes_a_failure(
+    def test_persistent_fault_is_a_failure(
         self, fault: str, code: str, uri: str, faulty: FaultyStore, scratch: Path
     ) -> None:
-        faulty.acts[:] = [fault]
+        faulty.script[:] = [fault]
         with pytest.raises(FetchError) as caught, self.fetcher(faulty, scratch, attempts=1).fetch(uri):
             pass
         assert (caught.value.code, caught.value.permanent) == (code, False)
         assert "planted" not in str(caught.value)
 
-    def test_an_endless_answer_is_cut_off(self, uri: str, faulty: FaultyStore, scratch: Path) -> None:
-        faulty.acts[:] = ["endless"]
+    def test_endless_response_is_cut_off(self, uri: str, faulty: FaultyStore, scratch: Path) -> None:
+        faulty.script[:] = ["endless"]
         with pytest.raises(FetchError, match="file_too_large"), self.fetcher(faulty, scratch).fetch(uri):
             pass
 
-    def test_another_tag_than_planned(self, uri: str, faulty: FaultyStore, scratch: Path) -> None:
-        # A store that ignores If-Match must not pass either.
-        faulty.acts[:] = ["ok"]
+    def test_etag_mismatch_is_detected(self, uri: str, faulty: FaultyStore, scratch: Path) -> None:
+        # Also detected if the store ignores If-Match.
+        faulty.script[:] = ["ok"]
         with pytest.raises(FetchError, match="content_changed"), self.fetcher(faulty, scratch).fetch(uri, "etag:other"):
             pass
 
     def fetcher(self, faulty: FaultyStore, scratch: Path, attempts: int = 4) -> Fetcher:
-        options = StorageOptions(faulty.end_point, "us-east-1")
+        options = StorageOptions(faulty.endpoint, "us-east-1")
         return Fetcher(options, scratch, 10**6, RetryPolicy(attempts, sleep=lambda _: None))
 
 
-def test_any_protocol_of_fsspec(scratch: Path) -> None:
+def test_other_fsspec_protocols(scratch: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/kvq/a.mp4", DATA)
     token = content_id_of(memory.info("/kvq/a.mp4"))
@@ -342,7 +342,7 @@ def test_any_protocol_of_fsspec(scratch: Path) -> None:
     memory.rm("/kvq", recursive=True)
 
 
-def test_leftovers_of_the_dead_are_swept(tmp_path: Path) -> None:
+def test_stale_folders_are_removed(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     for pid in (child.pid, os.getpid()):

@@ -1,4 +1,4 @@
-"""The same addresses and errors, whichever library speaks to the store."""
+"""Storage options: the same addresses and errors for fsspec and delta-rs."""
 
 import pickle
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.support.s3 import BUCKET, S3Location, S3Server
 UNREACHABLE = StorageOptions(endpoint_url="http://127.0.0.1:1", region="us-east-1")
 
 
-def test_options_come_from_the_job_and_travel_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_a_job_contain_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     options = StorageOptions.from_spec(Storage(endpoint_url="http://store:9000", region="r", anonymous=True))
     assert options == StorageOptions("http://store:9000", "r", True)
@@ -33,7 +33,7 @@ def test_options_come_from_the_job_and_travel_without_secrets(monkeypatch: pytes
     assert "planted" not in repr(options) + str(delta_options("s3://b/t", options))
 
 
-def test_keys_in_an_end_point_are_refused_and_not_repeated() -> None:
+def test_endpoint_with_credentials_is_rejected() -> None:
     with pytest.raises(SpecError, match=r"use https://store and set AWS_PROFILE") as caught:
         StorageOptions.from_spec(Storage(endpoint_url="https://user:planted@store"))
     assert "planted" not in str(caught.value)
@@ -57,14 +57,14 @@ def test_keys_in_an_end_point_are_refused_and_not_repeated() -> None:
         ("/videos/a?token=b.mp4", "/videos/a?token=b.mp4"),
     ],
 )
-def test_what_is_shown_opens_nothing(uri: str, shown: str) -> None:
+def test_display_uri_has_no_secrets(uri: str, shown: str) -> None:
     assert display_uri(uri) == shown
     column = pa.array([None, uri, "s3://b/x"])
     assert display_uris(column).to_pylist() == [None, shown, "s3://b/x"]
     assert display_uris(pa.chunked_array([column, column])).to_pylist() == [None, shown, "s3://b/x"] * 2
 
 
-def test_addresses_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute("a/../b") == absolute(f"file://{tmp_path}/b/") == str(tmp_path / "b")
     assert absolute("s3://b/p/") == "s3://b/p"
@@ -72,21 +72,19 @@ def test_addresses_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert filesystem("a", StorageOptions())[1] == str(tmp_path / "a")
 
 
-def test_unknown_protocol_is_refused_by_name() -> None:
+def test_unknown_protocol_is_rejected() -> None:
     with pytest.raises(SpecError, match="nosuch://bucket"):
         filesystem("nosuch://bucket/key", StorageOptions())
 
 
-def test_delta_and_fsspec_meet_in_the_same_place(s3_prefix: S3Location) -> None:
+def test_delta_and_fsspec_use_the_same_path(s3_prefix: S3Location) -> None:
     uri = f"{s3_prefix.uri}/table"
     write_deltalake(uri, pa.table({"a": [1]}), storage_options=delta_options(uri, s3_prefix.options))
     file_system, path = filesystem(uri, s3_prefix.options)
     assert any(name.endswith(".parquet") for name in file_system.ls(path, detail=False))
 
 
-def test_a_profile_opens_the_store_for_both_libraries(
-    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_profile_works_for_both_libraries(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     credentials = tmp_path / "credentials"
     credentials.write_text(
         f"[nightly]\naws_access_key_id = {s3_server.access_key}\naws_secret_access_key = {s3_server.secret_key}\n"
@@ -95,7 +93,7 @@ def test_a_profile_opens_the_store_for_both_libraries(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
     monkeypatch.setenv("AWS_PROFILE", "nightly")
-    # Another object of options, so that fsspec does not hand out the client that holds the environment's keys.
+    # Other options, so that fsspec does not return its cached client with the keys of the environment.
     options = StorageOptions(s3_server.endpoint_url, "eu-west-1")
     location = S3Location(s3_server.location().uri, options)
     location.put("x", b"1")
@@ -107,20 +105,20 @@ def test_a_profile_opens_the_store_for_both_libraries(
         delta_options(location.uri, StorageOptions(s3_server.endpoint_url))
 
 
-class TestRefusals:
-    """Whatever a store says no with becomes one SpecError that names the place and the remedy."""
+class TestErrors:
+    """Every error of a store becomes a SpecError with the address and a hint."""
 
-    @pytest.mark.parametrize("door", ["fsspec", "delta"])
-    def test_no_bucket(self, s3_server: S3Server, door: str) -> None:
-        self.assert_refused("s3://no-such-bucket/t", s3_server.options, door, "the bucket does not exist")
+    @pytest.mark.parametrize("library", ["fsspec", "delta"])
+    def test_no_bucket(self, s3_server: S3Server, library: str) -> None:
+        self.assert_rejected("s3://no-such-bucket/t", s3_server.options, library, "the bucket does not exist")
 
-    @pytest.mark.parametrize("door", ["fsspec", "delta"])
-    def test_unreachable(self, s3_server: S3Server, door: str) -> None:
-        self.assert_refused(f"s3://{BUCKET}/t", UNREACHABLE, door, "endpoint_url")
+    @pytest.mark.parametrize("library", ["fsspec", "delta"])
+    def test_unreachable(self, s3_server: S3Server, library: str) -> None:
+        self.assert_rejected(f"s3://{BUCKET}/t", UNREACHABLE, library, "endpoint_url")
 
-    @pytest.mark.parametrize("door", ["fsspec", "delta"])
+    @pytest.mark.parametrize("library", ["fsspec", "delta"])
     @pytest.mark.parametrize("key", ["reader", "unknown", "wrong secret"])
-    def test_denied(self, s3_server: S3Server, door: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_denied(self, s3_server: S3Server, library: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
         keys = {
             "reader": (s3_server.reader_access_key, s3_server.reader_secret_key),
             "unknown": ("NOBODYKNOWSME", "planted-secret"),
@@ -129,15 +127,15 @@ class TestRefusals:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys[key][0])
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys[key][1])
         options = StorageOptions(s3_server.endpoint_url, f"denied-{key.split()[0]}")
-        message = self.assert_refused(f"s3://{BUCKET}/secret/t", options, door, "access is denied")
+        message = self.assert_rejected(f"s3://{BUCKET}/secret/t", options, library, "access is denied")
         assert not any(secret in message for secret in keys[key])
 
-    @pytest.mark.parametrize("door", ["fsspec", "delta"])
-    def test_no_credentials(self, s3_server: S3Server, door: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("library", ["fsspec", "delta"])
+    def test_no_credentials(self, s3_server: S3Server, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         options = StorageOptions(s3_server.endpoint_url, "nobody")
-        self.assert_refused(f"s3://{BUCKET}/t", options, door, "no credentials found; set AWS_PROFILE")
+        self.assert_rejected(f"s3://{BUCKET}/t", options, library, "no credentials found; set AWS_PROFILE")
 
     def test_folder_without_permission(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
@@ -147,22 +145,22 @@ class TestRefusals:
         ):
             (tmp_path / "file" / "below").stat()
 
-    def test_nothing_is_refused_where_all_is_well(self, s3_prefix: S3Location, tmp_path: Path) -> None:
+    def test_reachable_stores_pass(self, s3_prefix: S3Location, tmp_path: Path) -> None:
         check_reachable(s3_prefix.uri, s3_prefix.options)
         check_reachable(f"s3://{BUCKET}", s3_prefix.options)
         check_reachable(f"{tmp_path}/not/made/yet", StorageOptions())
 
-    def assert_refused(self, uri: str, options: StorageOptions, door: str, expected: str) -> str:
+    def assert_rejected(self, uri: str, options: StorageOptions, library: str, expected: str) -> str:
         with pytest.raises(SpecError) as caught:
-            _knock(door, uri, options)
+            _access(library, uri, options)
         message = str(caught.value)
         assert uri in message
         assert expected in message
         return message
 
 
-def _knock(door: str, uri: str, options: StorageOptions) -> None:
-    if door == "fsspec":
+def _access(library: str, uri: str, options: StorageOptions) -> None:
+    if library == "fsspec":
         check_reachable(uri, options)
     else:
         with translate_storage_errors(uri):

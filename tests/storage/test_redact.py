@@ -1,4 +1,4 @@
-"""No secret that was planted comes out of a message, least of all of the messages that libraries really write."""
+"""Redaction: no planted secret remains in a message, including real messages of the storage libraries."""
 
 import http.server
 import threading
@@ -34,7 +34,7 @@ TOKEN = "plantedTOKENvalue0123456789"
         "the key AKIAPLANTEDTOKEN0123456789 is unknown",
     ],
 )
-def test_secrets_are_known_by_their_shape(text: str) -> None:
+def test_secrets_are_masked_by_shape(text: str) -> None:
     cleaned = redact(text)
     assert TOKEN not in cleaned
     assert "PLANTEDTOKEN" not in cleaned
@@ -50,11 +50,11 @@ def test_secrets_are_known_by_their_shape(text: str) -> None:
         "token ring.mp4 holds no video",
     ],
 )
-def test_what_a_person_needs_stays(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 
-def test_the_secrets_of_this_process_are_known_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_this_process_are_masked_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     credentials = tmp_path / "credentials"
     credentials.write_text(f"[other]\naws_access_key_id = plantedID\naws_secret_access_key = {TOKEN}\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
@@ -64,7 +64,7 @@ def test_the_secrets_of_this_process_are_known_by_value(tmp_path: Path, monkeypa
     assert cleaned == f"a {MASK} b {MASK} c {MASK} d {MASK} e {MASK}"
 
 
-def test_a_summary_is_one_short_line() -> None:
+def test_summary_is_one_short_line() -> None:
     error = OSError("\x1b[31m↳\x1b[0m first\n   second " + "x" * 1000)
     assert summarize_error(error, 40).startswith("↳ first second xxx")
     assert len(summarize_error(error, 40)) == 40
@@ -72,9 +72,9 @@ def test_a_summary_is_one_short_line() -> None:
 
 
 class TestRealErrors:
-    """Errors as s3fs, delta-rs and the http file system raise them, with planted keys in every place that they have."""
+    """Real errors of s3fs, delta-rs and the http file system, with planted keys wherever possible."""
 
-    def test_delta_repeats_the_address_of_the_end_point(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_delta_error_with_endpoint(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "plantedID")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         options = StorageOptions(f"http://user:{TOKEN}@127.0.0.1:1", "us-east-1")
@@ -83,7 +83,7 @@ class TestRealErrors:
         self.assert_clean(caught.value)
 
     @pytest.mark.parametrize("access_key", ["", "plantedID"])
-    def test_s3_repeats_keys_and_signatures(
+    def test_s3_error_with_keys_and_signatures(
         self, s3_server: S3Server, access_key: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", access_key or s3_server.access_key)
@@ -98,7 +98,7 @@ class TestRealErrors:
             file_system.ls(path)
         self.assert_clean(caught.value, s3_server.access_key)
 
-    def test_s3fs_repeats_the_address_of_the_end_point(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_s3fs_error_with_endpoint(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "plantedID")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         options = StorageOptions(f"http://user:{TOKEN}@127.0.0.1:1", "us-east-1")
@@ -108,8 +108,8 @@ class TestRealErrors:
         self.assert_clean(caught.value)
 
     @pytest.mark.parametrize("status", [403, 404, 500])
-    def test_http_repeats_the_signed_address(self, status: int) -> None:
-        with _answering(status) as address:
+    def test_http_error_with_signed_address(self, status: int) -> None:
+        with _HttpServer(status) as address:
             uri = f"{address}/v.mp4?X-Amz-Signature={TOKEN}&token={TOKEN}"
             file_system, path = filesystem(uri, StorageOptions())
             with pytest.raises(FOREIGN_ERRORS) as caught:
@@ -121,8 +121,8 @@ class TestRealErrors:
             assert not [secret for secret in (SECRET, TOKEN, "plantedID", *more) if secret in text], text
 
 
-class _answering:
-    """An HTTP server on a free port that answers every GET and HEAD with one status."""
+class _HttpServer:
+    """An HTTP server on a free port that answers every GET and HEAD request with one status."""
 
     def __init__(self, status: int) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,8 +1,8 @@
-"""A proxy in front of the S3 server of the tests that does on purpose what networks and stores do by accident.
+"""A proxy in front of the S3 server of the tests that injects faults of networks and stores.
 
-Requests pass unchanged (the signature covers the Host header, so it stays the proxy's own); a rule picks some of them
-by method and address, and its fault answers instead, or spoils the answer. One connection carries one request, so that
-a fault never hits a neighbour. It measures nothing and knows no S3 but the form of its errors.
+Requests are forwarded unchanged (the signature covers the Host header, so that stays the proxy's). A rule selects
+requests by method and address; its fault replaces or corrupts the response. Each connection carries one request, so a
+fault affects only that request.
 """
 
 import re
@@ -25,15 +25,15 @@ _CHUNK = 65536
 
 @dataclass(frozen=True)
 class Refusal:
-    """An S3 error in place of an answer."""
+    """An S3 error instead of the response."""
 
     status: int
     code: str
 
-    def spoil(self, client: socket.socket, method: str, answer: "Answer | None") -> None:
-        body = f"<Error><Code>{self.code}</Code><Message>as the test has it</Message></Error>".encode()
+    def inject(self, client: socket.socket, method: str, response: "Response | None") -> None:
+        body = f"<Error><Code>{self.code}</Code><Message>injected by the test</Message></Error>".encode()
         head = f"HTTP/1.1 {self.status} x\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
-        # The answer to HEAD has no body, and so no word of why.
+        # A response to HEAD has no body, so it has no error code.
         client.sendall(f"{head}Connection: close\r\n\r\n".encode() + body * (method != "HEAD"))
 
 
@@ -46,31 +46,31 @@ BROKEN = Refusal(500, "InternalError")
 
 @dataclass(frozen=True)
 class Lost:
-    """The connection is reset, and the server was never asked."""
+    """The connection is reset before the request reaches the server."""
 
-    def spoil(self, client: socket.socket, method: str, answer: "Answer | None") -> None:
+    def inject(self, client: socket.socket, method: str, response: "Response | None") -> None:
         _reset_when_closed(client)
 
 
 @dataclass(frozen=True)
 class Reset:
-    """The connection is reset before the answer, or after so many bytes of its body; the server may have acted."""
+    """The connection is reset before the response or after some bytes of its body. The server has seen the request."""
 
     after_bytes: int | None = None
 
-    def spoil(self, client: socket.socket, method: str, answer: "Answer | None") -> None:
-        if answer is not None and self.after_bytes is not None:
-            client.sendall(answer.head() + answer.body[: self.after_bytes])
-            # A reset overtakes what is still on its way.
+    def inject(self, client: socket.socket, method: str, response: "Response | None") -> None:
+        if response is not None and self.after_bytes is not None:
+            client.sendall(response.head() + response.body[: self.after_bytes])
+            # A reset would discard bytes that are still in transit.
             time.sleep(0.05)
         _reset_when_closed(client)
 
 
 @dataclass(frozen=True)
 class Silence:
-    """No answer, for as long as the client waits."""
+    """No response, however long the client waits."""
 
-    def spoil(self, client: socket.socket, method: str, answer: "Answer | None") -> None:
+    def inject(self, client: socket.socket, method: str, response: "Response | None") -> None:
         with suppress(OSError):
             while client.recv(_CHUNK):
                 pass
@@ -78,54 +78,54 @@ class Silence:
 
 @dataclass(frozen=True)
 class Trickle:
-    """The whole answer, so many bytes of its body a second."""
+    """The complete response, with a limited number of bytes per second."""
 
     bytes_per_s: int
 
-    def spoil(self, client: socket.socket, method: str, answer: "Answer | None") -> None:
-        assert answer is not None
-        client.sendall(answer.head())
+    def inject(self, client: socket.socket, method: str, response: "Response | None") -> None:
+        assert response is not None
+        client.sendall(response.head())
         step = max(1, self.bytes_per_s // 20)
-        for start in range(0, len(answer.body), step):
-            client.sendall(answer.body[start : start + step])
+        for start in range(0, len(response.body), step):
+            client.sendall(response.body[start : start + step])
             time.sleep(step / self.bytes_per_s)
 
 
 @dataclass(frozen=True)
 class Short:
-    """An answer whose body lacks its last bytes; with `is_announced` its Content-Length says so, and is wrong."""
+    """A response without its last bytes. With `is_announced`, its Content-Length is the shorter length."""
 
     missing_bytes: int
     is_announced: bool = False
 
-    def spoil(self, client: socket.socket, method: str, answer: "Answer | None") -> None:
-        assert answer is not None
-        body = answer.body[: -self.missing_bytes]
-        client.sendall(answer.head(len(body) if self.is_announced else None) + body)
+    def inject(self, client: socket.socket, method: str, response: "Response | None") -> None:
+        assert response is not None
+        body = response.body[: -self.missing_bytes]
+        client.sendall(response.head(len(body) if self.is_announced else None) + body)
 
 
 @dataclass(frozen=True)
 class Flipped:
-    """An answer of the right length in which one byte is another."""
+    """A response of the right length with one wrong byte."""
 
-    def spoil(self, client: socket.socket, method: str, answer: "Answer | None") -> None:
-        assert answer is not None
-        middle = len(answer.body) // 2
-        flipped = bytes([answer.body[middle] ^ 0xFF])
-        client.sendall(answer.head() + answer.body[:middle] + flipped + answer.body[middle + 1 :])
+    def inject(self, client: socket.socket, method: str, response: "Response | None") -> None:
+        assert response is not None
+        middle = len(response.body) // 2
+        flipped = bytes([response.body[middle] ^ 0xFF])
+        client.sendall(response.head() + response.body[:middle] + flipped + response.body[middle + 1 :])
 
 
 Fault = Refusal | Lost | Reset | Silence | Trickle | Short | Flipped
 
 _ACTS_FIRST = (Reset, Trickle, Short, Flipped)
-"""Faults on the way back: the server has done what it was asked."""
+"""Faults of the response: the server has processed the request."""
 
 
 @dataclass
 class Rule:
-    """Requests that a fault befalls: those of a method whose "/bucket/key?query" matches `pattern`.
+    """Selects the requests with a fault: those of a method whose "/bucket/key?query" matches `pattern`.
 
-    Of these, the first `passed` pass, the next `times` fail (None: all), the rest pass again. `seen` counts them.
+    Of these, the first `passed` pass, the next `times` fail (None: all others), and the rest pass. `seen` counts them.
     """
 
     fault: Fault
@@ -137,11 +137,11 @@ class Rule:
 
     @property
     def num_faults(self) -> int:
-        """How often the fault was done."""
+        """Number of injected faults."""
         after = max(0, self.seen - self.passed)
         return after if self.times is None else min(after, self.times)
 
-    def strikes(self, method: str, target: str) -> bool:
+    def matches(self, method: str, target: str) -> bool:
         if method != self.method or not re.search(self.pattern, target):
             return False
         self.seen += 1
@@ -149,14 +149,14 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server said, whole."""
+class Response:
+    """The complete response of the server."""
 
     lines: list[bytes]
     body: bytes
 
     def head(self, length: int | None = None) -> bytes:
-        """The head for a body that is told to have `length` bytes, its own where None."""
+        """Return the head with `length` as Content-Length (None: the length of the body)."""
         kept = [line for line in self.lines if not re.match(rb"(?i)(connection|transfer-encoding):", line)]
         if length is not None:
             kept = [line for line in kept if not re.match(rb"(?i)content-length:", line)]
@@ -168,7 +168,7 @@ class Answer:
 
 @dataclass
 class FaultProxy:
-    """The proxy while it runs: its end point, its rules (the first that strikes wins), and what it was asked."""
+    """A running proxy: its endpoint, its rules (the first match wins), and its requests."""
 
     endpoint_url: str
     rules: list[Rule] = field(default_factory=list)
@@ -179,26 +179,26 @@ class FaultProxy:
         return StorageOptions(endpoint_url=self.endpoint_url, region="us-east-1", **limits)  # type: ignore[arg-type]
 
     def add(self, fault: Fault, **more: object) -> Rule:
-        """A new rule, in force at once."""
+        """Add a rule, effective immediately."""
         rule = Rule(fault, **more)  # type: ignore[arg-type]
         with self.lock:
             self.rules.append(rule)
         return rule
 
     def clear(self) -> None:
-        """All requests pass from now on."""
+        """Remove all rules."""
         with self.lock:
             self.rules.clear()
 
     def fault_of(self, method: str, target: str) -> Fault | None:
         with self.lock:
             self.requests.append((method, target))
-            return next((rule.fault for rule in self.rules if rule.strikes(method, target)), None)
+            return next((rule.fault for rule in self.rules if rule.matches(method, target)), None)
 
 
 @contextmanager
 def proxied(server: S3Server) -> Iterator[FaultProxy]:
-    """A proxy without rules in front of `server`; every connection of it is closed when the block ends."""
+    """Start a proxy without rules in front of `server`; all connections are closed at the end of the block."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         proxy = FaultProxy(f"http://127.0.0.1:{listener.getsockname()[1]}")
@@ -220,7 +220,7 @@ def proxied(server: S3Server) -> Iterator[FaultProxy]:
                     thread.start()
 
         def serve(client: socket.socket) -> None:
-            # Whatever a client or the server does to its connection ends this connection and no other.
+            # An error of the client or the server ends this connection only.
             with client, suppress(OSError):
                 _serve_one(proxy, client, address)
             open_clients.discard(client)
@@ -241,13 +241,13 @@ def proxied(server: S3Server) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def fault_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """A proxy of this test alone, in front of the session's server."""
+    """A proxy for this test, in front of the server of the session."""
     with proxied(s3_server) as proxy:
         yield proxy
 
 
 def slept(seconds: float) -> None:
-    """Where a test has no time to wait; a function of a module, because what waits is pickled."""
+    """Replacement for `time.sleep` in a RetryPolicy, which must be picklable."""
 
 
 def _reset_when_closed(connection: socket.socket) -> None:
@@ -266,28 +266,28 @@ def _serve_one(proxy: FaultProxy, client: socket.socket, address: tuple[str, int
     body = _read_body(client, headers, rest, until_end=False)
     fault = proxy.fault_of(method, unquote(target))
     if fault is not None and not isinstance(fault, _ACTS_FIRST):
-        fault.spoil(client, method, None)
+        fault.inject(client, method, None)
         return
-    answer = _ask(address, method, lines, body)
+    response = _forward(address, method, lines, body)
     if fault is not None:
-        fault.spoil(client, method, answer)
+        fault.inject(client, method, response)
     else:
-        client.sendall(answer.head() + answer.body)
+        client.sendall(response.head() + response.body)
 
 
-def _ask(address: tuple[str, int], method: str, lines: list[bytes], body: bytes) -> Answer:
+def _forward(address: tuple[str, int], method: str, lines: list[bytes], body: bytes) -> Response:
     kept = [line for line in lines if not re.match(rb"(?i)(connection|expect|transfer-encoding):", line)]
     if body and not any(re.match(rb"(?i)content-length:", line) for line in kept):
         kept.append(b"Content-Length: %d" % len(body))
     with socket.create_connection(address) as server:
         server.sendall(b"\r\n".join([*kept, b"Connection: close", b"", b""]) + body)
         head, rest = _read_head(server)
-        answered = head.split(b"\r\n")
-        while answered[0].split()[1] == b"100":
+        response_lines = head.split(b"\r\n")
+        while response_lines[0].split()[1] == b"100":
             head, _, rest = rest.partition(b"\r\n\r\n")
-            answered = head.split(b"\r\n")
-        content = b"" if method == "HEAD" else _read_body(server, _headers(answered), rest, until_end=True)
-    return Answer(answered, content)
+            response_lines = head.split(b"\r\n")
+        content = b"" if method == "HEAD" else _read_body(server, _headers(response_lines), rest, until_end=True)
+    return Response(response_lines, content)
 
 
 def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
@@ -302,12 +302,12 @@ def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
 
 
 def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
-    pairs = (line.partition(b":") for line in lines[1:])
-    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+    fields = (line.partition(b":") for line in lines[1:])
+    return {name.strip().lower(): value.strip() for name, _, value in fields}
 
 
 def _read_body(connection: socket.socket, headers: dict[bytes, bytes], rest: bytes, until_end: bool) -> bytes:
-    """The body as bytes, whatever way it was framed on the wire."""
+    """Return the body as bytes, for any transfer encoding."""
     data = bytearray(rest)
 
     def more() -> bool:

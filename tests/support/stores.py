@@ -1,4 +1,4 @@
-"""A local folder and a prefix of a real S3 server behind one face, so that a contract is tested once for both."""
+"""A local folder and a prefix of a real S3 server with the same interface, for contract tests over both."""
 
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from tests.support.s3 import S3Location
 
 
 class Store(Protocol):
-    """A place for objects, local or remote, as the contract's tests see it."""
+    """A local or remote location of objects."""
 
     @property
     def uri(self) -> str: ...

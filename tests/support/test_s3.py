@@ -1,4 +1,4 @@
-"""The server of the tests leaves nothing behind, even where the process that started it is killed."""
+"""The S3 server of the tests ends with the process that started it, even if that is killed."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ with serve() as server:
 """
 
 
-def test_it_ends_with_its_block() -> None:
+def test_server_ends_with_its_block() -> None:
     environment = dict(os.environ)
     with serve() as server:
         assert is_running(server.pid)
@@ -27,7 +27,7 @@ def test_it_ends_with_its_block() -> None:
     assert dict(os.environ) == environment
 
 
-def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_server_ends_with_its_parent_process(tmp_path: Path) -> None:
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, repr([os.getcwd(), *sys.path])],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -44,7 +44,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Neither gone nor a zombie that waits for whoever adopted it."""
+    """Return whether the process exists and is not a zombie."""
     status = Path(f"/proc/{pid}/stat")
     try:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -47,8 +47,10 @@ def curve(raw: float, b: tuple[float, float, float, float]) -> float:
     return b[1] + (b[0] - b[1]) / (1 + math.exp(-(raw - b[2]) / abs(b[3])))
 
 
-def test_an_added_calibration_holds_at_once_and_through_the_next_run(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_added_calibration_applies_immediately_and_later(
+    tables_location: tuple[str, StorageOptions],
+) -> None:
+    uri, options = tables_location
     make_tables(uri, options)
     raw, before = mos(uri, options)
     assert before == pytest.approx(curve(raw, CARD))

@@ -31,8 +31,8 @@ def errors(findings: list[Finding]) -> set[tuple[str, str, str]]:
     return {(f.kind, f.table, f.subject) for f in findings if f.severity == "error"}
 
 
-def test_whole_tables_have_no_findings(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_whole_tables_have_no_findings(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = fill(uri, options).tables
     assert check(tables, deep=True) == []
     list(compact(tables))

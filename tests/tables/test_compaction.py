@@ -69,8 +69,8 @@ def errors(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.severity == "error"]
 
 
-def test_no_answer_changes_and_writers_go_on(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_no_answer_changes_and_writers_go_on(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     writer = fill(uri, options)
     before = answers(uri, options)
     done = list(compact(Tables.open(uri, options)))
@@ -164,9 +164,9 @@ def test_dry_run_counts_and_changes_nothing(tmp_path: Path) -> None:
     assert [tables.delta(name).version() for name in DATA_TABLES] == versions
 
 
-def test_of_two_compactions_one_is_refused(tables_place: tuple[str, StorageOptions]) -> None:
+def test_of_two_compactions_one_is_refused(tables_location: tuple[str, StorageOptions]) -> None:
     """delta-rs alone accepts both, and every row stands twice."""
-    uri, options = tables_place
+    uri, options = tables_location
     writer = fill(uri, options)
     rows = Tables.open(uri, options).dataset("scores").to_table().num_rows
     first, second = Tables.open(uri, options), Tables.open(uri, options)

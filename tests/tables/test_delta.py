@@ -22,8 +22,8 @@ from kvq_batch.tables.writer import Writer
 from tests.support.results import KVQ, LUMA, make_batch
 
 
-def test_every_table_is_made_once(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_every_table_is_made_once(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     first = Tables.create(uri, options)
     versions = {schema.name: first.delta(schema.name).version() for schema in TABLES}
     again = Tables.create(uri, options)
@@ -56,9 +56,9 @@ def test_unknown_table_is_refused(tmp_path: Path) -> None:
         Tables.create(str(tmp_path)).delta("score")
 
 
-def test_parts_after_a_new_column_are_found_by_it(tables_place: tuple[str, StorageOptions]) -> None:
+def test_parts_after_a_new_column_are_found_by_it(tables_location: tuple[str, StorageOptions]) -> None:
     """A filter on the new column must find new parts and leave old ones, which read as null."""
-    uri, options = tables_place
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
     writer.commit(make_batch(["old"]))
@@ -161,9 +161,9 @@ def test_make_rows_refuses_what_would_be_dropped() -> None:
 
 
 def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
-    tables_place: tuple[str, StorageOptions],
+    tables_location: tuple[str, StorageOptions],
 ) -> None:
-    uri, options = tables_place
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     Writer(tables, "run-1").commit(make_batch(["a"]))
     file_system, root = tables.part_filesystem("labels")
@@ -180,8 +180,8 @@ def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
     assert Tables.create(uri, options).delta("labels").version() == 0
 
 
-def test_a_table_that_was_always_there_is_missed(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_a_table_that_was_always_there_is_missed(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     file_system, root = tables.part_filesystem("maps")
     file_system.rm(root, recursive=True)

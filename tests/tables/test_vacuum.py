@@ -30,8 +30,8 @@ def fill(uri: str, options: StorageOptions) -> Tables:
     return tables
 
 
-def test_replaced_parts_and_orphans_go_and_nothing_else(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_replaced_parts_and_orphans_go_and_nothing_else(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = fill(uri, options)
     replaced = {(name, part.path) for name in DATA_TABLES for part in tables.parts(name)}
     list(compact(tables))
@@ -92,8 +92,8 @@ def test_retention_is_never_less_than_what_the_holder_needs() -> None:
     assert retention(timedelta(0), None, NOW, is_alone=True) == Retention(0)
 
 
-def test_what_a_live_run_has_stored_and_not_committed_stays(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_what_a_live_run_has_stored_and_not_committed_stays(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = fill(uri, options)
     with hold(uri, options, Holder.this_process("run-2", "nightly")):
         store(tables, "maps", merge(tables, "maps", tables.parts("maps")))
@@ -104,8 +104,8 @@ def test_what_a_live_run_has_stored_and_not_committed_stays(tables_place: tuple[
     assert len(list(leftovers(tables, kept.hours, with_orphans=True))) == 1
 
 
-def test_a_session_whose_parts_are_gone_says_reopen(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_a_session_whose_parts_are_gone_says_reopen(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = fill(uri, options)
     question = "SELECT video_id FROM scores ORDER BY 1"
     old_parts = [part.path for part in tables.parts("scores")]

@@ -44,16 +44,16 @@ def start(tables: Tables, run_id: str, videos: list[str], models: list[ModelRef]
     return writer
 
 
-def test_fresh_tables_give_empty_views(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_fresh_tables_give_empty_views(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     Tables.create(uri, options)
     with open_session(uri, options) as session:
         for view in VIEWS:
             assert session.sql(f"SELECT * FROM {view}").num_rows == 0
 
 
-def test_the_score_comes_out_of_the_maps_in_sql(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_the_score_comes_out_of_the_maps_in_sql(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     videos = [f"v{number}" for number in range(20)]
     start(tables, "run-1", videos, [KVQ]).commit(make_batch(videos, num_clips=2))
@@ -238,8 +238,8 @@ def test_segments_join_the_catalog(tables: Tables) -> None:
     assert rows == [{"country": "de", "videos": 2, "cells": 60}, {"country": "fr", "videos": 1, "cells": 30}]
 
 
-def test_old_and_new_parts_are_read_together(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_old_and_new_parts_are_read_together(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = start(tables, "run-1", ["old", "new"], [KVQ])
     writer.commit(make_batch(["old"]))

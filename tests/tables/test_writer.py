@@ -30,8 +30,8 @@ def with_failure(batch: Batch) -> Batch:
     return dataclasses.replace(batch, failures=make_failures(["broken"]).failures)
 
 
-def test_a_batch_is_read_back_whole(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_a_batch_is_read_back_whole(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
     batch = with_failure(make_batch(["b", "a"], num_clips=2))
@@ -87,8 +87,8 @@ def test_commit_seq_rises_over_runs(tmp_path: Path) -> None:
     assert Tables.open(str(tmp_path)).last_commit_seq() == seqs[-1]
 
 
-def test_a_stale_writer_is_refused_by_the_log(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_a_stale_writer_is_refused_by_the_log(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     first = Writer(Tables.create(uri, options), "run-1")
     first.commit(make_batch(["a"]))
     second = Writer(Tables.open(uri, options), "run-2")
@@ -199,8 +199,8 @@ def test_a_lost_bucket_or_right_is_fatal(s3_prefix: Any, s3_server: Any, monkeyp
     filesystem(uri, options)[0].clear_instance_cache()
 
 
-def test_catalog_columns_are_added_when_they_are_new(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_catalog_columns_are_added_when_they_are_new(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
     writer.write_catalog(catalog_changes(tables, make_catalog(["a", "b"]), "nightly"))
