@@ -34,7 +34,8 @@ NUMERIC_TESTS := tests/models tests/training tests/metrics tests/media/test_resi
 test-numerics: $(STAMP) ## the numeric tests under several CPU instruction sets and thread counts; long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NUMERIC_TESTS)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
-	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(NUMERIC_TESTS)
+	@# torch's bf16 attention asks the CPU itself and needs AVX-512 code that "default" leaves out.
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(NUMERIC_TESTS) -k 'not bf16'
 	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
 	OMP_NUM_THREADS=2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
 
