@@ -14,7 +14,8 @@ install: $(STAMP) ## make .venv with everything that is needed
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--config-settings editable_mode=compat -e '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## make clips, score them on a local Ray, ask two questions, draw one picture
@@ -39,10 +40,12 @@ test-numerics: $(STAMP) ## the numeric tests under several CPU instruction sets 
 	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
 	OMP_NUM_THREADS=2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(NUMERIC_TESTS)
 
-lint: $(STAMP) ## ruff and mypy strict
+lint: $(STAMP) ## ruff, mypy strict, the word list of the style guide, commit subjects
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	.ci/commit-subjects
 
 bench: $(STAMP) ## the tables of benchmarks/README.md
 	$(BIN)/python -m benchmarks
