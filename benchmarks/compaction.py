@@ -113,7 +113,7 @@ def best_s(question: Callable[[str], Any], uri: str) -> float:
 
 
 def shape_of(uri: str, name: str) -> dict[str, Any]:
-    parts = Tables.open(uri).parts(name)
+    parts = Tables.open(uri).data_files(name)
     footers = [pq.read_metadata(Path(uri) / name / part.path) for part in parts]
     ids = [pq.ParquetFile(Path(uri) / name / part.path).read(["video_id"]).column(0).to_pylist() for part in parts]
     return {

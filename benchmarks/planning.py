@@ -93,7 +93,7 @@ def scores(refs: dict[str, ModelRef], num_videos: int, num_generations: int, ord
             """
             for batch in connection.sql(query).to_arrow_reader(ROWS_A_COMMIT):
                 rows = pa.table(batch)
-                for field in SCORES.row_columns():
+                for field in SCORES.row_schema():
                     if field.name not in rows.column_names:
                         rows = rows.append_column(field.name, pa.nulls(rows.num_rows, field.type))
                 yield rows

@@ -13,7 +13,7 @@ from kvq_batch.catalog.reader import CATALOG_COLUMNS, check_catalog
 from kvq_batch.catalog.selection import shard_condition
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.tables.database import connect, reading
+from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import CATALOG, CATALOG_PREFIX
 
@@ -61,7 +61,7 @@ def catalog_changes(tables: Tables | None, catalog: pa.Table, catalog_name: str,
     with connect() as connection:
         connection.register("known", tables.dataset("catalog"))
         connection.register("today", today.append_column("__kvq_index", pa.array(range(today.num_rows), pa.int64())))
-        with reading(tables.uri):
+        with translate_read_errors(tables.uri):
             query = _CHANGED.format(differs="".join(f" OR {clause}" for clause in differs))
             indices = connection.execute(query, {"catalog": catalog_name}).fetchall()
             query = _REMOVED.format(in_shard=shard_condition(shard))
@@ -75,7 +75,7 @@ def _to_rows(catalog: pa.Table, catalog_name: str, known: pa.Schema) -> pa.Table
     """Return `catalog` as rows of the table, without run and commit: our columns first, then the others."""
     num = catalog.num_rows
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
-    for field in CATALOG.row_columns():
+    for field in CATALOG.row_schema():
         if field.name == "catalog":
             columns[field.name] = pa.repeat(pa.scalar(catalog_name, field.type), num)
         elif field.name == "in_catalog":

@@ -1,6 +1,6 @@
-"""Commands that look after the tables: tables compact, vacuum, history, check.
+"""Commands that maintain the tables: tables compact, vacuum, history, check.
 
-None of them changes an answer; compact and vacuum may run beside a run.
+None of them changes a query result. compact, vacuum and check may run while a run commits.
 """
 
 import re
@@ -17,19 +17,19 @@ from kvq_batch.domain.errors import SpecError
 if TYPE_CHECKING:
     from kvq_batch.tables.delta import Tables
 
-app = typer.Typer(no_args_is_help=True, help="Look after the tables: fewer parts, no leftovers, nothing wrong.")
+app = typer.Typer(no_args_is_help=True, help="Compact, vacuum and check the tables, and show their history.")
 
 _SIZE = re.compile(r"(\d+) ?(KB|MB|GB)", re.IGNORECASE)
 _UNITS = {"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
-_LENGTH = re.compile(r"(\d+) ?(h|d)")
+_DURATION = re.compile(r"(\d+) ?(h|d)")
 
 EXIT_FOUND = 3
-"""`tables check` found an error."""
+"""Exit code of `tables check` if it finds an error."""
 
-_COMPACTION = ("table", "partition", "parts_before", "parts_after", "bytes_before", "bytes_after")
+_COMPACTION = ("table", "partition", "files_before", "files_after", "bytes_before", "bytes_after")
 _LEFTOVER = ("table", "path", "kind", "size_bytes", "modified_at")
 _COMMIT = (
-    "table", "version", "committed_at", "operation", "parts_added", "rows_added", "parts_removed", "rows_removed",
+    "table", "version", "committed_at", "operation", "files_added", "rows_added", "files_removed", "rows_removed",
     "epoch", "counter", "run_id",
 )  # fmt: skip
 _FINDING = ("severity", "kind", "table", "subject", "message")
@@ -38,90 +38,91 @@ _FINDING = ("severity", "kind", "table", "subject", "message")
 @app.command()
 def compact(
     tables: TablesArgument,
-    target: Annotated[str, typer.Option("--target", help="Size of a part to merge towards: 64MB, 1GB.")] = "128MB",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be merged and stop.")] = False,
+    target: Annotated[str, typer.Option("--target", help="Target size of merged files: 64MB, 1GB.")] = "128MB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be merged, and stop.")] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Merge small parts, sorted by video; no answer changes.
+    """Merge small data files and sort them by video.
 
-    May run beside a run that commits. The parts that it replaces stay, for
-    whoever still reads them, until `tables vacuum` deletes them.
+    Query results do not change. Can run while a run commits. Replaced files
+    are kept for open sessions until `tables vacuum` deletes them.
 
     Example:
 
       $ kvq-batch tables compact s3://bucket/quality
     """
-    from kvq_batch.tables.compaction import compact as merged
+    from kvq_batch.tables.compaction import compact as compact_tables
     from kvq_batch.tables.compaction import plan_compaction
 
-    target_bytes = _bytes(target)
+    target_bytes = _parse_size(target)
     opened, out = _open(tables, endpoint_url, region), Output(output)
     if dry_run:
         out.rows((asdict(plan) for plan in plan_compaction(opened, target_bytes)), _COMPACTION)
         return
-    done = list(merged(opened, target_bytes))
+    done = list(compact_tables(opened, target_bytes))
     out.rows((asdict(compaction) for compaction in done), _COMPACTION)
     if not done:
-        out.note("nothing to merge: no partition has two small parts")
+        out.note("nothing to merge: no partition has two small files")
 
 
 @app.command()
 def vacuum(
     tables: TablesArgument,
-    keep: Annotated[str, typer.Option("--retention", help="Keep what is younger: 36h, 7d.")] = "7d",
-    delete: Annotated[bool, typer.Option("--delete", help="Delete the files; else only list them.")] = False,
+    keep: Annotated[str, typer.Option("--retention", help="Keep files younger than this: 36h, 7d.")] = "7d",
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the files instead of listing them.")] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="Also files that the log never knew, of writers that died.")
+        bool, typer.Option("--full", help="Include files of crashed writers, which were never committed.")
     ] = False,
-    alone: Annotated[
-        bool, typer.Option("--alone", help="Nothing else uses these tables: allow a retention under 1 hour.")
+    force: Annotated[
+        bool, typer.Option("--force", help="Allow a retention under 1 hour. Only if nothing else uses the tables.")
     ] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """List files that are no part of the tables any more, or delete them.
+    """List or delete files that the tables no longer need.
 
-    Never what is younger than the run that holds the tables, and an hour.
-    Plans of earlier runs are not touched.
+    Keeps files that are younger than the current run plus one hour. Plans
+    of earlier runs are not touched.
 
-    Example:
+    Examples:
 
       $ kvq-batch tables vacuum s3://bucket/quality --full
       $ kvq-batch tables vacuum s3://bucket/quality --full --delete
     """
     from kvq_batch.tables.lease import read_holder
-    from kvq_batch.tables.vacuum import delete_leftovers, leftovers, retention
+    from kvq_batch.tables.vacuum import delete_leftovers, effective_retention, find_leftovers
 
-    asked = _length(keep)
+    requested = _parse_duration(keep)
     opened, out = _open(tables, endpoint_url, region), Output(output)
-    kept = retention(asked, read_holder(opened.uri, opened.options), datetime.now(UTC), is_alone=alone)
-    if kept.why:
-        out.note(kept.why)
-    found = list(leftovers(opened, kept.hours, full))
+    holder = read_holder(opened.uri, opened.options)
+    retention = effective_retention(requested, holder, datetime.now(UTC), is_forced=force)
+    if retention.reason:
+        out.note(retention.reason)
+    found = list(find_leftovers(opened, retention.hours, full))
     if delete:
-        delete_leftovers(opened, found, kept.hours, full)
+        delete_leftovers(opened, found, retention.hours, full)
     out.rows((asdict(leftover) for leftover in found), _LEFTOVER)
     size = sum(leftover.size_bytes for leftover in found)
-    done = "deleted" if delete else "would be deleted; --delete does it"
-    out.note(f"{len(found)} file(s) of {size / (1 << 20):.1f} MiB, older than {kept.hours} h: {done}")
+    done = "deleted" if delete else "use --delete to delete them"
+    out.note(f"{len(found)} file(s) of {size / (1 << 20):.1f} MiB, older than {retention.hours} h: {done}")
 
 
 @app.command()
 def history(
     tables: TablesArgument,
-    table: Annotated[str | None, typer.Option("--table", help="Only this table.", show_default="all")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Show so many commits.")] = 20,
+    table: Annotated[str | None, typer.Option("--table", help="Show only this table.", show_default="all")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of commits to show.")] = 20,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Show what was committed, newest first.
+    """Show commits, newest first.
 
-    Epoch and counter are the writer's, as in `commit_seq`; a claim is a writer
-    that begins.
+    Epoch and counter identify the commit of a writer, as in `commit_seq`. A
+    claim is the start of a writer.
 
     Example:
 
@@ -140,14 +141,14 @@ def history(
 @app.command()
 def check(
     tables: TablesArgument,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every column of every part, not only its footer.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every column of every file, not only footers.")] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Check that everything committed is there, whole, and adds up.
+    """Check that committed data is complete and consistent.
 
-    Exit code 0: nothing is wrong. 3: there are findings of severity error.
+    Exit code 0: no errors. 3: there are findings of severity error.
 
     Example:
 
@@ -158,11 +159,11 @@ def check(
     out = Output(output)
     findings = check_tables(_open(tables, endpoint_url, region), deep)
     out.rows((asdict(finding) for finding in findings), _FINDING)
-    errors = sum(finding.severity == "error" for finding in findings)
-    if errors:
-        out.note(f"{errors} error(s)", style="red")
+    num_errors = sum(finding.severity == "error" for finding in findings)
+    if num_errors:
+        out.note(f"{num_errors} error(s)", style="red")
         raise typer.Exit(EXIT_FOUND)
-    out.note("nothing is wrong")
+    out.note("no errors")
 
 
 def _open(tables: str, endpoint_url: str | None, region: str | None) -> "Tables":
@@ -172,15 +173,15 @@ def _open(tables: str, endpoint_url: str | None, region: str | None) -> "Tables"
     return Tables.open(tables, StorageOptions(endpoint_url, region))
 
 
-def _bytes(text: str) -> int:
+def _parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     if found is None or int(found[1]) == 0:
-        raise SpecError(f"--target {text!r} is no size; write 128MB, or 1GB")
+        raise SpecError(f"Invalid --target {text!r}: expected a size such as 128MB or 1GB.")
     return int(found[1]) * _UNITS[found[2].lower()]
 
 
-def _length(text: str) -> timedelta:
-    found = _LENGTH.fullmatch(text.strip())
+def _parse_duration(text: str) -> timedelta:
+    found = _DURATION.fullmatch(text.strip())
     if found is None:
-        raise SpecError(f"--retention {text!r} is no length of time; write 7d, or 36h")
+        raise SpecError(f"Invalid --retention {text!r}: expected a duration such as 7d or 36h.")
     return int(found[1]) * (timedelta(days=1) if found[2] == "d" else timedelta(hours=1))

@@ -16,7 +16,7 @@ from typing import Any
 from kvq_batch.config.labels import RENDITIONS_PER_BLOCK
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
-from kvq_batch.tables.database import connect, reading
+from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Writer
@@ -129,7 +129,7 @@ def find_crashed_runs(tables: Tables, shard: Shard) -> list[CrashedRun]:
     """
     with connect() as connection:
         connection.register("runs", tables.dataset("runs"))
-        with reading(tables.uri):
+        with translate_read_errors(tables.uri):
             rows = connection.sql(_UNFINISHED).to_arrow_table().to_pylist(maps_as_pydicts="strict")
             rows = [row for row in rows if shard.excludes(_shard_of(row))]
             if not rows:

@@ -112,7 +112,7 @@ def execute_run(
         # Making the writer fences all older writers of these videos: from here on the tables cannot change under us.
         writer = Writer(Tables.create(job.tables, storage), holder.run_id, shard=shard)
         close_crashed_runs(writer)
-        if writer.found != plan.known:
+        if writer.progress_before != plan.known:
             _LOG.info("the tables changed since the plan was made: planning again")
             plan = replan(plan)
         return _execute(prepare(plan, writer), writer, lease, started_at, observer or SilentObserver(), options)

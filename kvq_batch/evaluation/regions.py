@@ -23,10 +23,10 @@ import pyarrow as pa
 from kvq_batch.domain.errors import ScoreError, SpecError
 from kvq_batch.domain.scorer import Scorer
 from kvq_batch.evaluation.region_labels import RegionLabels, RegionSet
-from kvq_batch.evaluation.tables import write_table
 from kvq_batch.media.local_files import clip_of_file
 from kvq_batch.metrics.bootstrap import MetricValue, bootstrap_mean, bootstrap_metrics
 from kvq_batch.metrics.ranks import Pairs, Ranking, Real, pearson, spearman
+from kvq_batch.tables.table_files import write_csv_and_parquet
 
 PROTOCOL_FRAMES = 16
 """Frames of a static clip, as published; fewer if the model takes fewer."""
@@ -141,7 +141,7 @@ def write_regions(scored: Sequence[ScoredFile], rows: Sequence[Mapping[str, Any]
     cell_kinds = {"file": pa.string(), "row": pa.int64(), "column": pa.int64()}
     cell_schema = pa.schema([*cell_kinds.items(), *((name, pa.float64()) for name in ("label", "texture", "change"))])
     tables = {"regions": pa.Table.from_pylist(list(rows), schema), "cells": pa.Table.from_pylist(cells, cell_schema)}
-    return [path for name, table in tables.items() for path in write_table(table, out / name)]
+    return [path for name, table in tables.items() for path in write_csv_and_parquet(table, out / name)]
 
 
 def region_rows(

@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from kvq_batch.config.recipe import STEPS, Recipe
-from kvq_batch.evaluation.tables import write_table
 from kvq_batch.metrics.agreement import agree
 from kvq_batch.metrics.bootstrap import MetricValue, bootstrap_mean
 from kvq_batch.metrics.ranks import Pairs, Real
+from kvq_batch.tables.table_files import write_csv_and_parquet
 
 COLUMNS = ("metric", "of", "clips", "scenes", "value", "low", "high", "remarks")
 ALL = "(all)"
@@ -94,7 +94,7 @@ def write_renditions(renditions: Sequence[ScoredRendition], rows: Sequence[Mappi
         for v in renditions
     ]
     tables = {"metrics": pa.Table.from_pylist(list(rows), schema), "renditions": pa.Table.from_pylist(scored)}
-    return [path for name, table in tables.items() for path in write_table(table, out / name)]
+    return [path for name, table in tables.items() for path in write_csv_and_parquet(table, out / name)]
 
 
 def _steps(whole: Sequence[ScoredRendition]) -> Iterator[tuple[str, str, float]]:

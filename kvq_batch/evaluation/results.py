@@ -18,10 +18,10 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.evaluation.labelled import Labelled, LabelledModel
-from kvq_batch.evaluation.tables import write_table
 from kvq_batch.labels.files import Scale
 from kvq_batch.metrics.agreement import METRICS, Agreement, agree
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
+from kvq_batch.tables.table_files import write_csv_and_parquet
 
 ALL = "(all)"
 CALIBRATION = ".calibration.json"
@@ -71,8 +71,8 @@ def write_files(labelled: Labelled, results: Sequence[Result], out: Path, scale:
     """Write tables and calibrations into the folder `out` and return their paths. Raises: SpecError."""
     agreement = pa.Table.from_pylist(result_rows(labelled, results), _AGREEMENT)
     wholes = [result for result in results if result.segment == ALL]
-    written = write_table(agreement, out / "agreement")
-    written += write_table(pa.concat_tables([_videos(result) for result in wholes]), out / "videos")
+    written = write_csv_and_parquet(agreement, out / "agreement")
+    written += write_csv_and_parquet(pa.concat_tables([_videos(result) for result in wholes]), out / "videos")
     for result in wholes:
         if _curve_for_mos(result, scale) is not None and not result.agreement.is_step:
             written.append(out / f"{result.model.model_id}{CALIBRATION}")

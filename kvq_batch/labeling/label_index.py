@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from kvq_batch.tables.database import connect, reading
+from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 
 LABELS_MODEL = "labels"
@@ -33,7 +33,7 @@ def read_label_index(tables: Tables | None) -> LabelIndex:
     if tables is None:
         nothing = pa.chunked_array([], pa.string())
         return LabelIndex(nothing, nothing)
-    with connect() as connection, reading(tables.uri):
+    with connect() as connection, translate_read_errors(tables.uri):
         connection.register("labels", tables.dataset("labels"))
         connection.register("failures", tables.dataset("failures"))
         made = connection.sql("SELECT DISTINCT label_id FROM labels").to_arrow_table()

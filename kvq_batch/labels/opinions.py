@@ -14,7 +14,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.labels.files import Labels, Scale, read_labels
 from kvq_batch.storage.options import StorageOptions, display_uri
-from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.delta import Tables, check_format_version
 from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import Session
@@ -60,6 +60,7 @@ def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList) -> I
     dataset = wanted.dataset or labels.dataset
     rows = _rows(labels, dataset, wanted)
     run_id = f"import-{new_run_id()}"
+    check_format_version(uri, storage)
     with hold(uri, storage, Holder.this_process(run_id, "labels import")):
         tables = Tables.create(uri, storage)
         with Session(tables) as session:

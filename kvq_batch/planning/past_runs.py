@@ -7,7 +7,7 @@ from typing import Any
 
 from kvq_batch.planning.estimate import DECODE, PastRun, Stage, Throughput, mean_throughput
 from kvq_batch.planning.job_models import JobModels
-from kvq_batch.tables.database import connect, reading
+from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import COUNTER_BITS
 
@@ -85,7 +85,7 @@ def read_past_runs(tables: Tables, models: Collection[tuple[str, str, str]]) -> 
     Raises:
         SpecError: the tables cannot be read.
     """
-    with connect() as connection, reading(tables.uri):
+    with connect() as connection, translate_read_errors(tables.uri):
         connection.register("runs", tables.dataset("runs"))
         rows = connection.sql(_RUNS).to_arrow_table().to_pylist(maps_as_pydicts="strict")
     chosen: list[RunRecord] = []
@@ -133,7 +133,7 @@ def decode_time_by_size(tables: Tables, runs: Sequence[RunRecord]) -> tuple[floa
         "low": min(last_seqs) >> COUNTER_BITS << COUNTER_BITS,
         "high": max(last_seqs),
     }
-    with connect() as connection, reading(tables.uri):
+    with connect() as connection, translate_read_errors(tables.uri):
         connection.register("scores", tables.dataset("scores"))
         row = connection.execute(_SIZES, values).fetchone()
     megapixels, slope_s, spread = row or (None, None, None)

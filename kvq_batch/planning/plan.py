@@ -28,7 +28,7 @@ from kvq_batch.planning.job_models import JobModel
 from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import display_uri, display_uris, join
-from kvq_batch.tables.database import connect, reading
+from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 
 ITEMS = pa.schema(
@@ -124,7 +124,7 @@ def make_plan(
         raise SpecError(f"duplicate models: {names}; list each model once")
     indices = select_indices(catalog, select)
     videos = catalog.select(["video_id", "content_id"])
-    with connect() as connection, reading(tables.uri if tables else ""):
+    with connect() as connection, translate_read_errors(tables.uri if tables else ""):
         due = compute_due_reasons(
             connection, tables, videos if indices is None else videos.take(indices), models, select, now
         )
@@ -167,7 +167,7 @@ def check_roots(tables: Tables, catalog: pa.Table, catalog_root: str) -> None:
     """
     with connect() as connection:
         connection.register("runs", tables.dataset("runs"))
-        with reading(tables.uri):
+        with translate_read_errors(tables.uri):
             # Usually there is only one root, and nothing to compare.
             if not connection.execute(_OTHER_ROOTS, {"root": catalog_root}).fetchall():
                 return

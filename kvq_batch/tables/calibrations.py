@@ -1,7 +1,7 @@
-"""Calibrations in the table `models`: the curve from raw scores to labels that the column `mos` applies.
+"""Calibrations in the table `models`: logistic curves from raw scores to MOS, used by the column `mos`.
 
-A calibration changes no score and needs no inference: the newest default of a model is what SQL computes with. What a
-card says of its own is written once, so that a later run of the same card does not take a calibration back.
+A calibration changes no score and needs no inference: SQL applies the newest default calibration of each model. The
+calibrations of a model card are written only once, so a later run of the same card does not replace one that was added.
 """
 
 import json
@@ -21,12 +21,12 @@ from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Writer
 
 _PARAMETERS = ("b1", "b2", "b3", "b4")
-_OF_A_COMMIT = ("run_id", "commit_seq", "added_at")
+_COMMIT_COLUMNS = ("run_id", "commit_seq", "added_at")
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """mos = b2 + (b1 - b2) / (1 + exp(-(raw_score - b3) / |b4|)) for one model, under a name."""
+    """A named curve of one model: mos = b2 + (b1 - b2) / (1 + exp(-(raw_score - b3) / |b4|))."""
 
     name: str
     model_id: str
@@ -34,7 +34,7 @@ class Calibration:
 
 
 def read_calibration(source: str, options: StorageOptions | None = None) -> Calibration:
-    """The calibration that `evaluate` wrote. Raises: SpecError for a file that is none, naming what is wrong."""
+    """Read a calibration file written by `evaluate`. Raises: SpecError if it is invalid, naming the field."""
     shown = display_uri(source)
     with translate_storage_errors(source):
         file_system, path = filesystem(source, options or StorageOptions())
@@ -43,35 +43,37 @@ def read_calibration(source: str, options: StorageOptions | None = None) -> Cali
     try:
         fields = json.loads(content)
     except ValueError as error:
-        raise SpecError(f"{shown}: no JSON ({error}); `kvq-batch evaluate --out` writes calibrations") from error
+        raise SpecError(
+            f"{shown}: not JSON ({error}). Calibration files are written by `kvq-batch evaluate --out`."
+        ) from error
     if not isinstance(fields, dict):
-        raise SpecError(f"{shown}: no JSON object; `kvq-batch evaluate --out` writes calibrations")
+        raise SpecError(f"{shown}: not a JSON object. Calibration files are written by `kvq-batch evaluate --out`.")
     for key in ("calibration", "model_id"):
         if not isinstance(fields.get(key), str) or not fields[key]:
-            raise SpecError(f"{shown}: lacks the text {key!r}")
+            raise SpecError(f"{shown}: field {key!r} is missing or not a string.")
     for key in _PARAMETERS:
         if type(fields.get(key)) not in (int, float) or not math.isfinite(fields[key]):
-            raise SpecError(f"{shown}: {key!r} is {fields.get(key)!r}, no finite number")
+            raise SpecError(f"{shown}: field {key!r} is {fields.get(key)!r}, expected a finite number.")
     if fields["b4"] == 0:
-        raise SpecError(f"{shown}: b4 is 0, which makes no curve")
+        raise SpecError(f"{shown}: field 'b4' is 0, expected another number: the curve divides by it.")
     b1, b2, b3, b4 = (float(fields[key]) for key in _PARAMETERS)
     return Calibration(fields["calibration"], fields["model_id"], (b1, b2, b3, b4))
 
 
 def add_calibration(uri: str, options: StorageOptions, calibration: Calibration) -> None:
-    """Makes `calibration` the one that `mos` of its model is computed with, in the tables below `uri`.
+    """Add a calibration to the tables below `uri`, and use it for `mos` of its model.
 
     Raises:
-        SpecError: no tables, a model that never scored there, or another run at work.
+        SpecError: there are no tables, the model has no scores there, or another run is using them.
         FatalError: the tables cannot be written.
     """
-    cards = _newest(Tables.open(uri, options))
+    cards = _newest_rows(Tables.open(uri, options))
     card = cards.get((calibration.model_id, None))
     if card is None:
         known = ", ".join(sorted({model_id for model_id, _ in cards})) or "none"
         raise SpecError(
-            f"{display_uri(uri)}: model {calibration.model_id} has no row here; the tables know {known}. "
-            "A calibration holds for exactly the weights that it was fitted on"
+            f"{display_uri(uri)}: the tables have no model {calibration.model_id}; they have {known}. A calibration is "
+            "valid only for the weights that it was fitted on."
         )
     row = card | {
         "calibration": calibration.name,
@@ -86,19 +88,19 @@ def add_calibration(uri: str, options: StorageOptions, calibration: Calibration)
 
 
 def unknown_cards(tables: Tables, rows: pa.Table) -> pa.Table:
-    """Those of `rows` (of `models`) that the tables do not say already, in order."""
-    known = _newest(tables)
-    said = [
-        known.get((row["model_id"], row["calibration"])) == {k: v for k, v in row.items() if k not in _OF_A_COMMIT}
+    """Return those of `rows` (for `models`) that the tables do not have yet, in order."""
+    known = _newest_rows(tables)
+    is_known = [
+        known.get((row["model_id"], row["calibration"])) == {k: v for k, v in row.items() if k not in _COMMIT_COLUMNS}
         for row in rows.to_pylist()
     ]
-    return rows.filter(pa.array([not is_said for is_said in said], pa.bool_()))
+    return rows.filter(pa.array([not found for found in is_known], pa.bool_()))
 
 
-def _newest(tables: Tables) -> dict[tuple[str, str | None], dict[str, Any]]:
-    """The newest row of each model and calibration, without what only its commit says."""
+def _newest_rows(tables: Tables) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """Return {(model id, calibration): newest row}, without the columns that differ between commits."""
     rows = tables.dataset("models").to_table().sort_by("commit_seq").to_pylist()
     return {
-        (row["model_id"], row["calibration"]): {key: value for key, value in row.items() if key not in _OF_A_COMMIT}
+        (row["model_id"], row["calibration"]): {key: value for key, value in row.items() if key not in _COMMIT_COLUMNS}
         for row in rows
     }

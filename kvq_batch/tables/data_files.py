@@ -1,7 +1,7 @@
-"""Parts: rows of one table, made into Parquet files whose footers were read again, and the log entries for them.
+"""Data files: rows of one table as Parquet bytes, with the log entries that add them.
 
-delta-rs compares neither a part's schema with the table's nor its stated number of rows with its rows, so both are
-held here, before anything is committed. This module commits nothing and decides no order of commits.
+delta-rs compares neither the schema of a data file with the schema of the table nor the stated row count with the rows.
+Both are checked here before a commit: each footer is read back.
 """
 
 import json
@@ -27,25 +27,27 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One Parquet file, not stored yet: its path below the table, its bytes, and the log entry that adds it."""
+    """A Parquet file that is not stored yet: its path below the table, its bytes, and the log entry that adds it."""
 
     path: str
-    content: Any
+    content: pa.Buffer
     action: AddAction
     num_rows: int
 
 
-def align_to_schema(rows: Any, table: TableSchema, schema: Any, run_id: str, commit_seq: int) -> Any:
-    """`rows` (pa.Table) with run and commit filled in, in the columns and types of `schema`.
+def align_to_schema(rows: pa.Table, table: TableSchema, schema: pa.Schema, run_id: str, commit_seq: int) -> pa.Table:
+    """Return `rows` with run id and commit sequence, in the columns and types of `schema` (the schema in the log).
 
-    Columns of the table that are none of ours (added by a newer version, or by a catalog) may be left out.
-    Raises: FatalError for a missing, unknown or wrongly typed column, and for null keys.
+    Columns of the log that `table` does not have (from a newer release or a user's catalog) are null if missing.
+
+    Raises:
+        FatalError: a column is missing, unknown or of the wrong type, or a key is null.
     """
     rows = rows.drop_columns([name for name in ("run_id", "commit_seq") if name in rows.column_names])
     unknown = [name for name in rows.column_names if schema.get_field_index(name) < 0]
-    missing = [name for name in table.row_columns().names if name not in rows.column_names]
+    missing = [name for name in table.row_schema().names if name not in rows.column_names]
     if unknown or missing:
-        raise FatalError(f"rows for table {table.name!r}: unknown columns {unknown}, missing columns {missing}")
+        raise FatalError(f"Rows for table {table.name!r}: unknown columns {unknown}, missing columns {missing}.")
     columns = []
     for field in schema:
         if field.name == "run_id":
@@ -60,46 +62,47 @@ def align_to_schema(rows: Any, table: TableSchema, schema: Any, run_id: str, com
     result = pa.Table.from_arrays(columns, schema=schema.remove_metadata())
     for name in {*BOUNDED_COLUMNS, *table.sort_by, *table.partition_by} & set(schema.names):
         if result.column(name).null_count:
-            raise FatalError(f"rows for table {table.name!r}: {name} must not be null")
+            raise FatalError(f"Rows for table {table.name!r}: {name} must not be null.")
     return result
 
 
-def _cast(column: Any, field: Any, table: str) -> Any:
+def _cast(column: pa.ChunkedArray, field: pa.Field, table: str) -> pa.ChunkedArray:
     if column.type == field.type:
         return column
     try:
         return column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise FatalError(
-            f"table {table!r}, column {field.name!r}: {column.type} is no {field.type}: {error}"
+            f"Rows for table {table!r}: cannot convert column {field.name!r} from {column.type} to {field.type}: "
+            f"{error}"
         ) from error
 
 
-def make_data_files(rows: Any, table: TableSchema, commit_seq: int) -> Iterator[DataFile]:
-    """One part per partition of `rows` (as `conform` returns them), sorted, zstd, with the bounds of the keys."""
+def make_data_files(rows: pa.Table, table: TableSchema, commit_seq: int) -> Iterator[DataFile]:
+    """Yield one sorted data file for each partition of `rows` (returned by `align_to_schema`)."""
     for values, group in _partitions(rows, table):
         group = group.sort_by([(name, "ascending") for name in table.sort_by])
         yield make_data_file(group, table, values, f"{commit_seq:016x}")
 
 
 def make_data_file(
-    group: Any,
+    group: pa.Table,
     table: TableSchema,
     values: Mapping[str, str | None],
     stem: str,
     row_group_rows: int = ROW_GROUP_ROWS,
     data_change: bool = True,
 ) -> DataFile:
-    """One part of `group`, sorted rows of the partition `values` without its column; named after `stem`.
+    """Return one data file (zstd) of `group`: sorted rows of the partition `values`, without the partition columns.
 
-    `data_change` is false for rows that the table holds already, in parts that this one replaces.
+    The file name starts with `stem`. `data_change` is false for a file that only replaces others with the same rows.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(group, sink, compression="zstd", row_group_size=row_group_rows)
     content = sink.getvalue()
     footer = pq.read_metadata(pa.BufferReader(content))
     if footer.num_rows != group.num_rows:
-        raise FatalError(f"table {table.name!r}: wrote {group.num_rows} rows and the part holds {footer.num_rows}")
+        raise FatalError(f"Table {table.name!r}: wrote {group.num_rows} rows, but the file holds {footer.num_rows}.")
     folder = "".join(f"{name}={value}/" for name, value in values.items())
     path = f"{folder}{stem}-{secrets.token_hex(4)}.parquet"
     action = AddAction(
@@ -113,21 +116,21 @@ def make_data_file(
     return DataFile(path, content, action, group.num_rows)
 
 
-def _partitions(rows: Any, table: TableSchema) -> Iterator[tuple[dict[str, str | None], Any]]:
+def _partitions(rows: pa.Table, table: TableSchema) -> Iterator[tuple[dict[str, str | None], pa.Table]]:
     if not table.partition_by:
         yield {}, rows
         return
     (name,) = table.partition_by
     for value in sorted(pc.unique(rows.column(name)).to_pylist()):
-        # What stands in a path unescaped is the same in every reader; model ids promise no other character.
+        # Readers differ in how they escape other characters in paths. Model ids contain only these.
         if not value or not _SAFE.issuperset(value):
-            raise FatalError(f"table {table.name!r}: {name} {value!r} has characters outside [A-Za-z0-9._@-]")
+            raise FatalError(f"Rows for table {table.name!r}: {name} {value!r} has characters outside [A-Za-z0-9._@-].")
         group = rows.filter(pc.equal(rows.column(name), value))
         yield {name: value}, group.drop_columns([name])
 
 
-def statistics(footer: Any) -> dict[str, Any]:
-    """Delta statistics out of a Parquet footer, for the columns of which each row group has bounds."""
+def statistics(footer: pq.FileMetaData) -> dict[str, Any]:
+    """Return Delta statistics from a Parquet footer, for key columns that have bounds in each row group."""
     low: dict[str, Any] = {}
     high: dict[str, Any] = {}
     nulls: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""DuckDB for our own statements: in memory, bounded, reading only what is registered; and its errors as ours.
+"""DuckDB connections for internal queries: in memory, with a memory limit; and translation of their errors.
 
-Statements of users run under stricter rules, in `session`. This module holds no statement.
+SQL of users runs in a `Session`, with stricter settings.
 """
 
 import re
@@ -18,32 +18,32 @@ from kvq_batch.storage.redact import summarize_error
 
 MEMORY_LIMIT = "3GB"
 
-TEMPORARY = "kvq-batch-duckdb"
-"""Folder below the system's temporary one for what does not fit; DuckDB makes it, and removes what it put there."""
+SPILL_FOLDER = "kvq-batch-duckdb"
+"""Folder below the system's temporary folder for data over the memory limit. DuckDB creates and cleans it up."""
 
-# Through DuckDB and Arrow the class of an error is lost; this is what delta-rs' file system says.
+# DuckDB and Arrow lose the class of the error. This is the text of delta-rs' file system.
 _MISSING = re.compile(r"Object at location (\S+\.parquet) not found")
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """An empty DuckDB in memory, in UTC, within `MEMORY_LIMIT`; what does not fit goes to its temporary folder."""
+    """Open an empty DuckDB database in memory, in UTC, limited to `MEMORY_LIMIT`; it spills to `SPILL_FOLDER`."""
     connection = duckdb.connect()
-    bound_memory(connection, MEMORY_LIMIT)
+    limit_memory(connection, MEMORY_LIMIT)
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET TimeZone = 'UTC'")
     return connection
 
 
-def bound_memory(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
-    """Keeps the connection within `limit` ("4GB") of memory; the rest goes to the temporary folder."""
+def limit_memory(connection: duckdb.DuckDBPyConnection, limit: str) -> None:
+    """Limit the memory of the connection to `limit`, such as "4GB"; it spills to `SPILL_FOLDER`."""
     connection.execute(f"SET memory_limit = '{limit}'")
-    # By default DuckDB spills into the folder that the command was typed in.
-    connection.execute("SET temp_directory = $folder", {"folder": str(Path(tempfile.gettempdir()) / TEMPORARY)})
+    # By default DuckDB spills into the current folder.
+    connection.execute("SET temp_directory = $folder", {"folder": str(Path(tempfile.gettempdir()) / SPILL_FOLDER)})
 
 
 @contextmanager
-def reading(uri: str) -> Iterator[None]:
-    """Turns what DuckDB, Arrow or the store raise while tables below `uri` are read into a SpecError."""
+def translate_read_errors(uri: str) -> Iterator[None]:
+    """Raise SpecError for errors of DuckDB, Arrow and the store while tables below `uri` are read."""
     with translate_storage_errors(uri):
         try:
             yield
@@ -51,13 +51,13 @@ def reading(uri: str) -> Iterator[None]:
             missing = missing_data_file(error)
             if missing is not None:
                 raise SpecError(
-                    f"{display_uri(uri)}: the part {missing} is gone: the tables were compacted while they were read, "
-                    "or somebody deleted it. Start again; if it stays so, see `kvq-batch tables check`"
+                    f"{display_uri(uri)}: data file {missing} is missing: the tables were compacted while they were "
+                    "read, or the file was deleted. Try again. If the error remains, run `kvq-batch tables check`."
                 ) from error
             raise SpecError(f"{display_uri(uri)}: the tables cannot be read: {summarize_error(error, 300)}") from error
 
 
 def missing_data_file(error: BaseException) -> str | None:
-    """Where the file should be that Arrow did not find, as its store names it; None for any other error."""
+    """Return the location of the data file that was not found, or None for other errors."""
     found = _MISSING.search(str(error))
     return None if found is None else found[1]

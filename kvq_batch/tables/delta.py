@@ -1,9 +1,9 @@
-"""The Delta tables below one address: made, opened, refreshed, and read as Arrow datasets.
+"""The Delta tables below one address: create, open, refresh, and read as Arrow datasets.
 
-Datasets are put together here and not by `DeltaTable.to_pyarrow_dataset`: deltalake 1.6 turns the absent statistics of
-a column into `column >= null`, and Arrow then drops the part from every query that filters by that column (measured: a
-part with a later added column gave no row). Ours promise only what is known: the partition, and the bounds of the two
-keys. This module does not write rows; that is the writer's.
+Datasets are built here and not with `DeltaTable.to_pyarrow_dataset`. deltalake 1.6 turns missing statistics of a column
+into `column >= null`, and Arrow then drops the data file from every query that filters by this column (measured: a data
+file with a column that was added later returned no row). The datasets built here carry only what is known: the
+partition, and the bounds of the two key columns.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -31,29 +31,32 @@ from kvq_batch.storage.options import (
     join,
     translate_storage_errors,
 )
-from kvq_batch.tables.schemas import ADDED_TABLES, TABLES, TableSchema, find_schema
+from kvq_batch.tables.schemas import ADDED_TABLES, FORMAT_VERSION, TABLES, TableSchema, find_schema
 from kvq_batch.tables.transactions import progress_of, shard_count
 
 BOUNDED_COLUMNS = ("video_id", "commit_seq")
-"""Never null, and the only columns of which parts carry bounds."""
+"""Key columns. They are never null, and only for them the log has bounds of each data file."""
+
+FORMAT_KEY = "kvq_batch.format_version"
+"""Table property with the version of the table format, set when a table is created. Tables without it are version 1."""
 
 CHECKPOINT_EVERY = 20
-"""Commits between checkpoints of a log. A commit reads the log since the last one: with delta-rs' default of 100 it
-costs twice as much on average (51-86 ms against 30-46, 600 commits on a local disk)."""
+"""Commits between checkpoints of a log. A commit reads the log since the last checkpoint: with delta-rs' default of 100
+it takes twice as long on average (51-86 ms against 30-46, 600 commits on a local disk)."""
 
 _ADD_ATTEMPTS = 10
 
-_MADE_LAST = [schema.name for schema in TABLES if schema.name not in ADDED_TABLES][-1]
-"""Where this one stands, so do those before it: several drivers may start on a place without tables."""
+_CREATED_LAST = [schema.name for schema in TABLES if schema.name not in ADDED_TABLES][-1]
+"""If this table exists, those before it exist too: several drivers may start at the same time without tables."""
 
-_UNREADABLE_FEATURES = {"columnMapping", "deletionVectors"}
+_UNSUPPORTED_FEATURES = {"columnMapping", "deletionVectors"}
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedFile:
-    """A part as the log tells of it: its true path below the table, and what is promised of its rows.
+    """A data file as listed in the log: its unescaped path below the table, and statistics of its rows.
 
-    `num_rows` is None, and a column has no bound, where the log does not say.
+    `num_rows` is None if the log has no row count, and `low` and `high` lack columns without bounds.
     """
 
     path: str
@@ -65,7 +68,10 @@ class LoggedFile:
 
 
 class Tables:
-    """All tables below one address, local or s3://, each at the version that was last loaded."""
+    """All tables below one address (a folder or s3:// prefix), each at the table version that was loaded last.
+
+    Tables of another format version are rejected when they are loaded, before a row is read or written.
+    """
 
     def __init__(self, uri: str, options: StorageOptions, deltas: dict[str, DeltaTable]) -> None:
         self.uri = uri
@@ -74,9 +80,10 @@ class Tables:
 
     @classmethod
     def open(cls, uri: str, options: StorageOptions | None = None) -> Self:
-        """The tables as they stand; one that an earlier version did not make yet has no rows.
+        """Open the tables at their newest version.
 
-        Raises: SpecError where one is missing or out of reach.
+        Raises:
+            SpecError: a table is missing, out of reach, or of another format version. `ADDED_TABLES` may be missing.
         """
         uri, options = absolute(uri), options or StorageOptions()
         deltas: dict[str, DeltaTable] = {}
@@ -86,68 +93,77 @@ class Tables:
                 continue
             if delta is None:
                 raise SpecError(
-                    f"{display_uri(uri)}: there are no tables here ({schema.name!r} is missing); correct the address, "
-                    "or make them with `kvq-batch run` or `kvq-batch score`"
+                    f"{display_uri(uri)}: there are no tables here ({schema.name!r} is missing). Correct the address, "
+                    "or create tables with `kvq-batch run` or `kvq-batch score`."
                 )
             deltas[schema.name] = delta
         return cls(uri, options, deltas)
 
     @classmethod
     def open_if_any(cls, uri: str, options: StorageOptions | None = None) -> Self | None:
-        """The tables, or None where they were never made, or somebody else is just making them.
+        """Open the tables. Return None if they do not exist, or another process is creating them.
 
-        Raises: SpecError where one is missing of those that are made before others.
+        Raises:
+            SpecError: one of them is missing although a later one exists, or one is of another format version.
         """
-        if _load(absolute(uri), _MADE_LAST, options or StorageOptions()) is None:
+        if _load(absolute(uri), _CREATED_LAST, options or StorageOptions()) is None:
             return None
         return cls.open(uri, options)
 
     @classmethod
     def create(cls, uri: str, options: StorageOptions | None = None) -> Self:
-        """The tables, made where they are missing, and given the columns that a newer version of ours added.
+        """Open the tables. Create missing ones, and add columns that this release added.
 
-        Raises: SpecError where the place is out of reach, or a column there has another type than ours.
+        Raises:
+            SpecError: the address is out of reach, a table is of another format version, or a column has another type.
         """
         uri, options = absolute(uri), options or StorageOptions()
+        # All are loaded first: tables of another format are rejected before one is created beside them.
+        loaded = {schema.name: _load(uri, schema.name, options) for schema in TABLES}
         tables = cls(uri, options, {})
         for schema in TABLES:
-            delta = _load(uri, schema.name, options)
+            delta = loaded[schema.name]
             if delta is None:
                 with translate_storage_errors(uri):
-                    delta = _make(uri, schema, options)
+                    delta = _create(uri, schema, options)
             tables._deltas[schema.name] = delta
-            tables._upgrade(schema)
+            tables._add_missing_columns(schema)
         return tables
 
     @property
     def schemas(self) -> tuple[TableSchema, ...]:
-        """The tables that are there."""
+        """Schemas of the tables that exist."""
         return tuple(schema for schema in TABLES if schema.name in self._deltas)
 
     def delta(self, name: str) -> DeltaTable:
-        """The loaded `DeltaTable` of `name`. Raises: SpecError where an earlier version did not make it yet."""
+        """Return the loaded `DeltaTable` of `name`. Raises: SpecError if the table does not exist yet."""
         delta = self._deltas.get(find_schema(name).name)
         if delta is None:
-            raise SpecError(f"{display_uri(self.uri)}: table {name!r} is not made yet; the next run makes it")
+            raise SpecError(f"{display_uri(self.uri)}: table {name!r} does not exist yet. The next run creates it.")
         return delta
 
-    def arrow_schema(self, name: str) -> Any:
-        """pa.Schema of the table as its log has it now, comments included; ours where it is not made yet."""
+    def arrow_schema(self, name: str) -> pa.Schema:
+        """Return the schema in the log, with descriptions; of a table that does not exist yet, the one of `schemas`."""
         if name not in self._deltas:
             return find_schema(name).arrow()
         return pa.schema(self.delta(name).schema().to_arrow())
 
     def refresh(self, *names: str) -> None:
-        """Loads what was committed since; all tables where none is named. Raises: SpecError where out of reach."""
+        """Load new commits of the named tables, or of all.
+
+        Raises:
+            SpecError: a table is out of reach, or was changed to another format version.
+        """
         for name in (name for name in names or self._deltas if name in self._deltas):
             with translate_storage_errors(join(self.uri, name)):
                 self.delta(name).update_incremental()
+            _check_format(self.uri, name, self.delta(name))
 
     def progress(self, shard: Shard = WHOLE) -> Mapping[str, int]:
-        """How far all who could have written results of `shard`'s videos have come, by their application ids.
+        """Return {application id: newest `commit_seq`} of all writers that may have written videos of `shard`.
 
-        Two of these are equal exactly where nothing was committed in between by any of them. It is no single number:
-        writers of disjoint shards commit at the same time, and the one of the older epoch may be the last.
+        Two results are equal exactly if none of these writers committed in between. One number is not enough: writers
+        of disjoint shards commit at the same time, and the one with the older epoch may commit last.
         """
         newest: dict[str, int] = {}
         counts = {shard_count(delta) for delta in self._deltas.values()}
@@ -157,14 +173,11 @@ class Tables:
         return newest
 
     def last_commit_seq(self, shard: Shard = WHOLE) -> int:
-        """The highest `commit_seq` of those, 0 before the first; of the whole: that any table's log knows."""
+        """Return the highest `commit_seq` of these writers, or 0 before the first commit."""
         return max(self.progress(shard).values(), default=0)
 
-    def add_columns(self, name: str, fields: Sequence[Any]) -> None:
-        """Adds nullable columns (pa.Field) where they are missing; old parts read as null there.
-
-        Raises: SpecError where out of reach.
-        """
+    def add_columns(self, name: str, fields: Sequence[pa.Field]) -> None:
+        """Add missing columns, nullable. They are null in older data files. Raises: SpecError if out of reach."""
         with translate_storage_errors(join(self.uri, name)):
             for attempt in range(_ADD_ATTEMPTS):
                 known = self.arrow_schema(name)
@@ -175,19 +188,19 @@ class Tables:
                 try:
                     delta.alter.add_columns(list(Schema.from_arrow(pa.schema(missing)).fields))
                 except CommitFailedError:
-                    # The driver of another shard, which reads the same catalog, may just have added them.
+                    # The driver of another shard reads the same catalog and may have added them first.
                     if attempt + 1 == _ADD_ATTEMPTS:
                         raise
                 delta.update_incremental()
 
-    def parts(self, name: str) -> list[LoggedFile]:
-        """The parts of the loaded version; files that compaction has replaced are none of them."""
+    def data_files(self, name: str) -> list[LoggedFile]:
+        """Return the data files of the loaded version, without those that compaction replaced."""
         if name not in self._deltas:
             return []
         partition_by = find_schema(name).partition_by
         return [
             LoggedFile(
-                # The log has paths as URLs; parts that delta-rs writes itself have an escaped '@' in their true names.
+                # Paths in the log are URL-encoded. delta-rs also escapes the '@' in the names of files it writes.
                 path=unquote(action["path"]),
                 size_bytes=action["size_bytes"],
                 num_rows=action.get("num_records"),
@@ -198,46 +211,49 @@ class Tables:
             for action in pa.table(self.delta(name).get_add_actions(flatten=True)).to_pylist()
         ]
 
-    def dataset(self, name: str, only: Collection[LoggedFile] | None = None) -> Any:
-        """pyarrow.dataset.Dataset over the parts of the loaded version, in the table's schema.
+    def dataset(self, name: str, only: Collection[LoggedFile] | None = None) -> pads.Dataset:
+        """Return a dataset over all data files of the loaded version, or over `only`, in the schema of the table.
 
-        Files that compaction has replaced are no part of it; columns of ours that the next run will add are null.
-        Raises: SpecError where the table has a feature that would be misread.
+        Columns of `schemas` that the table lacks are null. Raises: SpecError for an unsupported Delta feature.
         """
-        schema = self._whole_schema(name)
+        schema = self._complete_schema(name)
         if name not in self._deltas:
             return pads.dataset(schema.empty_table())
         delta = self.delta(name)
-        unreadable = _UNREADABLE_FEATURES & set(delta.protocol().reader_features or ())
-        if unreadable:
-            raise SpecError(f"table {name!r} has {', '.join(sorted(unreadable))}, which this version cannot read")
-        parts = self.parts(name) if only is None else only
-        file_system = self._arrow_filesystem(name, parts)
-        form = pads.ParquetFileFormat(default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=True))
+        unsupported = _UNSUPPORTED_FEATURES & set(delta.protocol().reader_features or ())
+        if unsupported:
+            raise SpecError(
+                f"{display_uri(self.uri)}: table {name!r} uses Delta features that kvq-batch cannot read: "
+                f"{', '.join(sorted(unsupported))}. Rewrite it without them."
+            )
+        files = self.data_files(name) if only is None else only
+        file_system = self._arrow_filesystem(name, files)
+        parquet = pads.ParquetFileFormat(default_fragment_scan_options=pads.ParquetFragmentScanOptions(pre_buffer=True))
         fragments = [
-            form.make_fragment(part.path, filesystem=file_system, partition_expression=_promise(part)) for part in parts
+            parquet.make_fragment(file.path, filesystem=file_system, partition_expression=_guarantee(file))
+            for file in files
         ]
-        return pads.FileSystemDataset(fragments, schema, form, file_system)
+        return pads.FileSystemDataset(fragments, schema, parquet, file_system)
 
-    def open_part(self, name: str, part: LoggedFile) -> Any:
-        """The file of `part` for reading by range, as pyarrow.NativeFile; to be closed."""
-        return self._arrow_filesystem(name, [part]).open_input_file(part.path)
+    def open_data_file(self, name: str, file: LoggedFile) -> pa.NativeFile:
+        """Open a data file for reading by range. The caller closes it."""
+        return self._arrow_filesystem(name, [file]).open_input_file(file.path)
 
-    def part_filesystem(self, name: str) -> tuple[Any, str]:
-        """fsspec file system and path below which the parts of `name` stand."""
+    def table_filesystem(self, name: str) -> tuple[Any, str]:
+        """Return the fsspec file system and the folder of the table."""
         return filesystem(join(self.uri, name), self.options)
 
-    def _arrow_filesystem(self, name: str, parts: Collection[LoggedFile]) -> Any:
-        sizes = {part.path: part.size_bytes for part in parts}
+    def _arrow_filesystem(self, name: str, files: Collection[LoggedFile]) -> pafs.FileSystem:
+        sizes = {file.path: file.size_bytes for file in files}
         handler = DeltaStorageHandler(self.delta(name).table_uri, delta_options(self.uri, self.options), sizes)
         return pafs.PyFileSystem(handler)
 
-    def _whole_schema(self, name: str) -> Any:
+    def _complete_schema(self, name: str) -> pa.Schema:
         schema = self.arrow_schema(name)
         missing = [field for field in find_schema(name).arrow() if schema.get_field_index(field.name) < 0]
         return pa.schema([*schema, *missing], schema.metadata)
 
-    def _upgrade(self, schema: TableSchema) -> None:
+    def _add_missing_columns(self, schema: TableSchema) -> None:
         have = self.arrow_schema(schema.name)
         missing = []
         for field in schema.arrow():
@@ -246,55 +262,82 @@ class Tables:
                 missing.append(field)
             elif have.field(index).type != field.type:
                 raise SpecError(
-                    f"{display_uri(self.uri)}: column {field.name!r} of table {schema.name!r} is "
-                    f"{have.field(index).type} there and {field.type} here; "
-                    "these tables belong to another version of kvq-batch"
+                    f"{display_uri(self.uri)}: column {field.name!r} of table {schema.name!r} has type "
+                    f"{have.field(index).type}, expected {field.type}. The tables were not written by this release of "
+                    "kvq-batch. Choose another address."
                 )
         self.add_columns(schema.name, missing)
 
 
+def check_format_version(uri: str, options: StorageOptions | None = None) -> None:
+    """Check the format of the tables below `uri`, if there are any. Raises: SpecError for another format version."""
+    for schema in TABLES:
+        _load(absolute(uri), schema.name, options or StorageOptions())
+
+
 def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
-    """The table, or None where there is none."""
+    """Load a table of our format version, or return None if it does not exist."""
     address = join(uri, name)
     with translate_storage_errors(uri):
         if is_local(uri):
             file_system, path = filesystem(address, options)
-            # Opening a missing local table makes its folder; asking must leave no trace.
+            # DeltaTable would create the folder of a missing local table.
             if not file_system.isdir(path):
                 return None
         try:
-            return DeltaTable(address, storage_options=delta_options(uri, options) or None)
+            delta = DeltaTable(address, storage_options=delta_options(uri, options) or None)
         except TableNotFoundError:
             return None
+    _check_format(uri, name, delta)
+    return delta
 
 
-def _make(uri: str, schema: TableSchema, options: StorageOptions) -> DeltaTable:
-    """A new table, or the one that somebody else made at the same moment."""
+def _check_format(uri: str, name: str, delta: DeltaTable) -> None:
+    found = delta.metadata().configuration.get(FORMAT_KEY, "1")
+    if found == str(FORMAT_VERSION):
+        return
+    is_newer = not found.isdecimal() or int(found) > FORMAT_VERSION
+    action = (
+        "They were written by a newer kvq-batch. Upgrade kvq-batch."
+        if is_newer
+        else "They were written by an earlier kvq-batch and cannot be converted. Score into an empty folder or prefix."
+    )
+    raise SpecError(
+        f"{display_uri(uri)}: the tables have format version {found} (found in table {name!r}), this kvq-batch "
+        f"supports version {FORMAT_VERSION}. {action}"
+    )
+
+
+def _create(uri: str, schema: TableSchema, options: StorageOptions) -> DeltaTable:
+    """Create a table, or return the one that another process created at the same time."""
     try:
-        return DeltaTable.create(
+        delta = DeltaTable.create(
             join(uri, schema.name),
             schema.arrow(),
             mode="ignore",
             partition_by=list(schema.partition_by),
             name=schema.name,
-            configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY)},
+            configuration={"delta.checkpointInterval": str(CHECKPOINT_EVERY), FORMAT_KEY: str(FORMAT_VERSION)},
+            raise_if_key_not_exists=False,
             storage_options=delta_options(uri, options) or None,
         )
     except DeltaError:
-        made = _load(uri, schema.name, options)
-        if made is None:
+        found = _load(uri, schema.name, options)
+        if found is None:
             raise
-        return made
+        return found
+    _check_format(uri, schema.name, delta)
+    return delta
 
 
-def _promise(part: LoggedFile) -> Any:
-    """What holds for every row of a part, as an Arrow expression, so that whole parts can be left out."""
-    claims = [pc.field(name) == value for name, value in part.partition.items()]
-    for name in part.low.keys() & part.high.keys():
-        claims += [pc.field(name) >= part.low[name], pc.field(name) <= part.high[name]]
-    if not claims:
+def _guarantee(file: LoggedFile) -> pc.Expression:
+    """Return what holds for every row of a data file, as an Arrow expression, so that queries can skip the file."""
+    conditions = [pc.field(name) == value for name, value in file.partition.items()]
+    for name in file.low.keys() & file.high.keys():
+        conditions += [pc.field(name) >= file.low[name], pc.field(name) <= file.high[name]]
+    if not conditions:
         return pc.scalar(True)
-    expression = claims[0]
-    for claim in claims[1:]:
-        expression = expression & claim
+    expression = conditions[0]
+    for condition in conditions[1:]:
+        expression = expression & condition
     return expression

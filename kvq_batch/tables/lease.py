@@ -1,18 +1,15 @@
-"""Who may write: one owner at a time for the tables below one address, or one for each of several disjoint shards.
+"""Leases: only one run at a time may write the tables below one address, or one per disjoint catalog shard.
 
-    on a local path    an exclusive lock on `lease.json`, which the kernel frees when its owner dies
-    on s3://           the object `lease.json`, made and renewed by conditional writes, `LIFE_S` to live
+    on a local path    an exclusive lock on `lease.json`; the kernel frees it when its owner exits
+    on s3://           the object `lease.json`, created and renewed by conditional writes, valid for `LEASE_DURATION_S`
 
-The owner of a shard has a lease of its own beside that one, `lease-2-of-4.json`. Everybody first takes their own, and
-then looks whether anyone lives whom it excludes: of two that start together both may be refused, and one always is.
+The owner of a catalog shard has its own lease, such as `lease-2-of-4.json`. A run first takes its own lease and then
+checks whether a run that it conflicts with is alive. Of two that start together both may be rejected, and at least one
+is.
 
-Nobody's clock is compared with anybody else's: an owner lives as long as its object is seen to change. A lease spares
-two runs each other's work, and tells them of each other; what keeps an owner out that was paused beyond its lease is
-the log of each table (`Writer`), not this module.
-
-The leases that may stand beside tables: one for the whole, one for each shard that was ever worked off alone.
-
-This module says what they are called and which are there; who holds one is `tables/lease.py`'s.
+Clocks of machines are not compared: an owner is alive as long as its object changes. A lease prevents two runs from
+doing the same work, and reports each to the other. A run that was paused longer than its lease is kept out by the log
+of each table (`transactions`), not by the lease.
 """
 
 import fcntl
@@ -29,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import BinaryIO, Self
 
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
@@ -48,17 +45,81 @@ from kvq_batch.storage.options import (
 from kvq_batch.storage.redact import summarize_error
 
 FILE = "lease.json"
+
+LEASE_DURATION_S = 30.0
+"""A lease that is not renewed for this long is free."""
+
+RENEW_EVERY_S = 10.0
+
 _STEM = "lease"
 _SHARD_FILE = re.compile(r"lease-(\d+)-of-(\d+)\.json")
+_POLL_EVERY_S = 2.0
+_MAX_WATCHED = 16
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_LOGGER = logging.getLogger(__name__)
 
 
-def file_of(shard: Shard) -> str:
-    """Name of the lease of `shard`, beside the tables."""
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The run that holds a lease, or held it last.
+
+    `boot_id` and `start_ticks` distinguish its process from a later one with the same pid. `taken_at` is in UTC, by the
+    clock of the holder.
+    """
+
+    run_id: str
+    job: str
+    host: str
+    boot_id: str
+    pid: int
+    start_ticks: int
+    taken_at: datetime
+
+    @classmethod
+    def this_process(cls, run_id: str, job: str) -> Self:
+        """Return the holder for a run of this process."""
+        pid = os.getpid()
+        return cls(run_id, job, socket.gethostname(), _boot_id(), pid, _start_ticks(pid) or 0, datetime.now(UTC))
+
+    @property
+    def is_dead_here(self) -> bool:
+        """Whether its process ran on this machine and has exited. False for a process of another machine."""
+        if self.boot_id != _boot_id() or self.host != socket.gethostname():
+            return False
+        return _start_ticks(self.pid) != self.start_ticks
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id} of job {self.job!r} (process {self.pid} on {self.host}, "
+            f"since {self.taken_at:%Y-%m-%dT%H:%M:%SZ})"
+        )
+
+
+class Lease:
+    """A lease that this process holds. Created by `hold`."""
+
+    def __init__(self, uri: str, holder: Holder) -> None:
+        self.uri = uri
+        self.holder = holder
+        self.successor: str | None = None
+
+    def check(self) -> None:
+        """Raises: FatalError if another run is known to have taken over."""
+        if self.successor is not None:
+            raise FatalError(
+                f"{display_uri(self.uri)}: {self.successor} has taken over these tables, because this run did not "
+                f"renew its lease for {LEASE_DURATION_S:.0f} s. Run {self.holder.run_id} stops; its commits are kept."
+            )
+
+
+def lease_file(shard: Shard) -> str:
+    """Return the name of the lease of `shard`, which is beside the tables."""
     return FILE if shard == WHOLE else f"{_STEM}-{shard.number}-of-{shard.count}.json"
 
 
 def known_shards(uri: str, options: StorageOptions) -> list[Shard]:
-    """Shards that have, or had, a lease here."""
+    """Return the catalog shards that have, or had, a lease here; WHOLE for a run without shards."""
     if is_local(uri):
         names: Iterable[str] = (path.name for path in local_path(uri).glob(f"{_STEM}*"))
     else:
@@ -71,75 +132,79 @@ def known_shards(uri: str, options: StorageOptions) -> list[Shard]:
     return shards
 
 
-def excluded(uri: str, options: StorageOptions, shard: Shard) -> list[Shard]:
-    """The others that have, or had, a lease here, and may not be at work beside `shard`."""
+def conflicting_shards(uri: str, options: StorageOptions, shard: Shard) -> list[Shard]:
+    """Return the other shards that have, or had, a lease here and must not run at the same time as `shard`."""
     return [other for other in known_shards(uri, options) if other != shard and shard.excludes(other)]
 
 
-LIFE_S = 30.0
-"""A lease that nobody renewed for so long is free."""
-
-RENEW_EVERY_S = 10.0
-
-_LOOK_EVERY_S = 2.0
-_WATCHED_AT_ONCE = 16
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """The run that holds, or held last, the right to write. `boot_id` and `born` tell its process from a later one
-    of the same number; `taken_at` is UTC, by the holder's own clock."""
-
-    run_id: str
-    job: str
-    host: str
-    boot_id: str
-    pid: int
-    born: int
-    taken_at: datetime
-
-    @classmethod
-    def this_process(cls, run_id: str, job: str) -> Self:
-        pid = os.getpid()
-        return cls(run_id, job, socket.gethostname(), _boot_id(), pid, _born(pid) or 0, datetime.now(UTC))
-
-    @property
-    def is_dead_here(self) -> bool:
-        """Whether its process was one of this machine and is gone. False says nothing about another machine."""
-        if self.boot_id != _boot_id() or self.host != socket.gethostname():
-            return False
-        return _born(self.pid) != self.born
-
-    def __str__(self) -> str:
-        return (
-            f"run {self.run_id} of job {self.job!r} (process {self.pid} on {self.host}, "
-            f"since {self.taken_at:%Y-%m-%dT%H:%M:%SZ})"
-        )
-
-
 def read_holder(uri: str, options: StorageOptions) -> Holder | None:
-    """Who holds the tables below `uri`, as far as their leases tell, of several the first to come; None for nobody.
+    """Return the run that holds a lease below `uri`, the earliest if there are several, or None.
 
-    On s3:// a holder whose lease ran out without a word is still named: only waiting would tell it from a live one.
-    Raises: SpecError where the place is out of reach.
+    On s3:// an expired lease counts as held: only waiting would show that its owner has crashed.
+    Raises: SpecError if the address is out of reach.
     """
     uri = absolute(uri)
     with translate_storage_errors(uri):
         if is_local(uri):
-            found = [_look(uri, shard)[1] for shard in known_shards(uri, options)]
+            found = [_read_local(uri, shard)[1] for shard in known_shards(uri, options)]
         else:
-            stored = [ConditionalObject(join(uri, file_of(s)), options).read() for s in known_shards(uri, options)]
+            stored = [ConditionalObject(join(uri, lease_file(s)), options).read() for s in known_shards(uri, options)]
             found = [_parse(text, uri) for text, _ in filter(None, stored)]
             found = [holder for holder in found if holder and not holder.is_dead_here]
     return min(filter(None, found), key=lambda holder: holder.taken_at, default=None)
 
 
-def _look(uri: str, shard: Shard) -> tuple[bool, Holder | None]:
-    """Whether the local lease of `shard` is held, and by whom, where the owner has said so already."""
-    with local_path(join(uri, file_of(shard))).open("rb") as file:
+@contextmanager
+def hold(uri: str, options: StorageOptions, holder: Holder, shard: Shard = WHOLE) -> Iterator[Lease]:
+    """Hold the lease of `shard` of the tables below `uri` for `holder`, and release it at the end.
+
+    The lease of a process of this machine that has exited is taken over at once. Any other lease is watched for up to
+    `LEASE_DURATION_S`, which is logged as a warning.
+
+    Raises:
+        SpecError: a run of a conflicting shard is running, or the address cannot be written.
+    """
+    uri = absolute(uri)
+    if is_local(uri):
+        with _hold_local(uri, holder, shard) as lease:
+            yield lease
+    elif is_s3(uri):
+        with _hold_s3(uri, options, holder, shard) as lease:
+            yield lease
+    else:
+        raise SpecError(f"Invalid address of tables {display_uri(uri)}: expected a local path or s3://.")
+
+
+@contextmanager
+def _hold_local(uri: str, holder: Holder, shard: Shard) -> Iterator[Lease]:
+    path = local_path(join(uri, lease_file(shard)))
+    with translate_storage_errors(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not truncated here: until we hold the lock, the file names another owner.
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise _held_error(uri, _parse(file.read(), uri)) from error
+        with translate_storage_errors(uri):
+            _parse(file.read(), uri)
+            _overwrite(file, _text(holder, 0))
+        try:
+            with translate_storage_errors(uri):
+                for other in conflicting_shards(uri, StorageOptions(), shard):
+                    is_held, owner = _read_local(uri, other)
+                    if is_held:
+                        raise _held_error(uri, owner)
+            yield Lease(uri, holder)
+        finally:
+            # The file is not removed: a lock on a removed file that another process opened protects nothing.
+            file.truncate(0)
+
+
+def _read_local(uri: str, shard: Shard) -> tuple[bool, Holder | None]:
+    """Return whether the local lease of `shard` is held, and by whom if its owner has already written it."""
+    with local_path(join(uri, lease_file(shard))).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -147,87 +212,24 @@ def _look(uri: str, shard: Shard) -> tuple[bool, Holder | None]:
         return False, None
 
 
-class Lease:
-    """The right to write, held. Made by `hold`."""
-
-    def __init__(self, uri: str, holder: Holder) -> None:
-        self.uri = uri
-        self.holder = holder
-        self.successor: str | None = None
-
-    def check(self) -> None:
-        """Raises: FatalError where another run is known to have taken over."""
-        if self.successor is not None:
-            raise FatalError(
-                f"{display_uri(self.uri)}: {self.successor} has taken over these tables, as this run did not renew "
-                f"its lease for {LIFE_S:.0f} s; run {self.holder.run_id} ends, what it committed stays"
-            )
-
-
 @contextmanager
-def hold(uri: str, options: StorageOptions, holder: Holder, shard: Shard = WHOLE) -> Iterator[Lease]:
-    """The lease of `shard` of the tables below `uri` for `holder`, released at the end.
-
-    A dead owner on this machine is followed at once; any other is watched for up to `LIFE_S`, and a warning says why.
-
-    Raises:
-        SpecError: another run that this shard excludes is at work there, or the place cannot be written.
-    """
-    uri = absolute(uri)
-    if is_local(uri):
-        with _local(uri, holder, shard) as lease:
-            yield lease
-    elif is_s3(uri):
-        with _s3(uri, options, holder, shard) as lease:
-            yield lease
-    else:
-        raise SpecError(f"{display_uri(uri)}: tables stand on a local path or on s3://, where a lease can be taken")
-
-
-@contextmanager
-def _local(uri: str, holder: Holder, shard: Shard) -> Iterator[Lease]:
-    path = local_path(join(uri, file_of(shard)))
+def _hold_s3(uri: str, options: StorageOptions, holder: Holder, shard: Shard) -> Iterator[Lease]:
     with translate_storage_errors(uri):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not truncated on opening: until the lock is ours, what stands there is another's name.
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _refused(uri, _parse(file.read(), uri)) from error
-        with translate_storage_errors(uri):
-            _parse(file.read(), uri)
-            _overwrite(file, _text(holder, 0))
-        try:
-            with translate_storage_errors(uri):
-                for other in excluded(uri, StorageOptions(), shard):
-                    is_held, owner = _look(uri, other)
-                    if is_held:
-                        raise _refused(uri, owner)
-            yield Lease(uri, holder)
-        finally:
-            # The file stays: a lock on a file that another opened and we removed would protect nothing.
-            file.truncate(0)
-
-
-@contextmanager
-def _s3(uri: str, options: StorageOptions, holder: Holder, shard: Shard) -> Iterator[Lease]:
-    with translate_storage_errors(uri):
-        stored = ConditionalObject(join(uri, file_of(shard)), options)
+        stored = ConditionalObject(join(uri, lease_file(shard)), options)
         tag = _take(stored, uri, holder)
     lease = Lease(uri, holder)
     done = threading.Event()
     renewal = _Renewal(stored, lease, tag)
-    thread = threading.Thread(target=renewal.keep, args=(done,), name="lease", daemon=True)
+    thread = threading.Thread(target=renewal.run, args=(done,), name="lease", daemon=True)
     thread.start()
     try:
         with translate_storage_errors(uri):
-            others = [ConditionalObject(join(uri, file_of(s)), options) for s in excluded(uri, options, shard)]
+            shards = conflicting_shards(uri, options, shard)
+            others = [ConditionalObject(join(uri, lease_file(other)), options) for other in shards]
             if others:
-                # Watched at the same time: after a night of many shards, each may have to be seen running out.
-                with ThreadPoolExecutor(_WATCHED_AT_ONCE) as pool:
-                    list(pool.map(lambda other: _make_way(other, uri), others))
+                # Watched in parallel: after a night with many shards, each may have to be watched until it expires.
+                with ThreadPoolExecutor(_MAX_WATCHED) as pool:
+                    list(pool.map(lambda other: _wait_until_free(other, uri), others))
         yield lease
     finally:
         done.set()
@@ -235,9 +237,11 @@ def _s3(uri: str, options: StorageOptions, holder: Holder, shard: Shard) -> Iter
         renewal.release()
 
 
-def _make_way(stored: ConditionalObject, uri: str) -> None:
-    """Returns once nobody holds this lease, which is not ours; what ran out is given back for its owner, who so learns
-    of it. Raises: SpecError where its owner lives."""
+def _wait_until_free(stored: ConditionalObject, uri: str) -> None:
+    """Return once nobody holds this lease of another shard.
+
+    An expired lease is released, so that its owner notices if it is still alive. Raises: SpecError if its owner lives.
+    """
     while True:
         found = stored.read()
         owner = _parse(found[0], uri) if found else None
@@ -248,7 +252,7 @@ def _make_way(stored: ConditionalObject, uri: str) -> None:
 
 
 def _take(stored: ConditionalObject, uri: str, holder: Holder) -> str:
-    """The tag of the object that says it is ours."""
+    """Take the lease. Return the ETag of our object."""
     text = _text(holder, 0)
     while True:
         found = stored.read()
@@ -264,11 +268,14 @@ def _take(stored: ConditionalObject, uri: str, holder: Holder) -> str:
 
 
 def _expires(stored: ConditionalObject, tag: str, owner: Holder, uri: str) -> bool:
-    """Watches a lease for its whole life: whether it ran out, or else was given back. Raises: SpecError if renewed."""
-    _LOG.warning("waiting up to %.0f s: %s may still be at work on these tables", LIFE_S, owner)
-    end = time.monotonic() + LIFE_S
+    """Watch a lease for its duration. Return whether it expired; False if it was released.
+
+    Raises: SpecError if it was renewed.
+    """
+    _LOGGER.warning("waiting up to %.0f s: %s may still be running on these tables", LEASE_DURATION_S, owner)
+    end = time.monotonic() + LEASE_DURATION_S
     while time.monotonic() < end:
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_EVERY_S)
         found = stored.read()
         if found is None:
             return False
@@ -276,12 +283,12 @@ def _expires(stored: ConditionalObject, tag: str, owner: Holder, uri: str) -> bo
             now = _parse(found[0], uri)
             if now is None:
                 return False
-            raise _refused(uri, now)
+            raise _held_error(uri, now)
     return True
 
 
 class _Renewal:
-    """Renews an S3 lease until told to stop, or until another owner is seen."""
+    """Renews an S3 lease until it is stopped or another owner is seen."""
 
     def __init__(self, stored: ConditionalObject, lease: Lease, tag: str) -> None:
         self._stored = stored
@@ -289,12 +296,12 @@ class _Renewal:
         self._tag = tag
         self._count = 0
 
-    def keep(self, done: threading.Event) -> None:
+    def run(self, done: threading.Event) -> None:
         while not done.wait(RENEW_EVERY_S) and self._lease.successor is None:
             self._write(_text(self._lease.holder, self._count + 1))
 
     def release(self) -> None:
-        """Says that nobody holds it; where that cannot be said, the lease runs out by itself."""
+        """Write that nobody holds the lease. If the write fails, the lease expires."""
         if self._lease.successor is None:
             self._write(b"")
 
@@ -307,10 +314,10 @@ class _Renewal:
                 return
             found = self._stored.read()
         except FOREIGN_ERRORS:
-            # A store that is away for a moment costs nothing; for longer, commits fail and say so.
+            # A short outage of the store is harmless. In a longer one, commits fail with an error.
             return
         if found is not None and found[0] == text:
-            # The write had landed, and its answer was lost.
+            # The write landed and its answer was lost.
             self._tag = found[1]
             return
         owner = _parse(found[0], self._lease.uri) if found else None
@@ -320,21 +327,21 @@ class _Renewal:
             self._tag = found[1] if found else self._tag
 
 
-def _refused(uri: str, owner: Holder | None) -> SpecError:
+def _held_error(uri: str, owner: Holder | None) -> SpecError:
     return SpecError(
-        f"{display_uri(uri)}: {owner or 'another run'} is at work on these tables; wait for its end or stop it, then "
-        "start this one again"
+        f"{display_uri(uri)}: {owner or 'another run'} is running on these tables. Wait until it ends or stop it, then "
+        "start this run again."
     )
 
 
 def _text(holder: Holder, count: int) -> bytes:
-    """The lease as it is written; `count` makes every renewal another object."""
+    """Return the content of the lease. `count` makes each renewal a different object."""
     fields = asdict(holder) | {"taken_at": holder.taken_at.isoformat(), "renewals": count}
     return json.dumps(fields, indent=1).encode()
 
 
 def _parse(text: bytes, uri: str) -> Holder | None:
-    """Who wrote `text`; None for a lease that was given back. Raises: SpecError for anything that is no lease."""
+    """Return the holder in the content of a lease, or None if it was released. Raises: SpecError for other content."""
     if not text.strip():
         return None
     try:
@@ -343,12 +350,12 @@ def _parse(text: bytes, uri: str) -> Holder | None:
         return Holder(**fields | {"taken_at": datetime.fromisoformat(fields["taken_at"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SpecError(
-            f"{display_uri(join(uri, FILE))}: is no lease of ours ({summarize_error(error)}); remove it if no run is "
-            "at work"
+            f"{display_uri(join(uri, FILE))} is not a lease of this kvq-batch ({summarize_error(error)}). "
+            "Remove it if no run is using the tables."
         ) from error
 
 
-def _overwrite(file: Any, text: bytes) -> None:
+def _overwrite(file: BinaryIO, text: bytes) -> None:
     file.seek(0)
     file.truncate()
     file.write(text)
@@ -359,8 +366,8 @@ def _boot_id() -> str:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
 
 
-def _born(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None where there is no such process, or it is a zombie."""
+def _start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot, or None if it does not exist or is a zombie."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

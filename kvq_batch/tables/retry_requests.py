@@ -1,7 +1,6 @@
-"""Somebody asks that failures for good are tried again: rows in `failures` that end the quarantine of their identity.
+"""Retry requests (`failures retry`): rows in `failures` that end the quarantine of permanent failures.
 
-Nothing is taken back: the failures stay where they are, and who asked, and when, stands beside them. What a row like
-that means to a plan is the planner's; this module tries nothing.
+No failure is deleted: the request is stored beside them, with who made it and when. The planner reads it.
 """
 
 from collections.abc import Mapping
@@ -23,37 +22,36 @@ _IDENTITY = ("video_id", "uri", "content_id", "model_id", "model_name", "fingerp
 def request_retries(
     uri: str,
     storage: StorageOptions,
-    asked_by: str,
+    requested_by: str,
     error: str | None = None,
     stage: str | None = None,
     where: str | None = None,
 ) -> int:
-    """How many standing failures for good, narrowed as said, the next run tries again.
+    """Ask the next run to retry unresolved permanent failures that match all filters. Return their number.
 
     Raises:
-        SpecError: there are no tables, the condition is none, or a run is at work.
+        SpecError: there are no tables, `where` is invalid, or another run is using the tables.
         FatalError: the tables cannot be written.
     """
     tables = Tables.open(uri, storage)
     run_id = f"retry-{new_run_id()}"
-    with hold(uri, storage, Holder.this_process(run_id, "failures --retry")):
+    with hold(uri, storage, Holder.this_process(run_id, "failures retry")):
         tables.refresh()
         with Session(tables) as session:
-            wanted = select_failures("unresolved_failures", error, stage, where)
-            chosen = session.sql(f"SELECT * FROM ({wanted}) WHERE permanent").to_pylist()
-        if chosen:
-            Writer(tables, run_id).commit(
-                Batch(failures=make_rows("failures", [_request(row, asked_by) for row in chosen]))
-            )
-    return len(chosen)
+            selected = select_failures("unresolved_failures", error, stage, where)
+            rows = session.sql(f"SELECT * FROM ({selected}) WHERE permanent").to_pylist()
+        if rows:
+            requests = [_request(row, requested_by) for row in rows]
+            Writer(tables, run_id).commit(Batch(failures=make_rows("failures", requests)))
+    return len(rows)
 
 
-def _request(row: Mapping[str, Any], asked_by: str) -> dict[str, Any]:
+def _request(row: Mapping[str, Any], requested_by: str) -> dict[str, Any]:
     return {
         **{name: row[name] for name in _IDENTITY},
         "attempt": 0,
         "error": RETRY_REQUESTED,
-        "message": f"{asked_by} asked for another try after {row['error']} of run {row['run_id']}",
+        "message": f"{requested_by} requested a retry after {row['error']} in run {row['run_id']}",
         "final": False,
         "permanent": False,
         "failed_at": datetime.now(UTC),

@@ -1,14 +1,14 @@
-"""Questions in SQL, read-only: one SELECT or EXPLAIN at a time, over the views and nothing else.
+"""Read-only SQL sessions over the views: one SELECT or EXPLAIN per query.
 
-A session shows the tables as they were when it was opened. What DuckDB could do beside answering is taken away before
-the first question: files, networks, extensions, settings, variables of the program; and what is no question is
-refused by its kind. This module writes nothing, and keeps no connection to the store open between questions.
+A session shows the tables as they were when it was opened. Before the first query, everything else that DuckDB can do
+is disabled: files, network, extensions, settings, variables of the program. Other statements are rejected by their
+type. The session keeps no connection to the store between queries.
 """
 
 import re
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import duckdb
 import pyarrow as pa
@@ -17,14 +17,14 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.errors import FOREIGN_ERRORS
 from kvq_batch.storage.options import StorageOptions, translate_storage_errors
 from kvq_batch.storage.redact import redact
-from kvq_batch.tables.database import bound_memory, missing_data_file
+from kvq_batch.tables.database import limit_memory, missing_data_file
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import TABLES
 from kvq_batch.tables.views import RAW_PREFIX, create_views
 
 DEFAULT_MEMORY = "4GB"
 
-# The order counts: the last one ends all setting. Replacement scans would read variables of the calling program.
+# The last statement locks all settings, so the order matters. Replacement scans would read variables of the program.
 _LOCKS = (
     "SET TimeZone = 'UTC'",
     "SET python_enable_replacements = false",
@@ -38,19 +38,19 @@ _BLANK = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/)+", re.DOTALL)
 _EXPLAIN = re.compile(r"explain\b", re.IGNORECASE)
 _ANALYZE = re.compile(r"analyze\b|\([^()]*\)", re.IGNORECASE)
 
-_ONE_QUESTION = "a query is one SELECT or EXPLAIN over the views; this is "
+_ONE_QUERY = "A query must be one SELECT or EXPLAIN over the views; found "
 
 
 class Session:
-    """Answers questions about one version of the tables. Use as a context manager, or `close` it."""
+    """A DuckDB session over one version of the tables. Use it in a `with` block, or `close` it."""
 
     def __init__(self, tables: Tables, memory_limit: str = DEFAULT_MEMORY, num_threads: int | None = None) -> None:
-        """Raises: SpecError where a table is out of reach."""
+        """Raises: SpecError if a table is out of reach."""
         self.tables = tables
-        # A DuckDB connection holds one pending result; a second thread would take it away.
+        # A DuckDB connection holds one pending result; a query of another thread would discard it.
         self._lock = threading.Lock()
         self._connection = duckdb.connect()
-        bound_memory(self._connection, memory_limit)
+        limit_memory(self._connection, memory_limit)
         if num_threads is not None:
             self._connection.execute(f"SET threads = {int(num_threads)}")
         with translate_storage_errors(tables.uri):
@@ -60,20 +60,20 @@ class Session:
         for statement in _LOCKS:
             self._connection.execute(statement)
 
-    def sql(self, text: str) -> Any:
-        """The answer as a pa.Table.
+    def sql(self, text: str) -> pa.Table:
+        """Run one query and return the result.
 
-        Raises: SpecError for anything but one SELECT or EXPLAIN, for what DuckDB refuses, with its message, and where
-        the store fails while it is read.
+        Raises:
+            SpecError: the text is not one SELECT or EXPLAIN, DuckDB rejects it (with its message), or the store fails.
         """
         try:
             with self._lock:
                 self._check(text)
                 return self._connection.sql(text).to_arrow_table()
         except duckdb.Error as error:
-            raise SpecError(self._vanished(error) or _readable(error)) from error
+            raise SpecError(self._missing_file_message(error) or _readable(error)) from error
         except (pa.ArrowException, *FOREIGN_ERRORS) as error:
-            raise SpecError(f"the tables cannot be read: {_readable(error)}") from error
+            raise SpecError(f"The tables cannot be read: {_readable(error)}") from error
 
     def close(self) -> None:
         self._connection.close()
@@ -86,33 +86,33 @@ class Session:
     ) -> None:
         self.close()
 
-    def _vanished(self, error: duckdb.Error) -> str | None:
-        """What to say where a part is gone that this session's version of the tables has; None for other errors."""
+    def _missing_file_message(self, error: duckdb.Error) -> str | None:
+        """Return the message for a missing data file of this session's version, or None for other errors."""
         location = missing_data_file(error)
         if location is None:
             return None
         newest = Tables.open(self.tables.uri, self.tables.options)
-        if any(location.endswith(part.path) for schema in TABLES for part in newest.parts(schema.name)):
-            return f"the part {location} is gone, though the log names it; see `kvq-batch tables check`"
+        if any(location.endswith(file.path) for schema in TABLES for file in newest.data_files(schema.name)):
+            return f"Data file {location} is missing, but the log lists it. Run `kvq-batch tables check`."
         return (
-            f"the part {location} is gone: reopen, the tables were compacted since this session was opened, and what "
-            "that replaced was deleted"
+            f"Data file {location} is missing: the tables were compacted after this session was opened, and the "
+            "replaced files were deleted. Open the session again."
         )
 
     def _check(self, text: str) -> None:
-        """Returns when the text is one question."""
+        """Raises: SpecError if the text is not one SELECT or EXPLAIN of one."""
         statements = self._connection.extract_statements(text)
         if len(statements) != 1:
-            raise SpecError(f"{_ONE_QUESTION}{len(statements)} statements")
+            raise SpecError(f"{_ONE_QUERY}{len(statements)} statements.")
         kind = statements[0].type
         if kind == duckdb.StatementType.SELECT:
             return
         if kind == duckdb.StatementType.EXPLAIN:
-            # EXPLAIN ANALYZE runs what it explains. A parenthesis may hold options or the query itself.
+            # EXPLAIN ANALYZE runs the statement. A parenthesis may hold options or the query itself.
             explained = _after(_EXPLAIN, statements[0].query)
             if any(self._is_select(query) for query in (explained, _after(_ANALYZE, explained))):
                 return
-        raise SpecError(f"{_ONE_QUESTION}{kind.name}")
+        raise SpecError(f"{_ONE_QUERY}{kind.name}.")
 
     def _is_select(self, query: str) -> bool:
         try:
@@ -123,12 +123,12 @@ class Session:
 
 
 def open_session(uri: str, storage: StorageOptions | None = None, memory_limit: str = DEFAULT_MEMORY) -> Session:
-    """A session over the tables below `uri`. Raises: SpecError where there are none, or they are out of reach."""
+    """Open a session over the tables below `uri`. Raises: SpecError if they do not exist or are out of reach."""
     return Session(Tables.open(uri, storage), memory_limit)
 
 
 def _after(word: re.Pattern[str], query: str) -> str:
-    """What follows `word` at the start of `query`, blanks and comments left out; all of it without the word."""
+    """Return the query without `word` at its start, and without blanks and comments around it."""
     query = _without_blank(query)
     found = word.match(query)
     return _without_blank(query[found.end() :]) if found else query

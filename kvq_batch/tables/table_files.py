@@ -1,9 +1,7 @@
-"""Tables as files for other programs: Parquet, CSV or JSONL, by the ending of the name.
+"""Export of Arrow tables as Parquet, CSV or JSONL files, to a local path or a store."""
 
-It writes what it is given, locally or to a store, and knows nothing of what the rows mean.
-"""
-
-from typing import Any
+from pathlib import Path
+from typing import BinaryIO
 
 import duckdb
 import pyarrow as pa
@@ -17,17 +15,17 @@ _EXTENSIONS = ("parquet", "csv", "jsonl", "ndjson")
 
 
 def check_extension(out: str) -> str:
-    """The ending of `out`, one that we write. Raises SpecError for another."""
+    """Return the extension of `out`. Raises: SpecError if it is not one that `write_table` writes."""
     extension = out.rpartition(".")[2].lower()
     if extension not in _EXTENSIONS:
-        raise SpecError(f"{display_uri(out)}: a file is written as .parquet, .csv or .jsonl; name it so")
+        raise SpecError(f"Invalid file name {display_uri(out)}: expected a name that ends in .parquet, .csv or .jsonl.")
     return extension
 
 
 def write_table(table: pa.Table, out: str, options: StorageOptions | None = None) -> None:
-    """Writes `table` as .parquet, .csv, .jsonl or .ndjson.
+    """Write `table` to a .parquet, .csv, .jsonl or .ndjson file; missing folders are created.
 
-    Raises: SpecError for another name, or a place out of reach.
+    Raises: SpecError for another extension, for lists in CSV, or if the address cannot be written.
     """
     extension = check_extension(out)
     with translate_storage_errors(out):
@@ -37,19 +35,35 @@ def write_table(table: pa.Table, out: str, options: StorageOptions | None = None
             if extension == "parquet":
                 pq.write_table(table, file, compression="zstd")
             elif extension == "csv":
-                pyarrow.csv.write_csv(_for_csv(display_uri(out), table), file)
+                pyarrow.csv.write_csv(_without_lists(display_uri(out), table), file)
             else:
                 _write_jsonl(table, file)
 
 
-def _for_csv(name: str, table: pa.Table) -> pa.Table:
+def write_csv_and_parquet(table: pa.Table, stem: Path) -> list[Path]:
+    """Write <stem>.csv and <stem>.parquet to a local folder, which is created. Return both paths.
+
+    Raises: SpecError if they cannot be written.
+    """
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"Cannot write to {stem.parent}: {error}") from error
+    # Not `with_suffix`: a stem may be a model id, which contains dots.
+    paths = [stem.parent / f"{stem.name}.{extension}" for extension in ("csv", "parquet")]
+    for path in paths:
+        write_table(table, str(path))
+    return paths
+
+
+def _without_lists(name: str, table: pa.Table) -> pa.Table:
     nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
     if nested:
-        raise SpecError(f"{name}: CSV cannot hold the lists of column {nested[0]!r}; write .parquet or .jsonl")
+        raise SpecError(f"{name}: CSV cannot hold the lists of column {nested[0]!r}. Write .parquet or .jsonl.")
     return table
 
 
-def _write_jsonl(table: pa.Table, file: Any) -> None:
+def _write_jsonl(table: pa.Table, file: BinaryIO) -> None:
     with duckdb.connect(config={"enable_external_access": "false"}) as connection:
         for batch in table.to_batches(max_chunksize=50_000):
             connection.register("rows", pa.table(batch))

@@ -1,11 +1,10 @@
-"""Vacuum: files below the tables that no reader needs any more are listed, and deleted when asked.
+"""Vacuum: list files below the tables that no reader needs, and delete them on request.
 
-    replaced    parts that compaction took out of a table; as old as their removal
-    orphan      parts that a writer or a compaction stored and never committed, because it died; as old as the file
+    replaced    data files that compaction took out of a table; their age is that of the removal
+    orphan      data files that a crashed writer or compaction stored but never committed; their age is that of the file
 
-Which they are is delta-rs' judgement (`vacuum`, with `full` for orphans); how young they may be is decided here, so
-that neither a run at work nor a reader loses what it still needs. Plans and the lease stand beside the tables and are
-never touched. This module asks nobody whether to delete.
+delta-rs finds them (`vacuum`, with `full` for orphans). The minimum age is decided here, so that neither a running job
+nor a reader loses a file that it needs. Plans and leases, which are beside the tables, are not touched.
 """
 
 import math
@@ -20,17 +19,15 @@ from kvq_batch.storage.options import join, translate_storage_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder
 
-DEFAULT_RETENTION = timedelta(days=7)
-
 MARGIN = timedelta(hours=1)
-"""How much older than anything a run or a compaction may still commit; clocks differ, and uploads take their time."""
+"""Files younger than this may still be committed by a run or a compaction. Clocks differ, and uploads take time."""
 
 Kind = Literal["replaced", "orphan"]
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file that is no part of its table; `path` is below the table, `modified_at` when it was written."""
+    """A file that does not belong to its table any more. `path` is below the table, `modified_at` its write time."""
 
     table: str
     path: str
@@ -41,45 +38,48 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How old a file must be at least to go, in whole hours, and why it is not what was asked; empty where it is."""
+    """Minimum age of a file to delete, in whole hours, and why it is longer than requested (empty if it is not)."""
 
     hours: int
-    why: str = ""
+    reason: str = ""
 
 
-def retention(asked: timedelta, holder: Holder | None, now: datetime, is_alone: bool = False) -> Retention:
-    """`asked`, or as much more as the run that holds the tables needs.
+def effective_retention(
+    requested: timedelta, holder: Holder | None, now: datetime, is_forced: bool = False
+) -> Retention:
+    """Return the requested retention, or a longer one if the run that holds the tables needs it.
 
-    Raises: SpecError for less than `MARGIN` where nobody vouches (`is_alone`) that nothing else is at work.
+    Raises:
+        SpecError: `requested` is less than `MARGIN` and `is_forced` (nothing else uses the tables) is false.
     """
-    if asked < MARGIN and not is_alone:
+    if requested < MARGIN and not is_forced:
         raise SpecError(
-            f"a retention of {_spoken(asked)}: what is younger than {_spoken(MARGIN)} may be a part that a run or a "
-            "compaction is about to commit, or that an open session still reads; give a longer --retention, or "
-            "--alone if nothing else uses these tables"
+            f"Invalid --retention of {_format(requested)}: files younger than {_format(MARGIN)} may be about to be "
+            "committed by a run or a compaction, or be read by an open session. Give a longer --retention, or --force "
+            "if nothing else uses these tables."
         )
     if holder is not None:
         needed = now - holder.taken_at + MARGIN
-        if asked < needed:
+        if requested < needed:
             hours = _hours(needed)
             return Retention(
                 hours,
-                f"{holder} holds these tables: only what is older than it and {_spoken(MARGIN)} may go, so that the "
-                f"retention is {hours} h and not {_spoken(asked)}",
+                f"The retention is {hours} h instead of {_format(requested)}: {holder} holds these tables, and only "
+                f"files that are {_format(MARGIN)} older than its start may be deleted.",
             )
-    return Retention(_hours(asked))
+    return Retention(_hours(requested))
 
 
-def leftovers(tables: Tables, hours: int, with_orphans: bool) -> Iterator[Leftover]:
-    """Files that are older than `hours` and no part of any table, of the loaded versions.
+def find_leftovers(tables: Tables, hours: int, with_orphans: bool) -> Iterator[Leftover]:
+    """Yield files older than `hours` that belong to no table, as of the loaded versions.
 
-    Raises: SpecError where the tables are out of reach.
+    Raises: SpecError if the tables are out of reach.
     """
     for schema in tables.schemas:
-        stored = files_of(tables, schema.name)
+        stored = list_files(tables, schema.name)
         with translate_storage_errors(join(tables.uri, schema.name)):
             replaced = _vacuum(tables, schema.name, hours, full=False)
-            # With full, delta-rs also names what it no longer remembers as removed.
+            # With full, delta-rs also returns files whose removal is no longer in the log.
             found = replaced | _vacuum(tables, schema.name, hours, full=True) if with_orphans else replaced
         for path in sorted(found & stored.keys()):
             size, modified_at = stored[path]
@@ -87,9 +87,9 @@ def leftovers(tables: Tables, hours: int, with_orphans: bool) -> Iterator[Leftov
 
 
 def delete_leftovers(tables: Tables, found: Collection[Leftover], hours: int, with_orphans: bool) -> None:
-    """Deletes what `leftovers` found with the same `hours` and `with_orphans`; the log of each table tells of it.
+    """Delete what `find_leftovers` found with the same arguments. The log of each table records it.
 
-    Raises: SpecError where the tables are out of reach, or may not be written.
+    Raises: SpecError if the tables are out of reach or read-only.
     """
     for name in sorted({leftover.table for leftover in found}):
         with translate_storage_errors(join(tables.uri, name)):
@@ -97,13 +97,13 @@ def delete_leftovers(tables: Tables, found: Collection[Leftover], hours: int, wi
         tables.refresh(name)
 
 
-def files_of(tables: Tables, name: str) -> dict[str, tuple[int, datetime]]:
-    """{path below the table: (bytes, when written, UTC)} of every file but the log's.
+def list_files(tables: Tables, name: str) -> dict[str, tuple[int, datetime]]:
+    """Return {path below the table: (bytes, write time in UTC)} of all its files, without the log.
 
-    Raises: SpecError where the table is out of reach.
+    Raises: SpecError if the table is out of reach.
     """
     with translate_storage_errors(join(tables.uri, name)):
-        file_system, root = tables.part_filesystem(name)
+        file_system, root = tables.table_filesystem(name)
         found = file_system.find(root, detail=True)
     files = {}
     for path, info in found.items():
@@ -114,7 +114,7 @@ def files_of(tables: Tables, name: str) -> dict[str, tuple[int, datetime]]:
 
 
 def _vacuum(tables: Tables, name: str, hours: int, full: bool, delete: bool = False) -> set[str]:
-    """True paths of what delta-rs takes for left over, deleted if asked."""
+    """Return the unescaped paths that delta-rs would vacuum; delete them if `delete` is true."""
     paths = tables.delta(name).vacuum(
         retention_hours=hours, dry_run=not delete, enforce_retention_duration=False, full=full
     )
@@ -122,14 +122,14 @@ def _vacuum(tables: Tables, name: str, hours: int, full: bool, delete: bool = Fa
 
 
 def _modified(info: dict[str, Any]) -> datetime:
-    told = info.get("LastModified") or info.get("mtime")
-    return told if isinstance(told, datetime) else datetime.fromtimestamp(float(told or 0), UTC)
+    modified = info.get("LastModified") or info.get("mtime")
+    return modified if isinstance(modified, datetime) else datetime.fromtimestamp(float(modified or 0), UTC)
 
 
 def _hours(length: timedelta) -> int:
     return math.ceil(length / timedelta(hours=1))
 
 
-def _spoken(length: timedelta) -> str:
+def _format(length: timedelta) -> str:
     hours = length / timedelta(hours=1)
     return f"{hours / 24:g} d" if hours >= 48 else f"{hours:g} h"

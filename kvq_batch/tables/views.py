@@ -1,7 +1,7 @@
-"""The views that questions are asked of, as SQL over the raw Delta datasets, and what each of their columns means.
+"""Views for SQL queries: their definitions over the raw Delta tables, and descriptions of their columns.
 
-A run appends; what is current is said here, by commit order and never by a clock. Maps and clips count only beside a
-score of the same commit, so that what a dying run left behind is never seen. This module runs no statement of a user.
+Runs only append. The views select what is current, by commit order and not by time. Maps and clips are shown only
+together with a score of the same commit, so rows that a crashed run left are never visible.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import duckdb
 from kvq_batch.tables.schemas import RETRY_REQUESTED, TABLES, Column
 
 RAW_PREFIX = "raw_"
-"""Every table is registered as raw_<table>; the views of these names read them."""
+"""Tables are registered in DuckDB as raw_<table>; the views read these."""
 
 _CATALOG = """
 WITH newest AS (
@@ -47,15 +47,15 @@ FROM raw_scores s
 LEFT JOIN (SELECT model_id, b1, b2, b3, b4 FROM models WHERE is_default) m ON m.model_id = s.model_id
 """
 
-# The models that count are those of the newest run of the video's catalog that used the name; a video that was scored
-# under another catalog's name falls back to the newest run of any catalog.
+# A score is current if its model and fingerprint are those of the newest run of the video's catalog that used a model
+# of this name. A video that was scored under the name of another catalog uses the newest run of any catalog.
 _SCORES_LATEST = """
 WITH used AS (SELECT catalog, commit_seq, unnest(models) AS model FROM raw_runs),
 current_of_catalog AS (
     SELECT catalog, model.name AS model_name, arg_max(model, commit_seq) AS model FROM used GROUP BY ALL
 ),
 current_of_any AS (SELECT model.name AS model_name, arg_max(model, commit_seq) AS model FROM used GROUP BY ALL),
-judged AS (
+compared AS (
     SELECT s.video_id, s.model_name, s.model_id, s.run_id, s.commit_seq, coalesce(
         s.content_id = v.content_id
         AND s.model_id = coalesce(c.model, a.model).model_id
@@ -69,14 +69,14 @@ judged AS (
 chosen AS (
     SELECT video_id, model_name, arg_max({'model_id': model_id, 'commit_seq': commit_seq, 'is_current': is_current},
         (is_current, commit_seq)) AS best
-    FROM judged GROUP BY ALL
+    FROM compared GROUP BY ALL
 )
 SELECT s.*, NOT c.best.is_current AS is_stale
 FROM scores s JOIN chosen c
 ON s.video_id = c.video_id AND s.model_id = c.best.model_id AND s.commit_seq = c.best.commit_seq
 """
 
-_BESIDE_A_SCORE = """
+_WITH_SCORE = """
 SELECT t.* FROM raw_{table} t
 SEMI JOIN raw_scores s ON s.video_id = t.video_id AND s.model_id = t.model_id AND s.commit_seq = t.commit_seq
 """
@@ -85,7 +85,7 @@ _NEWEST = "SELECT * FROM raw_{table} QUALIFY row_number() OVER (PARTITION BY {ke
 
 _RUNS = "SELECT * FROM raw_runs QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY commit_seq DESC) = 1"
 
-# A row by which somebody asks for another try is no failure: it tells of those of the same identity before it.
+# A retry request is not a failure: it applies to earlier failures of the same identity.
 _FAILURES = f"""
 SELECT f.*, coalesce(r.requested_seq > f.commit_seq, false) AS is_retry_requested FROM raw_failures f LEFT JOIN (
     SELECT video_id, content_id, model_id, fingerprint, max(commit_seq) AS requested_seq FROM raw_failures
@@ -95,8 +95,8 @@ SELECT f.*, coalesce(r.requested_seq > f.commit_seq, false) AS is_retry_requeste
 WHERE f.error <> '{RETRY_REQUESTED}'
 """
 
-# The newest of several says what is wrong now.
-_STANDING_FAILURES = """
+# The newest of several failures is the one that matters now.
+_UNRESOLVED_FAILURES = """
 SELECT f.* REPLACE (f.permanent AND NOT f.is_retry_requested AS permanent) FROM failures f
 WHERE f.final AND NOT EXISTS (
     FROM raw_scores s WHERE s.video_id = f.video_id AND s.model_name = f.model_name AND s.commit_seq > f.commit_seq
@@ -104,7 +104,7 @@ WHERE f.final AND NOT EXISTS (
 QUALIFY row_number() OVER (PARTITION BY f.video_id, f.model_name ORDER BY f.commit_seq DESC, f.attempt DESC) = 1
 """
 
-# Lists start at 1 in SQL; cells lie in the order slot, row, column.
+# Lists in SQL start at 1. Cells are in the order slot, row, column.
 _REGIONS = """
 WITH cells AS (
     SELECT m.video_id, m.model_id, m.clip_index, k.slot_start_s, m.num_rows, m.num_cols,
@@ -129,83 +129,82 @@ SELECT video_id, model_id, clip_index, (cell // (num_rows * num_cols))::INTEGER 
 FROM valued
 """
 
-# In this order: a view reads those before it.
+# In this order: views use those before them.
 VIEWS: Mapping[str, str] = {
     "catalog": _CATALOG,
     "models": _MODELS,
     "runs": _RUNS,
     "scores": _SCORES,
     "scores_latest": _SCORES_LATEST,
-    "clips": _BESIDE_A_SCORE.format(table="clips"),
-    "maps": _BESIDE_A_SCORE.format(table="maps"),
+    "clips": _WITH_SCORE.format(table="clips"),
+    "maps": _WITH_SCORE.format(table="maps"),
     "failures": _FAILURES,
     "labels": _NEWEST.format(table="labels", keys="label_id"),
     "opinions": f"SELECT * FROM ({_NEWEST.format(table='opinions', keys='dataset, video_id')}) WHERE NOT is_withdrawn",
-    "unresolved_failures": _STANDING_FAILURES,
+    "unresolved_failures": _UNRESOLVED_FAILURES,
     "regions": _REGIONS,
 }
 
-_ABOUT: Mapping[str, str] = {
-    "catalog": "the videos that the catalogs list now, one row each",
-    "models": "cards and calibrations of the models, newest of each",
+_DESCRIPTIONS: Mapping[str, str] = {
+    "catalog": "videos that are in a catalog now, one row per video",
+    "models": "model cards and calibrations, the newest of each",
     "runs": "runs, with the newest state of each",
-    "scores": "every score that was ever committed",
-    "scores_latest": "one score for each video of the catalog and model: of the current content and model, or marked "
-    "stale",
-    "clips": "the clips of every score",
-    "maps": "the stored maps of every score",
-    "failures": "every failure that was committed",
-    "labels": "one row for each version of a source segment that was made and measured",
-    "opinions": "the newest opinion of people on each video and data set",
-    "unresolved_failures": "the newest final failure of each video and model that was not scored since",
-    "regions": "one row for each cell of the maps of the current scores",
+    "scores": "all committed scores",
+    "scores_latest": "one score per video of the catalog and model: the current one, or an older one marked as stale",
+    "clips": "clips of all scores",
+    "maps": "stored maps of all scores",
+    "failures": "all committed failures",
+    "labels": "one row per rendition of a reference segment that was made and measured",
+    "opinions": "the newest opinion on each video in each data set",
+    "unresolved_failures": "newest final failure of each video and model without a later score",
+    "regions": "one row per cell of the maps of current scores",
 }
 
-_DERIVED: Mapping[str, str] = {
-    "mos": "raw_score under the default calibration of its model, null where it has none",
-    "is_stale": "true where the current content, model and preprocessing have no score, and this is an older one",
-    "is_retry_requested": "true where somebody has asked since for another try (`kvq-batch failures --retry`)",
+_COMPUTED: Mapping[str, str] = {
+    "mos": "raw_score mapped by the default calibration of its model; null if there is none",
+    "is_stale": "true if there is no score for the current content, model and preprocessing, and this is an older one",
+    "is_retry_requested": "true if a retry was requested after this failure (`kvq-batch failures retry`)",
     "first_run_id": "run that first saw the video in this catalog",
     "last_run_id": "newest run of this catalog",
-    "slot": "slot of the clip, two frames each, from 0",
-    "slot_start_s": "time of the slot's first frame in the video, seconds",
+    "slot": "time slot of the clip (two frames each), from 0",
+    "slot_start_s": "time of the first frame of the time slot in the video, seconds",
     "cell_row": "row of the cell, from the top, from 0",
     "cell_col": "column of the cell, from the left, from 0",
     "texture": "quality of the cell",
-    "saliency": "weight of the cell, mean 1 over a slot",
-    "weighted": "texture * saliency; its mean over all cells of a video is raw_score",
+    "saliency": "weight of the cell; the mean over a time slot is 1",
+    "weighted": "texture * saliency; the mean over all cells of a video is raw_score",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A view as help shows it."""
+    """Name, description and columns of a view; the type of a column is DuckDB's name for it."""
 
     name: str
-    about: str
+    description: str
     columns: tuple[Column, ...]
 
 
 def create_views(connection: duckdb.DuckDBPyConnection) -> None:
-    """Creates every view; the raw tables must be registered before."""
+    """Create all views. The raw tables must be registered before."""
     for name, query in VIEWS.items():
         connection.execute(f'CREATE VIEW "{name}" AS {query}')
 
 
 def describe_views() -> dict[str, View]:
-    """What can be asked: each view with its columns, DuckDB's types and one line for each. Needs no tables."""
+    """Return {name: view} of all views with their columns. Needs no tables."""
     with duckdb.connect() as connection:
         for schema in TABLES:
             connection.register(f"{RAW_PREFIX}{schema.name}", schema.arrow().empty_table())
         create_views(connection)
-        return {name: View(name, _ABOUT[name], _columns(connection, name)) for name in VIEWS}
+        return {name: View(name, _DESCRIPTIONS[name], _columns(connection, name)) for name in VIEWS}
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> tuple[Column, ...]:
-    comments = {"scores_latest": "scores", "unresolved_failures": "failures", "regions": ""}.get(view, view)
-    own = {c.name: c.comment for schema in TABLES if schema.name == comments for c in schema.columns}
-    rows = connection.execute(f'DESCRIBE "{view}"').fetchall()
+    table = {"scores_latest": "scores", "unresolved_failures": "failures", "regions": ""}.get(view, view)
+    own = {c.name: c.comment for schema in TABLES if schema.name == table for c in schema.columns}
     known = {column.name: column.comment for schema in TABLES for column in schema.columns}
+    rows = connection.execute(f'DESCRIBE "{view}"').fetchall()
     return tuple(
-        Column(name, kind.lower(), own.get(name) or _DERIVED.get(name) or known[name]) for name, kind, *_ in rows
+        Column(name, kind.lower(), own.get(name) or _COMPUTED.get(name) or known[name]) for name, kind, *_ in rows
     )

@@ -1,18 +1,17 @@
-"""The one writer of a run: rows become parts, parts become commits, and a stale writer is refused by the log.
+"""The writer of a run: turns rows into data files and commits them; stale writers are rejected by the log.
 
-Opening a writer claims the next epoch by an empty commit to every table that carries results, so that whatever an
-older writer of the same videos still has in hand is refused from then on
-(`tables/transactions.py`). Writers of disjoint shards commit side by side.
-One batch commits in a fixed order, `scores` last: maps and clips without a score of the same `commit_seq` are
-invisible to the views. This module neither plans nor compacts; who may open a writer is said by `tables/lease.py`.
+A new writer claims the next epoch with an empty commit to every table that holds results. From then on these tables
+reject every older writer of the same videos (`tables/transactions.py`). Writers of disjoint catalog shards commit side
+by side. The tables of one batch are committed in a fixed order, `scores` last: views hide maps and clips without a
+score of the same `commit_seq`. The lease (`tables/lease.py`) decides who may open a writer.
 """
 
 import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import pyarrow as pa
 from deltalake import CommitProperties, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
@@ -30,85 +29,88 @@ from kvq_batch.tables.transactions import application_id, claim_transactions
 
 _FENCED_TABLES = (*RESULT_TABLES, "catalog")
 _CLAIM_ATTEMPTS = 20
-"""Of drivers that start together, each but one begins anew."""
+"""If several drivers start together, all but one of them have to claim again."""
 
 _CLAIM_PAUSE_S = 0.2
 
 _LOG_ATTEMPTS = 10
-"""A log entry meets another one that it may not follow unseen only where somebody adds a column: once in a while."""
+"""A commit conflicts with another one only if that one adds a column, which is rare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Results that become visible together, as pa.Tables of the rows that `make_rows` makes, or None for no rows.
+    """Results that become visible together: tables made by `make_rows`, or None for no rows.
 
-    All rows of a (video, model) belong into one batch: views join them by `commit_seq`.
+    All rows of one (video, model) must be in one batch: views join them by `commit_seq`.
     """
 
-    maps: Any = None
-    clips: Any = None
-    failures: Any = None
-    scores: Any = None
+    maps: pa.Table = None
+    clips: pa.Table = None
+    failures: pa.Table = None
+    scores: pa.Table = None
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """What one commit took, with all of its tables: seconds, and bytes of parts."""
+class CommitStats:
+    """Duration of one commit over all its tables, and the bytes of its data files."""
 
     seconds: float = 0.0
     size_bytes: int = 0
 
 
 class Writer:
-    """Commits for one run. Raises: FatalError from every method where another run has taken over or the store fails.
+    """Commits the rows of one run.
 
-    After a FatalError nothing more should be committed with this writer; a new one goes on.
+    Every method raises FatalError if another run has taken over the tables, or the store fails. Do not use the writer
+    after that; a new writer can continue.
     """
 
-    def __init__(self, tables: Tables, run_id: str, patience: RetryPolicy | None = None, shard: Shard = WHOLE) -> None:
+    def __init__(
+        self, tables: Tables, run_id: str, retry_policy: RetryPolicy | None = None, shard: Shard = WHOLE
+    ) -> None:
         self.tables = tables
         self.run_id = run_id
         self.shard = shard
         self._application = application_id(shard)
-        self._patience = patience or RetryPolicy()
-        self.last_commit = Commit()
+        self._retry_policy = retry_policy or RetryPolicy()
+        self.last_commit = CommitStats()
         self._counter = 0
-        # Table -> version up to which its log is known to hold no newer writer.
+        # {table: version up to which its log is known to have no newer writer}
         self._checked_versions: dict[str, int] = {}
-        self.epoch, self.found = self._claim()
+        self.epoch, self.progress_before = self._claim()
 
     @property
     def commit_seq(self) -> int:
-        """The newest `commit_seq` that this writer gave out."""
+        """The newest `commit_seq` of this writer."""
         return (self.epoch << COUNTER_BITS) | self._counter
 
     def commit(self, batch: Batch) -> int:
-        """Commits the batch: maps, clips, failures, scores. Returns its `commit_seq`."""
+        """Commit maps, clips, failures and scores, in this order. Return the `commit_seq`."""
         return self._commit({name: getattr(batch, name) for name in DATA_TABLES})
 
-    def commit_labels(self, labels: Any, failures: Any) -> int:
-        """Commits failures, then labels (`make_rows`), either may be None. Returns the `commit_seq`."""
+    def commit_labels(self, labels: pa.Table | None, failures: pa.Table | None) -> int:
+        """Commit failures, then labels. Return the `commit_seq`."""
         return self._commit({"failures": failures, "labels": labels})
 
-    def write_opinions(self, rows: Any) -> int:
-        """Appends opinions (`make_rows("opinions", [...])`). Returns the `commit_seq`."""
+    def write_opinions(self, rows: pa.Table) -> int:
+        """Append opinions. Return the `commit_seq`."""
         return self._commit({"opinions": rows})
 
-    def write_catalog(self, rows: Any) -> int:
-        """Appends what `catalog_changes` found, after adding the columns that are new. Returns the `commit_seq`."""
+    def write_catalog(self, rows: pa.Table) -> int:
+        """Append rows of `catalog_changes`, and add their new columns first. Return the `commit_seq`."""
         self.tables.add_columns("catalog", rows.schema)
         return self._commit({"catalog": rows})
 
-    def write_run(self, rows: Any, run_id: str | None = None) -> int:
-        """Appends the state of this run, or of a dead one (`make_rows("runs", [...])`). Returns the `commit_seq`."""
+    def write_run(self, rows: pa.Table, run_id: str | None = None) -> int:
+        """Append the state of this run, or of the crashed run `run_id`. Return the `commit_seq`."""
         return self._commit({"runs": rows}, run_id)
 
-    def write_models(self, rows: Any) -> int:
-        """Appends cards and calibrations (`make_rows("models", [...])`). Returns the `commit_seq`."""
+    def write_models(self, rows: pa.Table) -> int:
+        """Append model cards and calibrations. Return the `commit_seq`."""
         return self._commit({"models": rows})
 
     def _claim(self) -> tuple[int, Mapping[str, int]]:
-        """The epoch of this writer, committed to every fenced table, and how far those before it had come."""
+        """Claim an epoch in every fenced table. Return it, and the progress of earlier writers."""
         for attempt in range(_CLAIM_ATTEMPTS):
             self.tables.refresh()
             found = self.tables.progress(self.shard)
@@ -121,46 +123,48 @@ class Writer:
                     time.sleep(random.uniform(0, _CLAIM_PAUSE_S * (attempt + 1)))
                     continue
             return epoch, found
-        raise FatalError(f"{display_uri(self.tables.uri)}: other runs keep starting on these tables; start only one")
+        raise FatalError(
+            f"{display_uri(self.tables.uri)}: other runs keep starting on these tables. Start only one run at a time."
+        )
 
-    def _commit(self, rows_by_table: Mapping[str, Any], run_id: str | None = None) -> int:
+    def _commit(self, rows_by_table: Mapping[str, pa.Table | None], run_id: str | None = None) -> int:
         started = time.perf_counter()
         self._counter += 1
         commit_seq = self.commit_seq
-        parts: dict[str, list[DataFile]] = {}
+        files: dict[str, list[DataFile]] = {}
         for name, rows in rows_by_table.items():
             if rows is None or rows.num_rows == 0:
                 continue
             schema = find_schema(name)
             full = align_to_schema(rows, schema, self.tables.arrow_schema(name), run_id or self.run_id, commit_seq)
-            parts[name] = list(make_data_files(full, schema, commit_seq))
-        for name, made in parts.items():
+            files[name] = list(make_data_files(full, schema, commit_seq))
+        for name, made in files.items():
             self._store(name, made)
-        for name, made in parts.items():
+        for name, made in files.items():
             self._append(name, made, commit_seq)
-        size_bytes = sum(part.content.size for made in parts.values() for part in made)
-        self.last_commit = Commit(time.perf_counter() - started, size_bytes)
+        size_bytes = sum(file.content.size for made in files.values() for file in made)
+        self.last_commit = CommitStats(time.perf_counter() - started, size_bytes)
         return commit_seq
 
-    def _store(self, name: str, parts: list[DataFile]) -> None:
+    def _store(self, name: str, files: list[DataFile]) -> None:
         folder = join(self.tables.uri, name)
-        contents = {join(folder, part.path): part.content.to_pybytes() for part in parts}
+        contents = {join(folder, file.path): file.content.to_pybytes() for file in files}
         try:
-            put_files(contents, self.tables.options, self._patience)
+            put_files(contents, self.tables.options, self._retry_policy)
         except FOREIGN_ERRORS as error:
             raise self._fatal(name, error) from error
 
-    def _append(self, name: str, parts: list[DataFile], commit_seq: int) -> None:
+    def _append(self, name: str, files: list[DataFile], commit_seq: int) -> None:
         def append(attempt: int) -> None:
-            # After a fault, the answer may be what was lost, and not the commit.
+            # After a fault, the commit may have landed and only the answer was lost.
             if attempt > 1 and self._has_landed(name, commit_seq):
                 return None
-            # Reading it costs requests, so only where somebody else has committed since we looked.
             for log_attempt in range(_LOG_ATTEMPTS):
+                # The check costs requests, so it is made only if the version changed since the last one.
                 if self.tables.delta(name).version() != self._checked_versions.get(name):
                     self._check_not_overtaken(name, commit_seq)
                 try:
-                    actions = [part.action for part in parts]
+                    actions = [file.action for file in files]
                     return self._log(name, actions, [Transaction(self._application, commit_seq)])
                 except CommitFailedError:
                     if self._has_landed(name, commit_seq):
@@ -171,7 +175,7 @@ class Writer:
             return None
 
         try:
-            self._patience.run(append)
+            self._retry_policy.run(append)
         except FOREIGN_ERRORS as error:
             try:
                 has_landed = self._has_landed(name, commit_seq)
@@ -195,25 +199,25 @@ class Writer:
             partition_by=list(find_schema(name).partition_by),
             commit_properties=CommitProperties(app_transactions=transactions),
         )
-        # Without it the next commit would be compared with the version before this one, and refuse itself.
+        # Without this, the next commit would be compared with the version before this one and conflict with itself.
         delta.update_incremental()
         if delta.version() == before + 1:
             self._checked_versions[name] = delta.version()
 
     def _has_landed(self, name: str, commit_seq: int) -> bool:
-        """Whether the log holds this commit after all; nobody else has our epoch. Raises what the store raises."""
+        """Return whether the log has this commit. No other writer has our epoch. Raises errors of the store."""
         delta = self.tables.delta(name)
         delta.update_incremental()
         return delta.transaction_version(self._application) == commit_seq
 
     def _taken_over(self, name: str) -> FatalError:
         return FatalError(
-            f"{display_uri(self.tables.uri)}: another run has taken over these tables (seen in {name!r}); run "
-            f"{self.run_id} ends, what it committed stays. Let the other run finish, then start this job again"
+            f"{display_uri(self.tables.uri)}: another run has taken over these tables (found in {name!r}). Run "
+            f"{self.run_id} stops; its commits are kept. Let the other run finish, then start this job again."
         )
 
     def _fatal(self, name: str, error: Exception) -> FatalError:
         return FatalError(
             f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {explain_error(error)}. "
-            f"What was committed stays; start the job again"
+            "Earlier commits are kept. Start the job again."
         )

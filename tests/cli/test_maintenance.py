@@ -31,31 +31,31 @@ def call(*arguments: str, exit_code: int = 0) -> Result:
 def test_a_night_of_upkeep(tables: str) -> None:
     planned = json.loads(call("compact", tables, "--dry-run", "-o", "json").stdout)
     done = json.loads(call("compact", tables, "-o", "json").stdout)
-    keys = ("table", "partition", "parts_before", "parts_after", "bytes_before")
+    keys = ("table", "partition", "files_before", "files_after", "bytes_before")
     assert [[row[key] for key in keys] for row in done] == [[row[key] for key in keys] for row in planned]
-    assert {"failures": 3, "runs": 2}.items() <= {row["table"]: row["parts_before"] for row in done}.items()
-    assert {row["parts_after"] for row in done} == {1}
+    assert {"failures": 3, "runs": 2}.items() <= {row["table"]: row["files_before"] for row in done}.items()
+    assert {row["files_after"] for row in done} == {1}
     again = call("compact", tables)
     assert "(no rows)" in again.stdout
     assert "nothing to merge" in again.stderr
 
     assert "0 file(s)" in call("vacuum", tables, "--delete").stderr
-    listed = call("vacuum", tables, "--retention", "0h", "--alone", "-o", "csv")
+    listed = call("vacuum", tables, "--retention", "0h", "--force", "-o", "csv")
     rows = list(csv.DictReader(io.StringIO(listed.stdout)))
     assert {row["kind"] for row in rows} == {"replaced"}
     assert f"{len(rows)} file(s)" in listed.stderr
-    assert "--delete does it" in listed.stderr
+    assert "use --delete to delete them" in listed.stderr
     assert all((Path(tables) / row["table"] / row["path"]).exists() for row in rows)
-    assert ": deleted" in call("vacuum", tables, "--retention", "0h", "--alone", "--delete").stderr
+    assert ": deleted" in call("vacuum", tables, "--retention", "0h", "--force", "--delete").stderr
     assert not any((Path(tables) / row["table"] / row["path"]).exists() for row in rows)
-    assert "nothing is wrong" in call("check", tables, "--deep").stderr
+    assert "no errors" in call("check", tables, "--deep").stderr
 
 
 def test_upkeep_of_tables_on_s3(s3_prefix: S3Location) -> None:
     uri = fill(f"{s3_prefix.uri}/tables", s3_prefix.options).tables.uri
     there = (uri, "--endpoint-url", s3_prefix.options.endpoint_url or "", "-o", "json")
     assert {row["table"] for row in json.loads(call("compact", *there).stdout)} == {"failures", "runs"}
-    vacuum = ("vacuum", *there, "--retention", "0h", "--alone", "--full")
+    vacuum = ("vacuum", *there, "--retention", "0h", "--force", "--full")
     assert len(json.loads(call(*vacuum).stdout)) == 5
     call(*vacuum, "--delete")
     assert json.loads(call(*vacuum).stdout) == []
@@ -71,9 +71,9 @@ def test_history_tells_who_committed_what(tables: str) -> None:
         "table": "failures",
         "version": 5,
         "operation": "compact",
-        "parts_added": 1,
+        "files_added": 1,
         "rows_added": 3,
-        "parts_removed": 3,
+        "files_removed": 3,
         "rows_removed": 3,
         "epoch": None,
         "counter": None,
@@ -88,32 +88,32 @@ def test_history_tells_who_committed_what(tables: str) -> None:
 
 
 def test_check_ends_with_3_where_something_is_wrong(tables: str) -> None:
-    assert "nothing is wrong" in call("check", tables).stderr
-    part = next(p for p in Tables.open(tables).parts("maps") if p.partition["model_id"] == KVQ.model_id)
+    assert "no errors" in call("check", tables).stderr
+    part = next(p for p in Tables.open(tables).data_files("maps") if p.partition["model_id"] == KVQ.model_id)
     (Path(tables) / "maps" / part.path).unlink()
     result = call("check", tables, "--output", "json", exit_code=3)
     first = json.loads(result.stdout)[0]
-    assert (first["severity"], first["kind"], first["subject"]) == ("error", "missing_part", part.path)
+    assert (first["severity"], first["kind"], first["subject"]) == ("error", "missing_file", part.path)
     assert "error(s)" in result.stderr
 
 
 def test_vacuum_beside_a_run_keeps_more_and_says_why(tables: str) -> None:
     call("compact", tables)
     with hold(tables, StorageOptions(), Holder.this_process("run-9", "nightly")):
-        result = call("vacuum", tables, "--retention", "0h", "--alone", "--full", "-o", "json")
+        result = call("vacuum", tables, "--retention", "0h", "--force", "--full", "-o", "json")
     assert json.loads(result.stdout) == []
     assert "run run-9 of job 'nightly'" in result.stderr
-    assert "the retention is 2 h and not 0 h" in result.stderr
+    assert "The retention is 2 h instead of 0 h" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["compact", "--target", "big"], "--target 'big' is no size"),
-        (["compact", "--target", "0MB"], "is no size"),
-        (["vacuum", "--retention", "soon"], "--retention 'soon' is no length of time"),
-        (["vacuum", "--retention", "0h"], "--alone if nothing else uses these tables"),
-        (["history", "--table", "score"], "there is no table 'score'"),
+        (["compact", "--target", "big"], "Invalid --target 'big': expected a size"),
+        (["compact", "--target", "0MB"], "expected a size such as 128MB"),
+        (["vacuum", "--retention", "soon"], "Invalid --retention 'soon': expected a duration"),
+        (["vacuum", "--retention", "0h"], "--force if nothing else uses these tables"),
+        (["history", "--table", "score"], "Unknown table 'score'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tables: str, arguments: list[str], said: str) -> None:

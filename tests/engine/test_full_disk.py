@@ -40,7 +40,7 @@ def run_in_namespace(namespace: list[str], *arguments: object) -> dict[str, Any]
 def test_full_disk_of_tables_stops_run(namespace: list[str], videos: Path, tmp_path: Path) -> None:
     outcome = run_in_namespace(namespace, "tables", tmp_path, videos)
     assert "cannot be written: no space left" in outcome["message"]
-    assert "What was committed stays" in outcome["message"]
+    assert "Earlier commits are kept" in outcome["message"]
     assert 1 <= len(outcome["kept"]) < 6
     assert outcome["scored_then"] == 6 - len(outcome["kept"])
     assert outcome["scores"] == sorted(path.name for path in videos.iterdir())

@@ -48,7 +48,7 @@ def test_run_after_a_crash_does_the_rest(slow_job: Job, tmp_path: Path) -> None:
 def test_second_run_is_rejected(slow_job: Job, tmp_path: Path) -> None:
     with start_driver(slow_job, tmp_path) as driver:
         wait_for(driver, "committed")
-        with pytest.raises(SpecError, match=rf"run \S+ of job 'test' \(process {driver.pid} on .* is at work"):
+        with pytest.raises(SpecError, match=rf"run \S+ of job 'test' \(process {driver.pid} on .* is running"):
             run(slow_job)
         assert wait_for(driver, "finished") == "finished scored 6"
 
@@ -66,7 +66,7 @@ def test_outdated_plan_is_made_again(videos: Path, tmp_path: Path) -> None:
 def test_paused_run_loses_its_lease(
     clips: Sequence[Path], s3_prefix: S3Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "LIFE_S", 3.0)
+    monkeypatch.setattr(leases, "LEASE_DURATION_S", 3.0)
     # The paused process is alive on this machine, but it does not renew its lease.
     for clip in clips:
         s3_prefix.put(f"videos/{clip.name}", clip.read_bytes())

@@ -38,16 +38,16 @@ def test_crashed_compaction_changes_no_answer(make_trial: Callable[..., Trial]) 
     assert answers() == before
     # One data file per partition is left.
     assert check(trial) == 0
-    assert len(Tables.open(trial.job.tables).parts("scores")) == 1
+    assert len(Tables.open(trial.job.tables).data_files("scores")) == 1
 
 
 def crash_at(step: str) -> None:
     """Make the compaction of the scores crash at `step`."""
-    real_store, real_replace = compaction.store, compaction.replace
+    real_store, real_replace = compaction.store_file, compaction.replace_files
 
     def store(tables: Tables, name: str, part: Any) -> None:
         if name == "scores" and step == "inside the upload":
-            file_system, root = tables.part_filesystem(name)
+            file_system, root = tables.table_filesystem(name)
             upload_half(file_system, f"{root}/{part.path}", part.content.to_pybytes())
             crash()
         real_store(tables, name, part)
@@ -59,7 +59,7 @@ def crash_at(step: str) -> None:
         if name == "scores" and step == "after the commit":
             crash()
 
-    compaction.store, compaction.replace = store, replace  # type: ignore[assignment]
+    compaction.store_file, compaction.replace_files = store, replace  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class CrashingWriter(Writer):
 
     def _store(self, name: str, parts: list[DataFile]) -> None:
         if self._counts and self.point == f"inside the upload of {name}":
-            file_system, root = self.tables.part_filesystem(name)
+            file_system, root = self.tables.table_filesystem(name)
             upload_half(file_system, f"{root}/{parts[0].path}", parts[0].content.to_pybytes())
             crash()
         super()._store(name, parts)

@@ -72,7 +72,7 @@ def test_what_belongs_to_other_weights_or_a_live_run_is_refused(tmp_path: Path) 
     with pytest.raises(SpecError, match="there are no tables here"):
         add_calibration(uri, options, Calibration("ours", KVQ.model_id, FITTED))
     make_tables(uri, options)
-    with pytest.raises(SpecError, match=rf"model kvq@9-0 has no row here; the tables know {KVQ.model_id}"):
+    with pytest.raises(SpecError, match=rf"the tables have no model kvq@9-0; they have {KVQ.model_id}"):
         add_calibration(uri, options, Calibration("ours", "kvq@9-0", FITTED))
     with (
         hold(uri, options, Holder.this_process("run-9", "nightly")),
@@ -92,12 +92,12 @@ def test_a_calibration_is_read_from_a_file(store: Store) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no", "no JSON"),
-        ("[]", "no JSON object"),
-        (json.dumps(GOOD | {"model_id": None}), "lacks the text 'model_id'"),
-        (json.dumps(GOOD | {"b3": "1"}), "'b3' is '1', no finite number"),
+        ("no", "not JSON"),
+        ("[]", "not a JSON object"),
+        (json.dumps(GOOD | {"model_id": None}), "field 'model_id' is missing"),
+        (json.dumps(GOOD | {"b3": "1"}), "'b3' is '1', expected a finite number"),
         (json.dumps(GOOD | {"b1": float("nan")}), "'b1' is nan"),
-        (json.dumps(GOOD | {"b4": 0}), "b4 is 0"),
+        (json.dumps(GOOD | {"b4": 0}), "'b4' is 0"),
     ],
 )
 def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, text: str, said: str) -> None:

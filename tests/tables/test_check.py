@@ -13,8 +13,8 @@ from deltalake import CommitProperties
 from deltalake.transaction import AddAction, RemoveAction
 
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.tables.check import EXAMPLES, Finding, check_tables
-from kvq_batch.tables.compaction import compact, store
+from kvq_batch.tables.check import MAX_EXAMPLES, Finding, check_tables
+from kvq_batch.tables.compaction import compact, store_file
 from kvq_batch.tables.data_files import DataFile, make_data_file
 from kvq_batch.tables.delta import LoggedFile, Tables
 from kvq_batch.tables.schemas import find_schema
@@ -49,7 +49,7 @@ def test_tables_of_a_run_at_work_are_whole(tmp_path: Path) -> None:
     findings = check(writer.tables)
     assert errors(findings) == set()
     told = {(f.kind, f.subject): f.message for f in findings}
-    assert "of a run at work, or left by a dying one: 1 rows, invisible" in told["invisible", "run-2"]
+    assert "of a running or a crashed run: 1 rows that no view shows" in told["invisible", "run-2"]
     assert ("running", "run-2") in told
 
 
@@ -64,11 +64,13 @@ def test_what_a_dying_run_left_is_told_and_no_error(tmp_path: Path) -> None:
     assert errors(findings) == set()
     invisible = [(f.table, f.message) for f in findings if f.kind == "invisible"]
     assert [table for table, _ in invisible] == ["clips", "maps"]
-    assert all("left by a dying run: 2 rows, invisible" in message for _, message in invisible)
+    assert all("of a crashed run: 2 rows that no view shows" in message for _, message in invisible)
 
 
 def first_part(tables: Tables, name: str) -> LoggedFile:
-    return next(part for part in tables.parts(name) if part.partition.get("model_id", KVQ.model_id) == KVQ.model_id)
+    return next(
+        part for part in tables.data_files(name) if part.partition.get("model_id", KVQ.model_id) == KVQ.model_id
+    )
 
 
 def path_of(tables: Tables, name: str, part: LoggedFile) -> Path:
@@ -83,7 +85,7 @@ def append(
     tables: Tables, name: str, part: DataFile, stats: dict[str, Any] | None = None, *removed: LoggedFile
 ) -> None:
     """A commit past every check of ours."""
-    store(tables, name, part)
+    store_file(tables, name, part)
     action: AddAction = part.action
     if stats is not None:
         action = dataclasses.replace(action, stats=json.dumps(json.loads(action.stats) | stats))
@@ -112,7 +114,7 @@ def test_a_part_that_is_gone(tmp_path: Path) -> None:
     part = first_part(tables, "scores")
     path_of(tables, "scores", part).unlink()
     found = errors(check(tables))
-    assert ("missing_part", "scores", part.path) in found
+    assert ("missing_file", "scores", part.path) in found
     # What hangs on it is named as well: its videos' clips, and the sum of the run.
     assert ("run_scored", "scores", "run-1") in found
 
@@ -121,7 +123,7 @@ def test_a_part_that_is_gone(tmp_path: Path) -> None:
     ("damage", "kind"),
     [
         (lambda content: content[:-20], "wrong_size"),
-        (lambda content: content[:-20] + b"x" * 20, "unreadable_part"),
+        (lambda content: content[:-20] + b"x" * 20, "unreadable_file"),
     ],
 )
 def test_a_part_that_is_damaged(tmp_path: Path, damage: Callable[[bytes], bytes], kind: str) -> None:
@@ -144,7 +146,7 @@ def test_a_column_that_is_damaged_below_a_whole_footer(tmp_path: Path, column: s
     content = bytearray(path.read_bytes())
     content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(content)
-    damaged = ("unreadable_part", "maps", part.path)
+    damaged = ("unreadable_file", "maps", part.path)
     assert damaged in errors(check(tables, deep=True))
     assert (damaged in errors(check(tables))) == (column == "video_id")
 
@@ -156,7 +158,7 @@ def test_a_damaged_part_on_s3(s3_prefix: Any) -> None:
     s3_prefix.put(f"tables/maps/{part.path}", content[:-20] + b"x" * 20)
     s3_prefix.remove(f"tables/clips/{other.path}")
     found = errors(check(tables))
-    assert {("unreadable_part", "maps", part.path), ("missing_part", "clips", other.path)} <= found
+    assert {("unreadable_file", "maps", part.path), ("missing_file", "clips", other.path)} <= found
 
 
 @pytest.mark.parametrize(
@@ -186,11 +188,11 @@ def test_a_part_of_other_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["scores", "clips", "maps", "failures", "catalog"])
 def test_rows_that_stand_twice(tmp_path: Path, name: str) -> None:
     tables = fill(str(tmp_path)).tables
-    old = max(tables.parts(name), key=lambda part: part.low["commit_seq"])
+    old = max(tables.data_files(name), key=lambda part: part.low["commit_seq"])
     rows = rows_of(tables, name, old)
     append(tables, name, make_data_file(rows, find_schema(name), old.partition, "again"))
     videos = set(rows.column("video_id").to_pylist())
-    assert {("twice", name, video) for video in videos} <= errors(check(tables))
+    assert {("duplicate", name, video) for video in videos} <= errors(check(tables))
 
 
 def replaced_rows(tables: Tables, name: str, change: Callable[[Any], Any]) -> None:
@@ -205,7 +207,7 @@ def test_clips_and_maps_that_do_not_fit_their_scores(tmp_path: Path) -> None:
     replaced_rows(tables, "maps", lambda rows: rows.slice(0, rows.num_rows - 1))
     findings = check(tables)
     assert errors(findings) == {("clip_count", "clips", "a"), ("clip_count", "maps", "c")}
-    assert any("1 clips of kvq-tiny@1-0123456789ab are there" in f.message for f in findings)
+    assert any("found 1 clips of kvq-tiny@1-0123456789ab" in f.message for f in findings)
 
 
 def test_a_score_that_vanished_from_its_commit(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_sums_of_a_run_that_do_not_add_up(tmp_path: Path) -> None:
     writer.write_run(run_row("finished", 4, 2, 9))
     findings = check(writer.tables)
     assert errors(findings) == {("run_sums", "runs", "run-1")}
-    assert "9 were planned; 4 scored, 2 failed and 0 not reached are 6" in findings[0].message
+    assert "9 planned; 4 scored, 2 failed and 0 remaining are 6" in findings[0].message
     writer.write_run(run_row("finished", 5, 1, 6))
     assert errors(check(writer.tables)) == {("run_scored", "scores", "run-1"), ("run_failed", "failures", "run-1")}
 
@@ -252,9 +254,9 @@ def test_rows_of_no_run_and_of_no_commit(tmp_path: Path) -> None:
 def test_many_findings_of_one_kind_are_counted(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
-    batch = make_batch([f"v{number:03d}" for number in range(EXAMPLES + 5)])
+    batch = make_batch([f"v{number:03d}" for number in range(MAX_EXAMPLES + 5)])
     writer.commit(batch)
     writer.commit(batch)
-    found = [f for f in check(tables) if f.kind == "twice" and f.table == "scores"]
-    assert len(found) == EXAMPLES + 1
+    found = [f for f in check(tables) if f.kind == "duplicate" and f.table == "scores"]
+    assert len(found) == MAX_EXAMPLES + 1
     assert found[-1].message == "and 5 more"

@@ -81,7 +81,7 @@ def test_a_fault_that_stays_stops_the_writer_and_the_next_one_goes_on(
     with pytest.raises(FatalError, match="'scores' cannot be written") as caught:
         place.writer.commit(make_batch(["b"]))
     assert advice in str(caught.value)
-    assert "What was committed stays" in str(caught.value)
+    assert "Earlier commits are kept" in str(caught.value)
     place.proxy.clear()
     assert place.scored() == ["a"]
     place.new_writer("next").commit(make_batch(["b"]))

@@ -16,12 +16,20 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.planning.plan import make_plan
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import Finding, check_tables
-from kvq_batch.tables.compaction import Compaction, choose, compact, merge, plan_compaction, replace, store
+from kvq_batch.tables.compaction import (
+    Compaction,
+    choose_groups,
+    compact,
+    merge_files,
+    plan_compaction,
+    replace_files,
+    store_file,
+)
 from kvq_batch.tables.data_files import make_data_file, statistics
 from kvq_batch.tables.delta import LoggedFile, Tables
 from kvq_batch.tables.schemas import DATA_TABLES, find_schema
 from kvq_batch.tables.session import Session
-from kvq_batch.tables.vacuum import delete_leftovers, leftovers
+from kvq_batch.tables.vacuum import delete_leftovers, find_leftovers
 from kvq_batch.tables.writer import Batch, Writer
 from tests.support.proxy import DENIED, SLOW_DOWN, Fault, FaultProxy, Lost, Reset
 from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_model, make_run
@@ -74,7 +82,7 @@ def test_no_answer_changes_and_writers_go_on(tables_location: tuple[str, Storage
     writer = fill(uri, options)
     before = answers(uri, options)
     done = list(compact(Tables.open(uri, options)))
-    assert {(c.table, c.partition): c.parts_after for c in done} == {
+    assert {(c.table, c.partition): c.files_after for c in done} == {
         ("catalog", ""): 1,
         ("scores", KVQ.model_id): 1,
         ("scores", LUMA.model_id): 1,
@@ -107,7 +115,7 @@ def test_merged_parts_are_sorted_and_keep_what_the_log_promises(tmp_path: Path) 
     tables = Tables.open(uri)
     list(compact(tables))
     for name in ("scores", "clips", "maps"):
-        for part in tables.parts(name):
+        for part in tables.data_files(name):
             rows = pq.ParquetFile(tmp_path / "tables" / name / part.path).read()
             keys = list(zip(*(rows.column(key).to_pylist() for key in find_schema(name).sort_by), strict=True))
             assert keys == sorted(keys)
@@ -129,7 +137,7 @@ def test_rows_of_a_large_part_are_found_in_small_groups(tmp_path: Path) -> None:
         for name in ("texture", "saliency"):
             maps = maps.set_column(maps.column_names.index(name), name, pa.repeat(cells, maps.num_rows))
         writer.commit(Batch(maps=maps))
-    footer = pq.read_metadata(pa.BufferReader(merge(tables, "maps", tables.parts("maps")).content))
+    footer = pq.read_metadata(pa.BufferReader(merge_files(tables, "maps", tables.data_files("maps")).content))
     assert footer.num_rows == 1400
     assert footer.num_row_groups == 3
 
@@ -148,8 +156,8 @@ def test_only_small_neighbours_of_one_partition_are_merged() -> None:
         part("many", 10, 6, rows=240_000),
         part("e", 40, 7),
     ]
-    assert [[p.path for p in group] for group in choose(parts, 100)] == [["a", "b"], ["d", "e"]]
-    assert choose(parts, 41) == []
+    assert [[p.path for p in group] for group in choose_groups(parts, 100)] == [["a", "b"], ["d", "e"]]
+    assert choose_groups(parts, 41) == []
 
 
 def test_dry_run_counts_and_changes_nothing(tmp_path: Path) -> None:
@@ -158,7 +166,7 @@ def test_dry_run_counts_and_changes_nothing(tmp_path: Path) -> None:
     tables = Tables.open(uri)
     versions = [tables.delta(name).version() for name in DATA_TABLES]
     plans = plan_compaction(tables)
-    sizes = [part.size_bytes for part in tables.parts("maps") if part.partition["model_id"] == LUMA.model_id]
+    sizes = [part.size_bytes for part in tables.data_files("maps") if part.partition["model_id"] == LUMA.model_id]
     assert Compaction("maps", LUMA.model_id, 3, 1, sum(sizes), None) in plans
     tables.refresh()
     assert [tables.delta(name).version() for name in DATA_TABLES] == versions
@@ -172,20 +180,20 @@ def test_of_two_compactions_one_is_refused(tables_location: tuple[str, StorageOp
     first, second = Tables.open(uri, options), Tables.open(uri, options)
     made = {}
     for tables in (first, second):
-        group = choose(tables.parts("scores"), 1 << 20)[0]
-        made[tables] = (group, merge(tables, "scores", group))
-        store(tables, "scores", made[tables][1])
+        group = choose_groups(tables.data_files("scores"), 1 << 20)[0]
+        made[tables] = (group, merge_files(tables, "scores", group))
+        store_file(tables, "scores", made[tables][1])
     writer.commit(make_batch(["between"]))
-    replace(first, "scores", *made[first])
-    with pytest.raises(FatalError, match="another compaction of table 'scores'"):
-        replace(second, "scores", *made[second])
+    replace_files(first, "scores", *made[first])
+    with pytest.raises(FatalError, match="another compaction of table 'scores' is running"):
+        replace_files(second, "scores", *made[second])
     again = Tables.open(uri, options)
     assert again.dataset("scores").to_table().num_rows == rows + 1
-    file_system, root = again.part_filesystem("scores")
+    file_system, root = again.table_filesystem("scores")
     assert file_system.exists(f"{root}/{made[first][1].path}")
     assert not file_system.exists(f"{root}/{made[second][1].path}")
     # The answer to the first one's commit may have been lost: it is found to have landed.
-    replace(first, "scores", *made[first])
+    replace_files(first, "scores", *made[first])
     assert Tables.open(uri, options).dataset("scores").to_table().num_rows == rows + 1
 
 
@@ -193,7 +201,7 @@ def test_parts_with_other_rows_than_the_log_says_are_left_alone(tmp_path: Path) 
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     writer.commit(make_batch(["a", "b"]))
-    whole = tables.parts("scores")[0]
+    whole = tables.data_files("scores")[0]
     rows = pq.ParquetFile(tmp_path / "scores" / whole.path).read()
     cases: list[tuple[str, dict[str, Any]]] = [
         ("fewer", {"numRecords": 3}),
@@ -206,8 +214,8 @@ def test_parts_with_other_rows_than_the_log_says_are_left_alone(tmp_path: Path) 
         logged = LoggedFile(
             part.path, part.action.size, told["numRecords"], whole.partition, told["minValues"], told["maxValues"]
         )
-        with pytest.raises(FatalError, match=r"the log (promises 5 rows|has)"):
-            merge(tables, "scores", [whole, logged] if stem == "fewer" else [logged])
+        with pytest.raises(FatalError, match=r"(the log has 5 rows|outside the bounds in the log)"):
+            merge_files(tables, "scores", [whole, logged] if stem == "fewer" else [logged])
 
 
 def test_parts_of_an_older_schema_and_of_delta_rs_are_merged(tmp_path: Path) -> None:
@@ -223,7 +231,7 @@ def test_parts_of_an_older_schema_and_of_delta_rs_are_merged(tmp_path: Path) -> 
     before = answers(uri, StorageOptions())
     list(compact(Tables.open(uri)))
     assert answers(uri, StorageOptions()) == before
-    assert len(Tables.open(uri).parts("scores")) == 2
+    assert len(Tables.open(uri).data_files("scores")) == 2
     assert errors(check_tables(Tables.open(uri))) == []
 
 
@@ -264,7 +272,7 @@ _KILLED = """
 import os, signal, sys
 from kvq_batch.tables import compaction
 from kvq_batch.tables.delta import Tables
-compaction.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+compaction.replace_files = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 list(compaction.compact(Tables.open(sys.argv[1])))
 """
 
@@ -278,12 +286,12 @@ def test_a_kill_between_part_and_commit_leaves_the_tables_whole(tmp_path: Path) 
     (left,) = (tmp_path / "tables").rglob("*-merged-*.parquet")
     assert answers(uri, StorageOptions()) == before
     assert errors(check_tables(Tables.open(uri), deep=True)) == []
-    (found,) = leftovers(Tables.open(uri), 0, with_orphans=True)
+    (found,) = find_leftovers(Tables.open(uri), 0, with_orphans=True)
     assert (found.kind, tmp_path / "tables" / found.table / found.path) == ("orphan", left)
     assert list(compact(Tables.open(uri)))
     assert answers(uri, StorageOptions()) == before
     kept = Tables.open(uri)
-    delete_leftovers(kept, list(leftovers(kept, 0, with_orphans=True)), 0, with_orphans=True)
+    delete_leftovers(kept, list(find_leftovers(kept, 0, with_orphans=True)), 0, with_orphans=True)
     assert not left.exists()
     assert answers(uri, StorageOptions()) == before
 
@@ -302,7 +310,7 @@ def test_a_store_that_stumbles_costs_no_row(
     list(compact(Tables.open(uri, options)))
     assert rule.num_faults == 1
     tables = Tables.open(uri, options)
-    assert len(tables.parts("scores")) == 1
+    assert len(tables.data_files("scores")) == 1
     assert sorted(tables.dataset("scores").to_table().column("video_id").to_pylist()) == ["v0", "v1", "v2"]
 
 
@@ -319,6 +327,6 @@ def test_a_store_that_refuses_stops_it_with_everything_as_it_was(
         list(compact(Tables.open(uri, options)))
     fault_proxy.clear()
     tables = Tables.open(uri, options)
-    assert len(tables.parts("scores")) == 3
+    assert len(tables.data_files("scores")) == 3
     assert sorted(tables.dataset("scores").to_table().column("video_id").to_pylist()) == ["v0", "v1", "v2"]
     assert list(compact(tables))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvq_batch.tables.database import TEMPORARY, connect
+from kvq_batch.tables.database import SPILL_FOLDER, connect
 
 
 def test_what_does_not_fit_leaves_the_folder_of_the_command_alone(
@@ -20,7 +20,7 @@ def test_what_does_not_fit_leaves_the_folder_of_the_command_alone(
         query = "SELECT count(*) FROM (SELECT i FROM range(3000000) t(i) ORDER BY hash(i), i DESC OFFSET 1)"
         assert connection.execute(query).fetchall() == [(2_999_999,)]
         (folder,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
-        assert folder == str(tmp_path / "scratch" / TEMPORARY)
-        assert (tmp_path / "scratch" / TEMPORARY).is_dir()
+        assert folder == str(tmp_path / "scratch" / SPILL_FOLDER)
+        assert (tmp_path / "scratch" / SPILL_FOLDER).is_dir()
     assert not list((tmp_path / "scratch").rglob("*.tmp"))
     assert not (tmp_path / ".tmp").exists()

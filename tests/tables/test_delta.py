@@ -15,11 +15,14 @@ from kvq_batch.domain.video import VideoFacts
 from kvq_batch.planning.past_runs import read_past_runs
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import check_tables
-from kvq_batch.tables.delta import Tables
-from kvq_batch.tables.schemas import DATA_TABLES, SCORES, TABLES, find_schema, make_rows
+from kvq_batch.tables.delta import FORMAT_KEY, Tables
+from kvq_batch.tables.schemas import DATA_TABLES, FORMAT_VERSION, SCORES, TABLES, find_schema, make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Writer
 from tests.support.results import KVQ, LUMA, make_batch
+
+CURRENT: dict[str, Any] = {"configuration": {FORMAT_KEY: str(FORMAT_VERSION)}, "raise_if_key_not_exists": False}
+"""Arguments of `DeltaTable.create` for tables of the format that this release supports."""
 
 
 def test_every_table_is_made_once(tables_location: tuple[str, StorageOptions]) -> None:
@@ -52,7 +55,7 @@ def test_unwritable_place_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="no table 'score'"):
+    with pytest.raises(SpecError, match="Unknown table 'score'"):
         Tables.create(str(tmp_path)).delta("score")
 
 
@@ -78,7 +81,7 @@ def test_parts_after_a_new_column_are_found_by_it(tables_location: tuple[str, St
 
 def test_older_tables_get_the_columns_that_we_added(tmp_path: Path) -> None:
     old = pa.schema([field for field in SCORES.arrow() if field.name != "decoder"])
-    DeltaTable.create(str(tmp_path / "scores"), old, partition_by=["model_id"])
+    DeltaTable.create(str(tmp_path / "scores"), old, partition_by=["model_id"], **CURRENT)
     tables = Tables.create(str(tmp_path))
     assert tables.arrow_schema("scores").field("decoder").type == pa.string()
 
@@ -86,7 +89,10 @@ def test_older_tables_get_the_columns_that_we_added(tmp_path: Path) -> None:
 def test_older_tables_are_read_before_the_next_run_adds_its_columns(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     old = DeltaTable.create(
-        str(tmp_path / "runs"), pa.schema([("run_id", pa.string()), ("commit_seq", pa.int64())]), mode="overwrite"
+        str(tmp_path / "runs"),
+        pa.schema([("run_id", pa.string()), ("commit_seq", pa.int64())]),
+        mode="overwrite",
+        **CURRENT,
     )
     tables.refresh("runs")
     assert {field.name for field in old.schema().fields} == {"run_id", "commit_seq"}
@@ -98,7 +104,7 @@ def test_older_tables_are_read_before_the_next_run_adds_its_columns(tmp_path: Pa
 
 def test_tables_of_another_kind_are_refused(tmp_path: Path) -> None:
     other = pa.schema([pa.field(f.name, pa.string() if f.name == "raw_score" else f.type) for f in SCORES.arrow()])
-    DeltaTable.create(str(tmp_path / "scores"), other, partition_by=["model_id"])
+    DeltaTable.create(str(tmp_path / "scores"), other, partition_by=["model_id"], **CURRENT)
     with pytest.raises(SpecError, match="raw_score"):
         Tables.create(str(tmp_path))
 
@@ -157,7 +163,7 @@ def test_make_rows_refuses_what_would_be_dropped() -> None:
     rows = make_rows("scores", [{"video_id": "a", "outputs": {"x": 1.0}}])
     assert rows.column("outputs").to_pylist() == [[("x", 1.0)]]
     assert "run_id" not in rows.column_names
-    assert find_schema("scores").row_columns().names == rows.column_names
+    assert find_schema("scores").row_schema().names == rows.column_names
 
 
 def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
@@ -166,7 +172,7 @@ def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
     uri, options = tables_location
     tables = Tables.create(uri, options)
     Writer(tables, "run-1").commit(make_batch(["a"]))
-    file_system, root = tables.part_filesystem("labels")
+    file_system, root = tables.table_filesystem("labels")
     file_system.rm(root, recursive=True)
     old = Tables.open(uri, options)
     assert "labels" not in {schema.name for schema in old.schemas}
@@ -175,7 +181,7 @@ def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
         counts = session.sql("SELECT (SELECT count(*) FROM labels) AS labels, (SELECT count(*) FROM scores) AS scores")
     assert counts.to_pylist() == [{"labels": 0, "scores": 1}]
     assert not [finding for finding in check_tables(old) if finding.severity == "error"]
-    with pytest.raises(SpecError, match="'labels' is not made yet"):
+    with pytest.raises(SpecError, match="'labels' does not exist yet"):
         old.delta("labels")
     assert Tables.create(uri, options).delta("labels").version() == 0
 
@@ -183,7 +189,7 @@ def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
 def test_a_table_that_was_always_there_is_missed(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = Tables.create(uri, options)
-    file_system, root = tables.part_filesystem("maps")
+    file_system, root = tables.table_filesystem("maps")
     file_system.rm(root, recursive=True)
     with pytest.raises(SpecError, match="'maps' is missing"):
         Tables.open(uri, options)

@@ -14,7 +14,7 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import Shard
 from kvq_batch.storage.objects import ConditionalObject
 from kvq_batch.tables import lease as leases
-from kvq_batch.tables.lease import FILE, Holder, file_of, hold, read_holder
+from kvq_batch.tables.lease import FILE, Holder, hold, lease_file, read_holder
 from tests.support.s3 import S3Location
 from tests.support.stores import Store
 
@@ -39,9 +39,9 @@ def me(run_id: str = "mine") -> Holder:
 
 @pytest.fixture(autouse=True)
 def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LIFE_S", 2.0)
+    monkeypatch.setattr(leases, "LEASE_DURATION_S", 2.0)
     monkeypatch.setattr(leases, "RENEW_EVERY_S", 0.3)
-    monkeypatch.setattr(leases, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(leases, "_POLL_EVERY_S", 0.1)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_it_is_held_named_and_given_back(store: Store) -> None:
 
 def test_a_live_owner_is_not_disturbed_and_is_named(store: Store, keeper: subprocess.Popen[str]) -> None:
     with (
-        pytest.raises(SpecError, match=r"run keeper of job 'nightly' \(process \d+ on .* is at work"),
+        pytest.raises(SpecError, match=r"run keeper of job 'nightly' \(process \d+ on .* is running"),
         hold(store.uri, store.options, me()),
     ):
         pass
@@ -99,7 +99,7 @@ def test_an_owner_elsewhere_is_waited_for_and_then_followed(
     s3_prefix.put(FILE, leases._text(elsewhere, 7))
     with hold(s3_prefix.uri, s3_prefix.options, me()):
         assert "run theirs" in caplog.messages[0]
-        assert "may still be at work" in caplog.messages[0]
+        assert "may still be running" in caplog.messages[0]
 
 
 def test_an_owner_paused_beyond_its_life_finds_itself_expelled(s3_prefix: S3Location) -> None:
@@ -123,7 +123,7 @@ def test_who_was_expelled_says_so_and_gives_nothing_back(s3_prefix: S3Location) 
         end = time.monotonic() + 10
         while lease.successor is None and time.monotonic() < end:
             time.sleep(0.05)
-        with pytest.raises(FatalError, match=r"run theirs of job 'other'.* has taken over .* run mine ends"):
+        with pytest.raises(FatalError, match=r"run theirs of job 'other'.* has taken over .* Run mine stops"):
             lease.check()
     assert read_holder(s3_prefix.uri, s3_prefix.options) == thief
 
@@ -135,21 +135,21 @@ def test_leases_of_shards_that_ran_out_make_way_and_their_owners_learn_of_it(
     shards = [Shard(number, 2) for number in (1, 2)]
     for shard in shards:
         elsewhere = Holder(f"run-{shard}", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
-        s3_prefix.put(file_of(shard), leases._text(elsewhere, 7))
+        s3_prefix.put(lease_file(shard), leases._text(elsewhere, 7))
     with hold(s3_prefix.uri, s3_prefix.options, me()):
         assert sorted(text.split(" of job")[0].rpartition(" ")[2] for text in caplog.messages) == ["run-1/2", "run-2/2"]
         holder = read_holder(s3_prefix.uri, s3_prefix.options)
         assert holder is not None
         assert holder.run_id == "mine"
     for shard in shards:
-        found = ConditionalObject(f"{s3_prefix.uri}/{file_of(shard)}", s3_prefix.options).read()
+        found = ConditionalObject(f"{s3_prefix.uri}/{lease_file(shard)}", s3_prefix.options).read()
         assert found is not None
         assert found[0] == b""
 
 
 def test_what_is_no_lease_is_refused_and_kept(store: Store) -> None:
     store.put(FILE, b"somebody's notes")
-    with pytest.raises(SpecError, match="is no lease of ours"), hold(store.uri, store.options, me()):
+    with pytest.raises(SpecError, match="is not a lease of this kvq-batch"), hold(store.uri, store.options, me()):
         pass
 
 
@@ -163,5 +163,7 @@ def test_a_place_without_conditional_writes_is_refused() -> None:
 def test_a_process_number_that_was_given_out_again_is_not_its_owner(tmp_path: Path) -> None:
     holder = me()
     assert not holder.is_dead_here
-    later = Holder(holder.run_id, holder.job, holder.host, holder.boot_id, holder.pid, holder.born - 1, holder.taken_at)
+    later = Holder(
+        holder.run_id, holder.job, holder.host, holder.boot_id, holder.pid, holder.start_ticks - 1, holder.taken_at
+    )
     assert later.is_dead_here

@@ -165,9 +165,9 @@ def test_mistakes_are_explained(session: Session) -> None:
         session.sql("SELECT vidoe_id FROM scores")
     with pytest.raises(SpecError, match="syntax error"):
         session.sql("SELEC 1")
-    with pytest.raises(SpecError, match="one SELECT or EXPLAIN over the views; this is COPY"):
+    with pytest.raises(SpecError, match="one SELECT or EXPLAIN over the views; found COPY"):
         session.sql("COPY scores TO 'x.csv'")
-    with pytest.raises(SpecError, match="this is 2 statements"):
+    with pytest.raises(SpecError, match="found 2 statements"):
         session.sql("SELECT 1; SELECT 2")
 
 

@@ -67,7 +67,7 @@ def test_disjoint_shards_are_held_side_by_side_and_whatever_else_is_refused(stor
             return
         for shard in (FOUR[1], Shard(1, 2), WHOLE):
             with (
-                pytest.raises(SpecError, match="is at work on these tables"),
+                pytest.raises(SpecError, match="is running on these tables"),
                 hold(store.uri, store.options, me("third"), shard=shard),
             ):
                 pass
@@ -140,7 +140,7 @@ def test_a_commit_of_an_older_epoch_is_seen_by_a_plan_that_knew_a_younger_one(tm
     older = writer_of(tmp_path, FOUR[0])
     writer_of(tmp_path, FOUR[1])
     known = Tables.open(str(tmp_path)).progress(FOUR[0])
-    assert writer_of(tmp_path / "other", FOUR[0]).found == {}
+    assert writer_of(tmp_path / "other", FOUR[0]).progress_before == {}
     older.commit(make_batch(["v"]))
     assert Tables.open(str(tmp_path)).progress(FOUR[0]) != known
 

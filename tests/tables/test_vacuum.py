@@ -10,12 +10,12 @@ import pytest
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.plan import PLANS_FOLDER, make_plan
 from kvq_batch.storage.options import StorageOptions, filesystem
-from kvq_batch.tables.compaction import compact, merge, store
+from kvq_batch.tables.compaction import compact, merge_files, store_file
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold, read_holder
 from kvq_batch.tables.schemas import DATA_TABLES
 from kvq_batch.tables.session import Session
-from kvq_batch.tables.vacuum import Retention, delete_leftovers, leftovers, retention
+from kvq_batch.tables.vacuum import Retention, delete_leftovers, effective_retention, find_leftovers
 from kvq_batch.tables.writer import Writer
 from tests.support.results import KVQ, make_batch, make_catalog
 
@@ -33,19 +33,19 @@ def fill(uri: str, options: StorageOptions) -> Tables:
 def test_replaced_parts_and_orphans_go_and_nothing_else(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = fill(uri, options)
-    replaced = {(name, part.path) for name in DATA_TABLES for part in tables.parts(name)}
+    replaced = {(name, part.path) for name in DATA_TABLES for part in tables.data_files(name)}
     list(compact(tables))
-    orphan = merge(tables, "maps", tables.parts("maps"))
-    store(tables, "maps", orphan)
+    orphan = merge_files(tables, "maps", tables.data_files("maps"))
+    store_file(tables, "maps", orphan)
     file_system, root = filesystem(uri, options)
     file_system.makedirs(f"{root}/{PLANS_FOLDER}", exist_ok=True)
     for beside in (f"{PLANS_FOLDER}/run-1.parquet", "lease.json"):
         file_system.pipe_file(f"{root}/{beside}", b"kept")
 
-    assert list(leftovers(tables, 24, with_orphans=True)) == []
-    known = list(leftovers(tables, 0, with_orphans=False))
+    assert list(find_leftovers(tables, 24, with_orphans=True)) == []
+    known = list(find_leftovers(tables, 0, with_orphans=False))
     assert {(found.table, found.path) for found in known} == replaced
-    everything = list(leftovers(tables, 0, with_orphans=True))
+    everything = list(find_leftovers(tables, 0, with_orphans=True))
     assert {(f.table, f.path) for f in everything if f.kind == "orphan"} == {("maps", orphan.path)}
     assert {(f.table, f.path) for f in everything if f.kind == "replaced"} == replaced
     assert next(f for f in everything if f.kind == "orphan").size_bytes == len(orphan.content)
@@ -53,10 +53,10 @@ def test_replaced_parts_and_orphans_go_and_nothing_else(tables_location: tuple[s
 
     rows = tables.dataset("maps").to_table()
     delete_leftovers(tables, known, 0, with_orphans=False)
-    assert {f.path for f in leftovers(tables, 0, with_orphans=True)} == {orphan.path}
-    delete_leftovers(tables, list(leftovers(tables, 0, with_orphans=True)), 0, with_orphans=True)
+    assert {f.path for f in find_leftovers(tables, 0, with_orphans=True)} == {orphan.path}
+    delete_leftovers(tables, list(find_leftovers(tables, 0, with_orphans=True)), 0, with_orphans=True)
     again = Tables.open(uri, options)
-    assert list(leftovers(again, 0, with_orphans=True)) == []
+    assert list(find_leftovers(again, 0, with_orphans=True)) == []
     assert again.dataset("maps").to_table().equals(rows)
     for beside in (f"{PLANS_FOLDER}/run-1.parquet", "lease.json"):
         assert file_system.cat_file(f"{root}/{beside}") == b"kept"
@@ -70,59 +70,59 @@ def test_a_replaced_part_is_as_old_as_its_removal(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.parquet"):
         os.utime(path, (a_month_ago, a_month_ago))
     list(compact(tables))
-    assert list(leftovers(tables, 1, with_orphans=True)) == []
-    orphan = merge(tables, "maps", tables.parts("maps"))
-    store(tables, "maps", orphan)
-    assert list(leftovers(tables, 1, with_orphans=True)) == []
+    assert list(find_leftovers(tables, 1, with_orphans=True)) == []
+    orphan = merge_files(tables, "maps", tables.data_files("maps"))
+    store_file(tables, "maps", orphan)
+    assert list(find_leftovers(tables, 1, with_orphans=True)) == []
     os.utime(tmp_path / "maps" / orphan.path, (a_month_ago, a_month_ago))
-    assert [found.path for found in leftovers(tables, 1, with_orphans=True)] == [orphan.path]
+    assert [found.path for found in find_leftovers(tables, 1, with_orphans=True)] == [orphan.path]
 
 
 def test_retention_is_never_less_than_what_the_holder_needs() -> None:
     holder = Holder("run-1", "nightly", "host", "boot", 1, 1, NOW - timedelta(hours=30, minutes=20))
-    assert retention(timedelta(days=7), None, NOW) == Retention(168)
-    assert retention(timedelta(days=7), holder, NOW) == Retention(168)
-    for is_alone in (False, True):
-        kept = retention(timedelta(hours=3), holder, NOW, is_alone)
+    assert effective_retention(timedelta(days=7), None, NOW) == Retention(168)
+    assert effective_retention(timedelta(days=7), holder, NOW) == Retention(168)
+    for is_forced in (False, True):
+        kept = effective_retention(timedelta(hours=3), holder, NOW, is_forced)
         assert kept.hours == 32
-        assert "run run-1 of job 'nightly'" in kept.why
-        assert "retention is 32 h and not 3 h" in kept.why
-    with pytest.raises(SpecError, match=r"a retention of 0 h.*--alone"):
-        retention(timedelta(0), None, NOW)
-    assert retention(timedelta(0), None, NOW, is_alone=True) == Retention(0)
+        assert "run run-1 of job 'nightly'" in kept.reason
+        assert "retention is 32 h instead of 3 h" in kept.reason
+    with pytest.raises(SpecError, match=r"--retention of 0 h.*--force"):
+        effective_retention(timedelta(0), None, NOW)
+    assert effective_retention(timedelta(0), None, NOW, is_forced=True) == Retention(0)
 
 
 def test_what_a_live_run_has_stored_and_not_committed_stays(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = fill(uri, options)
     with hold(uri, options, Holder.this_process("run-2", "nightly")):
-        store(tables, "maps", merge(tables, "maps", tables.parts("maps")))
-        kept = retention(timedelta(0), read_holder(uri, options), datetime.now(UTC), is_alone=True)
+        store_file(tables, "maps", merge_files(tables, "maps", tables.data_files("maps")))
+        kept = effective_retention(timedelta(0), read_holder(uri, options), datetime.now(UTC), is_forced=True)
         assert kept.hours == 2
-        assert list(leftovers(tables, kept.hours, with_orphans=True)) == []
-    kept = retention(timedelta(0), read_holder(uri, options), datetime.now(UTC), is_alone=True)
-    assert len(list(leftovers(tables, kept.hours, with_orphans=True))) == 1
+        assert list(find_leftovers(tables, kept.hours, with_orphans=True)) == []
+    kept = effective_retention(timedelta(0), read_holder(uri, options), datetime.now(UTC), is_forced=True)
+    assert len(list(find_leftovers(tables, kept.hours, with_orphans=True))) == 1
 
 
 def test_a_session_whose_parts_are_gone_says_reopen(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = fill(uri, options)
     question = "SELECT video_id FROM scores ORDER BY 1"
-    old_parts = [part.path for part in tables.parts("scores")]
+    old_parts = [part.path for part in tables.data_files("scores")]
     with Session(Tables.open(uri, options)) as session:
         list(compact(tables))
         assert session.sql(question).num_rows == 3
-        delete_leftovers(tables, list(leftovers(tables, 0, with_orphans=False)), 0, with_orphans=False)
-        with pytest.raises(SpecError, match=r"is gone: reopen, the tables were compacted since") as caught:
+        delete_leftovers(tables, list(find_leftovers(tables, 0, with_orphans=False)), 0, with_orphans=False)
+        with pytest.raises(SpecError, match=r"is missing: the tables were compacted after this session") as caught:
             session.sql(question)
         assert any(path in str(caught.value) for path in old_parts)
         assert "\n" not in str(caught.value)
     stale = Tables.open(uri, options)
     with Session(stale) as session:
         assert session.sql(question).num_rows == 3
-        file_system, root = stale.part_filesystem("scores")
-        file_system.rm_file(f"{root}/{stale.parts('scores')[0].path}")
-        with pytest.raises(SpecError, match=r"though the log names it; see `kvq-batch tables check`"):
+        file_system, root = stale.table_filesystem("scores")
+        file_system.rm_file(f"{root}/{stale.data_files('scores')[0].path}")
+        with pytest.raises(SpecError, match=r"but the log lists it\. Run `kvq-batch tables check`"):
             session.sql(question)
-        with pytest.raises(SpecError, match=r"is gone: the tables were compacted while they were read, or"):
+        with pytest.raises(SpecError, match=r"is missing: the tables were compacted while they were read, or"):
             make_plan(stale, make_catalog(["v0"]), "nightly", [KVQ])

@@ -256,7 +256,7 @@ def test_every_column_is_described() -> None:
     views = describe_views()
     assert list(views) == list(VIEWS)
     for view in views.values():
-        assert view.about
+        assert view.description
         assert all(column.comment and column.type for column in view.columns)
     names = {name: {column.name for column in view.columns} for name, view in views.items()}
     wanted = {"video_id", "uri", "content_id", "model_id", "raw_score", "mos", "num_clips", "run_id", "scored_at"}

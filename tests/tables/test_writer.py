@@ -155,7 +155,7 @@ def test_nothing_to_commit_is_no_commit(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     version = tables.delta("scores").version()
-    writer.commit(Batch(scores=SCORES.row_columns().empty_table()))
+    writer.commit(Batch(scores=SCORES.row_schema().empty_table()))
     assert tables.delta("scores").version() == version
 
 
@@ -182,7 +182,7 @@ def test_a_full_disk_or_a_lost_folder_is_fatal(tmp_path: Path) -> None:
     writer = Writer(tables, "run-1")
     (tmp_path / "tables" / "maps").rename(tmp_path / "tables" / "elsewhere")
     (tmp_path / "tables" / "maps").write_text("in the way")
-    with pytest.raises(FatalError, match=r"'maps' cannot be written.*start the job again"):
+    with pytest.raises(FatalError, match=r"'maps' cannot be written.*Start the job again"):
         writer.commit(make_batch(["a"]))
 
 
@@ -193,7 +193,7 @@ def test_a_lost_bucket_or_right_is_fatal(s3_prefix: Any, s3_server: Any, monkeyp
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret_key)
     filesystem(uri, options)[0].clear_instance_cache()
-    with pytest.raises(FatalError, match=r"cannot be written.*rights") as caught:
+    with pytest.raises(FatalError, match=r"cannot be written.*permissions") as caught:
         writer.commit(make_batch(["a"]))
     assert s3_server.reader_secret_key not in str(caught.value)
     filesystem(uri, options)[0].clear_instance_cache()
