@@ -15,18 +15,35 @@ import pyarrow.compute as pc
 from kvq_batch.config.labels import SYNTHETIC, LabelJob, Reference
 from kvq_batch.config.segment import Segment
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labeling.label_index import read_label_index
 from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed
 from kvq_batch.labeling.references import REFERENCES, is_still, read_references
 from kvq_batch.labeling.scenes import ALL_SCENES
 from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS, label_id
 from kvq_batch.media.ffmpeg import require_filter
 from kvq_batch.storage.options import StorageOptions, check_reachable
+from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 
 _LOG = logging.getLogger(__name__)
 
+LABELS_MODEL = "labels"
+"""Model name of label runs in `failures`; the fingerprint is the label id."""
+
 _ALL = "all"
+
+# As for scores, the newest row decides: a retry, or a request for one, ends the quarantine.
+_QUARANTINED = """
+SELECT fingerprint FROM failures WHERE model_name = '{model}'
+GROUP BY fingerprint HAVING arg_max(final AND permanent, (commit_seq, attempt, final))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelIndex:
+    """Label ids (chunked arrays of text): those that exist, and those that failed permanently."""
+
+    current: pa.ChunkedArray
+    quarantined: pa.ChunkedArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +86,8 @@ def plan_labels(job: LabelJob) -> LabelPlan:
     _LOG.info("querying the tables for existing labels")
     tables = Tables.open_if_any(job.tables, storage)
     index = read_label_index(tables)
-    is_current = pc.is_in(drawn["label_id"], value_set=index.made)
-    is_quarantined = pc.and_not(pc.is_in(drawn["label_id"], value_set=index.given_up), is_current)
+    is_current = pc.is_in(drawn["label_id"], value_set=index.current)
+    is_quarantined = pc.and_not(pc.is_in(drawn["label_id"], value_set=index.quarantined), is_current)
     renditions = drawn.filter(pc.invert(pc.or_(is_current, is_quarantined)))
     numbers = pa.array(np.arange(renditions.num_rows))
     return LabelPlan(
@@ -82,6 +99,19 @@ def plan_labels(job: LabelJob) -> LabelPlan:
         num_quarantined=pc.sum(is_quarantined).as_py() or 0,
         known=tables.progress() if tables else {},
     )
+
+
+def read_label_index(tables: Tables | None) -> LabelIndex:
+    """Return the label ids in the tables; empty without tables. Raises: SpecError if the tables cannot be read."""
+    if tables is None:
+        nothing = pa.chunked_array([], pa.string())
+        return LabelIndex(nothing, nothing)
+    with connect() as connection, translate_read_errors(tables.uri):
+        connection.register("labels", tables.dataset("labels"))
+        connection.register("failures", tables.dataset("failures"))
+        current = connection.sql("SELECT DISTINCT label_id FROM labels").to_arrow_table()
+        quarantined = connection.sql(_QUARANTINED.format(model=LABELS_MODEL)).to_arrow_table()
+    return LabelIndex(current["label_id"], quarantined["fingerprint"])
 
 
 def label_blocks(renditions: pa.Table, max_renditions: int) -> list[pa.Table]:

@@ -12,8 +12,7 @@ from kvq_batch.engine.run import DEFAULT_OPTIONS, PreparedRun, RunOptions, execu
 from kvq_batch.engine.run_recorder import RunInputs, RunRecorder, RunSummary
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.work_tracker import FinishedRows
-from kvq_batch.labeling.label_index import LABELS_MODEL
-from kvq_batch.labeling.planning import LabelPlan, label_blocks, plan_labels
+from kvq_batch.labeling.planning import LABELS_MODEL, LabelPlan, label_blocks, plan_labels
 from kvq_batch.labeling.tracker import LabelTracker
 from kvq_batch.labeling.worker import LabelSettings, LabelWorker
 from kvq_batch.media.ffmpeg import ffmpeg_version

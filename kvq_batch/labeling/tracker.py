@@ -11,7 +11,7 @@ from kvq_batch.engine.rows import Failure, Row
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import FAILURE_COLUMNS
 from kvq_batch.engine.work_tracker import Task, Work, WorkTracker, failure_of_row
-from kvq_batch.labeling.label_index import LABELS_MODEL
+from kvq_batch.labeling.planning import LABELS_MODEL
 from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS
 from kvq_batch.storage.options import display_uri
 
