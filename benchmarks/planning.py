@@ -1,9 +1,10 @@
-"""How long a plan takes and how much memory, against tables of millions of scores: `python -m benchmarks.planning`.
+"""Time and memory of a plan over tables with millions of scores: `python -m benchmarks.planning`.
 
-Tables are made up, a commit every 250,000 scores: kvq-tiny of an older version and of this one, luma-sharpness, and
-both for older bytes. Of every 25 videos of the catalog one is new, one has changed and one lacks the score of the newer
-model; the plan is checked to find exactly these. Each plan is a process of its own, from reading the catalog (Parquet,
-content ids in a column) to the estimate, `plan_job` whole. Nothing is decoded.
+The tables are synthetic, with a commit every 250,000 scores: kvq-tiny in an older and the current model version,
+luma-sharpness, and both for older content. Of every 25 videos of the catalog, one is new, one has changed and one has
+no score of the newer model; the benchmark checks that the plan finds exactly these. Each plan runs in its own process,
+from reading the catalog (Parquet, with content ids) to the estimate, which is all of `plan_job`. No video is
+decoded.
 """
 
 import argparse
@@ -39,7 +40,7 @@ OLDER = "kvq-tiny@older-000000000000"
 _VIDEO = "format('show-{:03}/{:09}.mp4', i % 1000, i)"
 _BYTES = "'etag:' || md5(i::VARCHAR || {salt})"
 
-# Generations of scores: the model, what salts the bytes, and the remainders of i by 25 that have none.
+# Generations of scores: the model, the salt of the content ids, and the values of i % 25 without a score.
 _GENERATIONS = (
     ("kvq-tiny", "''", (1, 2)),
     ("luma-sharpness", "''", (1,)),
@@ -61,7 +62,7 @@ def job_of(folder: Path, catalog: Path, name: str = "whole") -> Job:
 
 
 def make_catalog(path: Path, where: str, num_videos: int) -> int:
-    """A catalog file of the videos that meet `where`; returns how many."""
+    """Write a catalog of the videos that match `where` and return their number."""
     query = f"""
     SELECT {_VIDEO} AS video_id, 's3://my-bucket/masters/' || {_VIDEO} AS uri,
         CASE WHEN i % 25 = 0 THEN {_BYTES.format(salt="'new'")} ELSE {_BYTES.format(salt="''")} END AS content_id,
@@ -80,7 +81,7 @@ def make_catalog(path: Path, where: str, num_videos: int) -> int:
 
 
 def scores(refs: dict[str, ModelRef], num_videos: int, num_generations: int, order: str) -> Iterator[pa.Table]:
-    """Rows of `scores`, a commit at a time; `order` is what a commit holds: a range of ids, or ids from everywhere."""
+    """Yield rows of `scores` per commit. `order` decides whether a commit has a range of ids or random ids."""
     with duckdb.connect() as connection:
         connection.execute("SET memory_limit = '4GB'")
         for name, salt, without in _GENERATIONS[:num_generations]:
@@ -100,7 +101,7 @@ def scores(refs: dict[str, ModelRef], num_videos: int, num_generations: int, ord
 
 
 def make_tables(folder: Path, num_videos: int, num_generations: int, order: str) -> int:
-    """Tables with scores, the catalog of a first run, and that run's row; returns the number of scores."""
+    """Create tables with scores, the catalog of a first run and its row; return the number of scores."""
     catalog = folder / "catalog.parquet"
     make_catalog(catalog, "true", num_videos)
     job = job_of(folder, catalog)
@@ -132,7 +133,7 @@ def make_tables(folder: Path, num_videos: int, num_generations: int, order: str)
 
 
 class _StepHandler(logging.Handler):
-    """Appends the time of each message, by the clock and by the work of all cores."""
+    """Appends wall-clock time and CPU time of each log message."""
 
     def __init__(self, steps: list[tuple[float, float]]) -> None:
         super().__init__()
@@ -143,9 +144,9 @@ class _StepHandler(logging.Handler):
 
 
 def plan_once(folder: Path, catalog: Path, name: str) -> dict[str, Any]:
-    """Seconds and peak memory of one plan in this process, which must do nothing else."""
+    """Return seconds and peak memory of one plan in this process, which must do nothing else."""
     job = job_of(folder, catalog, name)
-    # When each step began, by the clock and by the work of all cores.
+    # Start of each step: wall-clock time and CPU time.
     steps: list[tuple[float, float]] = []
     handler = _StepHandler(steps)
     logger = logging.getLogger("kvq_batch.planning")
@@ -166,14 +167,14 @@ def plan_once(folder: Path, catalog: Path, name: str) -> dict[str, Any]:
 
 
 def peak_mib() -> int:
-    """Most memory that this process has held; getrusage tells that of the process it was forked from, if it is more."""
+    """Return the peak memory of this process; getrusage also includes that of its parent before the fork."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) // 1024
 
 
 def measured(folder: Path, catalog: Path, name: str = "whole") -> dict[str, Any]:
-    """`plan_once` in a process of its own."""
+    """Run `plan_once` in its own process."""
     command = [sys.executable, "-m", "benchmarks.planning", "--plan", str(folder), str(catalog), name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -181,12 +182,12 @@ def measured(folder: Path, catalog: Path, name: str = "whole") -> dict[str, Any]
 
 
 def compare(folder: Path, num_videos: int, num_generations: int) -> Iterator[dict[str, Any]]:
-    """Plans of the whole catalog and of small ones, against scores in the order of nights and sorted by video."""
+    """Plan the whole catalog and small ones, over scores in the order of nightly runs and sorted by video."""
     layouts = {"nights": "hash(i)", "sorted by video": "video_id"}
     for layout, order in layouts.items():
-        index = folder / layout.replace(" ", "-")
-        index.mkdir()
-        num_scores = make_tables(index, num_videos, num_generations, order)
+        tables_folder = folder / layout.replace(" ", "-")
+        tables_folder.mkdir()
+        num_scores = make_tables(tables_folder, num_videos, num_generations, order)
         catalogs = {
             "all": "true",
             "ten shows": "i % 1000 BETWEEN 7 AND 16",
@@ -195,23 +196,23 @@ def compare(folder: Path, num_videos: int, num_generations: int) -> Iterator[dic
         for name, where in catalogs.items():
             if name == "all" and layout != "nights":
                 continue
-            # Written over: a catalog by another name is another root, and would be refused.
-            catalog = index / "catalog.parquet"
+            # Overwritten: another file name would be another catalog root, which is rejected.
+            catalog = tables_folder / "catalog.parquet"
             num = make_catalog(catalog, where, num_videos)
-            row = measured(index, catalog, "whole" if name == "all" else "part")
+            row = measured(tables_folder, catalog, "whole" if name == "all" else "part")
             found = row.pop("found")
             assert row["catalog"] == num
             if name == "all":
                 fresh, changed, newer = (len(range(k, num_videos, 25)) for k in (1, 0, 2))
                 assert found == {"new": 2 * fresh, "content changed": 2 * changed, "model changed": newer}, found
-            yield {"parts hold": layout, "scores": num_scores, "videos of": name, **row}
+            yield {"order of scores": layout, "scores": num_scores, "videos of": name, **row}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="videos of the catalog")
-    parser.add_argument("--generations", type=int, default=5, help="scores a video, 1 to 5")
-    parser.add_argument("--folder", type=Path, help="where the tables are made for the time being")
+    parser.add_argument("--generations", type=int, default=5, help="scores per video, 1 to 5")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary tables")
     parser.add_argument("--output", choices=("markdown", "json"), default="markdown")
     parser.add_argument("--plan", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

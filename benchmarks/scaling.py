@@ -1,10 +1,10 @@
-"""Forecasts held against runs: some teach, others of other shapes test; then catalogs of 10^6 to 10^9 videos.
+"""Compares forecasts with runs: training runs, test runs of other shapes, then catalogs of 10^6 to 10^9 videos.
 
-    python -m benchmarks.scaling             nine runs of half a minute, each on a local Ray of its own
+    python -m benchmarks.scaling             nine runs of half a minute, each on its own local Ray
 
-What a run is expected to take is what `plan` says of it, by the tables that the teaching runs left: its seconds, and
-the work of its stages. Core-seconds are read from /proc, whole: what they are beside that work (Ray, imports, the
-workers' and the driver's own) is learnt from the teaching runs. It measures no store and no GPU.
+The prediction for a run is the estimate of `plan`, from the tables of the training runs: seconds, and work per stage.
+Core-seconds are read from /proc for all processes. The overhead (Ray, imports, workers and driver) is fitted to the
+training runs. Stores and GPUs are not measured.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from kvq_batch.tables.delta import Tables
 
 LOOK_EVERY_S = 0.2
 
-ALIKE = {**{f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}, "RAY_worker_niceness": "0"}
-"""Environment in which no idle thread of a library spins, which would count as work, and workers count as others."""
+ENVIRONMENT = {**{f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}, "RAY_worker_niceness": "0"}
+"""Environment without busy-waiting library threads, which would count as work, and with workers of normal priority."""
 
 LUMA, TINY = "luma-sharpness", "kvq-tiny"
 SMALL, MIDDLE, LARGE = ClipShape(640, 360, 24, 72), ClipShape(960, 544, 24, 96), ClipShape(1280, 720, 24, 120)
@@ -71,7 +71,7 @@ class Case:
         )
 
 
-TEACHING = (
+TRAINING = (
     Case((LUMA,), 120, SMALL),
     Case((LUMA,), 30, LARGE),
     Case((TINY,), 40, SMALL),
@@ -87,8 +87,8 @@ TESTING = (
 
 
 @dataclass(frozen=True, slots=True)
-class Took:
-    """What a run took: seconds, as `runs` has them, seconds of work in its stages, core-seconds of all processes."""
+class Measurement:
+    """Measurements of a run: seconds (as in `runs`), work per stage, and core-seconds of all processes."""
 
     seconds: float
     decode_s: float
@@ -96,19 +96,19 @@ class Took:
     core_s: float
 
     @property
-    def beside_s(self) -> float:
-        """Core-seconds that are no stage's work."""
+    def overhead_s(self) -> float:
+        """Core-seconds in addition to the work of the stages."""
         return self.core_s - self.decode_s - self.score_s
 
 
 def run_here(job: Job) -> dict[str, float]:
-    """The run itself, in this process."""
+    """Execute the run in this process."""
     summary = run_job(plan_job(job))
     return {"seconds": summary.seconds, "decode_s": summary.work_s["decode"], "score_s": summary.work_s["score"]}
 
 
 def job_of(case: Case, folder: Path, tables: str = "tables") -> dict[str, Any]:
-    """The job of `case`, on its catalog in `folder`."""
+    """Return the job of `case`, with its catalog in `folder`."""
     return {
         "name": "scaling",
         "tables": str(folder / tables),
@@ -123,11 +123,11 @@ def job_of(case: Case, folder: Path, tables: str = "tables") -> dict[str, Any]:
     }
 
 
-def run_apart(case: Case, folder: Path, tables: str) -> Took:
-    """What the run of `case` takes, in a process of its own; as `folder` has it where it was made before."""
-    kept = folder / f"{case.name}.json"
-    if kept.exists():
-        return Took(**json.loads(kept.read_text()))
+def run_apart(case: Case, folder: Path, tables: str) -> Measurement:
+    """Measure the run of `case` in its own process, or read the measurement from `folder` if it exists."""
+    cached = folder / f"{case.name}.json"
+    if cached.exists():
+        return Measurement(**json.loads(cached.read_text()))
     clips = clips_of(case.clip, folder)
     columns = {
         "video_id": [f"{case.name}-{video:05}" for video in range(case.num_videos)],
@@ -139,7 +139,7 @@ def run_apart(case: Case, folder: Path, tables: str) -> Took:
     with (folder / f"{case.name}.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.scaling", "--job", str(job)],
-            env={**os.environ, **ALIKE},
+            env={**os.environ, **ENVIRONMENT},
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -148,80 +148,80 @@ def run_apart(case: Case, folder: Path, tables: str) -> Took:
         while process.poll() is None:
             tree.look()
             time.sleep(LOOK_EVERY_S)
-    told = process.communicate()[0]
+    output = process.communicate()[0]
     if process.returncode:
         raise SystemExit(f"the run of {case} failed:\n{Path(log.name).read_text()[-2000:]}")
-    took = Took(**json.loads(told.splitlines()[-1]), core_s=tree.core_seconds)
+    took = Measurement(**json.loads(output.splitlines()[-1]), core_s=tree.core_seconds)
     others_s = busy_core_seconds() - busy_s - took.core_s
     print(f"{case}: {took}; others took {others_s:.1f} core-seconds", file=sys.stderr, flush=True)
-    kept.write_text(json.dumps(asdict(took)))
+    cached.write_text(json.dumps(asdict(took)))
     return took
 
 
 def busy_core_seconds() -> float:
-    """What all processes of this machine have taken since it began."""
+    """Return the core-seconds of all processes of this machine since boot."""
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def expected(case: Case, folder: Path) -> Estimate:
-    """What `plan` would expect of the case, from the tables of the teaching runs and for videos of its size."""
+    """Return the estimate of `plan` for the case, from the tables of the training runs and for videos of its size."""
     job = make_job(job_of(case, folder), "benchmark")
     models = describe_models(job)
     pools = job_pools(job, models)
-    told = measured_throughput(Tables.open(job.tables, StorageOptions()), models, case.megapixels)
-    return estimate(pools, {pool.name: case.num_videos for pool in pools}, told, job.prices, block_size(job))
+    throughput = measured_throughput(Tables.open(job.tables, StorageOptions()), models, case.megapixels)
+    return estimate(pools, {pool.name: case.num_videos for pool in pools}, throughput, job.prices, block_size(job))
 
 
 def counts_of(case: Case) -> list[int]:
-    """What core-seconds beside the stages' work go with: the run, its workers, its scores."""
+    """Return what the overhead is proportional to: the run, its workers, its scores."""
     return [1, case.decode_workers + len(case.models), case.num_videos * len(case.models)]
 
 
-def beside_work(taught: dict[Case, Took]) -> list[float]:
-    """Core-seconds beside the stages' work for each of `counts_of`: least squares over the teaching runs."""
-    counts = np.array([counts_of(case) for case in taught])
-    found: list[float] = np.linalg.lstsq(counts, np.array([took.beside_s for took in taught.values()]))[0].tolist()
+def fit_overhead(trained: dict[Case, Measurement]) -> list[float]:
+    """Return the overhead in core-seconds per unit of `counts_of`: least squares over the training runs."""
+    counts = np.array([counts_of(case) for case in trained])
+    found: list[float] = np.linalg.lstsq(counts, np.array([took.overhead_s for took in trained.values()]))[0].tolist()
     return found
 
 
-def cost_of(case: Case, took: Took) -> dict[str, Any]:
-    """What a teaching run took, a video and a score."""
+def cost_of(case: Case, took: Measurement) -> dict[str, Any]:
+    """Return the cost of a training run per video and score."""
     return {
         "run": str(case),
         "seconds": f"{took.seconds:.1f}",
-        "decoding, s a video": f"{took.decode_s / case.num_videos:.3f}",
-        "models, s a video": f"{took.score_s / case.num_videos:.3f}",
+        "decoding, s per video": f"{took.decode_s / case.num_videos:.3f}",
+        "models, s per video": f"{took.score_s / case.num_videos:.3f}",
         "core-seconds": f"{took.core_s:.1f}",
-        "of these beside the stages' work": f"{took.beside_s:.1f}",
+        "of these overhead": f"{took.overhead_s:.1f}",
     }
 
 
-def row_of(case: Case, took: Took, told: Estimate, beside: Sequence[float]) -> dict[str, Any]:
-    """Measured beside foretold."""
-    assert told.seconds is not None
+def row_of(case: Case, took: Measurement, predicted: Estimate, overhead: Sequence[float]) -> dict[str, Any]:
+    """Return measured and predicted values."""
+    assert predicted.seconds is not None
     # One worker is one core here.
-    work_s = sum(stage.work_s or 0.0 for stage in told.stages)
-    core_s = work_s + sum(each * count for each, count in zip(beside, counts_of(case), strict=True))
+    work_s = sum(stage.work_s or 0.0 for stage in predicted.stages)
+    core_s = work_s + sum(each * count for each, count in zip(overhead, counts_of(case), strict=True))
     return {
         "run": str(case),
         "seconds": f"{took.seconds:.1f}",
-        "foretold": f"{told.seconds:.1f} ({told.seconds / took.seconds - 1:+.0%})",
+        "predicted": f"{predicted.seconds:.1f} ({predicted.seconds / took.seconds - 1:+.0%})",
         "core-seconds": f"{took.core_s:.1f}",
-        "foretold core-seconds": f"{core_s:.1f} ({core_s / took.core_s - 1:+.0%})",
-        "bound by": told.bound_by,
+        "predicted core-seconds": f"{core_s:.1f} ({core_s / took.core_s - 1:+.0%})",
+        "bound by": predicted.bound_by,
     }
 
 
-def worked_out(case: Case, folder: Path) -> list[dict[str, Any]]:
-    """Catalogs of three sizes on clusters of three, videos of 10 s at 720p, as `kvq-batch forecast` tells them."""
+def forecast_rows(case: Case, folder: Path) -> list[dict[str, Any]]:
+    """Forecast catalogs and clusters of three sizes, with videos of 10 s at 720p, like `kvq-batch forecast`."""
     rows = []
     job = make_job(job_of(case, folder), "benchmark")
     for num, cores in ((10**6, 256), (10**8, 4096), (10**9, 16384)):
-        told = estimate_cluster(job, num, Cluster(cores), megapixels=1280 * 720 * 240 / 1e6)
-        assert told.seconds is not None
-        assert told.usage is not None
-        workers = {stage.name: stage.max_workers for stage in told.stages}
+        predicted = estimate_cluster(job, num, Cluster(cores), megapixels=1280 * 720 * 240 / 1e6)
+        assert predicted.seconds is not None
+        assert predicted.usage is not None
+        workers = {stage.name: stage.max_workers for stage in predicted.stages}
         rows.append(
             {
                 "model": job.models[0].name,
@@ -229,11 +229,11 @@ def worked_out(case: Case, folder: Path) -> list[dict[str, Any]]:
                 "cores": cores,
                 **{name: workers[name] for name in ("decode", DRIVER)},
                 "score": sum(number for name, number in workers.items() if name not in ("decode", DRIVER)),
-                "videos/s": round(num / told.seconds),
-                "days": f"{told.seconds / 86400:.2f}",
-                "core-hours": f"{told.usage.core_hours:,.0f}",
-                f"cost, {job.prices.currency}": f"{told.cost or 0:,.0f}",
-                "bound by": told.bound_by,
+                "videos/s": round(num / predicted.seconds),
+                "days": f"{predicted.seconds / 86400:.2f}",
+                "core-hours": f"{predicted.usage.core_hours:,.0f}",
+                f"cost, {job.prices.currency}": f"{predicted.cost or 0:,.0f}",
+                "bound by": predicted.bound_by,
             }
         )
     return rows
@@ -242,7 +242,9 @@ def worked_out(case: Case, folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help="where to keep clips, tables and figures; what is there counts")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for clips, tables and measurements; existing ones are reused"
+    )
     arguments = parser.parse_args()
     if arguments.job:
         print(json.dumps(run_here(make_job(json.loads(arguments.job.read_text()), "benchmark"))))
@@ -250,23 +252,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kvq-bench-") as name:
         folder = (arguments.folder or Path(name)).absolute()
         folder.mkdir(exist_ok=True)
-        taught = {case: run_apart(case, folder, "tables") for case in TEACHING}
-        # Each test has tables of its own: none of them learns from another.
+        trained = {case: run_apart(case, folder, "tables") for case in TRAINING}
+        # Each test run has its own tables, so that its estimate uses the training runs only.
         tested = {case: run_apart(case, folder, f"tables-{case.name}") for case in TESTING}
-        beside = beside_work(taught)
-        print_table([cost_of(case, took) for case, took in taught.items()])
+        overhead = fit_overhead(trained)
+        print_table([cost_of(case, took) for case, took in trained.items()])
         print()
-        print_table([row_of(case, took, expected(case, folder), beside) for case, took in tested.items()])
-        print("\nCore-seconds beside the work: {:.1f} a run, {:.1f} a worker, {:.3f} a score.\n".format(*beside))
-        print_table([row for model in (LUMA, TINY) for row in worked_out(Case((model,), 1, LARGE, 16), folder)])
+        print_table([row_of(case, took, expected(case, folder), overhead) for case, took in tested.items()])
+        print("\nOverhead in core-seconds: {:.1f} per run, {:.1f} per worker, {:.3f} per score.\n".format(*overhead))
+        print_table([row for model in (LUMA, TINY) for row in forecast_rows(Case((model,), 1, LARGE, 16), folder)])
 
 
 def clips_of(shape: ClipShape, folder: Path) -> list[Path]:
-    """Twelve clips of `shape`, made unless they are there."""
-    index = folder / f"clips-{shape.width_px}-{shape.num_frames}"
-    if not index.exists():
-        write_demo_clips(index, 2, shape)
-    return sorted(index.rglob("*.mp4"))
+    """Return twelve clips of `shape`; create them if they do not exist."""
+    clips = folder / f"clips-{shape.width_px}-{shape.num_frames}"
+    if not clips.exists():
+        write_demo_clips(clips, 2, shape)
+    return sorted(clips.rglob("*.mp4"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from kvq_batch.storage.errors import FOREIGN_ERRORS, StorageErrorKind, classify_
 from kvq_batch.storage.listing import s3_files, stat_object, to_listing_table
 from kvq_batch.storage.options import StorageOptions, filesystem, translate_storage_errors
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 MIN_VIDEOS_TO_LIST = 50
 """With fewer videos in a bucket, HEAD requests are always used."""
@@ -31,7 +31,10 @@ _MAX_PER_TASK = 64
 
 
 def resolve_content_ids(
-    catalog: pa.Table, options: StorageOptions, max_parallel: int = 32, progress: Progress = lambda done, total: None
+    catalog: pa.Table,
+    options: StorageOptions,
+    max_parallel: int = 32,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> pa.Table:
     """Return `catalog` with a content id in every row, and with the sizes that were found on the way.
 
@@ -56,7 +59,7 @@ def resolve_content_ids(
     return catalog.set_column(names.index("size_bytes"), "size_bytes", sizes)
 
 
-def _resolve(uris: pa.Array, options: StorageOptions, max_parallel: int, progress: Progress) -> pa.Table:
+def _resolve(uris: pa.Array, options: StorageOptions, max_parallel: int, progress: ProgressCallback) -> pa.Table:
     """Return content_id and size_bytes of each of `uris` (distinct), in their order."""
     tokens, sizes = pa.nulls(len(uris), pa.string()), pa.nulls(len(uris), pa.int64())
     paths = pc.replace_substring_regex(uris, pattern=r"^[sS]3[aA]?://(?:[^/@]*@)?", replacement="")
@@ -105,7 +108,7 @@ def _listing(bucket: str, paths: pa.Array, options: StorageOptions) -> pa.Table 
 
 
 def _stat_objects(
-    uris: Sequence[str], options: StorageOptions, max_parallel: int, done: int, total: int, progress: Progress
+    uris: Sequence[str], options: StorageOptions, max_parallel: int, done: int, total: int, progress: ProgressCallback
 ) -> list[tuple[str, int | None]]:
     """Return content id and size of each of `uris`, with one request each, `max_parallel` at a time."""
     answers: list[tuple[str, int | None]] = []

@@ -8,7 +8,6 @@ import posixpath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.selection import matching_indices
 from kvq_batch.catalog.source import read_source
 from kvq_batch.config.job import Catalog
@@ -17,8 +16,6 @@ from kvq_batch.storage.listing import VIDEO_EXTENSIONS, split_glob
 from kvq_batch.storage.options import StorageOptions, absolute, display_uri, display_uris
 from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.table_files import check_extension, write_table
-
-__all__ = ["CANONICAL", "catalog_root", "read_catalog", "resolve_content_ids", "write_catalog"]
 
 CANONICAL = pa.schema(
     [

@@ -22,7 +22,7 @@ from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.work_tracker import FinishedRows, WorkTracker
-from kvq_batch.planning.estimate import Stage, Usage, total_usage
+from kvq_batch.planning.estimate import Usage, WorkerPool, total_usage
 from kvq_batch.planning.plan import store_plan
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Writer
@@ -136,7 +136,7 @@ class RunRecorder(ABC):
     def _write_inputs(self) -> None:  # noqa: B027 - optional
         """Write what must be in the tables before the plan."""
 
-    def _pools_with_work(self) -> tuple[Stage, ...]:
+    def _pools_with_work(self) -> tuple[WorkerPool, ...]:
         """Return the worker pools with the work that came back from them; empty if hours are not recorded."""
         return ()
 

@@ -15,7 +15,7 @@ from kvq_batch.engine.score_tracker import ScoreTracker
 from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.work_tracker import FinishedRows
-from kvq_batch.planning.estimate import Stage
+from kvq_batch.planning.estimate import WorkerPool
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
 from kvq_batch.planning.plan import tasks_to_items
@@ -108,7 +108,7 @@ class ScoreRecorder(RunRecorder):
         tables = {name: make_rows(name, getattr(rows, name)) for name in ("maps", "clips", "failures", "scores")}
         self._writer.commit(Batch(**tables))
 
-    def _pools_with_work(self) -> tuple[Stage, ...]:
+    def _pools_with_work(self) -> tuple[WorkerPool, ...]:
         decode_s = max(self._scores.fetch_s, self._scores.decode_s)
         work = (decode_s, *self._scores.score_s_by_model)
         return tuple(replace(pool, work_s=seconds) for pool, seconds in zip(self._pools, work, strict=True))

@@ -5,7 +5,8 @@ Procedural scenes are no files, and not its business. This module opens no sourc
 
 import pyarrow as pa
 
-from kvq_batch.catalog.reader import read_catalog, resolve_content_ids
+from kvq_batch.catalog.content_ids import resolve_content_ids
+from kvq_batch.catalog.reader import read_catalog
 from kvq_batch.config.job import Catalog
 from kvq_batch.storage.listing import VIDEO_EXTENSIONS
 from kvq_batch.storage.options import StorageOptions

@@ -35,7 +35,7 @@ DRIVER_BLOCK_S = 0.0104
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class WorkerPool:
     """One worker pool: its size limits, the resources per worker, and the total work in seconds of one worker."""
 
     name: str
@@ -72,13 +72,13 @@ class Usage:
         return self.core_hours * prices.core_hour + self.gpu_hours * (prices.gpu_hour or 0.0)
 
 
-def stage_usage(stage: Stage, seconds: float) -> Usage:
+def stage_usage(stage: WorkerPool, seconds: float) -> Usage:
     """Return the usage of `stage` in a run of `seconds`."""
     hours = stage.num_workers(seconds) * seconds / 3600
     return Usage(hours * stage.cores, hours * stage.gpus)
 
 
-def total_usage(stages: Sequence[Stage], seconds: float) -> Usage:
+def total_usage(stages: Sequence[WorkerPool], seconds: float) -> Usage:
     """Return the usage of all `stages` in a run of `seconds`."""
     return sum((stage_usage(stage, seconds) for stage in stages), Usage())
 
@@ -93,7 +93,7 @@ class PastRun:
 
     seconds: float
     startup_s: float
-    stages: tuple[Stage, ...]
+    stages: tuple[WorkerPool, ...]
     num_videos: Mapping[str, int]
     num_decoded: int
     block_size: int = 0
@@ -102,10 +102,10 @@ class PastRun:
         return sum(stage.work_s or 0.0 for stage in self.stages if stage.name == name)
 
     @property
-    def slowest(self) -> Stage:
+    def slowest(self) -> WorkerPool:
         return max(self.stages, key=lambda stage: stage.min_seconds())
 
-    def block_s(self, stage: Stage) -> float:
+    def block_s(self, stage: WorkerPool) -> float:
         """Return the seconds that the first block took in `stage`, derived from the mean over all blocks."""
         share = min(1.0, self.block_size / self.num_decoded) if self.num_decoded else 0.0
         return share * (stage.work_s or 0.0)
@@ -187,7 +187,7 @@ class Estimate:
     None without a GPU.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[WorkerPool, ...]
     prices: Prices
     measured: Throughput
     seconds: float | None
@@ -207,13 +207,17 @@ class Estimate:
     def cost(self) -> float | None:
         return None if self.usage is None else self.usage.cost(self.prices)
 
-    def usage_of(self, stage: Stage) -> Usage | None:
+    def usage_of(self, stage: WorkerPool) -> Usage | None:
         """Return the usage of one of the stages."""
         return None if self.seconds is None else stage_usage(stage, self.seconds)
 
 
 def estimate(
-    pools: Sequence[Stage], num_videos: Mapping[str, int], measured: Throughput, prices: Prices, block_size: int = 0
+    pools: Sequence[WorkerPool],
+    num_videos: Mapping[str, int],
+    measured: Throughput,
+    prices: Prices,
+    block_size: int = 0,
 ) -> Estimate:
     """Return the estimate for `num_videos` per stage on `pools` (decoding first). Their own `work_s` is ignored.
 
@@ -240,18 +244,18 @@ def estimate(
     )
 
 
-def _with_work(pool: Stage, num_videos: int, video_s: Mapping[str, float]) -> Stage:
+def _with_work(pool: WorkerPool, num_videos: int, video_s: Mapping[str, float]) -> WorkerPool:
     per_video_s = video_s.get(pool.name)
     work_s = 0.0 if num_videos == 0 else None if per_video_s is None else per_video_s * num_videos
     return replace(pool, work_s=work_s)
 
 
-def _block_s(stage: Stage, num_videos: Mapping[str, int], block_size: int) -> float:
+def _block_s(stage: WorkerPool, num_videos: Mapping[str, int], block_size: int) -> float:
     num = num_videos.get(stage.name, 0)
     return (stage.work_s or 0.0) * min(1.0, block_size / num) if num else 0.0
 
 
-def _decode_cores_per_gpu(stages: Sequence[Stage], video_s: Mapping[str, float]) -> float | None:
+def _decode_cores_per_gpu(stages: Sequence[WorkerPool], video_s: Mapping[str, float]) -> float | None:
     on_gpus = [stage for stage in stages if stage.gpus and stage.name != DECODE]
     if not on_gpus or any(stage.name not in video_s for stage in (stages[0], *on_gpus)):
         return None
@@ -268,7 +272,12 @@ class Cluster:
 
 
 def forecast(
-    pools: Sequence[Stage], num_videos: int, measured: Throughput, cluster: Cluster, prices: Prices, block_size: int
+    pools: Sequence[WorkerPool],
+    num_videos: int,
+    measured: Throughput,
+    cluster: Cluster,
+    prices: Prices,
+    block_size: int,
 ) -> Estimate:
     """Return the estimate for scoring `num_videos` with all `pools`, sized to fill `cluster`.
 
@@ -282,13 +291,13 @@ def forecast(
             "--sample 500."
         )
     video_s = {**measured.video_s, DRIVER: DRIVER_VIDEO_S + DRIVER_BLOCK_S / block_size}
-    driver = Stage(DRIVER, 1, MAX_SHARDS, 1.0, 0.0, None)
+    driver = WorkerPool(DRIVER, 1, MAX_SHARDS, 1.0, 0.0, None)
     stages = scale_pools([*(_unbounded(pool, cluster) for pool in pools), driver], video_s, cluster)
     videos = {stage.name: num_videos for stage in stages}
     return estimate(stages, videos, replace(measured, video_s=video_s), prices, block_size)
 
 
-def scale_pools(pools: Sequence[Stage], video_s: Mapping[str, float], cluster: Cluster) -> tuple[Stage, ...]:
+def scale_pools(pools: Sequence[WorkerPool], video_s: Mapping[str, float], cluster: Cluster) -> tuple[WorkerPool, ...]:
     """Return `pools` with fixed sizes: one worker each, then one more for the slowest pool while there is room.
 
     Raises:
@@ -314,6 +323,6 @@ def scale_pools(pools: Sequence[Stage], video_s: Mapping[str, float], cluster: C
     return tuple(replace(pool, min_workers=num, max_workers=num) for pool, num in zip(pools, workers, strict=True))
 
 
-def _unbounded(pool: Stage, cluster: Cluster) -> Stage:
+def _unbounded(pool: WorkerPool, cluster: Cluster) -> WorkerPool:
     # A worker without a GPU uses a whole core while it works, even if the job reserves less.
     return replace(pool, max_workers=cluster.cores, cores=pool.cores if pool.gpus else max(1.0, pool.cores))

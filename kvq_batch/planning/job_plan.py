@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from kvq_batch.catalog.reader import catalog_root, read_catalog, resolve_content_ids
+from kvq_batch.catalog.content_ids import resolve_content_ids
+from kvq_batch.catalog.reader import catalog_root, read_catalog
 from kvq_batch.catalog.selection import filter_shard
 from kvq_batch.config.job import Job, Workers
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.planning.estimate import DECODE, Cluster, Estimate, Stage, estimate, forecast
+from kvq_batch.planning.estimate import DECODE, Cluster, Estimate, WorkerPool, estimate, forecast
 from kvq_batch.planning.job_models import JobModel, JobModels, describe_models
 from kvq_batch.planning.past_runs import measured_throughput
 from kvq_batch.planning.plan import Plan, check_roots, make_plan, tasks_to_items
@@ -94,7 +95,7 @@ def estimate_cluster(job: Job, num_videos: int, cluster: Cluster, megapixels: fl
     return forecast(job_pools(job, models), num_videos, measured, cluster, job.prices, block_size(job))
 
 
-def job_pools(job: Job, models: JobModels) -> tuple[Stage, ...]:
+def job_pools(job: Job, models: JobModels) -> tuple[WorkerPool, ...]:
     """Return the worker pools of the job, with unknown work: decoding, then the models in their order."""
     decode = _pool(DECODE, job.decode.workers, job.decode.workers.num_cpus)
     return (decode, *(_pool(model.ref.name, model.section.workers, _cores(model)) for model in models.models))
@@ -116,8 +117,8 @@ def _num_videos_by_stage(job: Job, models: JobModels, plan: Plan) -> dict[str, i
     return {DECODE: items.num_rows, **{name: int(((masks >> index) & 1).sum()) for index, name in enumerate(names)}}
 
 
-def _pool(name: str, workers: Workers, cores: float) -> Stage:
-    return Stage(name, workers.min, workers.max, cores, workers.num_gpus, None)
+def _pool(name: str, workers: Workers, cores: float) -> WorkerPool:
+    return WorkerPool(name, workers.min, workers.max, cores, workers.num_gpus, None)
 
 
 def _cores(model: JobModel) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvq_batch.planning.estimate import DECODE, PastRun, Stage, Throughput, mean_throughput
+from kvq_batch.planning.estimate import DECODE, PastRun, Throughput, WorkerPool, mean_throughput
 from kvq_batch.planning.job_models import JobModels
 from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
@@ -151,5 +151,5 @@ def _to_past_run(run: RunRecord) -> PastRun:
     return PastRun(run.seconds, run.startup_s, tuple(stages), num_videos, max(run.num_scored.values()), block_size)
 
 
-def _stored_stage(name: str, workers: Mapping[str, Any], work_s: float) -> Stage:
-    return Stage(name, workers["min"], workers["max"], workers["num_cpus"], workers["num_gpus"], work_s)
+def _stored_stage(name: str, workers: Mapping[str, Any], work_s: float) -> WorkerPool:
+    return WorkerPool(name, workers["min"], workers["max"], workers["num_cpus"], workers["num_gpus"], work_s)

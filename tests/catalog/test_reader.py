@@ -10,7 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from kvq_batch.catalog.reader import CANONICAL, catalog_root, read_catalog, resolve_content_ids, write_catalog
+from kvq_batch.catalog.content_ids import resolve_content_ids
+from kvq_batch.catalog.reader import CANONICAL, catalog_root, read_catalog, write_catalog
 from kvq_batch.config.job import Catalog, CatalogColumns
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kvq_batch.catalog.reader import read_catalog, resolve_content_ids
+from kvq_batch.catalog.content_ids import resolve_content_ids
+from kvq_batch.catalog.reader import read_catalog
 from kvq_batch.config.job import Catalog
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labeling.planning import plan_labels

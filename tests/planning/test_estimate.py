@@ -9,9 +9,9 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.estimate import (
     DECODE,
     PastRun,
-    Stage,
     Throughput,
     Usage,
+    WorkerPool,
     estimate,
     mean_throughput,
     stage_usage,
@@ -21,12 +21,12 @@ from kvq_batch.planning.estimate import (
 PRICES = Prices(core_hour=0.05, gpu_hour=2.0, currency="CHF")
 
 
-def decode(max_workers: int = 10, work_s: float | None = None, min_workers: int = 1) -> Stage:
-    return Stage(DECODE, min_workers, max_workers, 1.0, 0.0, work_s)
+def decode(max_workers: int = 10, work_s: float | None = None, min_workers: int = 1) -> WorkerPool:
+    return WorkerPool(DECODE, min_workers, max_workers, 1.0, 0.0, work_s)
 
 
-def kvq(max_workers: int = 1, work_s: float | None = None, gpus: float = 1.0) -> Stage:
-    return Stage("kvq", 1, max_workers, 1.0, gpus, work_s)
+def kvq(max_workers: int = 1, work_s: float | None = None, gpus: float = 1.0) -> WorkerPool:
+    return WorkerPool("kvq", 1, max_workers, 1.0, gpus, work_s)
 
 
 def test_slowest_stage_bounds_the_run() -> None:
@@ -57,7 +57,7 @@ def test_unmeasured_stages_are_unknown() -> None:
 
 
 def test_fractional_gpus_and_shared_decode() -> None:
-    stages = [decode(), kvq(gpus=0.25), Stage("other", 1, 1, 0.5, 0.0, None)]
+    stages = [decode(), kvq(gpus=0.25), WorkerPool("other", 1, 1, 0.5, 0.0, None)]
     measured = Throughput({DECODE: 1.0, "kvq": 0.2, "other": 0.1})
     found = estimate(stages, {DECODE: 100, "kvq": 100, "other": 50}, measured, PRICES)
     assert found.bound_by == "kvq"

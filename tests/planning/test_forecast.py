@@ -12,19 +12,19 @@ from kvq_batch.planning.estimate import (
     DRIVER_VIDEO_S,
     Cluster,
     Estimate,
-    Stage,
     Throughput,
+    WorkerPool,
     forecast,
     total_usage,
 )
 
 PRICES = Prices(core_hour=0.04, gpu_hour=3.0)
-ON_CORES = (Stage(DECODE, 1, 2, 1.0, 0.0, None), Stage("kvq", 1, 1, 1.0, 0.0, None))
-ON_GPUS = (Stage(DECODE, 1, 2, 1.0, 0.0, None), Stage("kvq", 1, 1, 1.0, 1.0, None))
+ON_CORES = (WorkerPool(DECODE, 1, 2, 1.0, 0.0, None), WorkerPool("kvq", 1, 1, 1.0, 0.0, None))
+ON_GPUS = (WorkerPool(DECODE, 1, 2, 1.0, 0.0, None), WorkerPool("kvq", 1, 1, 1.0, 1.0, None))
 MEASURED = Throughput({DECODE: 1.0, "kvq": 0.2}, {"kvq": 500}, 2, startup_s=20.0, slowdown=1.25)
 
 
-def predicted(cluster: Cluster, pools: tuple[Stage, ...] = ON_CORES, measured: Throughput = MEASURED) -> Estimate:
+def predicted(cluster: Cluster, pools: tuple[WorkerPool, ...] = ON_CORES, measured: Throughput = MEASURED) -> Estimate:
     return forecast(pools, 1_000_000, measured, cluster, PRICES, block_size=16)
 
 
@@ -67,7 +67,7 @@ def test_decoders_are_added_until_gpus_are_busy() -> None:
 
 
 def test_cpu_worker_uses_a_whole_core() -> None:
-    pools = (Stage(DECODE, 1, 1, 0.25, 0.0, None), Stage("kvq", 1, 1, 4.0, 0.0, None))
+    pools = (WorkerPool(DECODE, 1, 1, 0.25, 0.0, None), WorkerPool("kvq", 1, 1, 4.0, 0.0, None))
     assert workers(predicted(Cluster(10), pools)) == {DECODE: 5, "kvq": 1, DRIVER: 1}
 
 

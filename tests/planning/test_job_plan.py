@@ -1,7 +1,4 @@
-"""Every job that ships plans: its own keys, its own columns, with videos, tables and weights of this machine.
-
-No Ray is started and no video is decoded: that is what planning promises.
-"""
+"""Planning every shipped job with local videos, tables and weights; without starting Ray or decoding a video."""
 
 import subprocess
 import sys
@@ -16,7 +13,7 @@ from kvq_batch.config.load import load_job
 from kvq_batch.planning.job_plan import plan_job
 
 ROOT = Path(__file__).parents[2]
-# Labels and trainings have jobs of other kinds.
+# Label jobs and trainings have other formats.
 JOBS = sorted(path for path in (ROOT / "jobs").glob("*.toml") if path.stem not in ("labels", "train"))
 VIDEOS = [f"clip{number}.mp4" for number in range(3)]
 
@@ -46,12 +43,12 @@ LOCAL: dict[str, tuple[Callable[[Path], Path], int]] = {
     "backfill": (backfill_catalog, 2 * len(VIDEOS)),
     "regions": (regions_catalog, len(VIDEOS)),
 }
-"""For each job: what stands in for its catalog, and how many of its rows count."""
+"""For each job: a function that creates its catalog, and the number of selected rows."""
 
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    """Files that are no videos: a plan must not care."""
+    """Files without video content, because planning must not open them."""
     folder = tmp_path / "videos"
     folder.mkdir()
     for video in VIDEOS:
@@ -60,7 +57,7 @@ def videos(tmp_path: Path) -> Path:
 
 
 def local(job: Job, videos: Path, tables: Path) -> Job:
-    """The same job on this machine's material; nothing else of it is changed."""
+    """Return the job with local files; nothing else is changed."""
     source = LOCAL[job.name][0](videos)
     catalog = Catalog(**(job.catalog.model_dump(exclude={"source"}) | {"source": str(source)}))
     models = tuple(m.model_copy(update={"weights": "untrained"}) if m.weights else m for m in job.models)
@@ -100,7 +97,7 @@ def test_catalog_columns_of_a_job_reach_the_plan(videos: Path, tmp_path: Path) -
 
 
 def test_jobs_have_different_fingerprints(videos: Path, tmp_path: Path) -> None:
-    """A clip a minute, half precision and HDR as it is are other results than the published way."""
+    """Sampling, precision and HDR policy are part of the fingerprint."""
     planned = [plan_job(local(load_job(path), videos, tmp_path / "tables")) for path in JOBS]
     fingerprints = [plan.models.models[0].ref.fingerprint for plan in planned]
     assert len(set(fingerprints)) == len(JOBS)
