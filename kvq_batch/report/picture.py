@@ -1,8 +1,8 @@
-"""One picture of one clip: frames, what the model found salient in them, and how good it found what is there.
+"""Draw the saliency and texture maps of one clip over its frames.
 
-Three rows a moment: the frame, saliency over it, texture over it. Colours span the clip's own range, and the range is
-printed, because raw values of different models share no scale; those of saliency follow its square root, as it has a
-heavy tail. This module reads tables and video; it scores nothing.
+One column per time slot, with three rows: the frame, saliency over it, texture over it. Colours span the range of the
+clip, and the range is printed, because raw values of different models have different scales. Colours of saliency follow
+its square root, because its distribution has a heavy tail.
 """
 
 import tempfile
@@ -27,9 +27,9 @@ MARGIN_PX = 6
 TEXT_PX = 16
 OPACITY = 0.55
 
-# Black, purple, orange, yellow: dark is little, bright is much, and it survives grey print.
+# Black, purple, orange, yellow: brightness rises with the value, so the order survives greyscale printing.
 _SALIENCY_COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
-# Red is bad, green is good, with a light middle.
+# Red is low quality, green is high, with a light middle.
 _TEXTURE_COLOURS = np.array([(165, 0, 38), (244, 109, 67), (255, 255, 191), (102, 189, 99), (0, 104, 55)], np.float64)
 
 _FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -42,7 +42,7 @@ FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
 WHERE s.video_id = {video_id} ORDER BY s.model_name
 """
 
-# The score is the clip's own: that of the video is a mean over its clips.
+# The raw score of the clip. That of the video is a mean over its clips.
 _CLIP = """
 SELECT m.*, k.frame_indices, k.raw_score
 FROM maps m JOIN clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
@@ -53,7 +53,7 @@ WHERE m.video_id = {video_id} AND m.model_id = {model_id} AND m.commit_seq = {co
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a picture shows."""
+    """The model and the score that a picture shows."""
 
     model_id: str
     model_origin: str
@@ -69,14 +69,14 @@ def draw_maps(
     clip: int = 0,
     num_slots: int = 4,
 ) -> Drawn:
-    """Write the picture of one clip's maps over its frames and return what it shows.
+    """Write the picture of one clip's maps over its frames and return the model and score that it shows.
 
     Raises:
-        SpecError: there are no maps of this video, clip and model, or the picture cannot be written.
-        ItemError: the video cannot be fetched or decoded any more.
+        SpecError: no maps of this video, clip and model, or the picture cannot be written.
+        ItemError: the video can no longer be fetched or decoded.
     """
     if out.suffix.lower() not in _FORMATS:
-        raise SpecError(f"{out}: a picture is written as {', '.join(_FORMATS)}; name it so")
+        raise SpecError(f"{out}: unknown picture format. Use {', '.join(_FORMATS)}.")
     row = _find(session, video_id, model, clip)
     stored = StoredMaps(
         shape=(row["num_slots"], row["num_rows"], row["num_cols"]),
@@ -107,30 +107,31 @@ def draw_maps(
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except (OSError, ValueError) as error:
-        raise SpecError(f"{out} cannot be written: {error}") from error
+        raise SpecError(f"Cannot write {out}: {error}") from error
     return Drawn(row["model_id"], row["model_origin"], row["raw_score"])
 
 
 def _find(session: Session, video_id: str, model: str | None, clip: int) -> dict[str, Any]:
-    """The maps of one clip as stored, with its frames, its score, its model's name and origin, and its address."""
+    """Return the stored maps of one clip, with its frame indices, score, model and URI."""
     scored = session.sql(_SCORED.format(video_id=_quoted(video_id))).to_pylist()
     if not scored:
         raise SpecError(
-            f'video {video_id!r} has no score here; `kvq-batch query TABLES "SELECT video_id FROM scores_latest"` '
-            "lists those that have, and `kvq-batch failures TABLES` those that failed"
+            f"Video {video_id!r} has no score in these tables. List the videos with scores with "
+            '`kvq-batch query TABLES "SELECT video_id FROM scores_latest"`, and failed ones with '
+            "`kvq-batch failures list TABLES`."
         )
     with_maps = [row for row in scored if row["has_maps"]]
     chosen = [row for row in with_maps if model is None or row["model_name"] == model]
     if not chosen:
-        asked = f"model {model!r}" if model else ", ".join(row["model_name"] for row in scored)
+        requested = f"model {model!r}" if model else ", ".join(row["model_name"] for row in scored)
         known = ", ".join(row["model_name"] for row in with_maps) or "no model"
-        raise SpecError(f"video {video_id!r} has no maps of {asked}; it has maps of {known}")
+        raise SpecError(f"Video {video_id!r} has no maps of {requested}. It has maps of {known}.")
     score = chosen[0]
     identity = {"video_id": _quoted(video_id), "model_id": _quoted(score["model_id"])}
     rows = session.sql(_CLIP.format(**identity, commit_seq=score["commit_seq"], clip=int(clip))).to_pylist()
     if not rows:
         last = score["num_clips"] - 1
-        raise SpecError(f"video {video_id!r} has no clip {clip} of {score['model_name']}: its clips are 0 to {last}")
+        raise SpecError(f"Video {video_id!r} has no clip {clip} of {score['model_name']}; its clips are 0 to {last}.")
     return {**score, **rows[0]}
 
 
@@ -144,7 +145,7 @@ def column(
     texture: NDArray[np.float32] | None,
     bounds: tuple[tuple[float, float], tuple[float, float]],
 ) -> Image.Image:
-    """Frame (uint8 [H, W, 3]), saliency over it, texture over it, below each other; `bounds` are of the colours."""
+    """Stack the frame (uint8 [H, W, 3]), saliency over it and texture over it. `bounds` is the range of the colours."""
     height_px = max(1, round(frame.shape[0] * WIDTH_PX / frame.shape[1]))
     base = Image.fromarray(frame).resize((WIDTH_PX, height_px), Image.Resampling.LANCZOS)
     panels = [base]
@@ -164,11 +165,11 @@ def column(
 def _tinted(
     values: NDArray[np.float32], colours: NDArray[np.float64], low: float, high: float, size: tuple[int, int]
 ) -> Image.Image:
-    """Cells [row, column] as blocks of colour: what one cell says is what is drawn, without smoothing."""
+    """Draw cells [row, column] as blocks of colour, without smoothing."""
     share = np.clip((values - low) / (high - low or 1.0), 0, 1) * (len(colours) - 1)
     below = np.minimum(share.astype(int), len(colours) - 2)
-    part = (share - below)[..., None]
-    rgb = colours[below] * (1 - part) + colours[below + 1] * part
+    fraction = (share - below)[..., None]
+    rgb = colours[below] * (1 - fraction) + colours[below + 1] * fraction
     return Image.fromarray(rgb.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
 
 
@@ -177,7 +178,7 @@ def _bounds(values: NDArray[np.float32] | None) -> tuple[float, float]:
 
 
 def _legend(saliency: NDArray[np.float32] | None, texture: NDArray[np.float32] | None) -> list[str]:
-    """One line for each map: its row, and the values of its darkest and brightest colours."""
+    """Return one line for each map: its row, and the values of its first and last colours."""
     lines: list[str] = []
     for name, values, low, high in (
         ("saliency", saliency, "dark", "bright"),
@@ -190,13 +191,13 @@ def _legend(saliency: NDArray[np.float32] | None, texture: NDArray[np.float32] |
 
 
 def _sheet(columns: Sequence[Image.Image], row: dict[str, Any], legend: Sequence[str]) -> Image.Image:
-    """The columns beside each other, what they show above them, the legend below."""
+    """Put the columns next to each other, with the title above and the legend below."""
     width_px = sum(panels.width + MARGIN_PX for panels in columns) + MARGIN_PX
-    # Line by line, so that none is cut however narrow the sheet: above all not that a score is none.
-    words = [(str(row["video_id"]), "black"), (f"clip {row['clip_index']}, score {row['raw_score']:.4g}", "black")]
-    words += [(str(row["model_id"]), "black")]
-    words += [("UNTRAINED: random weights, no quality", "red")] * (row["model_origin"] == "untrained")
-    title = [(line, colour) for text, colour in words for line in _folded(text, width_px - 2 * MARGIN_PX)]
+    # Wrapped into lines, so that nothing is cut in a narrow picture, above all not the warning.
+    texts = [(str(row["video_id"]), "black"), (f"clip {row['clip_index']}, score {row['raw_score']:.4g}", "black")]
+    texts += [(str(row["model_id"]), "black")]
+    texts += [("UNTRAINED: random weights", "red")] * (row["model_origin"] == "untrained")
+    title = [(line, colour) for text, colour in texts for line in _wrap(text, width_px - 2 * MARGIN_PX)]
     top_px = len(title) * TEXT_PX + MARGIN_PX
     height_px = top_px + max(panels.height for panels in columns) + len(legend) * TEXT_PX + 2 * MARGIN_PX
     sheet = Image.new("RGB", (width_px, height_px), "white")
@@ -210,8 +211,8 @@ def _sheet(columns: Sequence[Image.Image], row: dict[str, Any], legend: Sequence
     return sheet
 
 
-def _folded(text: str, width_px: int) -> list[str]:
-    """`text` in lines that fit `width_px`, broken anywhere: ids have no blanks."""
+def _wrap(text: str, width_px: int) -> list[str]:
+    """Wrap text into lines that fit `width_px`, breaking anywhere: ids have no spaces."""
     font = ImageFont.load_default()
     lines = [""]
     for character in text:

@@ -1,4 +1,4 @@
-"""The picture of real maps over a real video: what it shows, and what is refused by name."""
+"""Pictures of real maps over a real video."""
 
 import os
 from pathlib import Path
@@ -26,19 +26,17 @@ def draw(scored: Scored, out: Path, video_id: str = VIDEO, clip: int = 0, num_sl
 
 
 @pytest.mark.parametrize(("num_slots", "columns"), [(1, 1), (2, 2), (16, 3)])
-def test_three_rows_a_moment_and_never_more_moments_than_slots(
-    scored: Scored, tmp_path: Path, num_slots: int, columns: int
-) -> None:
+def test_picture_has_three_rows_per_time_slot(scored: Scored, tmp_path: Path, num_slots: int, columns: int) -> None:
     drawn = draw(scored, tmp_path / "new" / "maps.png", num_slots=num_slots)
     assert (drawn.model_id, drawn.model_origin) == (KVQ.model_id, "untrained")
     with Image.open(tmp_path / "new" / "maps.png") as picture:
         assert picture.width == columns * (WIDTH_PX + MARGIN_PX) + MARGIN_PX
-        # Three panels of 160x96 at 320 wide, id, score, model and warning above, a line for each map below.
+        # Three panels of 160x96 scaled to width 320; id, score, model and warning above; a line for each map below.
         panels = 3 * 192 + 2 * MARGIN_PX
         assert picture.height == panels + (4 + 2) * TEXT_PX + 3 * MARGIN_PX
 
 
-def test_untrained_stands_in_red_above_the_frames(scored: Scored, tmp_path: Path) -> None:
+def test_untrained_warning_is_red(scored: Scored, tmp_path: Path) -> None:
     draw(scored, tmp_path / "maps.png", num_slots=1)
     with Image.open(tmp_path / "maps.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
@@ -48,8 +46,8 @@ def test_untrained_stands_in_red_above_the_frames(scored: Scored, tmp_path: Path
     assert black.sum() > 100
 
 
-def test_cells_are_drawn_where_they_are(scored: Scored, tmp_path: Path) -> None:
-    """The brightest cell of the saliency map is the one that SQL names."""
+def test_cells_are_drawn_at_their_position(scored: Scored, tmp_path: Path) -> None:
+    """The brightest cell of the saliency map is the maximum found by SQL."""
     draw(scored, tmp_path / "maps.png", num_slots=1)
     with open_session(scored.tables) as session:
         cell = session.sql(
@@ -63,7 +61,7 @@ def test_cells_are_drawn_where_they_are(scored: Scored, tmp_path: Path) -> None:
         pixels[first : first + 192, MARGIN_PX : MARGIN_PX + WIDTH_PX] for first in (top, top + 192 + MARGIN_PX)
     )
     grey = np.asarray(Image.fromarray(frame.astype(np.uint8)).convert("L")).astype(float)
-    # Red rises with the value in every step of the colours; the frame shines through.
+    # Red rises with the value in every colour step; the frame is blended in.
     warmth = saliency[..., 0] - (1 - OPACITY) * grey
     height, width = 192 // cell["num_rows"], WIDTH_PX // cell["num_cols"]
     means = warmth[: height * cell["num_rows"], : width * cell["num_cols"]]
@@ -71,7 +69,7 @@ def test_cells_are_drawn_where_they_are(scored: Scored, tmp_path: Path) -> None:
     assert np.unravel_index(means.argmax(), means.shape) == (cell["cell_row"], cell["cell_col"])
 
 
-def test_the_score_is_that_of_the_clip(scored: Scored, tmp_path: Path) -> None:
+def test_score_is_that_of_the_clip(scored: Scored, tmp_path: Path) -> None:
     drawn = [draw(scored, tmp_path / "maps.png", clip=clip).raw_score for clip in (0, 1)]
     with open_session(scored.tables) as session:
         stored = session.sql(f"SELECT raw_score FROM clips WHERE model_id = '{KVQ.model_id}' ORDER BY clip_index")
@@ -79,24 +77,24 @@ def test_the_score_is_that_of_the_clip(scored: Scored, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("video_id", "clip", "name", "said"),
+    ("video_id", "clip", "name", "message"),
     [
-        ("no'pe.mp4", 0, "maps.png", "has no score here"),
-        (BROKEN, 0, "maps.png", "has no score here.*kvq-batch failures"),
-        (PLAIN, 0, "maps.png", "has no maps of luma; it has maps of no model"),
-        (VIDEO, 2, "maps.png", "has no clip 2 of kvq-tiny: its clips are 0 to 1"),
-        (VIDEO, 0, "maps.txt", "a picture is written as .png"),
+        ("no'pe.mp4", 0, "maps.png", "has no score in these tables"),
+        (BROKEN, 0, "maps.png", "has no score in these tables.*kvq-batch failures list"),
+        (PLAIN, 0, "maps.png", "has no maps of luma. It has maps of no model"),
+        (VIDEO, 2, "maps.png", "has no clip 2 of kvq-tiny; its clips are 0 to 1"),
+        (VIDEO, 0, "maps.txt", "unknown picture format"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_name(
-    scored: Scored, tmp_path: Path, video_id: str, clip: int, name: str, said: str
+def test_invalid_requests_are_rejected(
+    scored: Scored, tmp_path: Path, video_id: str, clip: int, name: str, message: str
 ) -> None:
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         draw(scored, tmp_path / name, video_id, clip)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_video_that_changed_since_is_refused(tmp_path: Path) -> None:
+def test_changed_video_is_rejected(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     os.utime(scored.videos / VIDEO, (1, 1))
     with pytest.raises(FetchError) as caught:
