@@ -69,7 +69,7 @@ def test_budget_ends_a_run_and_the_next_plan_estimates(tmp_path: Path) -> None:
     assert record["cluster"] == {"cores": 64, "gpus": 0, "idle_cores": 0, "idle_gpus": 0}
     expected = record["expected"]
     assert sum(stage["workers"] for stage in expected["stages"]) == 64
-    # Which stage is slower with videos this small is the machine's affair.
+    # Which stage is slower with videos this small depends on the machine.
     slower = expected["bound_by"]
     assert slower in ("decode", "luma-sharpness")
     assert expected["measured_scores"] == {"luma-sharpness": 3}
@@ -83,15 +83,15 @@ def test_budget_ends_a_run_and_the_next_plan_estimates(tmp_path: Path) -> None:
     assert f"bound by {slower}" in table.stderr
     assert "2 GPUs stay idle" in table.stderr
     assert len(call(*asked, "64", "-o", "csv").stdout.splitlines()) == 4
-    assert "the cluster has fewer" in call(*asked, "2", exit_code=2).stderr
+    assert "but the cluster has 2 cores" in call(*asked, "2", exit_code=2).stderr
     assert "videos of two sizes" in call(*asked, "64", "--megapixels", "221", exit_code=2).stderr
 
 
 def test_forecast_without_runs_says_what_to_do(tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text(JOB.format(folder=tmp_path))
-    refused = call("forecast", job, "--videos", "1e8", "--cores", "4096", exit_code=2).stderr
-    assert "No timing data for decode and luma-sharpness" in refused
+    rejected = call("forecast", job, "--videos", "1e8", "--cores", "4096", exit_code=2).stderr
+    assert "No timing data for decode and luma-sharpness" in rejected
 
 
 @pytest.mark.parametrize(
