@@ -47,7 +47,9 @@ def read_calibration(source: str, options: StorageOptions | None = None) -> Cali
             f"{shown}: not JSON ({error}). Calibration files are written by `kvq-batch evaluate scores --out`."
         ) from error
     if not isinstance(fields, dict):
-        raise SpecError(f"{shown}: not a JSON object. Calibration files are written by `kvq-batch evaluate scores --out`.")
+        raise SpecError(
+            f"{shown}: not a JSON object. Calibration files are written by `kvq-batch evaluate scores --out`."
+        )
     for key in ("calibration", "model_id"):
         if not isinstance(fields.get(key), str) or not fields[key]:
             raise SpecError(f"{shown}: field {key!r} is missing or not a string.")
