@@ -369,7 +369,7 @@ def _label_record(labelled: "Labelled", scale: "Scale | None") -> dict[str, Any]
     return {
         "dataset": labels.dataset,
         "num_labels": len(labels.names),
-        "taken": labels.told,
+        "read_as": labels.told,
         "scale": None if scale is None else [scale.low, scale.high],
         "matched_by": matching.by_rule,
         "num_unmatched": len(matching.unmatched),

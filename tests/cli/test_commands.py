@@ -1,4 +1,4 @@
-"""The command line before anything runs: help, versions, job files, plans, refusals, and what becomes of our bugs."""
+"""The command line without runs: help, version, job files, plans, rejected arguments, and unexpected errors."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ def call(*arguments: str | Path, exit_code: int = 0) -> Result:
 
 
 def plain(text: str) -> str:
-    """Help without the frame around it."""
+    """Return help text without the frames."""
     return "\n".join(line.strip(" │") for line in text.splitlines())
 
 
@@ -113,7 +113,7 @@ def test_help_teaches_with_an_example_that_can_be_pasted(command: str) -> None:
     examples = [line.strip() for line in lines if line.strip().startswith("$ kvq-batch")]
     assert examples
     assert all(example.startswith(f"$ kvq-batch {command}") for example in examples)
-    # A line that is folded at 80 columns is no line to paste.
+    # A line that is folded at 80 columns cannot be pasted.
     for i, line in enumerate(lines):
         if line.strip().startswith("$ kvq-batch") and not line.rstrip().endswith("\\"):
             following = lines[i + 1].strip()
@@ -126,22 +126,20 @@ def test_help_of_all_names_every_command_and_the_exit_codes() -> None:
     assert "130 Ctrl-C" in text
 
 
-def test_version_and_the_launcher_of_a_checkout() -> None:
+def test_version_and_checkout_launcher() -> None:
     assert call("--version").stdout == f"kvq-batch {kvq_batch.__version__}\n"
     launcher = Path(__file__).parents[2] / "cli.py"
     done = subprocess.run([sys.executable, launcher, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"kvq-batch {kvq_batch.__version__}\n"
 
 
-def test_a_wrong_command_line_is_refused_before_anything() -> None:
+def test_wrong_options_are_rejected() -> None:
     assert "No such option" in call("run", "job.toml", "--nope", exit_code=2).stderr
     assert "No such command" in call("nope", exit_code=2).stderr
     assert "--device" in call("score", "v", "--tables", "t", "--device", "tpu", exit_code=2).stderr
 
 
-def test_init_writes_a_job_that_plans_as_soon_as_its_folder_is_there(
-    tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_init_writes_a_job_that_plans(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "kvq-batch plan 'new/my job.toml'" in call("init", "new/my job.toml").stderr
     assert "videos" in call("plan", "new/my job.toml", exit_code=2).stderr
@@ -160,7 +158,7 @@ def test_init_writes_the_examples_of_the_jobs_folder(kind: str, tmp_path: Path) 
     assert example.read_text() == example_job(kind)
 
 
-def test_init_never_overwrites_unasked(tmp_path: Path) -> None:
+def test_init_overwrites_only_with_force(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("mine")
     assert "--force" in call("init", file, exit_code=2).stderr
@@ -170,7 +168,7 @@ def test_init_never_overwrites_unasked(tmp_path: Path) -> None:
     assert "is a folder" in call("init", tmp_path, "--force", exit_code=2).stderr
 
 
-def test_a_job_with_several_mistakes_names_all_of_them(tmp_path: Path) -> None:
+def test_all_wrong_keys_are_reported(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text('name = "x"\ntabels = "t"\n[catalog]\n[[models]]\nname = "kvq-tiny"\nbatch_size = 0\n')
     text = call("plan", file, exit_code=2).stderr
@@ -179,7 +177,7 @@ def test_a_job_with_several_mistakes_names_all_of_them(tmp_path: Path) -> None:
         assert f"  {key}" in text
 
 
-def test_a_plan_shows_what_counts_and_json_everything(tmp_path: Path, videos: Path) -> None:
+def test_plan_shows_counts_and_json_everything(tmp_path: Path, videos: Path) -> None:
     job = tmp_path / "job.toml"
     models = "".join(f'[[models]]\nname = "{name}"\n' for name in ("kvq-tiny", "luma-sharpness"))
     job.write_text(f'name = "j"\ntables = "{tmp_path}/t"\n[catalog]\nsource = "{videos}"\n{models}')
@@ -191,15 +189,15 @@ def test_a_plan_shows_what_counts_and_json_everything(tmp_path: Path, videos: Pa
     ]
     assert "2 videos in the catalog; 4 scores planned; 0 scores are current" in shown.stderr
     assert "UNTRAINED: the weights of kvq-tiny@untrained-" in shown.stderr
-    told = json.loads(call("plan", job, "--output", "json").stdout)
-    assert len(told["tasks"]) == 6 * 2
-    assert [model["model_origin"] for model in told["models"]] == ["untrained", "handcrafted"]
+    record = json.loads(call("plan", job, "--output", "json").stdout)
+    assert len(record["tasks"]) == 6 * 2
+    assert [model["model_origin"] for model in record["models"]] == ["untrained", "handcrafted"]
     rows = list(csv.DictReader(io.StringIO(call("plan", job, "-o", "csv").stdout)))
     assert sum(int(row["videos"]) for row in rows) == 4
     assert not (tmp_path / "t").exists()
 
 
-def test_a_plan_takes_what_the_options_select_and_they_stand_over_the_job(tmp_path: Path, videos: Path) -> None:
+def test_options_override_the_selection_of_the_job(tmp_path: Path, videos: Path) -> None:
     job = tmp_path / "job.toml"
     call("catalog", videos, "--out", tmp_path / "list.csv")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "list.csv").read_text())))
@@ -225,14 +223,14 @@ def test_a_plan_takes_what_the_options_select_and_they_stand_over_the_job(tmp_pa
     assert planned(*more) == {"videos": 2, "selected": 2, "planned": 0, "other_reasons": 2}
     shown = call("plan", job, "--where", "views > 0", "--order-by", "views desc").stderr
     assert "2 videos in the catalog; 1 of them selected; 1 scores planned" in shown
-    refused = call("plan", job, "--reason", "boredom", "--sample", "x", "--deadline", "noon", exit_code=2).stderr
-    assert "the command line: 3 wrong key(s)" in refused
+    rejected = call("plan", job, "--reason", "boredom", "--sample", "x", "--deadline", "noon", exit_code=2).stderr
+    assert "the command line: 3 wrong key(s)" in rejected
     for key in ("select.reasons.0: 'boredom' is no reason", "select.sample: ", "budget.deadline: 'noon' is no time"):
-        assert key in refused
+        assert key in rejected
     assert "select.where = 'likes' is not a valid condition" in call("run", job, "--where", "likes", exit_code=2).stderr
 
 
-def test_catalog_lists_a_folder_into_a_file_that_plans(tmp_path: Path, videos: Path) -> None:
+def test_catalog_file_of_a_folder_plans(tmp_path: Path, videos: Path) -> None:
     out = tmp_path / "catalog.csv"
     assert "2 videos" in call("catalog", videos, "--out", out).stderr
     with out.open() as file:
@@ -243,7 +241,7 @@ def test_catalog_lists_a_folder_into_a_file_that_plans(tmp_path: Path, videos: P
     call("catalog", tmp_path / "nowhere", "--out", out, exit_code=2)
 
 
-def test_score_refuses_what_it_cannot_do_before_it_reads_a_video(tmp_path: Path, videos: Path) -> None:
+def test_score_rejects_bad_input_before_reading_videos(tmp_path: Path, videos: Path) -> None:
     tables = tmp_path / "t"
     assert "needs weights" in call("score", videos, "--tables", tables, "--model", "kvq", exit_code=2).stderr
     assert "unknown model 'nope'" in call("score", videos, "--tables", tables, "--model", "nope", exit_code=2).stderr
@@ -255,14 +253,14 @@ def test_score_refuses_what_it_cannot_do_before_it_reads_a_video(tmp_path: Path,
     assert not tables.exists()
 
 
-def test_errors_of_a_json_log_are_lines_of_it(tmp_path: Path) -> None:
+def test_errors_are_json_lines_with_log_json(tmp_path: Path) -> None:
     result = call("run", tmp_path / "gone.toml", "--log", "json", exit_code=2)
     (line,) = [json.loads(line) for line in result.stderr.splitlines()]
     assert line["run_id"] is None
     assert "no such job file" in line["message"]
 
 
-def test_models_lists_what_is_registered_and_shows_a_card() -> None:
+def test_models_lists_and_shows_a_card() -> None:
     rows = json.loads(call("models", "--output", "json").stdout)
     assert {"kvq", "kvq-tiny", "luma-sharpness"} <= {row["name"] for row in rows}
     card = call("models", "kvq-tiny", "--output", "json")
@@ -274,8 +272,8 @@ def test_models_lists_what_is_registered_and_shows_a_card() -> None:
     assert "needs the NAME" in call("models", "--weights", "f", exit_code=2).stderr
 
 
-def test_a_broken_model_of_others_hides_none_of_ours(tmp_path: Path) -> None:
-    """A real distribution beside ours whose entry point does not import."""
+def test_broken_plugin_does_not_hide_other_models(tmp_path: Path) -> None:
+    """A real distribution whose entry point fails to import."""
     info = tmp_path / "broken-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
@@ -293,17 +291,15 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 
 
 @pytest.mark.parametrize(
-    ("error", "exit_code", "said"),
+    ("error", "exit_code", "message"),
     [
-        (SpecError("refused"), 2, "error: refused"),
+        (SpecError("rejected"), 2, "error: rejected"),
         (FatalError("stopped"), 1, "error: stopped"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (RuntimeError(f"PUT s3://b/k failed: aws_secret_access_key={SECRET}"), 1, "please report it"),
     ],
 )
-def test_whatever_is_raised_ends_in_one_sentence_and_its_exit_code(
-    error: BaseException, exit_code: int, said: str
-) -> None:
+def test_errors_end_in_a_message_and_exit_code(error: BaseException, exit_code: int, message: str) -> None:
     faulty = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
 
     @faulty.command()
@@ -312,17 +308,17 @@ def test_whatever_is_raised_ends_in_one_sentence_and_its_exit_code(
 
     @faulty.command()
     def succeed() -> None:
-        """A second command makes it a group."""
+        """Make the app a group, which needs two commands."""
 
     result = CliRunner().invoke(faulty, ["fail"])
     assert result.exit_code == exit_code
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
     assert SECRET not in result.output
     assert ("Traceback" in result.stderr) == isinstance(error, RuntimeError)
 
 
-def test_a_reader_that_leaves_early_is_no_bug() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     code = "from kvq_batch.cli.app import app; app()"
     command = f'{sys.executable} -c "{code}" models -o json | true; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
@@ -330,7 +326,7 @@ def test_a_reader_that_leaves_early_is_no_bug() -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_damaged_weights_are_refused_before_the_first_video(damage: str, videos: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_rejected_before_the_first_video(damage: str, videos: Path, tmp_path: Path) -> None:
     weights = tmp_path / "kvq.safetensors"
     save(weights, untrained_checkpoint("kvq-tiny", TINY))
     content = weights.read_bytes()
@@ -339,7 +335,7 @@ def test_damaged_weights_are_refused_before_the_first_video(damage: str, videos:
     weights.write_bytes({"cut": content[:middle], "flipped": flipped, "empty": b""}[damage])
     tables = tmp_path / "tables"
     arguments = ("--tables", tables, "--model", "kvq-tiny", "--weights", weights)
-    refused = call("score", videos, *arguments, exit_code=2)
-    assert str(weights) in refused.stderr.replace("\n", "")
-    assert refused.stdout == ""
+    rejected = call("score", videos, *arguments, exit_code=2)
+    assert str(weights) in rejected.stderr.replace("\n", "")
+    assert rejected.stdout == ""
     assert not tables.exists()

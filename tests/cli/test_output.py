@@ -39,7 +39,7 @@ def test_csv_quotes_and_keeps_precision(capsys: pytest.CaptureFixture[str]) -> N
     assert rows == [["id", "score", "n"], ["ü,\n", "0.1234567890123", ""]]
 
 
-def test_wide_integers_days_and_nested_values_stay_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wide_integers_dates_and_nested_values(capsys: pytest.CaptureFixture[str]) -> None:
     row = {"sum": Decimal(10**20), "price": Decimal("1.50"), "day": date(2026, 1, 2), "list": [Decimal(7), 0.5]}
     Output(Format.JSON).rows([row])
     assert json.loads(capsys.readouterr().out) == [{"sum": 10**20, "price": 1.5, "day": "2026-01-02", "list": [7, 0.5]}]
@@ -47,19 +47,19 @@ def test_wide_integers_days_and_nested_values_stay_what_they_are(capsys: pytest.
     assert capsys.readouterr().out.splitlines()[1] == '100000000000000000000,1.50,2026-01-02,"[7, 0.5]"'
 
 
-def test_a_table_shows_brackets_as_they_are_and_is_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_keeps_brackets_and_long_cells(capsys: pytest.CaptureFixture[str]) -> None:
     Output(Format.TABLE).rows([{"id": "[red]x[/red]" + "y" * 300}], title="t[/x]")
     out = capsys.readouterr().out
     assert "[red]x[/red]" + "y" * 300 in out
     assert "t[/x]" in out
 
 
-def test_a_table_aligns_numbers_right_and_ends_no_line_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_aligns_numbers_right(capsys: pytest.CaptureFixture[str]) -> None:
     Output(Format.TABLE).rows([{"n": Decimal(1000), "x": "a"}, {"n": None, "x": "bb"}, {"n": 7, "x": None}])
     assert capsys.readouterr().out.splitlines() == ["   n  x", "1000  a", "      bb", "   7"]
 
 
-def test_no_rows_still_have_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_tables_have_columns(capsys: pytest.CaptureFixture[str]) -> None:
     Output(Format.CSV).rows([], ["a", "b"])
     assert capsys.readouterr().out.strip() == "a,b"
     Output(Format.JSON).rows([], ["a", "b"])
@@ -68,7 +68,7 @@ def test_no_rows_still_have_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == ["a  b", "(no rows)"]
 
 
-def test_a_record_is_one_object_or_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_record_is_one_object_or_row(capsys: pytest.CaptureFixture[str]) -> None:
     Output(Format.JSON).record({"a": 1, "b": [{"c": float("inf")}]})
     assert json.loads(capsys.readouterr().out) == {"a": 1, "b": [{"c": None}]}
     Output(Format.CSV).record({"a": 1, "b": "x"})
@@ -90,7 +90,7 @@ def test_notes_and_warnings_go_to_the_log(capsys: pytest.CaptureFixture[str], ca
     ]
 
 
-def test_on_a_terminal_sentences_fold_and_ids_do_not() -> None:
+def test_terminal_folds_sentences_but_not_ids() -> None:
     code = (
         "from kvq_batch.cli.output import Output\n"
         "row = {'id': 'i' * 24, 'n': 1, 'message': 'word ' * 30, 'code': 'c' * 12}\n"

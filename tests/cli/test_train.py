@@ -1,4 +1,4 @@
-"""`kvq-batch train` on real videos: from a list of labels to a checkpoint that a scorer loads, and what it refuses."""
+"""`kvq-batch train` on real videos: from a list of labels to a checkpoint that a scorer loads."""
 
 import csv
 import json
@@ -106,18 +106,18 @@ def call(*arguments: str | Path, exit_code: int = 0) -> Result:
     return result
 
 
-def test_labels_and_videos_become_a_checkpoint_that_scores(material: Material, tmp_path: Path) -> None:
+def test_training_writes_a_checkpoint_that_scores(material: Material, tmp_path: Path) -> None:
     job = material.job(tmp_path / "out", material.labels(material.rows))
     facts = json.loads(call(job, "--dry-run", "-o", "json").stdout)
     assert (facts["videos"], facts["scenes"], facts["train"], facts["validation"]) == (9, 3, 6, 3)
     assert not (tmp_path / "out").exists()
 
-    told = json.loads(call(job, "-o", "json").stdout)
+    record = json.loads(call(job, "-o", "json").stdout)
     out = tmp_path / "out"
-    assert told["steps"] == 8
-    assert told["checkpoint"] == str(out / "best.safetensors")
+    assert record["steps"] == 8
+    assert record["checkpoint"] == str(out / "best.safetensors")
     card = load(out / "best.safetensors").card
-    assert card.model_id == told["model_id"]
+    assert card.model_id == record["model_id"]
     assert (card.name, card.version, card.origin, card.training_data) == ("toy", "2", "trained", "demo clips")
     with (out / "predictions.csv").open() as file:
         held_out = list(csv.DictReader(file))
@@ -131,10 +131,10 @@ def test_labels_and_videos_become_a_checkpoint_that_scores(material: Material, t
     spec = registry.describe(ModelOptions("kvq", str(out / "best.safetensors")))
     assert spec.frames.size == (32, 32)
     assert "holds a training" in call(job, exit_code=2).output
-    assert json.loads(call(job, "--resume", "-o", "json").stdout)["model_id"] == told["model_id"]
+    assert json.loads(call(job, "--resume", "-o", "json").stdout)["model_id"] == record["model_id"]
 
 
-def test_the_four_field_list_is_read_as_it_is(material: Material, tmp_path: Path) -> None:
+def test_four_field_list_is_read(material: Material, tmp_path: Path) -> None:
     lines = [f"{name}, -1, -1, {mos}" for name, _, mos in material.rows]
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(lines) + "\n")
@@ -142,7 +142,7 @@ def test_the_four_field_list_is_read_as_it_is(material: Material, tmp_path: Path
     assert (facts["videos"], facts["scenes"]) == (9, 9), "without a source every video is its own"
 
 
-def test_a_split_of_the_list_is_kept_and_its_tests_are_left_alone(material: Material, tmp_path: Path) -> None:
+def test_split_column_is_used_and_test_ignored(material: Material, tmp_path: Path) -> None:
     parts = {material.rows[0][1]: "train", material.rows[3][1]: "validation", material.rows[6][1]: "test"}
     rows = [(*row, parts[row[1]]) for row in material.rows]
     labels = material.labels(rows, "split.csv", "file,scene_id,mos,split")
@@ -154,7 +154,7 @@ def test_a_split_of_the_list_is_kept_and_its_tests_are_left_alone(material: Mate
     assert "stands in both splits" in call(material.job(tmp_path / "out", labels), "--dry-run", exit_code=2).output
 
 
-def test_bad_labels_are_refused_by_name(material: Material, tmp_path: Path) -> None:
+def test_bad_labels_are_rejected_with_their_name(material: Material, tmp_path: Path) -> None:
     rows = material.rows
     bad: dict[str, list[tuple[Any, ...]]] = {
         "gone.mp4 (no such video)": [*rows, ("gone.mp4", "gone", 50)],
@@ -168,7 +168,7 @@ def test_bad_labels_are_refused_by_name(material: Material, tmp_path: Path) -> N
         assert message in " ".join(call(job, "--dry-run", exit_code=2).output.split()), message
 
 
-def test_a_broken_video_is_refused_by_name_and_not_replaced(material: Material, tmp_path: Path) -> None:
+def test_broken_video_is_rejected_with_its_name(material: Material, tmp_path: Path) -> None:
     broken = material.folder / "videos" / "broken.mp4"
     broken.write_bytes(b"no video at all")
     try:
@@ -193,7 +193,7 @@ def test_labelled_cells_reach_the_loss(material: Material, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_is_stored_and_goes_on(material: Material, tmp_path: Path) -> None:
+def test_interrupted_training_resumes(material: Material, tmp_path: Path) -> None:
     job = material.job(tmp_path / "out", material.labels(material.rows), steps=2000)
     curve = tmp_path / "out" / "curve.csv"
     code = f"from kvq_batch.cli.app import app; app({['train', str(job)]!r})"
