@@ -28,7 +28,7 @@ def call(*arguments: str, exit_code: int = 0) -> Result:
     return result
 
 
-def test_a_night_of_upkeep(tables: str) -> None:
+def test_compact_vacuum_and_check(tables: str) -> None:
     planned = json.loads(call("compact", tables, "--dry-run", "-o", "json").stdout)
     done = json.loads(call("compact", tables, "-o", "json").stdout)
     keys = ("table", "partition", "files_before", "files_after", "bytes_before")
@@ -51,7 +51,7 @@ def test_a_night_of_upkeep(tables: str) -> None:
     assert "no errors" in call("check", tables, "--deep").stderr
 
 
-def test_upkeep_of_tables_on_s3(s3_prefix: S3Location) -> None:
+def test_maintenance_of_tables_on_s3(s3_prefix: S3Location) -> None:
     uri = fill(f"{s3_prefix.uri}/tables", s3_prefix.options).tables.uri
     there = (uri, "--endpoint-url", s3_prefix.options.endpoint_url or "", "-o", "json")
     assert {row["table"] for row in json.loads(call("compact", *there).stdout)} == {"failures", "runs"}
