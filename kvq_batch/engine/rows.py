@@ -4,17 +4,18 @@ To add a column, add it to `tables/schemas.py` and to the function here. The wri
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, cast
 
 from kvq_batch.engine.stream import maps_from_stream
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.storage.options import display_uri
+from kvq_batch.tables.row_types import ClipRow, FailureRow, IdentityRow, MapColumns, MapRow, ScoreRow, VideoFactColumns
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,10 @@ class ClipResult:
     request: int
 
 
-def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
+def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> ScoreRow:
     """Return a row of `scores`: the mean over the clips (section 2 of the specification)."""
     first = clips[0].row
+    facts: VideoFactColumns = json.loads(first["facts"])
     raw_scores = [clip.result["raw_score"] for clip in clips]
     outputs: dict[str, list[float]] = {}
     for clip in clips:
@@ -43,7 +45,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
         "score_spread": pstdev(raw_scores) if len(clips) > 1 else 0.0,
         "num_clips": len(clips),
         "outputs": [(name, fmean(values)) for name, values in outputs.items()],
-        **json.loads(first["facts"]),
+        **facts,
         "size_bytes": first["size_bytes"],
         "decoder": first["decoder"],
         "fetch_s": first["fetch_s"],
@@ -55,7 +57,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> Row:
     }
 
 
-def clip_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
+def clip_row(item: Row, model: JobModel, clip: ClipResult) -> ClipRow:
     """Return a row of `clips`. A time slot starts with its first frame."""
     row, result = clip.row, clip.result
     times_s = row[f"times_{clip.request}"]
@@ -73,12 +75,13 @@ def clip_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
     }
 
 
-def map_row(item: Row, model: JobModel, clip: ClipResult) -> Row:
+def map_row(item: Row, model: JobModel, clip: ClipResult) -> MapRow:
     """Return a row of `maps`."""
+    maps = cast(MapColumns, maps_from_stream(clip.result["maps"]))
     return {
         **_identity(item, model, clip.row["content_id"]),
         "clip_index": clip.row["clip_index"],
-        **maps_from_stream(clip.result["maps"]),
+        **maps,
     }
 
 
@@ -94,19 +97,24 @@ class Failure:
     exit_signal: str | None = None
 
 
-def failure_row(item: Row, model: JobModel, failure: Failure, is_final: bool) -> Row:
+def failure_row(item: Row, model: JobModel, failure: Failure, is_final: bool) -> FailureRow:
     """Return a row of `failures`."""
     return {
         **_identity(item, model, item["content_id"]),
         "uri": display_uri(item["uri"]),
         "model_name": model.ref.name,
-        **asdict(failure),
+        "attempt": failure.attempt,
+        "stage": failure.stage,
+        "error": failure.error,
+        "message": failure.message,
+        "permanent": failure.permanent,
+        "exit_signal": failure.exit_signal,
         "final": is_final,
         "failed_at": datetime.now(UTC),
     }
 
 
-def _identity(item: Row, model: JobModel, content_id: str) -> Row:
+def _identity(item: Row, model: JobModel, content_id: str) -> IdentityRow:
     # The content id of a score is the one that fetching found; the plan's may be unknown.
     return {
         "video_id": item["video_id"],

@@ -21,6 +21,7 @@ from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
 from kvq_batch.planning.plan import tasks_to_items
 from kvq_batch.storage.options import display_uri
 from kvq_batch.tables.calibrations import unknown_cards
+from kvq_batch.tables.row_types import ModelRow
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Batch, Writer
 
@@ -145,10 +146,10 @@ class ScoreRecorder(RunRecorder):
         }
 
 
-def model_rows(model: JobModel) -> list[dict[str, Any]]:
+def model_rows(model: JobModel) -> list[ModelRow]:
     """Return the rows of `models`: the card, and one row for each calibration. The first calibration gives `mos`."""
     card = model.spec.card
-    bare = {
+    bare: ModelRow = {
         "model_id": card.model_id,
         "model_name": card.name,
         "version": card.version,
@@ -160,9 +161,9 @@ def model_rows(model: JobModel) -> list[dict[str, Any]]:
         "is_default": False,
         "added_at": datetime.now(UTC),
     }
-    calibrations = [
-        bare | {"calibration": name, "is_default": i == 0, **dict(zip(("b1", "b2", "b3", "b4"), values, strict=True))}
-        for i, (name, values) in enumerate(card.calibrations.items())
+    calibrations: list[ModelRow] = [
+        {**bare, "calibration": name, "is_default": i == 0, "b1": b1, "b2": b2, "b3": b3, "b4": b4}
+        for i, (name, (b1, b2, b3, b4)) in enumerate(card.calibrations.items())
     ]
     return [bare, *calibrations]
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvq_batch.engine.rows import ClipResult, Failure, Row, clip_row, failure_row, map_row, score_row
+from kvq_batch.engine.rows import ClipResult, Failure, clip_row, failure_row, map_row, score_row
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.work_tracker import Task, Work, WorkTracker, failure_of_row
 from kvq_batch.planning.job_models import JobModel
+from kvq_batch.tables.row_types import FailureRow
 
 _ITEM_COLUMNS = ("video_id", "uri", "content_id")
 
@@ -65,7 +66,7 @@ class ScoreTracker(WorkTracker):
         self._clips.pop(task, None)
         super().fail(task, failure)
 
-    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> Row:
+    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> FailureRow:
         """See `WorkTracker.failure_row`."""
         return failure_row(self.item_values(task[0], _ITEM_COLUMNS), self._models[task[1]], failure, is_final)
 

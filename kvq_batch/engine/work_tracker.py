@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kvq_batch.engine.rows import Failure, Row
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import FAILURE_COLUMNS
+from kvq_batch.tables.row_types import ClipRow, FailureRow, MapRow
 
 PERMANENT_IF_REPEATED = frozenset({"decoder_crashed", "ffmpeg_crashed"})
 """Errors that are permanent if they happen again when the item runs alone."""
@@ -48,11 +49,11 @@ Work = tuple[str, str]
 
 @dataclass(slots=True)
 class FinishedRows:
-    """Rows that are ready to be committed. In a label run `scores` are rows of the table `labels`."""
+    """Rows that are ready to be committed. `scores` are rows of `scores` (ScoreRow), or of `labels` (LabelRow)."""
 
-    maps: list[Row] = field(default_factory=list)
-    clips: list[Row] = field(default_factory=list)
-    failures: list[Row] = field(default_factory=list)
+    maps: list[MapRow] = field(default_factory=list)
+    clips: list[ClipRow] = field(default_factory=list)
+    failures: list[FailureRow] = field(default_factory=list)
     scores: list[Row] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -99,7 +100,7 @@ class WorkTracker(ABC):
         """Add a table of results from the pipeline."""
 
     @abstractmethod
-    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> Row:
+    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> FailureRow:
         """Return the row of `failures` for one failed attempt of the task."""
 
     @property

@@ -1,8 +1,8 @@
 """Tracks the tasks of a label run and collects the labels and failures to commit."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import cast
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from kvq_batch.engine.work_tracker import Task, Work, WorkTracker, failure_of_ro
 from kvq_batch.labeling.planning import LABELS_MODEL
 from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS
 from kvq_batch.storage.options import display_uri
+from kvq_batch.tables.row_types import FailureRow, LabelRow
 
 _IDENTITY = ("label_id", "video_id", "scene_id", "content_id", "segment", "recipe")
 
@@ -48,7 +49,7 @@ class LabelTracker(WorkTracker):
             self._rows.scores.append(self._label_row(row))
             self.close(task)
 
-    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> Row:
+    def failure_row(self, task: Task, failure: Failure, is_final: bool) -> FailureRow:
         """See `WorkTracker.failure_row`. The model is "labels" and the fingerprint is the label id."""
         rendition = self.item_values(task[0], RENDITIONS.names)
         return {
@@ -58,16 +59,21 @@ class LabelTracker(WorkTracker):
             "fingerprint": rendition["label_id"],
             "uri": display_uri(rendition["uri"]),
             "model_name": LABELS_MODEL,
-            **asdict(failure),
+            "attempt": failure.attempt,
+            "stage": failure.stage,
+            "error": failure.error,
+            "message": failure.message,
+            "permanent": failure.permanent,
+            "exit_signal": failure.exit_signal,
             "final": is_final,
             "failed_at": datetime.now(UTC),
         }
 
-    def _label_row(self, row: Row) -> Row:
+    def _label_row(self, row: Row) -> LabelRow:
         rendition = self.item_values(row["item"], RENDITIONS.names)
         recipe = Recipe.from_json(rendition["recipe"])
         measured = {name: value for name, value in row.items() if name not in ("item", *FAILURE_COLUMNS)}
-        return {
+        label = {
             **{name: rendition[name] for name in _IDENTITY},
             "group_id": f"{rendition['scene_id']}/{recipe.rate}",
             "uri": display_uri(rendition["uri"]),
@@ -76,3 +82,4 @@ class LabelTracker(WorkTracker):
             **measured,
             "labelled_at": datetime.now(UTC),
         }
+        return cast(LabelRow, label)

@@ -16,6 +16,7 @@ from kvq_batch.labels.files import Labels, Scale, read_labels
 from kvq_batch.storage.options import StorageOptions, display_uri
 from kvq_batch.tables.delta import Tables, check_format_version
 from kvq_batch.tables.lease import Holder, hold
+from kvq_batch.tables.row_types import OpinionRow
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Writer
@@ -73,13 +74,13 @@ def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList) -> I
     return Imported(dataset, len(rows), len(withdrawn), len(listed & set(labels.names)), labels.told)
 
 
-def _rows(labels: Labels, dataset: str, wanted: OpinionList) -> list[dict[str, Any]]:
+def _rows(labels: Labels, dataset: str, wanted: OpinionList) -> list[OpinionRow]:
     shown, scale = display_uri(wanted.source), wanted.scale
     low, high = (scale.low, scale.high) if wanted.better == "high" else (scale.high, scale.low)
     sources, uris = labels.column("scene_id"), labels.column("uri")
     spreads, counts = (_first(labels, names) for names in (_SPREADS, _COUNTS))
     now = datetime.now(UTC)
-    rows = []
+    rows: list[OpinionRow] = []
     for place, (name, value) in enumerate(zip(labels.names, labels.values.tolist(), strict=True)):
         at = f"{shown}: {name!r}"
         count = _number(at, "number of opinions", counts, place)

@@ -33,14 +33,9 @@ class CatalogRow(TypedDict):
     in_catalog: bool
 
 
-class ScoreRow(IdentityRow):
-    uri: str
-    model_name: str
-    model_origin: str
-    raw_score: float
-    score_spread: float
-    num_clips: int
-    outputs: MapItems[float]
+class VideoFactColumns(TypedDict):
+    """Columns of `scores` with the facts of the video (`domain.video.VideoFacts`)."""
+
     width_px: int
     height_px: int
     rotation_deg: int
@@ -57,6 +52,16 @@ class ScoreRow(IdentityRow):
     color_transfer: str
     color_matrix: str
     color_range: str
+
+
+class ScoreRow(IdentityRow, VideoFactColumns):
+    uri: str
+    model_name: str
+    model_origin: str
+    raw_score: float
+    score_spread: float
+    num_clips: int
+    outputs: MapItems[float]
     size_bytes: int
     decoder: str
     fetch_s: float
@@ -78,8 +83,9 @@ class ClipRow(IdentityRow):
     features: Sequence[float] | None
 
 
-class MapRow(IdentityRow):
-    clip_index: int
+class MapColumns(TypedDict):
+    """Columns of `maps` with the quantised maps of one clip."""
+
     num_slots: int
     num_rows: int
     num_cols: int
@@ -89,6 +95,10 @@ class MapRow(IdentityRow):
     saliency: Sequence[int]
     saliency_offset: float
     saliency_scale: float
+
+
+class MapRow(IdentityRow, MapColumns):
+    clip_index: int
 
 
 class FailureRow(IdentityRow):

@@ -59,7 +59,7 @@ class RecordedTelemetry:
 class Recorder:
     """Recorder that takes finished rows; `states` are the states that it closed with."""
 
-    def __init__(self, take: Callable[[], tuple[list[Row], list[Row]]]) -> None:
+    def __init__(self, take: Callable[[], tuple[Sequence[Row], Sequence[Row]]]) -> None:
         self._take = take
         self.states: list[State] = []
 
@@ -111,7 +111,7 @@ def run(
     """Run two videos and one model with a pipeline that yields `tables`, composed as in `run_job`."""
     tracker = tracker_of(("x", "a"), ("y", "a"), max_attempts=1)
 
-    def take() -> tuple[list[Row], list[Row]]:
+    def take() -> tuple[Sequence[Row], Sequence[Row]]:
         rows = tracker.take()
         return rows.scores, rows.failures
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -25,12 +25,12 @@ PYTHON_TYPES: dict[pa.DataType, type] = {
 
 def python_type(arrow: pa.DataType) -> Any:
     if pa.types.is_map(arrow):
-        return Sequence[tuple[str, PYTHON_TYPES[arrow.item_type]]]  # type: ignore[misc]
+        return GenericAlias(Sequence, (GenericAlias(tuple, (str, PYTHON_TYPES[arrow.item_type])),))
     if pa.types.is_struct(arrow):
         assert get_type_hints(RunModel) == {field.name: PYTHON_TYPES[field.type] for field in arrow}
         return RunModel
     if pa.types.is_list(arrow):
-        return Sequence[python_type(arrow.value_type)]
+        return GenericAlias(Sequence, (python_type(arrow.value_type),))
     return PYTHON_TYPES[arrow]
 
 
