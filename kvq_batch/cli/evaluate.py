@@ -346,7 +346,7 @@ def _describe(labelled: "Labelled", scale: "Scale | None") -> list[str]:
     labels, matching = labelled.labels, labelled.matching
     span = f"{labels.values.min():g} to {labels.values.max():g}"
     known = "scale unknown (set it with --scale 0..100)" if scale is None else f"scale {scale}"
-    sentences = [f"{labels.dataset}: {labels.told}; {span}, {known}"]
+    sentences = [f"{labels.dataset}: {labels.summary}; {span}, {known}"]
     sentences.append("matched " + ", ".join(f"{count} by {rule}" for rule, count in matching.by_rule.items()))
     if matching.unmatched:
         first = "; ".join(f"{name!r}: {why}" for name, why in matching.unmatched[:3])
@@ -369,7 +369,7 @@ def _label_record(labelled: "Labelled", scale: "Scale | None") -> dict[str, Any]
     return {
         "dataset": labels.dataset,
         "num_labels": len(labels.names),
-        "read_as": labels.told,
+        "read_as": labels.summary,
         "scale": None if scale is None else [scale.low, scale.high],
         "matched_by": matching.by_rule,
         "num_unmatched": len(matching.unmatched),

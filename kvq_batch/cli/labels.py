@@ -185,7 +185,7 @@ def import_(
             "in_catalog": done.num_in_catalog,
         }
     )
-    shown.note(done.told)
+    shown.note(done.summary)
 
 
 @app.command()

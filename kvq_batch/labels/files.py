@@ -63,14 +63,14 @@ class Scale:
 class Labels:
     """One data set: its videos as the list names them, the label of each, and further columns as text.
 
-    `told` says what was taken for what. `columns` holds all columns of a table by name, null where a row has none.
+    `summary` says how the list was read. `columns` holds all columns of a table by name, null where a row has none.
     """
 
     dataset: str
     names: tuple[str, ...]
     values: NDArray[np.float64]
     columns: Mapping[str, Sequence[str | None]]
-    told: str
+    summary: str
 
     def column(self, name: str) -> Sequence[str | None] | None:
         """The further column of that name, whatever its case; None where there is none."""

@@ -47,7 +47,7 @@ class Imported:
     num_opinions: int
     num_withdrawn: int
     num_in_catalog: int
-    told: str
+    summary: str
 
 
 def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList) -> Imported:
@@ -71,7 +71,7 @@ def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList) -> I
         gone = [row for row in known if row["video_id"] not in set(labels.names)]
         withdrawn = [_without_commit(row) | {"is_withdrawn": True, "imported_at": datetime.now(UTC)} for row in gone]
         Writer(tables, run_id).write_opinions(make_rows("opinions", [*rows, *withdrawn]))
-    return Imported(dataset, len(rows), len(withdrawn), len(listed & set(labels.names)), labels.told)
+    return Imported(dataset, len(rows), len(withdrawn), len(listed & set(labels.names)), labels.summary)
 
 
 def _rows(labels: Labels, dataset: str, wanted: OpinionList) -> list[OpinionRow]:

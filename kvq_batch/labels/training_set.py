@@ -73,7 +73,7 @@ def read_training_set(
         label = float(labels.values[place])
         same = pixels[place] if pixels else None
         found.append(LabelledVideo(row["video_id"], row["uri"], row["content_id"], label, source, part, beside, same))
-    return found, f"{labels.told}; {matching.num_unlabelled} videos have no label"
+    return found, f"{labels.summary}; {matching.num_unlabelled} videos have no label"
 
 
 def _column(labels: Labels, name: str | None, default: str | None) -> list[str | None] | None:

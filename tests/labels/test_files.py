@@ -21,7 +21,7 @@ def test_the_four_field_list_is_read_with_its_commas(store: Store) -> None:
     assert labels.names == ("a.mp4", "sub/b, c.mp4", "c.mp4")
     np.testing.assert_array_equal(labels.values, [61.5, 70, 0])
     assert labels.dataset == "KoNViD"
-    assert labels.told == "3 labels; four fields a line (file, -1, -1, mos)"
+    assert labels.summary == "3 labels; four fields a line (file, -1, -1, mos)"
 
 
 def make(folder: Path, form: str) -> Path:
@@ -44,7 +44,7 @@ def test_tables_give_the_same_labels_in_every_form(tmp_path: Path, form: str) ->
     np.testing.assert_array_equal(labels.values, [3.5, 4])
     assert labels.column("Country") == ["CH", None]
     assert labels.column("nothing") is None
-    assert labels.told == "2 labels; videos by column 'Name', labels by column 'MOS'"
+    assert labels.summary == "2 labels; videos by column 'Name', labels by column 'MOS'"
 
 
 def read(
