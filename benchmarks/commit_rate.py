@@ -1,10 +1,10 @@
-"""What one driver can make into parts and commit a second, on a local folder or below any address.
+"""Measure how many results per second one driver commits, to a local folder or any address.
 
     python benchmarks/commit_rate.py                     a temporary folder
     python benchmarks/commit_rate.py s3://bucket/prefix --endpoint-url URL
 
-Rows are as a standard KVQ run makes them: one clip, maps of 16 x 14 x 14. Quantisation is timed apart, because workers
-do it. Prints a Markdown table; measures no decoding and no model.
+Rows are like those of a standard KVQ run: one clip, maps of 16 x 14 x 14. Quantisation is timed separately, because
+workers do it. Decoding and models are not measured. Prints a Markdown table.
 """
 
 import argparse
@@ -44,15 +44,15 @@ def make_batch(start: int, num_videos: int, stored: list[dict[str, Any]]) -> Bat
 
 def measure(uri: str, options: StorageOptions, num_commits: int) -> None:
     generator = np.random.default_rng(0)
-    # As many different maps as the largest commit has: repeated ones would compress into nothing.
+    # As many different maps as in the largest commit: repeated maps would compress too well.
     texture = generator.normal(0.3, 0.1, (max(BATCH_SIZES), *SHAPE)).astype(np.float32)
     logits = generator.normal(0, 1.5, texture.shape)
     saliency = (np.exp(logits) / np.exp(logits).mean(axis=(2, 3), keepdims=True)).astype(np.float32)
     start = time.perf_counter()
     stored = [quantise(t, s).row() for t, s in zip(texture, saliency, strict=True)]
     quantise_ms = (time.perf_counter() - start) / len(stored) * 1000
-    print(f"quantise: {quantise_ms:.2f} ms a video\n")
-    print("| videos a commit | commits | s a commit | videos/s | bytes a video |")
+    print(f"quantise: {quantise_ms:.2f} ms per video\n")
+    print("| videos per commit | commits | s per commit | videos/s | bytes per video |")
     print("|---:|---:|---:|---:|---:|")
     for size in BATCH_SIZES:
         tables = Tables.create(f"{uri}/{size}", options)
@@ -73,7 +73,7 @@ def measure(uri: str, options: StorageOptions, num_commits: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("uri", nargs="?", help="where to write; a temporary folder if left out")
+    parser.add_argument("uri", nargs="?", help="Where to write. Default: a temporary folder.")
     parser.add_argument("--endpoint-url")
     parser.add_argument("--region")
     parser.add_argument("--commits", type=int, default=20)

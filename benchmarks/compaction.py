@@ -1,11 +1,11 @@
-"""Questions of many small parts and of the same parts compacted, and what delta-rs' own compaction would give.
+"""Compare query times over many small data files, after `tables compact`, and after `optimize` of delta-rs.
 
     python -m benchmarks.compaction                      20,000 videos in commits of 100
     python -m benchmarks.compaction --videos 100000 --commit 1000
 
-Ids arrive in an order of chance, as results do. Each question is asked five times of a session opened anew, and the
-best is told; times are ratios of before to after. Maps are of a standard clip, all different. Prints Markdown tables;
-measures no store but the local disk.
+Ids arrive in random order, like results. Each query runs five times in a new session, and the best time counts; times
+are ratios of before to after. Maps have the size of a standard clip and are all different. Only the local disk is
+measured. Prints Markdown tables.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def make_batch(numbers: list[int], generator: np.random.Generator) -> Batch:
 
 
 def questions(num_videos: int) -> dict[str, Callable[[str], Any]]:
-    """Each opens the tables itself: reading logs and footers is part of a question's cost."""
+    """Return {name: query}. Each opens the tables: reading logs and footers is part of the cost of a query."""
 
     def asked(sql: str) -> Callable[[str], Any]:
         def ask(uri: str) -> Any:
@@ -113,12 +113,12 @@ def best_s(question: Callable[[str], Any], uri: str) -> float:
 
 
 def shape_of(uri: str, name: str) -> dict[str, Any]:
-    parts = Tables.open(uri).data_files(name)
-    footers = [pq.read_metadata(Path(uri) / name / part.path) for part in parts]
-    ids = [pq.ParquetFile(Path(uri) / name / part.path).read(["video_id"]).column(0).to_pylist() for part in parts]
+    files = Tables.open(uri).data_files(name)
+    footers = [pq.read_metadata(Path(uri) / name / file.path) for file in files]
+    ids = [pq.ParquetFile(Path(uri) / name / file.path).read(["video_id"]).column(0).to_pylist() for file in files]
     return {
-        "parts": len(parts),
-        "MiB": f"{sum(part.size_bytes for part in parts) / (1 << 20):.1f}",
+        "files": len(files),
+        "MiB": f"{sum(file.size_bytes for file in files) / (1 << 20):.1f}",
         "row groups": sum(footer.num_row_groups for footer in footers),
         "sorted by video": "yes" if all(part == sorted(part) for part in ids) else "no",
     }
@@ -153,7 +153,7 @@ def measure(folder: Path, num_videos: int, commit_size: int) -> None:
     print()
     print_table(
         [
-            {"question": name, "as committed, s": f"{before[name]:.3f}"}
+            {"query": name, "as committed, s": f"{before[name]:.3f}"}
             | {f"faster by {way}": f"{before[name] / after[way][name]:.1f} x" for way in after}
             for name in asked
         ]
@@ -164,7 +164,7 @@ def measure(folder: Path, num_videos: int, commit_size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=20_000)
-    parser.add_argument("--commit", type=int, default=100, help="videos a commit")
+    parser.add_argument("--commit", type=int, default=100, help="Videos per commit.")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores; {arguments.videos} videos in commits of {arguments.commit}\n")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""How maps should be stored: bytes a video, errors of cells, slots and scores, for each encoding that was considered.
+"""Compare encodings of stored maps: bytes per video, and errors of cells, time slots and scores.
 
     python benchmarks/maps_encoding.py [--model kvq-tiny] [--scenes 4]
 
-Maps come from the untrained model over computed scenes, undistorted and distorted. The criterion: the score that SQL
-recomputes from the stored maps is within 0.1% of the spread (standard deviation) of the scores. Prints Markdown.
-Untrained weights say nothing of how a trained model's scores spread; run it again with one.
+Maps are those of the untrained model for synthetic scenes, clean and degraded. Criterion: the score that SQL recomputes
+from the stored maps is within 0.1% of the spread (standard deviation) of the scores. The spread of a trained model may
+differ: run it again with one. Prints Markdown tables.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def predictions(model: str, num_scenes: int) -> list[Prediction]:
 
 
 def linear(bits: int) -> Coder:
-    """Levels and values of a map over its own range."""
+    """Return a coder that quantises a map linearly over its own range."""
     top, kind = 2 ** (bits - 1) - 1, np.int8 if bits == 8 else np.int16
 
     def code(values: Reals) -> tuple[Levels, Reals]:
@@ -55,7 +55,7 @@ def linear(bits: int) -> Coder:
 
 
 def root(bits: int) -> Coder:
-    """The same over the square root."""
+    """Return a coder that quantises the square root of a map linearly."""
 
     def code(values: Reals) -> tuple[Levels, Reals]:
         levels, roots = linear(bits)(np.sqrt(values))
@@ -65,7 +65,7 @@ def root(bits: int) -> Coder:
 
 
 def shifted(maps: tuple[Reals, Reals]) -> tuple[tuple[Levels, Reals], tuple[Levels, Reals]]:
-    """What `kvq_batch.domain.maps` stores."""
+    """Return the levels that `kvq_batch.domain.maps` stores, and their values."""
     row = quantise(maps[0].astype(np.float32), maps[1].astype(np.float32)).row()
     shape = maps[0].shape
     texture = (row["texture"] * row["texture_scale"] + row["texture_offset"]).reshape(shape)
@@ -74,7 +74,7 @@ def shifted(maps: tuple[Reals, Reals]) -> tuple[tuple[Levels, Reals], tuple[Leve
 
 
 def num_bytes(columns: Sequence[Sequence[NDArray[Any]]], encoding: str | None = None) -> float:
-    """Bytes a video in a zstd Parquet part of both maps."""
+    """Return the bytes per video in a zstd Parquet file with both maps."""
     arrays = [pa.array([levels.ravel() for levels in column]) for column in columns]
     sink = pa.BufferOutputStream()
     options: dict[str, Any] = {"use_dictionary": False, "column_encoding": encoding} if encoding else {}
@@ -97,7 +97,7 @@ def main() -> None:
     slots = np.array([(texture * saliency).mean(axis=(1, 2)) for texture, saliency in maps])
     spread = scores.std()
     print(f"{len(maps)} clips of {arguments.model}, spread of scores {spread:.4g}; errors are the largest\n")
-    print("| texture | saliency | bytes a video | texture | saliency | slot, % of spread | score, % of spread |")
+    print("| texture | saliency | bytes per video | texture | saliency | slot, % of spread | score, % of spread |")
     print("|---|---|---:|---:|---:|---:|---:|")
     plain = {"int8": linear(8), "int16": linear(16)}
     roots = {"int8": linear(8), "int8 of root": root(8), "int16 of root": root(16)}
@@ -121,7 +121,7 @@ def main() -> None:
     stored = rows[-1][2]
     columns = [[pair[0][0] for pair in stored], [pair[1][0] for pair in stored]]
     floats = [[t.astype(np.float32) for t, _ in maps], [s.astype(np.float32) for _, s in maps]]
-    print("\n| encoding of the stored levels | bytes a video |\n|---|---:|")
+    print("\n| encoding of the stored levels | bytes per video |\n|---|---:|")
     print(f"| dictionary (pyarrow's default, stored) | {num_bytes(columns):.0f} |")
     for encoding in ("PLAIN", "BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED"):
         print(f"| {encoding} | {num_bytes(columns, encoding):.0f} |")

@@ -1,4 +1,4 @@
-"""Results of a benchmark as a Markdown table or JSON."""
+"""Print the results of a benchmark as a Markdown table or as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], output: str = "markdown") -> None:
-    """Rows of equal keys to stdout."""
+    """Print rows with the same keys to stdout."""
     if output == "json":
         print(json.dumps([dict(row) for row in rows], indent=1))
         return

@@ -1,7 +1,7 @@
 """kvq-batch: perceptual quality of every video of a catalog, and where in the frame it is lost.
 
-This face is for notebooks and programs that ask what a run has stored; scoring is started from the command line. It
-deliberately imports nothing until something is asked for: workers and `--help` import this package too.
+This module is for notebooks and programs that query stored results. Runs are started from the command line. Importing
+it loads nothing else, because workers and `--help` import it too.
 
     import kvq_batch
 
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "open"]
 
-# As in pyproject.toml (a test compares them): a worker may import this package from a bare copy of its files.
+# Not read from the installed distribution: workers may import this package from a copy of its files. A test compares it
+# with pyproject.toml.
 __version__ = "0.1.0"
 
 
 def open(uri: str, endpoint_url: str | None = None, region: str | None = None) -> "Session":
-    """The views over the result tables below `uri` (a folder or s3:// prefix), for read-only SQL.
+    """Open a read-only SQL session over the tables below `uri` (a folder or s3:// prefix).
 
-    `sql(text)` of what is returned gives a pa.Table; close it, or use it in a `with` block. It shows the tables as
-    they are now. `endpoint_url` and `region` are for stores that are not AWS; keys come by the AWS chain.
+    `sql(text)` of the session returns a pa.Table. The session shows the tables as they are now. Close it, or use it in
+    a `with` block. `endpoint_url` and `region` are for stores other than AWS; keys come from the AWS credential chain.
 
     Raises:
-        SpecError: there are no tables below `uri`, or they are out of reach.
+        SpecError: there are no tables below `uri`, they are out of reach, or they have another format version.
     """
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.session import open_session

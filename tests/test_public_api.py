@@ -1,4 +1,4 @@
-"""The package's face: what `import kvq_batch` gives, and what it does not cost."""
+"""The public API of the package, and what importing it loads."""
 
 import subprocess
 import sys
@@ -14,22 +14,22 @@ from kvq_batch.tables.delta import Tables
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_version_is_that_of_the_distribution() -> None:
+def test_version_matches_pyproject() -> None:
     assert kvq_batch.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
-def test_open_gives_the_views(tmp_path: Path) -> None:
+def test_open_returns_a_session(tmp_path: Path) -> None:
     Tables.create(str(tmp_path / "tables"))
     with kvq_batch.open(str(tmp_path / "tables")) as tables:
         assert tables.sql("SELECT count(*) AS n FROM scores_latest").to_pylist() == [{"n": 0}]
 
 
-def test_open_refuses_a_place_without_tables(tmp_path: Path) -> None:
+def test_open_rejects_missing_tables(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="there are no tables here"):
         kvq_batch.open(str(tmp_path))
 
 
-def test_the_import_is_light() -> None:
+def test_import_loads_no_other_package() -> None:
     code = (
         "import sys; known = {*sys.stdlib_module_names, '__main__'}; import kvq_batch; "
         "print({module.split('.')[0] for module in sys.modules} - known)"

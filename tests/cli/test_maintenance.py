@@ -1,4 +1,4 @@
-"""`kvq-batch tables`: data in three formats on stdout, words on stderr, exit codes, refusals."""
+"""`kvq-batch tables`: data on stdout in three formats, messages on stderr, exit codes, rejected options."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ def test_maintenance_of_tables_on_s3(s3_prefix: S3Location) -> None:
     assert json.loads(call("check", *there, "--deep").stdout) == []
 
 
-def test_history_tells_who_committed_what(tables: str) -> None:
+def test_history_lists_commits_with_their_run(tables: str) -> None:
     call("compact", tables)
     newest, *older = json.loads(call("history", tables, "--table", "failures", "-o", "json").stdout)
     told = {name: newest[name] for name in newest if name != "committed_at"}
@@ -87,17 +87,17 @@ def test_history_tells_who_committed_what(tables: str) -> None:
     assert "create table" in call("history", tables, "--table", "runs").stdout
 
 
-def test_check_ends_with_3_where_something_is_wrong(tables: str) -> None:
+def test_check_exits_with_3_on_errors(tables: str) -> None:
     assert "no errors" in call("check", tables).stderr
-    part = next(p for p in Tables.open(tables).data_files("maps") if p.partition["model_id"] == KVQ.model_id)
-    (Path(tables) / "maps" / part.path).unlink()
+    file = next(p for p in Tables.open(tables).data_files("maps") if p.partition["model_id"] == KVQ.model_id)
+    (Path(tables) / "maps" / file.path).unlink()
     result = call("check", tables, "--output", "json", exit_code=3)
     first = json.loads(result.stdout)[0]
-    assert (first["severity"], first["kind"], first["subject"]) == ("error", "missing_file", part.path)
+    assert (first["severity"], first["kind"], first["subject"]) == ("error", "missing_file", file.path)
     assert "error(s)" in result.stderr
 
 
-def test_vacuum_beside_a_run_keeps_more_and_says_why(tables: str) -> None:
+def test_vacuum_beside_run_keeps_more_with_reason(tables: str) -> None:
     call("compact", tables)
     with hold(tables, StorageOptions(), Holder.this_process("run-9", "nightly")):
         result = call("vacuum", tables, "--retention", "0h", "--force", "--full", "-o", "json")
@@ -116,7 +116,7 @@ def test_vacuum_beside_a_run_keeps_more_and_says_why(tables: str) -> None:
         (["history", "--table", "score"], "Unknown table 'score'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tables: str, arguments: list[str], said: str) -> None:
+def test_invalid_options_are_rejected(tables: str, arguments: list[str], said: str) -> None:
     name, *more = arguments
     result = call(name, tables, *more, exit_code=2)
     assert said in result.stderr
@@ -124,5 +124,5 @@ def test_what_makes_no_sense_is_refused(tables: str, arguments: list[str], said:
 
 
 @pytest.mark.parametrize("command", ["compact", "vacuum", "history", "check"])
-def test_a_place_without_tables_is_refused(command: str, tmp_path: Path) -> None:
+def test_missing_tables_are_rejected(command: str, tmp_path: Path) -> None:
     assert "there are no tables here" in call(command, str(tmp_path), exit_code=2).stderr

@@ -1,4 +1,4 @@
-"""Tables of one run that ended, with something of everything in them; and the rows of `runs` that tell of runs."""
+"""Tables of one stopped run with rows in every result table, and rows of `runs`."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_fail
 VIDEOS = ("a", "b", "c")
 
 
-def run_row(state: str, scored: int, failed: int, planned: int, not_reached: int = 0) -> Any:
+def run_row(state: str, scored: int, failed: int, planned: int, remaining: int = 0) -> Any:
     row = make_run([KVQ, LUMA], state=state).to_pylist(maps_as_pydicts="lossy")[0]
-    counts = {"num_scored": scored, "num_failed": failed, "num_planned": planned, "num_remaining": not_reached}
+    counts = {"num_scored": scored, "num_failed": failed, "num_planned": planned, "num_remaining": remaining}
     return make_rows("runs", [{k: v for k, v in row.items() if k not in ("run_id", "commit_seq")} | counts])
 
 
 def fill(uri: str, options: StorageOptions | None = None) -> Writer:
-    """A run of seven pairs: four scored in two commits and two models, two failed, one not reached."""
+    """Write a run of seven tasks: four scored in two commits by two models, two failed, one remaining."""
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
     writer.write_models(pa.concat_tables([make_model(), make_model(LUMA)]))

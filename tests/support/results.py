@@ -1,4 +1,4 @@
-"""Rows of made-up results for the tests of tables, views and planner: complete, typed, and small."""
+"""Small synthetic results for tests of tables, views and planner, with all column types."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,8 +17,8 @@ KVQ = ModelRef("kvq-tiny", "kvq-tiny@1-0123456789ab", "f" * 64)
 LUMA = ModelRef("luma", "luma@1-ba9876543210", "e" * 64)
 
 
-def make_catalog(videos: Sequence[str], content: str = "etag:1", **columns: Sequence[Any]) -> Any:
-    """A catalog table in canonical columns, with `columns` beside them."""
+def make_catalog(videos: Sequence[str], content: str = "etag:1", **columns: Sequence[Any]) -> pa.Table:
+    """Return a catalog table with the standard columns and additional `columns`."""
     num = len(videos)
     return pa.table(
         {
@@ -34,7 +34,7 @@ def make_catalog(videos: Sequence[str], content: str = "etag:1", **columns: Sequ
 
 
 def make_maps(seed: int, num_slots: int = 3, num_rows: int = 4, num_cols: int = 5) -> tuple[Any, Any]:
-    """Texture and saliency float32 [slot, row, column], saliency with mean 1 in each slot."""
+    """Return texture and saliency, float32 [slot, row, column]; the mean of saliency is 1 in each slot."""
     generator = np.random.default_rng(seed)
     texture = generator.normal(0.3, 0.2, (num_slots, num_rows, num_cols)).astype(np.float32)
     logits = generator.normal(0, 2, texture.shape)
@@ -51,7 +51,7 @@ def make_batch(
     num_clips: int = 1,
     scored_at: datetime = NOW,
 ) -> Batch:
-    """Scores, clips and maps of `videos`; a score is the mean over clips of mean(texture * saliency)."""
+    """Return scores, clips and maps of `videos`; a score is the mean over clips of mean(texture * saliency)."""
     scores, clips, maps = [], [], []
     for number, video in enumerate(videos):
         key = {"video_id": video, "content_id": content, "model_id": model.model_id, "fingerprint": model.fingerprint}

@@ -1,8 +1,8 @@
-"""A driver of one shard that scores by writing: `python -m tests.support.shard_driver TABLES 2/4 NUM_VIDEOS [DIES_AT]`.
+"""Driver of one shard without models: `python -m tests.support.shard_driver TABLES 2/4 NUM_VIDEOS [KILLED_AT]`.
 
-It does what a run does to the tables (lease, epoch, a catalog with a new column, batches of two) and nothing else, so
-that many can be started and killed. It kills itself before its log entry number DIES_AT: inside its claim, or between
-two tables of a batch. It ends with 0 once its shard is done.
+It writes to the tables what a run writes (lease, epoch, a catalog with a new column, batches of two) and computes
+nothing, so that many can be started and killed. It kills itself before its log entry number KILLED_AT: in its claim, or
+between two tables of a batch. It exits with 0 when its shard is done.
 """
 
 import os
@@ -23,15 +23,15 @@ from kvq_batch.tables.writer import Writer
 from tests.support.results import make_batch, make_catalog
 
 
-class DoomedWriter(Writer):
-    """The real one, until it comes to `dies_at`."""
+class KilledWriter(Writer):
+    """The real writer, killed before log entry `killed_at`."""
 
-    dies_at: ClassVar[int | None] = None
+    killed_at: ClassVar[int | None] = None
     _num_logged = 0
 
     def _log(self, *arguments: Any) -> None:
         self._num_logged += 1
-        if self._num_logged == self.dies_at:
+        if self._num_logged == self.killed_at:
             os.kill(os.getpid(), signal.SIGKILL)
         super()._log(*arguments)
 
@@ -41,7 +41,7 @@ def main(uri: str, shard: Shard, num_videos: int) -> None:
     catalog = filter_shard(make_catalog(names, country=["CH"] * num_videos), shard)
     holder = Holder.this_process(new_run_id(), "trial")
     with hold(uri, StorageOptions(), holder, shard=shard):
-        writer = DoomedWriter(Tables.create(uri), holder.run_id, shard=shard)
+        writer = KilledWriter(Tables.create(uri), holder.run_id, shard=shard)
         changes = catalog_changes(writer.tables, catalog, "trial", shard)
         if changes.num_rows:
             writer.write_catalog(changes)
@@ -53,5 +53,5 @@ def main(uri: str, shard: Shard, num_videos: int) -> None:
 
 
 if __name__ == "__main__":
-    DoomedWriter.dies_at = int(sys.argv[4]) if len(sys.argv) > 4 else None
+    KilledWriter.killed_at = int(sys.argv[4]) if len(sys.argv) > 4 else None
     main(sys.argv[1], Shard.parse(sys.argv[2]), int(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""A calibration that is added is what `mos` says from then on, and stays it when the model's card comes again."""
+"""An added calibration applies to `mos` immediately, and a later run of the same model card keeps it."""
 
 import json
 import math
@@ -23,7 +23,7 @@ FITTED = (5.0, 1.0, 0.25, 0.5)
 
 
 def make_tables(uri: str, options: StorageOptions) -> Writer:
-    """One video scored by KVQ, whose card brings a calibration."""
+    """Create tables with one video scored by KVQ, whose model card has a calibration."""
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
     writer.write_run(make_run([KVQ], state="finished"))
@@ -56,18 +56,18 @@ def test_added_calibration_applies_immediately_and_later(
     assert before == pytest.approx(curve(raw, CARD))
     add_calibration(uri, options, Calibration("ours", KVQ.model_id, FITTED))
     assert mos(uri, options)[1] == pytest.approx(curve(raw, FITTED))
-    # The next run writes what its card says, if the tables do not say it.
+    # The next run writes rows of its model card only if the tables lack them.
     writer = Writer(Tables.open(uri, options), "run-2")
     again = unknown_cards(writer.tables, pa.concat_tables([cards(), make_model(LUMA)]))
     assert again["model_id"].to_pylist() == [LUMA.model_id]
     writer.write_models(again)
     assert mos(uri, options)[1] == pytest.approx(curve(raw, FITTED))
-    # A card that says something else is news.
+    # A changed card is written.
     changed = make_model(KVQ, "lsvq", (80.0, 20.0, 0.0, 1.0), is_default=True)
     assert unknown_cards(writer.tables, changed).num_rows == 1
 
 
-def test_what_belongs_to_other_weights_or_a_live_run_is_refused(tmp_path: Path) -> None:
+def test_calibration_is_rejected_for_unknown_model_or_running_job(tmp_path: Path) -> None:
     uri, options = str(tmp_path / "tables"), StorageOptions()
     with pytest.raises(SpecError, match="there are no tables here"):
         add_calibration(uri, options, Calibration("ours", KVQ.model_id, FITTED))
@@ -84,7 +84,7 @@ def test_what_belongs_to_other_weights_or_a_live_run_is_refused(tmp_path: Path) 
 GOOD = {"calibration": "ours", "model_id": KVQ.model_id, "b1": 5, "b2": 1.0, "b3": 0.25, "b4": 0.5, "rmse": 0.3}
 
 
-def test_a_calibration_is_read_from_a_file(store: Store) -> None:
+def test_calibration_file_is_read(store: Store) -> None:
     read = read_calibration(store.put("c.json", json.dumps(GOOD).encode()), store.options)
     assert read == Calibration("ours", KVQ.model_id, FITTED)
 
@@ -100,7 +100,7 @@ def test_a_calibration_is_read_from_a_file(store: Store) -> None:
         (json.dumps(GOOD | {"b4": 0}), "'b4' is 0"),
     ],
 )
-def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_calibration_file_is_rejected(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(SpecError, match=said):
         read_calibration(str(tmp_path / "c.json"))

@@ -1,4 +1,4 @@
-"""Every way in which tables can be damaged is found and named; whole tables, and those of a run at work, are not."""
+"""`tables check` finds every kind of damage, and reports no errors for intact tables or during a run."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def errors(findings: list[Finding]) -> set[tuple[str, str, str]]:
     return {(f.kind, f.table, f.subject) for f in findings if f.severity == "error"}
 
 
-def test_whole_tables_have_no_findings(tables_location: tuple[str, StorageOptions]) -> None:
+def test_intact_tables_have_no_findings(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = fill(uri, options).tables
     assert check(tables, deep=True) == []
@@ -39,7 +39,7 @@ def test_whole_tables_have_no_findings(tables_location: tuple[str, StorageOption
     assert {f.kind for f in check(tables, deep=True)} == {"files_not_in_log"}
 
 
-def test_tables_of_a_run_at_work_are_whole(tmp_path: Path) -> None:
+def test_running_run_causes_no_errors(tmp_path: Path) -> None:
     writer = fill(str(tmp_path))
     next_writer = Writer(Tables.open(str(tmp_path)), "run-2")
     next_writer.write_run(run_row("running", 0, 0, 5, 5))
@@ -53,7 +53,7 @@ def test_tables_of_a_run_at_work_are_whole(tmp_path: Path) -> None:
     assert ("running", "run-2") in told
 
 
-def test_what_a_dying_run_left_is_told_and_no_error(tmp_path: Path) -> None:
+def test_rows_of_crashed_run_are_reported_as_info(tmp_path: Path) -> None:
     writer = fill(str(tmp_path))
     dying = Writer(Tables.open(str(tmp_path)), "run-2")
     dying.write_run(run_row("running", 0, 0, 1, 1))
@@ -67,26 +67,26 @@ def test_what_a_dying_run_left_is_told_and_no_error(tmp_path: Path) -> None:
     assert all("of a crashed run: 2 rows that no view shows" in message for _, message in invisible)
 
 
-def first_part(tables: Tables, name: str) -> LoggedFile:
+def first_file(tables: Tables, name: str) -> LoggedFile:
     return next(
-        part for part in tables.data_files(name) if part.partition.get("model_id", KVQ.model_id) == KVQ.model_id
+        file for file in tables.data_files(name) if file.partition.get("model_id", KVQ.model_id) == KVQ.model_id
     )
 
 
-def path_of(tables: Tables, name: str, part: LoggedFile) -> Path:
-    return Path(tables.uri) / name / part.path
+def path_of(tables: Tables, name: str, file: LoggedFile) -> Path:
+    return Path(tables.uri) / name / file.path
 
 
-def rows_of(tables: Tables, name: str, part: LoggedFile) -> Any:
-    return pq.ParquetFile(path_of(tables, name, part)).read()
+def rows_of(tables: Tables, name: str, file: LoggedFile) -> Any:
+    return pq.ParquetFile(path_of(tables, name, file)).read()
 
 
 def append(
-    tables: Tables, name: str, part: DataFile, stats: dict[str, Any] | None = None, *removed: LoggedFile
+    tables: Tables, name: str, file: DataFile, stats: dict[str, Any] | None = None, *removed: LoggedFile
 ) -> None:
-    """A commit past every check of ours."""
-    store_file(tables, name, part)
-    action: AddAction = part.action
+    """Commit a data file without the checks of the writer."""
+    store_file(tables, name, file)
+    action: AddAction = file.action
     if stats is not None:
         action = dataclasses.replace(action, stats=json.dumps(json.loads(action.stats) | stats))
     removals = [RemoveAction(old.path, True, action.modification_time, old.size_bytes) for old in removed]
@@ -102,20 +102,20 @@ def append(
 
 
 def relog(tables: Tables, name: str, stats: dict[str, Any]) -> str:
-    """The first part again, under a log entry that says something else; its path."""
-    old = first_part(tables, name)
-    part = make_data_file(rows_of(tables, name, old), find_schema(name), old.partition, "relogged")
-    append(tables, name, part, stats, old)
-    return part.path
+    """Commit the first data file again, with other statistics in the log. Return its path."""
+    old = first_file(tables, name)
+    file = make_data_file(rows_of(tables, name, old), find_schema(name), old.partition, "relogged")
+    append(tables, name, file, stats, old)
+    return file.path
 
 
-def test_a_part_that_is_gone(tmp_path: Path) -> None:
+def test_missing_data_file_is_found(tmp_path: Path) -> None:
     tables = fill(str(tmp_path)).tables
-    part = first_part(tables, "scores")
-    path_of(tables, "scores", part).unlink()
+    file = first_file(tables, "scores")
+    path_of(tables, "scores", file).unlink()
     found = errors(check(tables))
-    assert ("missing_file", "scores", part.path) in found
-    # What hangs on it is named as well: its videos' clips, and the sum of the run.
+    assert ("missing_file", "scores", file.path) in found
+    # Rows that depend on it are reported too: clips of its videos, and the count of the run.
     assert ("run_scored", "scores", "run-1") in found
 
 
@@ -126,39 +126,39 @@ def test_a_part_that_is_gone(tmp_path: Path) -> None:
         (lambda content: content[:-20] + b"x" * 20, "unreadable_file"),
     ],
 )
-def test_a_part_that_is_damaged(tmp_path: Path, damage: Callable[[bytes], bytes], kind: str) -> None:
+def test_damaged_data_file_is_found(tmp_path: Path, damage: Callable[[bytes], bytes], kind: str) -> None:
     tables = fill(str(tmp_path)).tables
-    part = first_part(tables, "maps")
-    path = path_of(tables, "maps", part)
+    file = first_file(tables, "maps")
+    path = path_of(tables, "maps", file)
     path.write_bytes(damage(path.read_bytes()))
-    assert (kind, "maps", part.path) in errors(check(tables))
+    assert (kind, "maps", file.path) in errors(check(tables))
 
 
 @pytest.mark.parametrize("column", ["video_id", "texture"])
-def test_a_column_that_is_damaged_below_a_whole_footer(tmp_path: Path, column: str) -> None:
-    """Keys are read by every check, the other columns by a deep one."""
+def test_damaged_column_under_intact_footer_is_found(tmp_path: Path, column: str) -> None:
+    """Every check reads the key columns, and a deep one reads all columns."""
     tables = fill(str(tmp_path)).tables
-    part = first_part(tables, "maps")
-    path = path_of(tables, "maps", part)
+    file = first_file(tables, "maps")
+    path = path_of(tables, "maps", file)
     group = pq.read_metadata(path).row_group(0)
     chunk = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema.startswith(column))
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     content = bytearray(path.read_bytes())
     content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(content)
-    damaged = ("unreadable_file", "maps", part.path)
+    damaged = ("unreadable_file", "maps", file.path)
     assert damaged in errors(check(tables, deep=True))
     assert (damaged in errors(check(tables))) == (column == "video_id")
 
 
-def test_a_damaged_part_on_s3(s3_prefix: Any) -> None:
+def test_damaged_data_file_on_s3_is_found(s3_prefix: Any) -> None:
     tables = fill(f"{s3_prefix.uri}/tables", s3_prefix.options).tables
-    part, other = first_part(tables, "maps"), first_part(tables, "clips")
-    content = s3_prefix.fs.cat_file(f"{s3_prefix.path}/tables/maps/{part.path}")
-    s3_prefix.put(f"tables/maps/{part.path}", content[:-20] + b"x" * 20)
+    file, other = first_file(tables, "maps"), first_file(tables, "clips")
+    content = s3_prefix.fs.cat_file(f"{s3_prefix.path}/tables/maps/{file.path}")
+    s3_prefix.put(f"tables/maps/{file.path}", content[:-20] + b"x" * 20)
     s3_prefix.remove(f"tables/clips/{other.path}")
     found = errors(check(tables))
-    assert {("unreadable_file", "maps", part.path), ("missing_file", "clips", other.path)} <= found
+    assert {("unreadable_file", "maps", file.path), ("missing_file", "clips", other.path)} <= found
 
 
 @pytest.mark.parametrize(
@@ -169,26 +169,26 @@ def test_a_damaged_part_on_s3(s3_prefix: Any) -> None:
         ({"maxValues": {"video_id": "z", "commit_seq": 1}}, "wrong_bounds"),
     ],
 )
-def test_a_log_that_promises_something_else(tmp_path: Path, stats: dict[str, Any], kind: str) -> None:
+def test_wrong_log_statistics_are_found(tmp_path: Path, stats: dict[str, Any], kind: str) -> None:
     tables = fill(str(tmp_path)).tables
     path = relog(tables, "scores", stats)
     assert (kind, "scores", path) in errors(check(tables))
 
 
-def test_a_part_of_other_types(tmp_path: Path) -> None:
+def test_wrong_column_type_is_found(tmp_path: Path) -> None:
     tables = fill(str(tmp_path)).tables
-    old = first_part(tables, "scores")
+    old = first_file(tables, "scores")
     rows = rows_of(tables, "scores", old)
     rows = rows.set_column(rows.column_names.index("width_px"), "width_px", pa.array(["wide"] * rows.num_rows))
-    part = make_data_file(rows, find_schema("scores"), old.partition, "typed")
-    append(tables, "scores", part, None, old)
-    assert ("wrong_type", "scores", part.path) in errors(check(tables))
+    file = make_data_file(rows, find_schema("scores"), old.partition, "typed")
+    append(tables, "scores", file, None, old)
+    assert ("wrong_type", "scores", file.path) in errors(check(tables))
 
 
 @pytest.mark.parametrize("name", ["scores", "clips", "maps", "failures", "catalog"])
-def test_rows_that_stand_twice(tmp_path: Path, name: str) -> None:
+def test_duplicate_rows_are_found(tmp_path: Path, name: str) -> None:
     tables = fill(str(tmp_path)).tables
-    old = max(tables.data_files(name), key=lambda part: part.low["commit_seq"])
+    old = max(tables.data_files(name), key=lambda file: file.low["commit_seq"])
     rows = rows_of(tables, name, old)
     append(tables, name, make_data_file(rows, find_schema(name), old.partition, "again"))
     videos = set(rows.column("video_id").to_pylist())
@@ -196,12 +196,12 @@ def test_rows_that_stand_twice(tmp_path: Path, name: str) -> None:
 
 
 def replaced_rows(tables: Tables, name: str, change: Callable[[Any], Any]) -> None:
-    old = first_part(tables, name)
+    old = first_file(tables, name)
     rows = change(rows_of(tables, name, old))
     append(tables, name, make_data_file(rows, find_schema(name), old.partition, "changed"), None, old)
 
 
-def test_clips_and_maps_that_do_not_fit_their_scores(tmp_path: Path) -> None:
+def test_wrong_number_of_clips_and_maps_is_found(tmp_path: Path) -> None:
     tables = fill(str(tmp_path)).tables
     replaced_rows(tables, "clips", lambda rows: rows.slice(1))
     replaced_rows(tables, "maps", lambda rows: rows.slice(0, rows.num_rows - 1))
@@ -210,8 +210,8 @@ def test_clips_and_maps_that_do_not_fit_their_scores(tmp_path: Path) -> None:
     assert any("found 1 clips of kvq-tiny@1-0123456789ab" in f.message for f in findings)
 
 
-def test_a_score_that_vanished_from_its_commit(tmp_path: Path) -> None:
-    """No crash explains it: the commit's other scores are there."""
+def test_missing_score_in_commit_is_found(tmp_path: Path) -> None:
+    """A crash does not explain it: other scores of the commit exist."""
     tables = fill(str(tmp_path)).tables
     replaced_rows(tables, "scores", lambda rows: rows.slice(1))
     assert errors(check(tables)) == {
@@ -221,7 +221,7 @@ def test_a_score_that_vanished_from_its_commit(tmp_path: Path) -> None:
     }
 
 
-def test_sums_of_a_run_that_do_not_add_up(tmp_path: Path) -> None:
+def test_wrong_counts_of_run_are_found(tmp_path: Path) -> None:
     writer = fill(str(tmp_path))
     writer.write_run(run_row("finished", 4, 2, 9))
     findings = check(writer.tables)
@@ -231,15 +231,15 @@ def test_sums_of_a_run_that_do_not_add_up(tmp_path: Path) -> None:
     assert errors(check(writer.tables)) == {("run_scored", "scores", "run-1"), ("run_failed", "failures", "run-1")}
 
 
-def test_a_pair_that_is_scored_and_given_up(tmp_path: Path) -> None:
+def test_task_with_score_and_final_failure_is_found(tmp_path: Path) -> None:
     writer = fill(str(tmp_path))
     writer.commit(make_failures(["a"], KVQ))
     assert ("scored_and_failed", "scores", "a") in errors(check(writer.tables))
 
 
-def test_rows_of_no_run_and_of_no_commit(tmp_path: Path) -> None:
+def test_rows_of_unknown_run_and_commit_are_found(tmp_path: Path) -> None:
     tables = fill(str(tmp_path)).tables
-    old = first_part(tables, "scores")
+    old = first_file(tables, "scores")
     rows = rows_of(tables, "scores", old)
     ahead = pa.array([1 << 50] * rows.num_rows, pa.int64())
     rows = rows.set_column(rows.column_names.index("commit_seq"), "commit_seq", ahead)
@@ -251,7 +251,7 @@ def test_rows_of_no_run_and_of_no_commit(tmp_path: Path) -> None:
     assert [f.subject for f in findings if f.kind == "unknown_run"] == ["nobody"]
 
 
-def test_many_findings_of_one_kind_are_counted(tmp_path: Path) -> None:
+def test_findings_over_the_limit_are_counted(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     batch = make_batch([f"v{number:03d}" for number in range(MAX_EXAMPLES + 5)])

@@ -1,4 +1,4 @@
-"""Faults of an object store under a commit: it lands once, or the run stops and says why; never half, never twice."""
+"""Store faults during a commit: it lands exactly once, or the run stops with an error."""
 
 import pytest
 
@@ -19,7 +19,7 @@ READING = ("GET", r"/scores/_delta_log/.*\.json")
 
 
 class Place:
-    """Tables behind the proxy with one committed video, and a writer that makes everything twice, without waiting."""
+    """Tables behind the proxy with one committed video, and a writer with two attempts and no pauses."""
 
     def __init__(self, location: S3Location, proxy: FaultProxy) -> None:
         self.proxy = proxy
@@ -33,7 +33,7 @@ class Place:
         return Writer(Tables.create(self.uri, self.options), run_id, RetryPolicy(attempts=2, sleep=slept))
 
     def scored(self) -> list[str]:
-        """Videos with a score, as somebody sees them who comes later; maps of a score are there with it."""
+        """Return the videos with a score, read from newly opened tables; each score must have its maps."""
         tables = Tables.open(self.uri, self.options)
         videos: list[str] = tables.dataset("scores").to_table()["video_id"].to_pylist()
         assert set(videos) <= set(tables.dataset("maps").to_table()["video_id"].to_pylist())
@@ -47,10 +47,10 @@ def place(s3_prefix: S3Location, fault_proxy: FaultProxy) -> Place:
 
 @pytest.mark.parametrize("where", [PART, LOG, LISTING, READING], ids=["part", "log", "listing", "reading"])
 @pytest.mark.parametrize("fault", [SLOW_DOWN, BROKEN, Lost(), Reset(), Reset(10), Short(10)], ids=repr)
-def test_a_fault_that_passes_costs_nothing(fault: Fault, where: tuple[str, str], place: Place) -> None:
+def test_transient_fault_is_retried(fault: Fault, where: tuple[str, str], place: Place) -> None:
     method, pattern = where
     if where == READING:
-        # Only what somebody else has committed is read.
+        # A writer reads only commits of others.
         place.writer = place.new_writer("second")
     rule = place.proxy.add(fault, method=method, pattern=pattern, times=1)
     if where == READING:
@@ -73,7 +73,7 @@ def test_a_fault_that_passes_costs_nothing(fault: Fault, where: tuple[str, str],
     ids=["slow down", "full", "expired", "lost"],
 )
 @pytest.mark.parametrize("where", [PART, LOG], ids=["part", "log"])
-def test_a_fault_that_stays_stops_the_writer_and_the_next_one_goes_on(
+def test_lasting_fault_stops_writer_and_next_one_continues(
     fault: Fault, advice: str, where: tuple[str, str], place: Place
 ) -> None:
     method, pattern = where
@@ -89,14 +89,14 @@ def test_a_fault_that_stays_stops_the_writer_and_the_next_one_goes_on(
 
 
 @pytest.mark.parametrize("fault", [Reset(), Reset(0)], ids=repr)
-def test_commits_whose_answers_are_all_lost_are_found_in_the_log(fault: Fault, place: Place) -> None:
+def test_commit_with_lost_answer_is_found_in_log(fault: Fault, place: Place) -> None:
     rule = place.proxy.add(fault, method=LOG[0], pattern="_delta_log")
     place.writer.commit(make_batch(["b"]))
     assert rule.num_faults == len(("maps", "clips", "scores"))
     assert place.scored() == ["a", "b"]
 
 
-def test_a_plan_outlasts_a_fault_and_a_full_store_is_fatal(place: Place) -> None:
+def test_storing_a_plan_is_retried_and_full_store_is_fatal(place: Place) -> None:
     pairs = make_catalog(["a"])
     rule = place.proxy.add(Lost(), method="PUT", pattern="plans/", times=1)
     store_plan(place.writer.tables, "run", pairs)

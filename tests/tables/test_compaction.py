@@ -1,4 +1,4 @@
-"""Compaction changes no answer, beside writers, other compactions and a death in the middle of it."""
+"""Compaction changes no query result: alone, beside writers and other compactions, and after a kill."""
 
 import signal
 import subprocess
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fill(uri: str, options: StorageOptions) -> Writer:
-    """Small commits of two models; ids neither in order nor apart, a video scored twice, failures, some new content."""
+    """Make small commits of two models: unsorted overlapping ids, a video scored twice, failures, changed content."""
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
     writer.write_run(make_run([KVQ, LUMA]))
@@ -77,7 +77,7 @@ def errors(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.severity == "error"]
 
 
-def test_no_answer_changes_and_writers_go_on(tables_location: tuple[str, StorageOptions]) -> None:
+def test_compaction_changes_no_result_and_writers_continue(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     writer = fill(uri, options)
     before = answers(uri, options)
@@ -109,26 +109,26 @@ def test_no_answer_changes_and_writers_go_on(tables_location: tuple[str, Storage
     assert "stale" not in rows
 
 
-def test_merged_parts_are_sorted_and_keep_what_the_log_promises(tmp_path: Path) -> None:
+def test_merged_files_are_sorted_and_match_the_log(tmp_path: Path) -> None:
     uri = str(tmp_path / "tables")
     fill(uri, StorageOptions())
     tables = Tables.open(uri)
     list(compact(tables))
     for name in ("scores", "clips", "maps"):
-        for part in tables.data_files(name):
-            rows = pq.ParquetFile(tmp_path / "tables" / name / part.path).read()
+        for file in tables.data_files(name):
+            rows = pq.ParquetFile(tmp_path / "tables" / name / file.path).read()
             keys = list(zip(*(rows.column(key).to_pylist() for key in find_schema(name).sort_by), strict=True))
             assert keys == sorted(keys)
-            assert part.num_rows == rows.num_rows
+            assert file.num_rows == rows.num_rows
             for column in ("video_id", "commit_seq"):
                 bounds = pc.min_max(rows.column(column)).as_py()
-                assert (part.low[column], part.high[column]) == (bounds["min"], bounds["max"])
+                assert (file.low[column], file.high[column]) == (bounds["min"], bounds["max"])
     assert tables.dataset("scores").count_rows(filter=pc.field("video_id") == "shows/season-1/0009") == 2
     assert (tmp_path / "tables" / "scores" / "_delta_log" / "_last_checkpoint").exists()
 
 
-def test_rows_of_a_large_part_are_found_in_small_groups(tmp_path: Path) -> None:
-    """A question for one video reads its row group, not the part."""
+def test_merged_file_has_small_row_groups(tmp_path: Path) -> None:
+    """A query for one video reads one row group, not the whole file."""
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     cells = pa.scalar([1] * 8000, pa.list_(pa.int8()))
@@ -142,7 +142,7 @@ def test_rows_of_a_large_part_are_found_in_small_groups(tmp_path: Path) -> None:
     assert footer.num_row_groups == 3
 
 
-def test_only_small_neighbours_of_one_partition_are_merged() -> None:
+def test_only_small_neighbours_of_one_partition_are_grouped() -> None:
     def part(name: str, size: int, seq: int, model: str = "m", rows: int | None = 10) -> LoggedFile:
         return LoggedFile(name, size, rows, {"model_id": model}, {"commit_seq": seq}, {"commit_seq": seq})
 
@@ -160,20 +160,20 @@ def test_only_small_neighbours_of_one_partition_are_merged() -> None:
     assert choose_groups(parts, 41) == []
 
 
-def test_dry_run_counts_and_changes_nothing(tmp_path: Path) -> None:
+def test_dry_run_changes_nothing(tmp_path: Path) -> None:
     uri = str(tmp_path / "tables")
     fill(uri, StorageOptions())
     tables = Tables.open(uri)
     versions = [tables.delta(name).version() for name in DATA_TABLES]
     plans = plan_compaction(tables)
-    sizes = [part.size_bytes for part in tables.data_files("maps") if part.partition["model_id"] == LUMA.model_id]
+    sizes = [file.size_bytes for file in tables.data_files("maps") if file.partition["model_id"] == LUMA.model_id]
     assert Compaction("maps", LUMA.model_id, 3, 1, sum(sizes), None) in plans
     tables.refresh()
     assert [tables.delta(name).version() for name in DATA_TABLES] == versions
 
 
-def test_of_two_compactions_one_is_refused(tables_location: tuple[str, StorageOptions]) -> None:
-    """delta-rs alone accepts both, and every row stands twice."""
+def test_second_concurrent_compaction_is_rejected(tables_location: tuple[str, StorageOptions]) -> None:
+    """delta-rs alone accepts both, and every row is duplicated."""
     uri, options = tables_location
     writer = fill(uri, options)
     rows = Tables.open(uri, options).dataset("scores").to_table().num_rows
@@ -192,12 +192,12 @@ def test_of_two_compactions_one_is_refused(tables_location: tuple[str, StorageOp
     file_system, root = again.table_filesystem("scores")
     assert file_system.exists(f"{root}/{made[first][1].path}")
     assert not file_system.exists(f"{root}/{made[second][1].path}")
-    # The answer to the first one's commit may have been lost: it is found to have landed.
+    # If the answer to the first commit was lost, the retry finds that it landed.
     replace_files(first, "scores", *made[first])
     assert Tables.open(uri, options).dataset("scores").to_table().num_rows == rows + 1
 
 
-def test_parts_with_other_rows_than_the_log_says_are_left_alone(tmp_path: Path) -> None:
+def test_files_that_contradict_the_log_are_not_merged(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     writer.commit(make_batch(["a", "b"]))
@@ -208,20 +208,20 @@ def test_parts_with_other_rows_than_the_log_says_are_left_alone(tmp_path: Path) 
         ("narrow", {"numRecords": 2, "minValues": {"video_id": "b", "commit_seq": 0}}),
     ]
     for stem, stats in cases:
-        part = make_data_file(rows, find_schema("scores"), whole.partition, stem)
-        (tmp_path / "scores" / part.path).write_bytes(part.content)
-        told = statistics(pq.read_metadata(pa.BufferReader(part.content))) | stats
+        file = make_data_file(rows, find_schema("scores"), whole.partition, stem)
+        (tmp_path / "scores" / file.path).write_bytes(file.content)
+        told = statistics(pq.read_metadata(pa.BufferReader(file.content))) | stats
         logged = LoggedFile(
-            part.path, part.action.size, told["numRecords"], whole.partition, told["minValues"], told["maxValues"]
+            file.path, file.action.size, told["numRecords"], whole.partition, told["minValues"], told["maxValues"]
         )
         with pytest.raises(FatalError, match=r"(the log has 5 rows|outside the bounds in the log)"):
             merge_files(tables, "scores", [whole, logged] if stem == "fewer" else [logged])
 
 
-def test_parts_of_an_older_schema_and_of_delta_rs_are_merged(tmp_path: Path) -> None:
+def test_files_of_older_schema_and_delta_rs_are_merged(tmp_path: Path) -> None:
     uri = str(tmp_path / "tables")
     fill(uri, StorageOptions())
-    # delta-rs escapes the partition's '@' in the paths of its own parts.
+    # delta-rs escapes the '@' of the partition in the paths of files it writes.
     DeltaTable(f"{uri}/scores").optimize.compact()
     tables = Tables.open(uri)
     tables.add_columns("scores", [pa.field("noise", pa.float64())])
@@ -247,7 +247,7 @@ for number in range(30):
 """
 
 
-def test_beside_a_process_that_commits_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+def test_compaction_beside_writer_loses_and_duplicates_nothing(tmp_path: Path) -> None:
     uri = str(tmp_path / "tables")
     fill(uri, StorageOptions())
     before = Tables.open(uri).dataset("scores").to_table().column("video_id").to_pylist()
@@ -267,7 +267,7 @@ def test_beside_a_process_that_commits_nothing_is_lost_or_doubled(tmp_path: Path
     assert errors(check_tables(Tables.open(uri), deep=True)) == []
 
 
-# Dies where a part is stored and its commit has not begun.
+# Killed after the file is stored and before its commit.
 _KILLED = """
 import os, signal, sys
 from kvq_batch.tables import compaction
@@ -277,7 +277,7 @@ list(compaction.compact(Tables.open(sys.argv[1])))
 """
 
 
-def test_a_kill_between_part_and_commit_leaves_the_tables_whole(tmp_path: Path) -> None:
+def test_kill_before_commit_leaves_tables_intact(tmp_path: Path) -> None:
     uri = str(tmp_path / "tables")
     fill(uri, StorageOptions())
     before = answers(uri, StorageOptions())
@@ -298,10 +298,10 @@ def test_a_kill_between_part_and_commit_leaves_the_tables_whole(tmp_path: Path) 
 
 @pytest.mark.parametrize("where", [r"/scores/model_id.*-merged-.*\.parquet", r"/scores/_delta_log/.*\.json"])
 @pytest.mark.parametrize("fault", [SLOW_DOWN, Lost(), Reset()], ids=repr)
-def test_a_store_that_stumbles_costs_no_row(
+def test_transient_store_fault_loses_no_row(
     fault: Fault, where: str, s3_prefix: S3Location, fault_proxy: FaultProxy
 ) -> None:
-    """Even where the commit landed and its answer was lost: it is not made a second time."""
+    """A commit that landed is not repeated if its answer was lost."""
     uri, options = f"{s3_prefix.uri}/tables", fault_proxy.options(attempts=2)
     writer = Writer(Tables.create(uri, options), "run-1")
     for number in range(3):
@@ -315,7 +315,7 @@ def test_a_store_that_stumbles_costs_no_row(
 
 
 @pytest.mark.parametrize("where", [r"/scores/model_id.*-merged-.*\.parquet", r"/scores/_delta_log/.*\.json"])
-def test_a_store_that_refuses_stops_it_with_everything_as_it_was(
+def test_denied_write_stops_compaction_without_changes(
     where: str, s3_prefix: S3Location, fault_proxy: FaultProxy
 ) -> None:
     uri, options = f"{s3_prefix.uri}/tables", fault_proxy.options(attempts=2)

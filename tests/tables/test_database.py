@@ -1,4 +1,4 @@
-"""DuckDB for our own statements: where it may put what does not fit into memory."""
+"""DuckDB for internal queries spills to its own folder."""
 
 import tempfile
 from pathlib import Path
@@ -8,9 +8,7 @@ import pytest
 from kvq_batch.tables.database import SPILL_FOLDER, connect
 
 
-def test_what_does_not_fit_leaves_the_folder_of_the_command_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spill_files_are_not_in_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()

@@ -1,4 +1,4 @@
-"""Tables are made, opened, read and grown the same on a local path and on S3, and old parts stay readable."""
+"""Tables are created, opened, read and extended in the same way on a local path and on S3."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ CURRENT: dict[str, Any] = {"configuration": {FORMAT_KEY: str(FORMAT_VERSION)}, "
 """Arguments of `DeltaTable.create` for tables of the format that this release supports."""
 
 
-def test_every_table_is_made_once(tables_location: tuple[str, StorageOptions]) -> None:
+def test_tables_are_created_once(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     first = Tables.create(uri, options)
     versions = {schema.name: first.delta(schema.name).version() for schema in TABLES}
@@ -37,30 +37,30 @@ def test_every_table_is_made_once(tables_location: tuple[str, StorageOptions]) -
         assert opened.dataset(schema.name).count_rows() == 0
 
 
-def test_missing_tables_are_refused_without_a_trace(tmp_path: Path) -> None:
+def test_opening_missing_tables_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"nowhere.*no tables here"):
         Tables.open(str(tmp_path / "nowhere"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_bucket_is_refused(s3_prefix: Any) -> None:
+def test_missing_bucket_is_rejected(s3_prefix: Any) -> None:
     with pytest.raises(SpecError, match="no-such-bucket"):
         Tables.create("s3://no-such-bucket-here/tables", s3_prefix.options)
 
 
-def test_unwritable_place_is_refused(tmp_path: Path) -> None:
+def test_file_in_place_of_tables_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SpecError, match="file"):
         Tables.create(str(tmp_path / "file"))
 
 
-def test_unknown_table_is_refused(tmp_path: Path) -> None:
+def test_unknown_table_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="Unknown table 'score'"):
         Tables.create(str(tmp_path)).delta("score")
 
 
-def test_parts_after_a_new_column_are_found_by_it(tables_location: tuple[str, StorageOptions]) -> None:
-    """A filter on the new column must find new parts and leave old ones, which read as null."""
+def test_filter_on_added_column_finds_new_rows(tables_location: tuple[str, StorageOptions]) -> None:
+    """A filter on the new column finds new data files; older ones read as null."""
     uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
@@ -79,14 +79,14 @@ def test_parts_after_a_new_column_are_found_by_it(tables_location: tuple[str, St
     assert len(connection.sql("SELECT video_id FROM scores WHERE noise IS NULL").fetchall()) == 2
 
 
-def test_older_tables_get_the_columns_that_we_added(tmp_path: Path) -> None:
+def test_create_adds_missing_columns(tmp_path: Path) -> None:
     old = pa.schema([field for field in SCORES.arrow() if field.name != "decoder"])
     DeltaTable.create(str(tmp_path / "scores"), old, partition_by=["model_id"], **CURRENT)
     tables = Tables.create(str(tmp_path))
     assert tables.arrow_schema("scores").field("decoder").type == pa.string()
 
 
-def test_older_tables_are_read_before_the_next_run_adds_its_columns(tmp_path: Path) -> None:
+def test_missing_columns_are_read_as_null(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     old = DeltaTable.create(
         str(tmp_path / "runs"),
@@ -102,14 +102,14 @@ def test_older_tables_are_read_before_the_next_run_adds_its_columns(tmp_path: Pa
         assert session.sql("SELECT state, core_hours FROM runs").to_pylist() == []
 
 
-def test_tables_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_column_of_other_type_is_rejected(tmp_path: Path) -> None:
     other = pa.schema([pa.field(f.name, pa.string() if f.name == "raw_score" else f.type) for f in SCORES.arrow()])
     DeltaTable.create(str(tmp_path / "scores"), other, partition_by=["model_id"], **CURRENT)
     with pytest.raises(SpecError, match="raw_score"):
         Tables.create(str(tmp_path))
 
 
-def test_whole_parts_are_left_out(tmp_path: Path) -> None:
+def test_filters_skip_data_files(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     writer.commit(make_batch(["a", "b"]))
@@ -141,7 +141,7 @@ def test_compacted_table_reads_the_same(tmp_path: Path) -> None:
     assert tables.dataset("maps").to_table(filter=pc.field("model_id") == KVQ.model_id).num_rows == 4
 
 
-def test_scores_hold_every_fact_of_a_video() -> None:
+def test_scores_have_all_video_facts() -> None:
     arrow = {"int": pa.types.is_integer, "float": pa.types.is_floating, "bool": pa.types.is_boolean}
     schema = SCORES.arrow()
     for field in dataclasses.fields(VideoFacts):
@@ -149,7 +149,7 @@ def test_scores_hold_every_fact_of_a_video() -> None:
         assert arrow.get(kind, pa.types.is_string)(schema.field(field.name).type), field.name
 
 
-def test_no_table_has_unsigned_integers_or_columns_without_comment() -> None:
+def test_columns_are_described_and_never_unsigned() -> None:
     for schema in TABLES:
         assert len(set(schema.names)) == len(schema.names)
         for column in schema.columns:
@@ -157,7 +157,7 @@ def test_no_table_has_unsigned_integers_or_columns_without_comment() -> None:
             assert "uint" not in str(column.type)
 
 
-def test_make_rows_refuses_what_would_be_dropped() -> None:
+def test_make_rows_rejects_unknown_columns() -> None:
     with pytest.raises(ValueError, match="raw_scores"):
         make_rows("scores", [{"video_id": "a", "raw_scores": 1.0}])
     rows = make_rows("scores", [{"video_id": "a", "outputs": {"x": 1.0}}])
@@ -166,7 +166,7 @@ def test_make_rows_refuses_what_would_be_dropped() -> None:
     assert find_schema("scores").row_schema().names == rows.column_names
 
 
-def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
+def test_missing_added_table_is_empty_until_next_run(
     tables_location: tuple[str, StorageOptions],
 ) -> None:
     uri, options = tables_location
@@ -186,7 +186,7 @@ def test_a_table_that_earlier_versions_did_not_make_is_empty_until_the_next_run(
     assert Tables.create(uri, options).delta("labels").version() == 0
 
 
-def test_a_table_that_was_always_there_is_missed(tables_location: tuple[str, StorageOptions]) -> None:
+def test_missing_required_table_is_rejected(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = Tables.create(uri, options)
     file_system, root = tables.table_filesystem("maps")

@@ -60,8 +60,8 @@ ENTRY_POINTS: dict[str, Callable[[str], object]] = {
 }
 
 
-def test_new_tables_have_the_format_version(tables_place: tuple[str, StorageOptions]) -> None:
-    uri, options = tables_place
+def test_new_tables_have_the_format_version(tables_location: tuple[str, StorageOptions]) -> None:
+    uri, options = tables_location
     tables = Tables.create(uri, options)
     for schema in TABLES:
         assert tables.delta(schema.name).metadata().configuration[FORMAT_KEY] == str(FORMAT_VERSION)

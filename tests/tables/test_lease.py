@@ -1,4 +1,4 @@
-"""Who may write: one owner, on a local path and on a real S3 server, with real processes that die and pause."""
+"""Leases allow one owner, on a local path and on a real S3 server, with real processes that exit and pause."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def keeper(store: Store) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lease until it is killed, or expelled."""
+    """Another process that holds the lease until it is killed or loses it."""
     command = [sys.executable, "-c", KEEPER, store.uri, store.options.endpoint_url or ""]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -57,7 +57,7 @@ def keeper(store: Store) -> Iterator[subprocess.Popen[str]]:
     process.stdout.close()
 
 
-def test_it_is_held_named_and_given_back(store: Store) -> None:
+def test_lease_is_held_and_released(store: Store) -> None:
     assert read_holder(store.uri, store.options) is None
     for run_id in ("first", "second"):
         holder = me(run_id)
@@ -68,7 +68,7 @@ def test_it_is_held_named_and_given_back(store: Store) -> None:
         assert read_holder(store.uri, store.options) is None
 
 
-def test_a_live_owner_is_not_disturbed_and_is_named(store: Store, keeper: subprocess.Popen[str]) -> None:
+def test_second_run_is_rejected_and_names_the_owner(store: Store, keeper: subprocess.Popen[str]) -> None:
     with (
         pytest.raises(SpecError, match=r"run keeper of job 'nightly' \(process \d+ on .* is running"),
         hold(store.uri, store.options, me()),
@@ -80,7 +80,7 @@ def test_a_live_owner_is_not_disturbed_and_is_named(store: Store, keeper: subpro
     assert (holder.run_id, holder.pid) == ("keeper", keeper.pid)
 
 
-def test_an_owner_that_died_here_is_followed_at_once(
+def test_lease_of_dead_local_owner_is_taken_at_once(
     store: Store, keeper: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     keeper.kill()
@@ -92,9 +92,7 @@ def test_an_owner_that_died_here_is_followed_at_once(
     assert caplog.messages == []
 
 
-def test_an_owner_elsewhere_is_waited_for_and_then_followed(
-    s3_prefix: S3Location, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lease_of_remote_owner_is_taken_after_expiry(s3_prefix: S3Location, caplog: pytest.LogCaptureFixture) -> None:
     elsewhere = Holder("theirs", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
     s3_prefix.put(FILE, leases._text(elsewhere, 7))
     with hold(s3_prefix.uri, s3_prefix.options, me()):
@@ -102,7 +100,7 @@ def test_an_owner_elsewhere_is_waited_for_and_then_followed(
         assert "may still be running" in caplog.messages[0]
 
 
-def test_an_owner_paused_beyond_its_life_finds_itself_expelled(s3_prefix: S3Location) -> None:
+def test_paused_owner_notices_that_it_lost_its_lease(s3_prefix: S3Location) -> None:
     command = [sys.executable, "-c", KEEPER, s3_prefix.uri, s3_prefix.options.endpoint_url or ""]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -116,7 +114,7 @@ def test_an_owner_paused_beyond_its_life_finds_itself_expelled(s3_prefix: S3Loca
             process.kill()
 
 
-def test_who_was_expelled_says_so_and_gives_nothing_back(s3_prefix: S3Location) -> None:
+def test_owner_that_lost_its_lease_does_not_release_it(s3_prefix: S3Location) -> None:
     thief = Holder("theirs", "other", "another-host", "another-boot", 1, 1, me().taken_at)
     with hold(s3_prefix.uri, s3_prefix.options, me()) as lease:
         s3_prefix.put(FILE, leases._text(thief, 0))
@@ -128,10 +126,8 @@ def test_who_was_expelled_says_so_and_gives_nothing_back(s3_prefix: S3Location) 
     assert read_holder(s3_prefix.uri, s3_prefix.options) == thief
 
 
-def test_leases_of_shards_that_ran_out_make_way_and_their_owners_learn_of_it(
-    s3_prefix: S3Location, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Two drivers elsewhere, of which nobody hears any more, and a run of the whole."""
+def test_expired_shard_leases_are_released(s3_prefix: S3Location, caplog: pytest.LogCaptureFixture) -> None:
+    """Two drivers on another machine crashed, and a run without shards starts."""
     shards = [Shard(number, 2) for number in (1, 2)]
     for shard in shards:
         elsewhere = Holder(f"run-{shard}", "nightly", "another-host", "another-boot", 1, 1, me().taken_at)
@@ -147,20 +143,20 @@ def test_leases_of_shards_that_ran_out_make_way_and_their_owners_learn_of_it(
         assert found[0] == b""
 
 
-def test_what_is_no_lease_is_refused_and_kept(store: Store) -> None:
+def test_foreign_lease_file_is_rejected(store: Store) -> None:
     store.put(FILE, b"somebody's notes")
     with pytest.raises(SpecError, match="is not a lease of this kvq-batch"), hold(store.uri, store.options, me()):
         pass
 
 
-def test_a_place_without_conditional_writes_is_refused() -> None:
+def test_store_without_conditional_writes_is_rejected() -> None:
     from kvq_batch.storage.options import StorageOptions
 
-    with pytest.raises(SpecError, match="local path or on s3://"), hold("memory://x", StorageOptions(), me()):
+    with pytest.raises(SpecError, match="local path or s3://"), hold("memory://x", StorageOptions(), me()):
         pass
 
 
-def test_a_process_number_that_was_given_out_again_is_not_its_owner(tmp_path: Path) -> None:
+def test_reused_pid_is_not_the_owner(tmp_path: Path) -> None:
     holder = me()
     assert not holder.is_dead_here
     later = Holder(

@@ -1,4 +1,4 @@
-"""Read-only questions: what is answered, and everything that is refused."""
+"""Read-only sessions answer SELECT and EXPLAIN and reject everything else."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def make_tables(folder: Path) -> Tables:
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    """One session for all questions: what is refused must leave it as it was."""
+    """One session for all queries: rejected statements must not change it."""
     with Session(make_tables(tmp_path_factory.mktemp("session")), num_threads=2) as opened:
         yield opened
 
@@ -47,7 +47,7 @@ def outside(tmp_path: Path) -> Path:
         "SELECT video_id FROM scores UNION SELECT video_id FROM clips",
     ],
 )
-def test_questions_are_answered(session: Session, query: str) -> None:
+def test_select_is_allowed(session: Session, query: str) -> None:
     answer = session.sql(query)
     assert sorted(answer.column("video_id").to_pylist()) == ["a", "b"]
 
@@ -66,7 +66,7 @@ def test_questions_are_answered(session: Session, query: str) -> None:
         "VALUES (1)",
     ],
 )
-def test_explanations_are_given(session: Session, query: str) -> None:
+def test_explain_and_describe_are_allowed(session: Session, query: str) -> None:
     assert session.sql(query).num_rows > 0
 
 
@@ -121,7 +121,7 @@ def test_explanations_are_given(session: Session, query: str) -> None:
         ";",
     ],
 )
-def test_what_is_no_question_is_refused(session: Session, outside: Path, query: str) -> None:
+def test_other_statements_are_rejected(session: Session, outside: Path, query: str) -> None:
     before = sorted(outside.rglob("*"))
     with pytest.raises(SpecError):
         session.sql(query.replace("{outside}", str(outside)))
@@ -153,14 +153,14 @@ def test_what_is_no_question_is_refused(session: Session, outside: Path, query: 
         "pandas_scan(1)",
     ],
 )
-def test_nothing_but_the_views_is_read(session: Session, outside: Path, source: str) -> None:
+def test_only_views_can_be_read(session: Session, outside: Path, source: str) -> None:
     a_local_variable = pa.table({"secret": [2]})
     assert a_local_variable.num_rows == 1
     with pytest.raises(SpecError):
         session.sql(f"SELECT * FROM {source.replace('{outside}', str(outside))}")
 
 
-def test_mistakes_are_explained(session: Session) -> None:
+def test_errors_name_the_mistake(session: Session) -> None:
     with pytest.raises(SpecError, match="vidoe_id"):
         session.sql("SELECT vidoe_id FROM scores")
     with pytest.raises(SpecError, match="syntax error"):
@@ -177,7 +177,7 @@ def test_times_are_utc(session: Session) -> None:
     assert row["text"] == "2026-01-02 03:04:05.678901+00"
 
 
-def test_a_session_shows_one_version(tmp_path: Path) -> None:
+def test_session_shows_version_at_opening(tmp_path: Path) -> None:
     with Session(make_tables(tmp_path)) as session:
         Writer(Tables.open(str(tmp_path / "tables")), "run-2").commit(make_batch(["c"]))
         assert session.sql("SELECT * FROM scores").num_rows == 2
@@ -185,7 +185,7 @@ def test_a_session_shows_one_version(tmp_path: Path) -> None:
         assert later.sql("SELECT * FROM scores").num_rows == 3
 
 
-def test_a_part_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_missing_data_file_is_an_error(tmp_path: Path) -> None:
     with Session(make_tables(tmp_path)) as session:
         for part in (tmp_path / "tables" / "scores").rglob("*.parquet"):
             part.unlink()
@@ -193,7 +193,7 @@ def test_a_part_that_is_gone_is_told(tmp_path: Path) -> None:
             session.sql("SELECT * FROM scores")
 
 
-def test_threads_may_share_a_session(session: Session) -> None:
+def test_threads_share_a_session(session: Session) -> None:
     answers: list[int] = []
 
     def ask() -> None:
@@ -208,14 +208,12 @@ def test_threads_may_share_a_session(session: Session) -> None:
     assert answers == [2] * 15
 
 
-def test_no_tables_no_session(tmp_path: Path) -> None:
+def test_missing_tables_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no tables here"):
         open_session(str(tmp_path / "nowhere"))
 
 
-def test_what_does_not_fit_into_memory_spills_elsewhere_than_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_session_spills_outside_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

@@ -1,4 +1,4 @@
-"""Several drivers on disjoint shards of one set of tables: side by side, and fenced from whoever follows them."""
+"""Drivers of disjoint catalog shards write the same tables at the same time, and stale ones are fenced."""
 
 import shutil
 import signal
@@ -44,7 +44,7 @@ def scored(place: Path) -> list[str]:
     return sorted(tables.dataset("scores").to_table(columns=["video_id"])["video_id"].to_pylist())
 
 
-def test_every_video_is_in_one_shard_of_a_count_whatever_else_the_catalog_holds() -> None:
+def test_each_video_is_in_one_shard() -> None:
     catalog = make_catalog([f"v{number}" for number in range(1000)])
     found = [filter_shard(catalog, shard)["video_id"].to_pylist() for shard in FOUR]
     assert sorted(chain(*found)) == sorted(catalog["video_id"].to_pylist())
@@ -54,7 +54,7 @@ def test_every_video_is_in_one_shard_of_a_count_whatever_else_the_catalog_holds(
     assert filter_shard(catalog, WHOLE) is catalog
 
 
-def test_disjoint_shards_are_held_side_by_side_and_whatever_else_is_refused(store: Store) -> None:
+def test_only_disjoint_shards_are_held_together(store: Store) -> None:
     with (
         hold(store.uri, store.options, me("first"), shard=FOUR[0]),
         hold(store.uri, store.options, me("second"), shard=FOUR[1]),
@@ -63,7 +63,7 @@ def test_disjoint_shards_are_held_side_by_side_and_whatever_else_is_refused(stor
         assert holder is not None
         assert holder.run_id == "first"
         if store.uri.startswith("s3://"):
-            # There a living owner is told from a dead one by waiting; tests/tables/test_lease.py does.
+            # On S3, the test would have to wait for the lease to expire; tests/tables/test_lease.py does.
             return
         for shard in (FOUR[1], Shard(1, 2), WHOLE):
             with (
@@ -76,7 +76,7 @@ def test_disjoint_shards_are_held_side_by_side_and_whatever_else_is_refused(stor
             pass
 
 
-def test_a_run_of_the_whole_keeps_shards_out(tmp_path: Path) -> None:
+def test_run_without_shards_excludes_shards(tmp_path: Path) -> None:
     with (
         hold(str(tmp_path), HERE, me("whole")),
         pytest.raises(SpecError, match="run whole of job 'nightly'"),
@@ -85,14 +85,14 @@ def test_a_run_of_the_whole_keeps_shards_out(tmp_path: Path) -> None:
         pass
 
 
-def test_writers_of_disjoint_shards_commit_in_turns_and_their_commits_never_repeat(tmp_path: Path) -> None:
+def test_writers_of_disjoint_shards_commit_in_turns(tmp_path: Path) -> None:
     writers = [writer_of(tmp_path, shard) for shard in FOUR]
     assert [writer.epoch for writer in writers] == [1, 2, 3, 4]
     seqs = [writer.commit(make_batch([f"{turn}-{writer.shard}"])) for turn in range(3) for writer in writers]
     assert len(set(seqs)) == len(seqs) == len(scored(tmp_path))
     tables = Tables.open(str(tmp_path))
     assert tables.last_commit_seq() == max(seqs)
-    # No claim stands in the log of `runs`, so that it does not tell by itself who may have written there.
+    # The log of `runs` has no claims, so the writers that may have written there are known from other tables.
     last = writers[3].write_run(make_run())
     assert Tables.open(str(tmp_path)).last_commit_seq() == last > max(seqs)
     commits = read_history(tables, "scores", 100)
@@ -101,7 +101,7 @@ def test_writers_of_disjoint_shards_commit_in_turns_and_their_commits_never_repe
 
 
 @pytest.mark.parametrize("successor", [FOUR[1], WHOLE, Shard(1, 2), Shard(3, 3)], ids=str)
-def test_a_stale_writer_is_refused_by_whoever_follows_it_in_every_table(tmp_path: Path, successor: Shard) -> None:
+def test_every_table_rejects_stale_shard_writer(tmp_path: Path, successor: Shard) -> None:
     neighbour, stale = writer_of(tmp_path, FOUR[0]), writer_of(tmp_path, FOUR[1])
     stale.commit(make_batch(["before"]))
     follower = writer_of(tmp_path, successor)
@@ -119,7 +119,7 @@ def test_a_stale_writer_is_refused_by_whoever_follows_it_in_every_table(tmp_path
         assert scored(tmp_path) == ["after", "before", "beside"]
 
 
-def test_a_stale_writer_of_the_whole_is_refused_by_a_shard(tmp_path: Path) -> None:
+def test_shard_fences_writer_without_shards(tmp_path: Path) -> None:
     stale = writer_of(tmp_path, WHOLE)
     writer_of(tmp_path, FOUR[3])
     stale.tables.refresh()
@@ -127,8 +127,8 @@ def test_a_stale_writer_of_the_whole_is_refused_by_a_shard(tmp_path: Path) -> No
         stale.commit(make_batch(["late"]))
 
 
-def test_shards_of_long_ago_stay_refused(tmp_path: Path) -> None:
-    """Only the newest division is remembered: those before it were refused when it came."""
+def test_writers_of_older_shard_counts_stay_fenced(tmp_path: Path) -> None:
+    """The log keeps only the newest shard count; writers of earlier counts were fenced when it changed."""
     stale = writer_of(tmp_path, FOUR[1])
     for shard in (Shard(1, 2), WHOLE, Shard(1, 3), FOUR[0]):
         writer_of(tmp_path, shard)
@@ -136,7 +136,7 @@ def test_shards_of_long_ago_stay_refused(tmp_path: Path) -> None:
         stale.commit(make_batch(["late"]))
 
 
-def test_a_commit_of_an_older_epoch_is_seen_by_a_plan_that_knew_a_younger_one(tmp_path: Path) -> None:
+def test_progress_shows_commits_of_older_epochs(tmp_path: Path) -> None:
     older = writer_of(tmp_path, FOUR[0])
     writer_of(tmp_path, FOUR[1])
     known = Tables.open(str(tmp_path)).progress(FOUR[0])
@@ -145,7 +145,7 @@ def test_a_commit_of_an_older_epoch_is_seen_by_a_plan_that_knew_a_younger_one(tm
     assert Tables.open(str(tmp_path)).progress(FOUR[0]) != known
 
 
-def test_tables_that_another_driver_is_just_making_are_none_yet(tmp_path: Path) -> None:
+def test_tables_being_created_count_as_missing(tmp_path: Path) -> None:
     Tables.create(str(tmp_path / "made"))
     for schema in TABLES[:-3]:
         shutil.copytree(tmp_path / "made" / schema.name, tmp_path / "making" / schema.name)
@@ -157,7 +157,7 @@ def test_tables_that_another_driver_is_just_making_are_none_yet(tmp_path: Path) 
         Tables.open_if_any(str(tmp_path / "made"))
 
 
-def test_a_new_column_of_the_catalog_stops_nobody(tmp_path: Path) -> None:
+def test_new_catalog_column_stops_no_other_writer(tmp_path: Path) -> None:
     first, second = writer_of(tmp_path, FOUR[0]), writer_of(tmp_path, FOUR[1])
     for writer in (first, second):
         catalog = make_catalog([f"v-{writer.run_id}"], country=["CH"])
@@ -170,7 +170,7 @@ def test_a_new_column_of_the_catalog_stops_nobody(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_shard_says_of_no_other_video_that_it_left(tmp_path: Path) -> None:
+def test_shard_removes_only_its_own_videos(tmp_path: Path) -> None:
     names = [f"v{number}" for number in range(40)]
     whole = writer_of(tmp_path, WHOLE)
     whole.write_catalog(catalog_changes(whole.tables, make_catalog(names), "nightly"))
@@ -182,16 +182,16 @@ def test_a_shard_says_of_no_other_video_that_it_left(tmp_path: Path) -> None:
     assert catalog_changes(tables, today, "nightly", FOUR[0])["video_id"].to_pylist() == left
 
 
-def test_four_drivers_that_are_killed_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
+def test_killed_shard_drivers_lose_and_repeat_nothing(tmp_path: Path) -> None:
     num_videos = 96
     command = [sys.executable, "-m", "tests.support.shard_driver", str(tmp_path)]
 
     def work(shard: Shard) -> None:
-        # Inside its claim, before the first batch, and between the tables of a later one: then to the end.
-        for dies_at in (shard.number + 2, 8, 9 + shard.number, None):
-            told = [*command, str(shard), str(num_videos), *([] if dies_at is None else [str(dies_at)])]
+        # Killed in its claim, before the first batch, between the tables of a batch; the last one finishes.
+        for killed_at in (shard.number + 2, 8, 9 + shard.number, None):
+            told = [*command, str(shard), str(num_videos), *([] if killed_at is None else [str(killed_at)])]
             found = subprocess.run(told, check=False, capture_output=True, text=True)
-            assert found.returncode == (0 if dies_at is None else -signal.SIGKILL), found.stderr
+            assert found.returncode == (0 if killed_at is None else -signal.SIGKILL), found.stderr
 
     with ThreadPoolExecutor(len(FOUR)) as drivers:
         list(drivers.map(work, FOUR))

@@ -1,4 +1,4 @@
-"""What vacuum takes: replaced parts and orphans, never what a run, a compaction or a reader may still need."""
+"""Vacuum deletes replaced files and orphans, and keeps what a run, a compaction or a reader may need."""
 
 import os
 import time
@@ -30,10 +30,10 @@ def fill(uri: str, options: StorageOptions) -> Tables:
     return tables
 
 
-def test_replaced_parts_and_orphans_go_and_nothing_else(tables_location: tuple[str, StorageOptions]) -> None:
+def test_only_replaced_files_and_orphans_are_deleted(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = fill(uri, options)
-    replaced = {(name, part.path) for name in DATA_TABLES for part in tables.data_files(name)}
+    replaced = {(name, file.path) for name in DATA_TABLES for file in tables.data_files(name)}
     list(compact(tables))
     orphan = merge_files(tables, "maps", tables.data_files("maps"))
     store_file(tables, "maps", orphan)
@@ -63,8 +63,8 @@ def test_replaced_parts_and_orphans_go_and_nothing_else(tables_location: tuple[s
     Writer(again, "run-2").commit(make_batch(["later"]))
 
 
-def test_a_replaced_part_is_as_old_as_its_removal(tmp_path: Path) -> None:
-    """A session that was opened before the compaction still reads what was written a month ago."""
+def test_age_of_replaced_file_is_age_of_removal(tmp_path: Path) -> None:
+    """A session that was opened before the compaction still reads month-old files."""
     tables = fill(str(tmp_path), StorageOptions())
     a_month_ago = time.time() - 30 * 86400
     for path in tmp_path.rglob("*.parquet"):
@@ -78,7 +78,7 @@ def test_a_replaced_part_is_as_old_as_its_removal(tmp_path: Path) -> None:
     assert [found.path for found in find_leftovers(tables, 1, with_orphans=True)] == [orphan.path]
 
 
-def test_retention_is_never_less_than_what_the_holder_needs() -> None:
+def test_retention_covers_the_running_run() -> None:
     holder = Holder("run-1", "nightly", "host", "boot", 1, 1, NOW - timedelta(hours=30, minutes=20))
     assert effective_retention(timedelta(days=7), None, NOW) == Retention(168)
     assert effective_retention(timedelta(days=7), holder, NOW) == Retention(168)
@@ -92,7 +92,7 @@ def test_retention_is_never_less_than_what_the_holder_needs() -> None:
     assert effective_retention(timedelta(0), None, NOW, is_forced=True) == Retention(0)
 
 
-def test_what_a_live_run_has_stored_and_not_committed_stays(tables_location: tuple[str, StorageOptions]) -> None:
+def test_uncommitted_files_of_running_run_are_kept(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = fill(uri, options)
     with hold(uri, options, Holder.this_process("run-2", "nightly")):
@@ -104,18 +104,18 @@ def test_what_a_live_run_has_stored_and_not_committed_stays(tables_location: tup
     assert len(list(find_leftovers(tables, kept.hours, with_orphans=True))) == 1
 
 
-def test_a_session_whose_parts_are_gone_says_reopen(tables_location: tuple[str, StorageOptions]) -> None:
+def test_session_with_deleted_files_says_reopen(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = fill(uri, options)
     question = "SELECT video_id FROM scores ORDER BY 1"
-    old_parts = [part.path for part in tables.data_files("scores")]
+    old_files = [file.path for file in tables.data_files("scores")]
     with Session(Tables.open(uri, options)) as session:
         list(compact(tables))
         assert session.sql(question).num_rows == 3
         delete_leftovers(tables, list(find_leftovers(tables, 0, with_orphans=False)), 0, with_orphans=False)
         with pytest.raises(SpecError, match=r"is missing: the tables were compacted after this session") as caught:
             session.sql(question)
-        assert any(path in str(caught.value) for path in old_parts)
+        assert any(path in str(caught.value) for path in old_files)
         assert "\n" not in str(caught.value)
     stale = Tables.open(uri, options)
     with Session(stale) as session:

@@ -1,4 +1,4 @@
-"""The views: what is current, what is stale, what is invisible, and the score out of the stored maps."""
+"""Views: current and stale scores, invisible rows, and the score recomputed from stored maps."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_fail
 NEWER_KVQ = ModelRef("kvq-tiny", "kvq-tiny@2-00000000aaaa", KVQ.fingerprint)
 
 STATED_ERROR = 1e-9
-"""Largest difference between a stored score and mean(weighted) of its maps, absolute (see benchmarks/maps_encoding)."""
+"""Largest absolute difference of a stored score and mean(weighted) of its maps; see benchmarks/maps_encoding."""
 
 
 def ask(tables: Tables, query: str) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def tables(tmp_path: Path) -> Tables:
 
 
 def start(tables: Tables, run_id: str, videos: list[str], models: list[ModelRef], **options: Any) -> Writer:
-    """A writer whose run and catalog are committed, as the engine does it."""
+    """Return a writer with committed run and catalog rows, as the engine writes them."""
     writer = Writer(tables, run_id)
     catalog_name = options.pop("catalog_name", "nightly")
     writer.write_run(make_run(models, catalog_name))
@@ -44,7 +44,7 @@ def start(tables: Tables, run_id: str, videos: list[str], models: list[ModelRef]
     return writer
 
 
-def test_fresh_tables_give_empty_views(tables_location: tuple[str, StorageOptions]) -> None:
+def test_new_tables_have_empty_views(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     Tables.create(uri, options)
     with open_session(uri, options) as session:
@@ -52,7 +52,7 @@ def test_fresh_tables_give_empty_views(tables_location: tuple[str, StorageOption
             assert session.sql(f"SELECT * FROM {view}").num_rows == 0
 
 
-def test_the_score_comes_out_of_the_maps_in_sql(tables_location: tuple[str, StorageOptions]) -> None:
+def test_score_is_recomputed_from_maps_in_sql(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = Tables.create(uri, options)
     videos = [f"v{number}" for number in range(20)]
@@ -89,7 +89,7 @@ def test_regions_are_the_cells_of_the_maps(tables: Tables) -> None:
     assert sorted({(r["slot"], r["slot_start_s"]) for r in rows}) == [(0, 0.0), (1, 1.5), (2, 3.0)]
 
 
-def test_one_map_alone_gives_regions_with_nulls(tables: Tables) -> None:
+def test_single_map_gives_regions_with_nulls(tables: Tables) -> None:
     batch = make_batch(["a"])
     place = batch.maps.column_names.index("saliency")
     maps = batch.maps.set_column(place, "saliency", pa.nulls(1, pa.list_(pa.int8())))
@@ -111,7 +111,7 @@ def test_maps_without_a_score_are_invisible(tables: Tables) -> None:
     assert ask(tables, "SELECT count(*) AS num FROM regions") == [{"num": 60}]
 
 
-def test_latest_is_the_newest_by_commit_of_the_current_identity(tables: Tables) -> None:
+def test_latest_score_is_newest_commit_of_current_identity(tables: Tables) -> None:
     writer = start(tables, "run-1", ["a", "b"], [KVQ])
     writer.commit(make_batch(["a", "b"], seed=1))
     forced = Writer(tables, "run-2")
@@ -125,7 +125,7 @@ def test_latest_is_the_newest_by_commit_of_the_current_identity(tables: Tables) 
     assert {row["n"] for row in ask(tables, "SELECT count(*) AS n FROM regions GROUP BY video_id")} == {60}
 
 
-def test_changed_content_is_stale_until_it_is_scored(tables: Tables) -> None:
+def test_changed_content_is_stale_until_scored(tables: Tables) -> None:
     start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], content="etag:1"))
     writer = start(tables, "run-2", ["a"], [KVQ], content="etag:2")
     (row,) = ask(tables, "SELECT content_id, is_stale FROM scores_latest")
@@ -139,17 +139,17 @@ def test_changed_content_is_stale_until_it_is_scored(tables: Tables) -> None:
     assert row == {"content_id": "etag:1", "is_stale": False, "run_id": "run-1"}
 
 
-def test_changed_content_that_failed_leaves_the_old_score_stale(tables: Tables) -> None:
+def test_failed_changed_content_leaves_old_score_stale(tables: Tables) -> None:
     start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], content="etag:1"))
     start(tables, "run-2", ["a"], [KVQ], content="etag:2").commit(make_failures(["a"], content="etag:2"))
     assert ask(tables, "SELECT content_id, is_stale FROM scores_latest") == [{"content_id": "etag:1", "is_stale": True}]
     assert ask(tables, "SELECT * FROM regions") == []
-    # Rolled back, the old score is the current one again, whatever failed since.
+    # If the content is restored, the old score is current again, despite later failures.
     start(tables, "run-3", ["a"], [KVQ], content="etag:1")
     assert ask(tables, "SELECT run_id, is_stale FROM scores_latest") == [{"run_id": "run-1", "is_stale": False}]
 
 
-def test_a_newer_model_makes_older_scores_stale_and_leaves_other_models_alone(tables: Tables) -> None:
+def test_newer_model_makes_only_its_older_scores_stale(tables: Tables) -> None:
     writer = start(tables, "run-1", ["a"], [KVQ, LUMA])
     writer.commit(make_batch(["a"], KVQ))
     writer.commit(make_batch(["a"], LUMA))
@@ -160,7 +160,7 @@ def test_a_newer_model_makes_older_scores_stale_and_leaves_other_models_alone(ta
     assert ask(tables, query)[0] == {"model_name": "kvq-tiny", "model_id": NEWER_KVQ.model_id, "is_stale": False}
 
 
-def test_a_catalog_that_stays_with_its_model_is_not_made_stale_by_another(tables: Tables) -> None:
+def test_catalog_is_not_stale_by_model_of_another(tables: Tables) -> None:
     start(tables, "run-1", ["a"], [KVQ]).commit(make_batch(["a"], KVQ))
     start(tables, "run-2", ["z"], [NEWER_KVQ], catalog_name="trial").commit(make_batch(["z"], NEWER_KVQ))
     rows = ask(tables, "SELECT video_id, model_id, is_stale FROM scores_latest ORDER BY ALL")
@@ -170,7 +170,7 @@ def test_a_catalog_that_stays_with_its_model_is_not_made_stale_by_another(tables
     ]
 
 
-def test_videos_that_left_are_gone_from_catalog_and_latest_not_from_scores(tables: Tables) -> None:
+def test_removed_videos_remain_only_in_scores(tables: Tables) -> None:
     start(tables, "run-1", ["a", "b"], [KVQ]).commit(make_batch(["a", "b"]))
     start(tables, "run-2", ["b"], [KVQ])
     assert ask(tables, "SELECT video_id, first_run_id, run_id, last_run_id FROM catalog") == [
@@ -180,14 +180,14 @@ def test_videos_that_left_are_gone_from_catalog_and_latest_not_from_scores(table
     assert len(ask(tables, "SELECT * FROM scores")) == 2
 
 
-def test_a_video_that_left_one_of_two_catalogs_stays(tables: Tables) -> None:
+def test_video_in_second_catalog_stays_listed(tables: Tables) -> None:
     start(tables, "run-1", ["a"], [KVQ], catalog_name="one")
     start(tables, "run-2", ["a"], [KVQ], catalog_name="two")
     start(tables, "run-3", [], [KVQ], catalog_name="two")
     assert ask(tables, "SELECT video_id, catalog FROM catalog") == [{"video_id": "a", "catalog": "one"}]
 
 
-def test_catalog_columns_are_those_of_today(tables: Tables) -> None:
+def test_catalog_shows_newest_columns(tables: Tables) -> None:
     start(tables, "run-1", ["a", "b"], [KVQ])
     start(tables, "run-2", ["a", "b"], [KVQ], country=["de", "fr"])
     rows = ask(tables, "SELECT video_id, country, run_id FROM catalog ORDER BY ALL")
@@ -221,13 +221,13 @@ def test_runs_show_their_newest_state(tables: Tables) -> None:
     assert [row["state"] for row in ask(tables, "SELECT state FROM runs")] == ["finished"]
 
 
-def test_failures_are_all_there(tables: Tables) -> None:
+def test_all_failures_are_shown(tables: Tables) -> None:
     Writer(tables, "run-1").commit(make_failures(["a", "b"]))
     (row,) = ask(tables, "SELECT * FROM failures WHERE video_id = 'a'")
     assert (row["stage"], row["final"], row["permanent"], row["run_id"]) == ("decode", True, True, "run-1")
 
 
-def test_segments_join_the_catalog(tables: Tables) -> None:
+def test_regions_join_the_catalog(tables: Tables) -> None:
     videos = ["a", "b", "c"]
     start(tables, "run-1", videos, [KVQ], country=["de", "de", "fr"]).commit(make_batch(videos))
     rows = ask(
@@ -238,7 +238,7 @@ def test_segments_join_the_catalog(tables: Tables) -> None:
     assert rows == [{"country": "de", "videos": 2, "cells": 60}, {"country": "fr", "videos": 1, "cells": 30}]
 
 
-def test_old_and_new_parts_are_read_together(tables_location: tuple[str, StorageOptions]) -> None:
+def test_files_with_and_without_added_column_are_read(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = start(tables, "run-1", ["old", "new"], [KVQ])

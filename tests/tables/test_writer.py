@@ -1,4 +1,4 @@
-"""The writer: one order of commits, one epoch each, and every way in which it must refuse to go on."""
+"""The writer commits in a fixed order, one epoch per run, and rejects stale writers and invalid rows."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def with_failure(batch: Batch) -> Batch:
     return dataclasses.replace(batch, failures=make_failures(["broken"]).failures)
 
 
-def test_a_batch_is_read_back_whole(tables_location: tuple[str, StorageOptions]) -> None:
+def test_batch_is_read_back_complete(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
@@ -46,7 +46,7 @@ def test_a_batch_is_read_back_whole(tables_location: tuple[str, StorageOptions])
         assert found.select(given.column_names).sort_by(keys).equals(given.sort_by(keys))
 
 
-def test_one_part_for_each_model_sorted_and_described(tmp_path: Path) -> None:
+def test_one_sorted_data_file_per_model(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     both = [make_batch(["c", "a", "b"], model).scores for model in (KVQ, LUMA)]
@@ -65,7 +65,7 @@ def test_one_part_for_each_model_sorted_and_described(tmp_path: Path) -> None:
 
 
 def test_tables_commit_in_the_fixed_order(tmp_path: Path) -> None:
-    """Seen in the logs: when `scores` could not be committed, all before it were."""
+    """If a table cannot be committed, those before it are committed and those after it are not."""
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     (tmp_path / "failures" / "_delta_log").rename(tmp_path / "failures" / "gone")
@@ -87,7 +87,7 @@ def test_commit_seq_rises_over_runs(tmp_path: Path) -> None:
     assert Tables.open(str(tmp_path)).last_commit_seq() == seqs[-1]
 
 
-def test_a_stale_writer_is_refused_by_the_log(tables_location: tuple[str, StorageOptions]) -> None:
+def test_log_rejects_stale_writer(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     first = Writer(Tables.create(uri, options), "run-1")
     first.commit(make_batch(["a"]))
@@ -104,7 +104,7 @@ def test_a_stale_writer_is_refused_by_the_log(tables_location: tuple[str, Storag
     assert rows_of(tables, "maps")[0]["video_id"] != "stale"
 
 
-def test_a_stale_writer_that_reads_the_log_again_is_refused_too(tmp_path: Path) -> None:
+def test_stale_writer_is_rejected_after_refresh(tmp_path: Path) -> None:
     first = Writer(Tables.create(str(tmp_path)), "run-1")
     Writer(Tables.open(str(tmp_path)), "run-2")
     first.tables.refresh()
@@ -119,7 +119,7 @@ def test_epochs_are_claimed_once(tmp_path: Path) -> None:
     assert epochs == [1, 2, 3]
 
 
-def test_log_holds_the_application_and_no_row_count_lies(tmp_path: Path) -> None:
+def test_log_has_the_application_transaction(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     seq = Writer(tables, "run-1").commit(make_batch(["a"]))
     newest = sorted((tmp_path / "scores" / "_delta_log").glob("*.json"))[-1]
@@ -128,8 +128,8 @@ def test_log_holds_the_application_and_no_row_count_lies(tmp_path: Path) -> None
     assert (transaction["appId"], transaction["version"]) == (APPLICATION_ID, seq)
 
 
-def test_a_commit_whose_answer_was_lost_counts(tmp_path: Path) -> None:
-    """The store took the commit and its answer never came: the same entry, sent again, must not end the run."""
+def test_commit_with_lost_answer_counts(tmp_path: Path) -> None:
+    """The commit landed and its answer was lost: sending the same entry again must not stop the run."""
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     writer.commit(make_batch(["a"]))
@@ -141,17 +141,17 @@ def test_a_commit_whose_answer_was_lost_counts(tmp_path: Path) -> None:
     assert len(DeltaTable(str(tmp_path / "scores")).file_uris()) == parts_before + 1
 
 
-def test_a_commit_tells_what_it_wrote(tmp_path: Path) -> None:
+def test_commit_reports_bytes_and_seconds(tmp_path: Path) -> None:
     writer = Writer(Tables.create(str(tmp_path)), "run-1")
     assert writer.last_commit.size_bytes == 0
-    before = {part: part.stat().st_size for part in tmp_path.rglob("*.parquet") if "_delta_log" not in part.parts}
+    before = {file: file.stat().st_size for file in tmp_path.rglob("*.parquet") if "_delta_log" not in file.parts}
     writer.commit(make_batch(["a", "b"]))
-    parts = {part: part.stat().st_size for part in tmp_path.rglob("*.parquet") if "_delta_log" not in part.parts}
-    assert writer.last_commit.size_bytes == sum(size for part, size in parts.items() if part not in before)
+    files = {file: file.stat().st_size for file in tmp_path.rglob("*.parquet") if "_delta_log" not in file.parts}
+    assert writer.last_commit.size_bytes == sum(size for file, size in files.items() if file not in before)
     assert writer.last_commit.seconds > 0
 
 
-def test_nothing_to_commit_is_no_commit(tmp_path: Path) -> None:
+def test_empty_batch_makes_no_commit(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     version = tables.delta("scores").version()
@@ -160,7 +160,7 @@ def test_nothing_to_commit_is_no_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "type", "null", "path"])
-def test_rows_that_do_not_fit_are_refused_before_anything_is_committed(tmp_path: Path, change: str) -> None:
+def test_invalid_rows_are_rejected_before_any_commit(tmp_path: Path, change: str) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     scores = make_batch(["a"]).scores
@@ -177,7 +177,7 @@ def test_rows_that_do_not_fit_are_refused_before_anything_is_committed(tmp_path:
     assert rows_of(tables, "maps") == []
 
 
-def test_a_full_disk_or_a_lost_folder_is_fatal(tmp_path: Path) -> None:
+def test_unwritable_folder_is_fatal(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path / "tables"))
     writer = Writer(tables, "run-1")
     (tmp_path / "tables" / "maps").rename(tmp_path / "tables" / "elsewhere")
@@ -186,7 +186,7 @@ def test_a_full_disk_or_a_lost_folder_is_fatal(tmp_path: Path) -> None:
         writer.commit(make_batch(["a"]))
 
 
-def test_a_lost_bucket_or_right_is_fatal(s3_prefix: Any, s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_permission_is_fatal(s3_prefix: Any, s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, options = f"{s3_prefix.uri}/tables", s3_prefix.options
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
@@ -199,7 +199,7 @@ def test_a_lost_bucket_or_right_is_fatal(s3_prefix: Any, s3_server: Any, monkeyp
     filesystem(uri, options)[0].clear_instance_cache()
 
 
-def test_catalog_columns_are_added_when_they_are_new(tables_location: tuple[str, StorageOptions]) -> None:
+def test_new_catalog_columns_are_added(tables_location: tuple[str, StorageOptions]) -> None:
     uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
@@ -225,7 +225,7 @@ def test_runs_and_models_are_appended(tmp_path: Path) -> None:
     assert (model["b2"], model["is_default"], model["run_id"]) == (5.0, True, "run-1")
 
 
-def test_many_commits_pass_a_checkpoint(tmp_path: Path) -> None:
+def test_commits_continue_after_checkpoint(tmp_path: Path) -> None:
     tables = Tables.create(str(tmp_path))
     writer = Writer(tables, "run-1")
     rows = make_failures(["a"]).failures
