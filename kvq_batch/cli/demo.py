@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvq_batch.cli.execution import execute, finish, show_plan
+from kvq_batch.cli.execution import execute, finish, plan_with_status, show_plan
 from kvq_batch.cli.output import Output
 from kvq_batch.domain.errors import SpecError
 
@@ -82,7 +82,6 @@ def demo(
       $ kvq-batch demo --out demo-output
     """
     from kvq_batch.config.load import load_job
-    from kvq_batch.planning.job_plan import plan_job
     from kvq_batch.report.picture import draw_maps
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.session import open_session
@@ -102,7 +101,7 @@ def demo(
     )
     _write(job_file, text)
     _step(output, f"kvq-batch plan {job_file}")
-    planned = plan_job(load_job(job_file))
+    planned = plan_with_status(load_job(job_file))
     show_plan(planned, output)
     _step(output, f"kvq-batch run {job_file}")
     summary = execute(planned, context)

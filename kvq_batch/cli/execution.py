@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from kvq_batch.cli.estimate_report import budget_sentences, expected_record, expected_sentences, short_stage_rows
-from kvq_batch.cli.logs import JsonHandler, RunLog, handler_of
+from kvq_batch.cli.logs import JsonHandler, RunLog, handler_of, status
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress
 
 if TYPE_CHECKING:
+    from kvq_batch.config.job import Job
     from kvq_batch.engine.run_recorder import RunSummary
     from kvq_batch.planning.job_models import JobModel
     from kvq_batch.planning.job_plan import JobPlan
@@ -27,6 +28,14 @@ _logger = logging.getLogger(__name__)
 
 _POLL_INTERVAL_S = 0.1
 """How soon after a signal the message about it is logged."""
+
+
+def plan_with_status(job: "Job") -> "JobPlan":
+    """Return the plan of a job; a spinner shows what is being done."""
+    from kvq_batch.planning.job_plan import plan_job
+
+    with status("planning"):
+        return plan_job(job)
 
 
 def show_plan(planned: "JobPlan", output: Output) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvq_batch.cli.execution import command_line, execute, finish, show_plan
-from kvq_batch.cli.logs import status, use_json_log
+from kvq_batch.cli.execution import command_line, execute, finish, plan_with_status, show_plan
+from kvq_batch.cli.logs import use_json_log
 from kvq_batch.cli.options import (
     AddressOption,
     DeadlineOption,
@@ -39,7 +39,6 @@ from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.config.job import Job
-    from kvq_batch.planning.job_plan import JobPlan
 
 
 class JobKind(StrEnum):
@@ -152,7 +151,7 @@ def plan(
     """
     from kvq_batch.config.load import load_job
 
-    show_plan(_plan_job(override_job(load_job(job), context)), Output(output))
+    show_plan(plan_with_status(override_job(load_job(job), context)), Output(output))
 
 
 def run(
@@ -195,7 +194,7 @@ def run(
 
     if log == "json":
         use_json_log(context)
-    planned = _plan_job(override_job(load_job(job), context))
+    planned = plan_with_status(override_job(load_job(job), context))
     if dry_run:
         return show_plan(planned, Output(output))
     summary = execute(planned, context, address, run_id)
@@ -243,7 +242,9 @@ def score(
     """
     if log == "json":
         use_json_log(context)
-    planned = _plan_job(override_job(score_job(source, tables, model, weights, device, endpoint_url, region), context))
+    planned = plan_with_status(
+        override_job(score_job(source, tables, model, weights, device, endpoint_url, region), context)
+    )
     if dry_run:
         return show_plan(planned, Output(output))
     summary = execute(planned, context, address)
@@ -292,10 +293,3 @@ def override_job(job: "Job", context: typer.Context) -> "Job":
         for section, model in (("select", Select), ("budget", Budget))
     }
     return with_values(job, values, origin="the command line")
-
-
-def _plan_job(job: "Job") -> "JobPlan":
-    from kvq_batch.planning.job_plan import plan_job
-
-    with status("planning"):
-        return plan_job(job)
