@@ -45,17 +45,17 @@ def crash_at(step: str) -> None:
     """Make the compaction of the scores crash at `step`."""
     real_store, real_replace = compaction.store_file, compaction.replace_files
 
-    def store(tables: Tables, name: str, part: Any) -> None:
+    def store(tables: Tables, name: str, file: Any) -> None:
         if name == "scores" and step == "inside the upload":
             file_system, root = tables.table_filesystem(name)
-            upload_half(file_system, f"{root}/{part.path}", part.content.to_pybytes())
+            upload_half(file_system, f"{root}/{file.path}", file.content.to_pybytes())
             crash()
-        real_store(tables, name, part)
+        real_store(tables, name, file)
 
-    def replace(tables: Tables, name: str, group: list[LoggedFile], part: Any) -> None:
+    def replace(tables: Tables, name: str, group: list[LoggedFile], file: Any) -> None:
         if name == "scores" and step == "before the commit":
             crash()
-        real_replace(tables, name, group, part)
+        real_replace(tables, name, group, file)
         if name == "scores" and step == "after the commit":
             crash()
 

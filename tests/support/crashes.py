@@ -89,16 +89,16 @@ class CrashingWriter(Writer):
         self._counts = True
         return commit_seq
 
-    def _store(self, name: str, parts: list[DataFile]) -> None:
+    def _store(self, name: str, files: list[DataFile]) -> None:
         if self._counts and self.point == f"inside the upload of {name}":
             file_system, root = self.tables.table_filesystem(name)
-            upload_half(file_system, f"{root}/{parts[0].path}", parts[0].content.to_pybytes())
+            upload_half(file_system, f"{root}/{files[0].path}", files[0].content.to_pybytes())
             crash()
-        super()._store(name, parts)
+        super()._store(name, files)
 
-    def _append(self, name: str, parts: list[DataFile], commit_seq: int) -> None:
+    def _append(self, name: str, files: list[DataFile], commit_seq: int) -> None:
         self._reach(f"before the log of {name}")
-        super()._append(name, parts, commit_seq)
+        super()._append(name, files, commit_seq)
         self._reach(f"after the log of {name}")
 
     def _reach(self, point: str) -> None:
