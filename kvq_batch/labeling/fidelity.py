@@ -1,8 +1,7 @@
-"""How far a version is from its source: VMAF, PSNR and SSIM of every frame, by libvmaf in one pass.
+"""Full-reference measures of a rendition: VMAF, PSNR and SSIM of every frame, by libvmaf in one pass.
 
-Both clips travel as one, frames stacked one above the other, and get the same time base and time stamps: no frame of
-one is ever compared with another frame of the other. These are measures against a source; they are not opinions of
-people, and a label made of them says so.
+Both clips are sent as one, with the frames stacked vertically, and get the same time base and time stamps, so frames
+never get out of step. The measures compare with a reference. They are not opinions of people.
 """
 
 import json
@@ -30,10 +29,10 @@ _GRAPH = (
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """Measures of every frame of a version against its source, float64 [T] each.
+    """Measures of every frame of a rendition against its reference, float64 [T] each.
 
-    `vmaf` 0 to 100 (the source itself gets 97 to 100), `psnr_db` of luma, at most 60, `ssim` of luma, at most 1.
-    `libvmaf` is the version of the library.
+    `vmaf` is 0 to 100 (the reference itself gets 97 to 100), `psnr_db` is of luma and at most 60, `ssim` is of luma and
+    at most 1. `libvmaf` is the version of the library.
     """
 
     vmaf: NDArray[np.float64]
@@ -43,10 +42,10 @@ class Fidelity:
 
 
 def measure(source: Planes, rendition: Planes) -> Fidelity:
-    """What libvmaf says of `version`, a clip of the frames and size of `source`.
+    """Return the measures of `rendition`, which has as many frames and the same size as `source`.
 
     Raises:
-        LabelError: ffmpeg fails, or its log does not hold every frame (measure_failed).
+        LabelError: ffmpeg fails, or its log does not contain every frame (measure_failed).
         FatalError: this ffmpeg has no libvmaf.
     """
     require_filter("libvmaf")
@@ -65,7 +64,7 @@ def measure(source: Planes, rendition: Planes) -> Fidelity:
 
 
 def slot_means(frames: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The mean over the frames of each slot, float32 [S]; a last slot may be short."""
+    """Return the mean over the frames of each time slot, float32 [S]; the last slot may be shorter."""
     starts = np.arange(0, len(frames), SLOT_FRAMES)
     counts = np.diff([*starts, len(frames)])
     means: NDArray[np.float32] = (np.add.reduceat(frames, starts) / counts).astype(np.float32)

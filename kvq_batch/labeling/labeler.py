@@ -1,8 +1,8 @@
-"""Labels of the versions of one source segment: the whole frame's measures, and one number for every cell and slot.
+"""Labels renditions of one segment: the measures of the whole frame, and one number for every cell and time slot.
 
-A cell's label is the VMAF, in its slot, of the whole-frame version that stands in it. Measured locally instead, a
-number follows the texture that happens to be there: raw local SSIM, as a label, taught a small model texture and not
-quality. Chains that several recipes share are made and measured once.
+The label of a cell is the VMAF, in its slot, of the whole-frame rendition that the cell is cut from. A local measure
+would follow the texture of the cell instead: raw local SSIM as a label taught a small model texture, not quality.
+Chains that several recipes share are made and measured once.
 """
 
 from collections import OrderedDict
@@ -17,12 +17,12 @@ from kvq_batch.labeling.fidelity import Fidelity, measure, slot_means
 from kvq_batch.media.planes import Planes, cell_grid
 
 KEPT_BYTES = 512 << 20
-"""Versions of one segment that are kept for further recipes: 50 of 32 frames of 448 x 448."""
+"""Renditions of one segment that are cached for other recipes: 50 with 32 frames of 448 x 448."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A version and what it is worth; `cells` float32 [S, R, C], VMAF of what stands in the cell."""
+    """A rendition and its measures. `cells` is float32 [S, R, C]: the VMAF of each cell (see the module)."""
 
     rendition: Planes
     fidelity: Fidelity
@@ -30,7 +30,7 @@ class Labelled:
 
 
 class Labeler:
-    """Makes and measures versions of one source; not to be shared by threads."""
+    """Makes and measures renditions of one segment; not thread-safe."""
 
     def __init__(self, source: Planes, kept_bytes: int = KEPT_BYTES) -> None:
         self._source = source
@@ -39,11 +39,11 @@ class Labeler:
         self._measured: dict[tuple[Chain, int], Fidelity] = {}
 
     def label(self, recipe: Recipe) -> Labelled:
-        """The version of `recipe` with its measures.
+        """Return the rendition of `recipe` with its measures.
 
         Raises:
             LabelError: it cannot be made or measured.
-            FatalError: this ffmpeg has no libvmaf.
+            FatalError: ffmpeg has no libvmaf.
         """
         rendition = make_rendition(self._source, recipe, lambda steps: self._rendition(steps, recipe.seed))
         of_chains = {steps: self._measure(steps, recipe.seed) for steps in recipe.chains}
@@ -56,8 +56,8 @@ class Labeler:
         cells = np.empty((len(slots[recipe.steps]), rows, columns), np.float32)
         cells[:] = slots[recipe.steps][:, None, None]
         for patch in recipe.patches:
-            place = patch.cells
-            inside = np.s_[:, place.top : place.top + place.rows, place.left : place.left + place.columns]
+            area = patch.cells
+            inside = np.s_[:, area.top : area.top + area.rows, area.left : area.left + area.columns]
             cells[inside] = slots[patch.steps][:, None, None]
         return cells
 

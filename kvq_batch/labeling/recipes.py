@@ -1,6 +1,6 @@
-"""The recipes of one segment, drawn from what the job offers: single steps, chains, regions, mixtures.
+"""Draws the recipes of one segment from those of the job: single steps, chains, regions, mixes.
 
-The same job, source and segment give the same recipes, wherever and whenever they are drawn. It makes nothing.
+The same job, reference and segment always give the same recipes.
 """
 
 import hashlib
@@ -14,15 +14,15 @@ from kvq_batch.config.segment import Segment
 from kvq_batch.media.planes import cell_grid
 
 _REGION_ON_A_VERSION = 0.3
-"""Share of the distorted regions that lie on a frame which is distorted itself."""
+"""Share of the degraded regions whose frame is degraded, too."""
 
 _MOST_RECTANGLES = 3
 
 
 def draw_recipes(renditions: Renditions, segment: Segment) -> list[Recipe]:
-    """Distinct recipes: the clean one, those over the whole frame, then regions and mixtures; all of one seed.
+    """Return distinct recipes: the clean one, those of the whole frame, then regions and mixes.
 
-    One seed, so that a mixture is made of the very versions that stand beside it.
+    All have the same seed, so that a mix is made of the same renditions that are labelled on their own.
     """
     rng, seed = np.random.default_rng([segment.seed, segment.number]), segment.seed
     chains = renditions.chains
@@ -38,13 +38,13 @@ def draw_recipes(renditions: Renditions, segment: Segment) -> list[Recipe]:
 
 
 def segment_seed(job_seed: int, video_id: str, framing: str) -> int:
-    """What draws everything about the segments of one source: unrelated to that of any other."""
+    """Return the seed of the segments of one reference, independent of that of any other."""
     digest = hashlib.sha256(f"{job_seed}:{framing}:{video_id}".encode()).digest()
     return int.from_bytes(digest[:6], "little")
 
 
 def draw_pre_degraded(pre_degraded: Sequence[Sequence[str]], seed: int, number: int) -> Chain:
-    """What the `number`-th segment has gone through before: the chains in turn, in an order that `seed` draws."""
+    """Return the pre-degradation of segment `number`: the chains in turn, in an order drawn from `seed`."""
     if not pre_degraded:
         return ()
     order = np.random.default_rng([seed, len(pre_degraded)]).permutation(len(pre_degraded))
@@ -62,7 +62,7 @@ def _region(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator,
 
 def _mix(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:
     base = whole[rng.integers(len(whole))]
-    # Another version, or the source itself where there is only one.
+    # Another rendition, or the reference if there is only one rendition.
     others: list[Chain] = [(), *(chain for chain in whole if chain != base)]
     other = others[rng.integers(len(others))]
     rectangles = [draw_cells(grid, rng) for _ in range(int(rng.integers(1, _MOST_RECTANGLES + 1)))]

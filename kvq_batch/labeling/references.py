@@ -1,6 +1,6 @@
-"""The sources of a label job: videos and stills, from a catalog file or a listing, with what their bytes are now.
+"""Reads the references of a label job: videos and stills of a catalog file or a listing, with their content ids.
 
-Procedural scenes are no files, and not its business. This module opens no source.
+References that are procedural scenes are not files; `labeling/planning.py` lists them.
 """
 
 import pyarrow as pa
@@ -25,9 +25,12 @@ REFERENCES = pa.schema(
 
 
 def read_references(spec: Catalog, options: StorageOptions) -> pa.Table:
-    """The sources in REFERENCES. A catalog's column `scene_id` says which of them show one scene; else each is its own.
+    """Return the references with the schema REFERENCES.
 
-    Raises: SpecError as `read_catalog` and `resolve_content_ids`.
+    The catalog column `scene_id` says which of them show the same scene; without it each is its own scene.
+
+    Raises:
+        SpecError: as `read_catalog` and `resolve_content_ids`.
     """
     catalog = resolve_content_ids(read_catalog(spec, options, VIDEO_EXTENSIONS | STILL_EXTENSIONS), options)
     scenes = catalog["scene_id"] if "scene_id" in catalog.column_names else catalog["video_id"]
@@ -39,5 +42,5 @@ def read_references(spec: Catalog, options: StorageOptions) -> pa.Table:
 
 
 def is_still(uri: str) -> bool:
-    """Whether an address is that of a picture, by its name."""
+    """Return whether the URI is that of a picture, by its extension."""
     return uri.partition("?")[0].rpartition(".")[2].lower() in STILL_EXTENSIONS

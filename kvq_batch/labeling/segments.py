@@ -1,7 +1,7 @@
-"""Pristine segments out of what sources there are: frames of a video, a still under a camera, a procedural scene.
+"""Makes the pristine segments that renditions are made from: of decoded video frames, of a still, or of a scene.
 
-All of them become planes of the segment's size once; from then on nothing changes the source. It fetches nothing and
-decodes no video: frames come from the decoder as for scoring.
+A still gets synthetic camera motion. Each segment is converted once to planes of its final size. Video frames come from
+the same decoder as for scoring.
 
 Legend: T frames, H rows, W columns, 3 = RGB.
 """
@@ -23,7 +23,7 @@ from kvq_batch.media.planes import Planes, from_raw
 from kvq_batch.media.synthesis import ClipShape
 
 STILL_RATE = Fraction(25)
-"""Frames per second of what has no rate of its own."""
+"""Frames per second of stills and scenes."""
 
 MAX_STILL_PIXELS = 64 << 20
 
@@ -31,7 +31,7 @@ _FLAGS = "accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 
 
 def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Segment) -> Planes:
-    """The planes of `frames`, uint8 RGB [T, H, W, 3] of any size, framed and worn as `segment` says.
+    """Return the planes of `frames`, uint8 RGB [T, H, W, 3] of any size, framed and pre-degraded as `segment` says.
 
     Raises:
         LabelError: the frames are smaller than the segment (reference_too_small), or ffmpeg fails.
@@ -41,8 +41,8 @@ def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Seg
     if have_height < height or have_width < width:
         raise LabelError(
             "reference_too_small",
-            f"its {have_width} x {have_height} pixels would have to be scaled up to {width} x {height}; no source of "
-            "labels is; make the segment smaller",
+            f"its {have_width} x {have_height} pixels are fewer than the segment's {width} x {height}, and "
+            "references are never scaled up: make the segment smaller",
             True,
         )
     shrunk = (have_height, have_width)
@@ -51,9 +51,9 @@ def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Seg
         shrunk = (max(height, round(have_height * scale)), max(width, round(have_width * scale)))
     elif segment.framing == "whole":
         shrunk = (height, width)
-    # Half as many pixels in each direction for chroma: places are even.
-    places = segment.rng().random(2)
-    top, left = (int(p * (has - want) / 2) * 2 for p, has, want in zip(places, shrunk, (height, width), strict=True))
+    # Offsets are even, because chroma has half as many pixels in each direction.
+    positions = segment.rng().random(2)
+    top, left = (int(p * (has - want) / 2) * 2 for p, has, want in zip(positions, shrunk, (height, width), strict=True))
     if segment.framing == "native":
         frames, top, left = frames[:, top : top + height, left : left + width], 0, 0
         shrunk = (height, width)
@@ -63,40 +63,42 @@ def segment_of_frames(frames: NDArray[np.uint8], frame_rate: float, segment: Seg
     raw = run_ffmpeg([*arguments, "-i", "-", "-vf", graph, "-f", "rawvideo", "-"], frames.tobytes())
     made = from_raw(raw, height, width, rate)
     if made.num_frames != len(frames):
-        raise LabelError("frames_lost", f"framing it gave {made.num_frames} frames for {len(frames)}")
-    # Not the seed of the recipes: noise that is in the source is not the noise of a version.
+        raise LabelError("frames_lost", f"framing returned {made.num_frames} of {len(frames)} frames")
+    # Not the seed of the recipes, so that noise of the reference differs from noise of a rendition.
     return apply(made, segment.pre_degraded, segment.seed + 1)
 
 
 def segment_of_still(data: bytes, segment: Segment) -> Planes:
-    """A camera that moves over the picture in `data`, a PNG or whatever else Pillow reads.
+    """Return a segment with camera motion over the picture in `data`, in any format that Pillow reads.
 
     Raises:
-        ProbeError: these bytes are no picture (not_an_image), or too large a one (frame_too_large).
+        ProbeError: the bytes are not a picture (not_an_image), or it is too large (frame_too_large).
         LabelError: the picture is smaller than the segment.
     """
     try:
         with Image.open(io.BytesIO(data)) as still:
             if still.width * still.height > MAX_STILL_PIXELS:
                 raise ProbeError(
-                    "frame_too_large", f"{still.width} x {still.height} pixels are more than is read", True
+                    "frame_too_large",
+                    f"{still.width} x {still.height} pixels are more than the limit of {MAX_STILL_PIXELS} pixels",
+                    True,
                 )
             picture = np.asarray(still.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ProbeError("not_an_image", f"it is no picture that can be read ({error})", True) from error
+        raise ProbeError("not_an_image", f"the picture cannot be read ({error})", True) from error
     view = moving_view(picture, segment.height_px, segment.width_px, segment.num_frames, segment.rng())
     return segment_of_frames(view, float(STILL_RATE), segment)
 
 
 def segment_of_scene(name: str, seed: int, segment: Segment) -> Planes:
-    """A procedural scene, one of `scenes.ALL_SCENES`; each segment of it is another drawing.
+    """Return a segment of a procedural scene, one of `scenes.ALL_SCENES`; each segment is another drawing.
 
     Raises:
-        SpecError: there is no such scene.
+        SpecError: the scene is unknown.
     """
     if name not in ALL_SCENES:
-        raise SpecError(f"there is no scene {name!r}; there are {', '.join(ALL_SCENES)}")
+        raise SpecError(f"unknown scene {name!r}: expected one of {', '.join(ALL_SCENES)}")
     shape = ClipShape(segment.width_px, segment.height_px, int(STILL_RATE), segment.num_frames)
-    # The number of the segment turns the scene's seed into another one.
+    # Each segment number gives another seed.
     frames = make_scene(name, seed + (segment.number << 32), shape)
     return segment_of_frames(frames, float(STILL_RATE), segment)

@@ -96,7 +96,7 @@ def test_no_picture_is_refused() -> None:
 
 
 def test_an_unknown_scene_is_refused() -> None:
-    with pytest.raises(SpecError, match="no scene 'opera'"):
+    with pytest.raises(SpecError, match="unknown scene 'opera'"):
         segment_of_scene("opera", 1, SEGMENT)
 
 
@@ -105,7 +105,7 @@ def test_segments_of_a_scene_differ() -> None:
     assert not np.array_equal(one.data, two.data)
 
 
-def test_a_worn_source_has_lost_detail_before_it_counts_as_the_source() -> None:
+def test_pre_degraded_reference_loses_detail() -> None:
     sharp = Segment(num_frames=4, height_px=64, width_px=96, seed=1)
     soft = replace(sharp, pre_degraded=(Step("blur", 2.0), Step("noise", 3.0)))
     one, two = (segment_of_scene("leaves", 1, segment) for segment in (sharp, soft))
