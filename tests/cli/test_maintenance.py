@@ -66,8 +66,8 @@ def test_maintenance_of_tables_on_s3(s3_prefix: S3Location) -> None:
 def test_history_lists_commits_with_their_run(tables: str) -> None:
     call("compact", tables)
     newest, *older = json.loads(call("history", tables, "--table", "failures", "-o", "json").stdout)
-    told = {name: newest[name] for name in newest if name != "committed_at"}
-    assert told == {
+    shown = {name: newest[name] for name in newest if name != "committed_at"}
+    assert shown == {
         "table": "failures",
         "version": 5,
         "operation": "compact",

@@ -48,17 +48,17 @@ def test_running_run_causes_no_errors(tmp_path: Path) -> None:
     next_writer.commit(Batch(maps=whole.maps))
     findings = check(writer.tables)
     assert errors(findings) == set()
-    told = {(f.kind, f.subject): f.message for f in findings}
-    assert "of a running or a crashed run: 1 rows that no view shows" in told["invisible", "run-2"]
-    assert ("running", "run-2") in told
+    messages = {(f.kind, f.subject): f.message for f in findings}
+    assert "of a running or a crashed run: 1 rows that no view shows" in messages["invisible", "run-2"]
+    assert ("running", "run-2") in messages
 
 
 def test_rows_of_crashed_run_are_reported_as_info(tmp_path: Path) -> None:
     writer = fill(str(tmp_path))
-    dying = Writer(Tables.open(str(tmp_path)), "run-2")
-    dying.write_run(run_row("running", 0, 0, 1, 1))
+    crashed = Writer(Tables.open(str(tmp_path)), "run-2")
+    crashed.write_run(run_row("running", 0, 0, 1, 1))
     whole = make_batch(["d", "e"], KVQ)
-    dying.commit(Batch(maps=whole.maps, clips=whole.clips))
+    crashed.commit(Batch(maps=whole.maps, clips=whole.clips))
     Writer(Tables.open(str(tmp_path)), "run-3").write_run(run_row("crashed", 0, 0, 1, 1), run_id="run-2")
     findings = check(writer.tables)
     assert errors(findings) == set()

@@ -12,7 +12,7 @@ from tests.support.proxy import BROKEN, EXPIRED, FULL, SLOW_DOWN, Fault, FaultPr
 from tests.support.results import make_batch, make_catalog
 from tests.support.s3 import S3Location
 
-PART = ("PUT", r"/scores/model_id.*\.parquet")
+DATA_FILE = ("PUT", r"/scores/model_id.*\.parquet")
 LOG = ("PUT", r"/scores/_delta_log/.*\.json")
 LISTING = ("GET", r"list-type.*/scores/_delta_log")
 READING = ("GET", r"/scores/_delta_log/.*\.json")
@@ -45,7 +45,7 @@ def place(s3_prefix: S3Location, fault_proxy: FaultProxy) -> Place:
     return Place(s3_prefix, fault_proxy)
 
 
-@pytest.mark.parametrize("where", [PART, LOG, LISTING, READING], ids=["part", "log", "listing", "reading"])
+@pytest.mark.parametrize("where", [DATA_FILE, LOG, LISTING, READING], ids=["data file", "log", "listing", "reading"])
 @pytest.mark.parametrize("fault", [SLOW_DOWN, BROKEN, Lost(), Reset(), Reset(10), Short(10)], ids=repr)
 def test_transient_fault_is_retried(fault: Fault, where: tuple[str, str], place: Place) -> None:
     method, pattern = where
@@ -63,7 +63,7 @@ def test_transient_fault_is_retried(fault: Fault, where: tuple[str, str], place:
 
 
 @pytest.mark.parametrize(
-    ("fault", "advice"),
+    ("fault", "hint"),
     [
         (SLOW_DOWN, "SlowDown"),
         (FULL, "no space left"),
@@ -72,15 +72,15 @@ def test_transient_fault_is_retried(fault: Fault, where: tuple[str, str], place:
     ],
     ids=["slow down", "full", "expired", "lost"],
 )
-@pytest.mark.parametrize("where", [PART, LOG], ids=["part", "log"])
+@pytest.mark.parametrize("where", [DATA_FILE, LOG], ids=["data file", "log"])
 def test_lasting_fault_stops_writer_and_next_one_continues(
-    fault: Fault, advice: str, where: tuple[str, str], place: Place
+    fault: Fault, hint: str, where: tuple[str, str], place: Place
 ) -> None:
     method, pattern = where
     place.proxy.add(fault, method=method, pattern=pattern)
     with pytest.raises(FatalError, match="'scores' cannot be written") as caught:
         place.writer.commit(make_batch(["b"]))
-    assert advice in str(caught.value)
+    assert hint in str(caught.value)
     assert "Earlier commits are kept" in str(caught.value)
     place.proxy.clear()
     assert place.scored() == ["a"]
@@ -97,10 +97,10 @@ def test_commit_with_lost_answer_is_found_in_log(fault: Fault, place: Place) -> 
 
 
 def test_storing_a_plan_is_retried_and_full_store_is_fatal(place: Place) -> None:
-    pairs = make_catalog(["a"])
+    tasks = make_catalog(["a"])
     rule = place.proxy.add(Lost(), method="PUT", pattern="plans/", times=1)
-    store_plan(place.writer.tables, "run", pairs)
+    store_plan(place.writer.tables, "run", tasks)
     assert rule.num_faults == 1
     place.proxy.add(FULL, method="PUT", pattern="plans/")
     with pytest.raises(FatalError, match="no space left"):
-        store_plan(place.writer.tables, "run", pairs)
+        store_plan(place.writer.tables, "run", tasks)

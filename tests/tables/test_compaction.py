@@ -70,7 +70,7 @@ def answers(uri: str, options: StorageOptions) -> dict[str, Any]:
         found = {name: session.sql(f"SELECT * FROM {name} ORDER BY ALL") for name in QUESTIONS}
     catalog = make_catalog([f"shows/season-1/{number:04d}" for number in range(12)])
     plan = make_plan(tables, catalog, "nightly", [KVQ, LUMA])
-    return {**found, "pairs": plan.tasks, "counts": plan.counts, "current": plan.num_current}
+    return {**found, "tasks": plan.tasks, "counts": plan.counts, "current": plan.num_current}
 
 
 def errors(findings: list[Finding]) -> list[Finding]:
@@ -143,21 +143,21 @@ def test_merged_file_has_small_row_groups(tmp_path: Path) -> None:
 
 
 def test_only_small_neighbours_of_one_partition_are_grouped() -> None:
-    def part(name: str, size: int, seq: int, model: str = "m", rows: int | None = 10) -> LoggedFile:
+    def logged(name: str, size: int, seq: int, model: str = "m", rows: int | None = 10) -> LoggedFile:
         return LoggedFile(name, size, rows, {"model_id": model}, {"commit_seq": seq}, {"commit_seq": seq})
 
-    parts = [
-        part("d", 40, 4),
-        part("a", 40, 1),
-        part("full", 90, 2),
-        part("b", 40, 3),
-        part("other", 10, 1, "n"),
-        part("uncounted", 10, 5, rows=None),
-        part("many", 10, 6, rows=240_000),
-        part("e", 40, 7),
+    files = [
+        logged("d", 40, 4),
+        logged("a", 40, 1),
+        logged("full", 90, 2),
+        logged("b", 40, 3),
+        logged("other", 10, 1, "n"),
+        logged("uncounted", 10, 5, rows=None),
+        logged("many", 10, 6, rows=240_000),
+        logged("e", 40, 7),
     ]
-    assert [[p.path for p in group] for group in choose_groups(parts, 100)] == [["a", "b"], ["d", "e"]]
-    assert choose_groups(parts, 41) == []
+    assert [[p.path for p in group] for group in choose_groups(files, 100)] == [["a", "b"], ["d", "e"]]
+    assert choose_groups(files, 41) == []
 
 
 def test_dry_run_changes_nothing(tmp_path: Path) -> None:
@@ -210,9 +210,9 @@ def test_files_that_contradict_the_log_are_not_merged(tmp_path: Path) -> None:
     for stem, stats in cases:
         file = make_data_file(rows, find_schema("scores"), whole.partition, stem)
         (tmp_path / "scores" / file.path).write_bytes(file.content)
-        told = statistics(pq.read_metadata(pa.BufferReader(file.content))) | stats
+        stated = statistics(pq.read_metadata(pa.BufferReader(file.content))) | stats
         logged = LoggedFile(
-            file.path, file.action.size, told["numRecords"], whole.partition, told["minValues"], told["maxValues"]
+            file.path, file.action.size, stated["numRecords"], whole.partition, stated["minValues"], stated["maxValues"]
         )
         with pytest.raises(FatalError, match=r"(the log has 5 rows|outside the bounds in the log)"):
             merge_files(tables, "scores", [whole, logged] if stem == "fewer" else [logged])

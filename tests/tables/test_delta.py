@@ -117,13 +117,13 @@ def test_filters_skip_data_files(tmp_path: Path) -> None:
     writer.commit(make_batch(["a"], LUMA))
     dataset = tables.dataset("scores")
 
-    def parts(condition: Any) -> int:
+    def num_files(condition: Any) -> int:
         return len(list(dataset.get_fragments(filter=condition)))
 
-    assert parts(pc.field("video_id") == "n") == 1
-    assert parts(pc.field("model_id") == LUMA.model_id) == 1
-    assert parts(pc.field("model_id") == KVQ.model_id) == 2
-    assert parts(pc.field("commit_seq") > writer.commit_seq) == 0
+    assert num_files(pc.field("video_id") == "n") == 1
+    assert num_files(pc.field("model_id") == LUMA.model_id) == 1
+    assert num_files(pc.field("model_id") == KVQ.model_id) == 2
+    assert num_files(pc.field("commit_seq") > writer.commit_seq) == 0
 
 
 def test_compacted_table_reads_the_same(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ with hold(uri, StorageOptions(endpoint, "us-east-1"), Holder.this_process("keepe
     print("held", flush=True)
     while lease.successor is None:
         time.sleep(0.05)
-    print(f"expelled by {lease.successor}", flush=True)
+    print(f"replaced by {lease.successor}", flush=True)
 """
 
 
@@ -109,7 +109,7 @@ def test_paused_owner_notices_that_it_lost_its_lease(s3_prefix: S3Location) -> N
         try:
             with hold(s3_prefix.uri, s3_prefix.options, me()):
                 os.kill(process.pid, signal.SIGCONT)
-                assert process.stdout.readline().startswith("expelled by run mine of job 'nightly'")
+                assert process.stdout.readline().startswith("replaced by run mine of job 'nightly'")
         finally:
             process.kill()
 

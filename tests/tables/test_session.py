@@ -187,8 +187,8 @@ def test_session_shows_version_at_opening(tmp_path: Path) -> None:
 
 def test_missing_data_file_is_an_error(tmp_path: Path) -> None:
     with Session(make_tables(tmp_path)) as session:
-        for part in (tmp_path / "tables" / "scores").rglob("*.parquet"):
-            part.unlink()
+        for file in (tmp_path / "tables" / "scores").rglob("*.parquet"):
+            file.unlink()
         with pytest.raises(SpecError, match=r"scores|not found|No such file"):
             session.sql("SELECT * FROM scores")
 

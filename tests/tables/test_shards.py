@@ -189,8 +189,8 @@ def test_killed_shard_drivers_lose_and_repeat_nothing(tmp_path: Path) -> None:
     def work(shard: Shard) -> None:
         # Killed in its claim, before the first batch, between the tables of a batch; the last one finishes.
         for killed_at in (shard.number + 2, 8, 9 + shard.number, None):
-            told = [*command, str(shard), str(num_videos), *([] if killed_at is None else [str(killed_at)])]
-            found = subprocess.run(told, check=False, capture_output=True, text=True)
+            arguments = [*command, str(shard), str(num_videos), *([] if killed_at is None else [str(killed_at)])]
+            found = subprocess.run(arguments, check=False, capture_output=True, text=True)
             assert found.returncode == (0 if killed_at is None else -signal.SIGKILL), found.stderr
 
     with ThreadPoolExecutor(len(FOUR)) as drivers:
