@@ -12,11 +12,10 @@ from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.questions import select_failures
+from kvq_batch.tables.row_types import FailureRow
 from kvq_batch.tables.schemas import RETRY_REQUESTED, make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Batch, Writer
-
-_IDENTITY = ("video_id", "uri", "content_id", "model_id", "model_name", "fingerprint", "stage")
 
 
 def request_retries(
@@ -46,10 +45,16 @@ def request_retries(
     return len(rows)
 
 
-def _request(row: Mapping[str, Any], requested_by: str) -> dict[str, Any]:
+def _request(row: Mapping[str, Any], requested_by: str) -> FailureRow:
     return {
-        **{name: row[name] for name in _IDENTITY},
+        "video_id": row["video_id"],
+        "content_id": row["content_id"],
+        "model_id": row["model_id"],
+        "fingerprint": row["fingerprint"],
+        "uri": row["uri"],
+        "model_name": row["model_name"],
         "attempt": 0,
+        "stage": row["stage"],
         "error": RETRY_REQUESTED,
         "message": f"{requested_by} requested a retry after {row['error']} in run {row['run_id']}",
         "final": False,

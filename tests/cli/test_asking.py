@@ -224,7 +224,7 @@ def test_failures_export_is_complete(scored: Scored, extension: str, tmp_path: P
 
 
 def test_failures_rejects_unknown_extension_and_column(scored: Scored) -> None:
-    assert "written as .parquet" in call("failures", "export", scored.tables, "--out", "x.xls", exit_code=2).stderr
+    assert "Invalid file name x.xls" in call("failures", "export", scored.tables, "--out", "x.xls", exit_code=2).stderr
     assert "nonsense" in call("failures", "list", scored.tables, "--where", "nonsense > 1", exit_code=2).stderr
     for command in ("list", "retry", "export"):
         assert f"$ kvq-batch failures {command}" in call("failures", command, "--help").stdout

@@ -1,7 +1,5 @@
 """Tables of one stopped run with rows in every result table, and rows of `runs`."""
 
-from typing import Any
-
 import pyarrow as pa
 
 from kvq_batch.storage.options import StorageOptions
@@ -13,7 +11,7 @@ from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_fail
 VIDEOS = ("a", "b", "c")
 
 
-def run_row(state: str, scored: int, failed: int, planned: int, remaining: int = 0) -> Any:
+def run_row(state: str, scored: int, failed: int, planned: int, remaining: int = 0) -> pa.Table:
     row = make_run([KVQ, LUMA], state=state).to_pylist(maps_as_pydicts="lossy")[0]
     counts = {"num_scored": scored, "num_failed": failed, "num_planned": planned, "num_remaining": remaining}
     return make_rows("runs", [{k: v for k, v in row.items() if k not in ("run_id", "commit_seq")} | counts])

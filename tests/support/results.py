@@ -125,7 +125,7 @@ def make_failures(
 
 def make_run(
     models: Sequence[ModelRef] = (KVQ,), catalog: str = "nightly", root: str = "s3://bucket", state: str = "running"
-) -> Any:
+) -> pa.Table:
     row = {
         "job": "nightly",
         "job_spec": "{}",
@@ -143,7 +143,7 @@ def make_run(
 
 def make_model(
     model: ModelRef = KVQ, calibration: str | None = None, b: Sequence[float] = (), is_default: bool = False
-) -> Any:
+) -> pa.Table:
     row = {
         "model_id": model.model_id,
         "model_name": model.name,
