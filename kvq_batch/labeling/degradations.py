@@ -1,7 +1,7 @@
-"""What each step of a recipe does to a clip.
+"""The degradations that the steps of a recipe name.
 
-Codecs run in ffmpeg, encoder and decoder as one thread each; the rest is a filter of ffmpeg or some lines of numpy. The
-same source, steps and seed give the same bytes with the same ffmpeg. It measures nothing.
+Codecs run in ffmpeg, with one thread each for encoder and decoder. The others are filters of ffmpeg or numpy code. The
+same segment, steps and seed give the same bytes with the same ffmpeg.
 """
 
 import re
@@ -22,15 +22,15 @@ _ENCODERS: dict[str, tuple[str, ...]] = {
     "hevc": ("-c:v", "libx265", "-preset", "veryfast", "-x265-params", "pools=none:frame-threads=1", "-crf"),
     "vp9": ("-c:v", "libvpx-vp9", "-deadline", "good", "-cpu-used", "5", "-row-mt", "0", "-b:v", "0", "-crf"),
     "av1": ("-c:v", "libsvtav1", "-preset", "9", "-svtav1-params", "lp=1", "-crf"),
-    # -strict: full-range is what this encoder asks for; the pixels pass as they are.
+    # -strict: the encoder expects full-range input; the pixels are not converted.
     "mjpeg": ("-c:v", "mjpeg", "-strict", "unofficial", "-q:v"),
 }
 
 
 def make_rendition(source: Planes, recipe: Recipe, chain_of: Callable[[Chain], Planes] | None = None) -> Planes:
-    """`source` after `recipe`.
+    """Return the rendition of `source` by `recipe`.
 
-    `chain_of` gives the source after a chain of steps, for a caller that keeps what it has made.
+    `chain_of` returns the source after a chain of steps; callers with a cache pass their own.
 
     Raises:
         LabelError: ffmpeg fails, or a patch lies outside the frame.
@@ -43,7 +43,7 @@ def make_rendition(source: Planes, recipe: Recipe, chain_of: Callable[[Chain], P
 
 
 def apply(source: Planes, steps: Chain, seed: int) -> Planes:
-    """`source` after `steps`, one after the other.
+    """Return `source` after `steps`, applied in order.
 
     Raises:
         LabelError: ffmpeg fails.
@@ -61,7 +61,7 @@ def _codec(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
 
 
 def _packet_loss(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
-    """H.264 in slices, of which some do not arrive; what the decoder puts in their place goes on into later frames."""
+    """H.264 with lost slices. The decoder's concealment propagates into later frames."""
     options = ["-c:v", "libx264", "-preset", "veryfast", "-bf", "0", "-slices", str(_SLICES)]
     options += ["-crf", str(LOSSY_LINK_CRF), "-f", "h264", "-"]
     stream = run_ffmpeg([*clip.raw_arguments, *options], clip.data.tobytes())
@@ -70,14 +70,14 @@ def _packet_loss(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
 
 
 def _lose_slices(stream: bytes, share: float, rng: np.random.Generator) -> bytes:
-    """An H.264 byte stream without some of the slices of its later frames.
+    """Return an H.264 byte stream without some slices of its later frames; at least one slice is removed.
 
-    The first slice of a frame stays: without any, the decoder would leave out the frame, and those that follow would
-    stand against other frames of the source. At least one slice is lost.
+    The first slice of a frame is kept: without any slice the decoder would drop the frame, and later frames would be
+    compared with the wrong frames of the source.
     """
     starts = [match.start() for match in re.finditer(rb"\x00\x00\x01", stream)]
     units = [stream[a:b] for a, b in zip(starts, [*starts[1:], len(stream)], strict=True)]
-    # A slice of a picture that is no keyframe is of type 1; its first bit says whether it is the picture's first.
+    # NAL unit type 1 is a slice of a non-IDR picture; the first bit of its header says whether it is the first slice.
     may_go = [i for i, unit in enumerate(units) if unit[3] & 31 == 1 and not unit[4] & 128]
     if not may_go:
         return stream
@@ -87,9 +87,9 @@ def _lose_slices(stream: bytes, share: float, rng: np.random.Generator) -> bytes
 
 
 def _decoded(clip: Planes, made: bytes, reading: list[str], step: Step) -> Planes:
-    # passthrough: as many frames as were coded, whatever their time stamps.
+    # passthrough: keep the number of coded frames, whatever their time stamps.
     to_raw = ["-i", "-", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
-    # The encoder wrote JPEG's full range into the header; the pixels are to pass unchanged.
+    # The encoder marks the stream as full range (JPEG); the pixels must not be converted.
     same_range = ["-vf", "scale=in_range=tv:out_range=tv"] if step.name == "mjpeg" else []
     return clip.with_raw(run_ffmpeg([*reading, *to_raw[:2], *same_range, *to_raw[2:]], made), str(step))
 
@@ -99,7 +99,7 @@ def _filter(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
     if step.name == "blur":
         graph = f"gblur=sigma={amount}"
     else:
-        # Even sizes, and at least 16 pixels: less is no picture.
+        # Even sizes of at least 16 pixels.
         height, width = (max(16, 2 * round(px / step.amount / 2)) for px in (clip.height_px, clip.width_px))
         flags = "accurate_rnd+full_chroma_int+bitexact"
         graph = f"scale={width}:{height}:flags=area+{flags},"
@@ -109,7 +109,7 @@ def _filter(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
 
 
 def _motion_blur(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
-    """The mean along a line of `amount` pixels in a direction that the seed draws."""
+    """Motion blur: the mean along a line of `amount` pixels in a random direction."""
     angle = rng.uniform(0, np.pi)
     planes = []
     for plane, scale in zip(clip.planes(), (1.0, 0.5, 0.5), strict=True):
@@ -128,7 +128,7 @@ def _motion_blur(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
 
 
 def _noise(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
-    """Gaussian, independent in every pixel and frame; half as strong in the colours, as sensors' is after coding."""
+    """Gaussian noise, independent per pixel and frame, half as strong in chroma, like sensor noise after coding."""
     planes = []
     for plane, scale in zip(clip.planes(), (1.0, 0.5, 0.5), strict=True):
         noisy = np.empty_like(plane)
@@ -146,7 +146,7 @@ def _banding(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
 
 
 def _exposure(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
-    """Gain in light, not in code values: a display's 2.2 between them; colours keep their ratio to luma."""
+    """Gain in linear light, with a display gamma of 2.2; chroma keeps its ratio to luma."""
     gain = 2.0 ** (step.amount / 2.2)
     levels = np.arange(256)
     return _looked_up(clip, np.minimum(16 + (levels - 16) * gain, 235), 128 + (levels - 128) * gain)
@@ -159,7 +159,7 @@ def _looked_up(clip: Planes, luma: NDArray[np.floating], chroma: NDArray[np.floa
 
 
 def _freeze(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
-    """Frames that were dropped, each shown as the last one that was not; the first always stands."""
+    """Dropped frames: each is replaced by the last frame that was kept; the first is always kept."""
     dropped = rng.random(clip.num_frames) < step.amount
     if not dropped[1:].any() and clip.num_frames > 1:
         dropped[rng.integers(1, clip.num_frames)] = True

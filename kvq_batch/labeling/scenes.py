@@ -1,7 +1,7 @@
-"""Further procedural scenes: sources without end and without a licence, as unlike each other as a few lines can make.
+"""Procedural scenes: unlimited references without a licence, with varied texture, edges, smoothness and motion.
 
-Each is drawn from a seed: layout, palette, sizes and motion. They complement the demonstration's four (`synthesis`);
-like those they are no photographs. What matters for labels is variety of texture, edges, smoothness and motion.
+Layout, palette, sizes and motion of each scene are drawn from a seed. The scenes complement the four of the demo
+(`media/synthesis.py`). They are not photographs.
 
 Legend: T frames, H rows, W columns, 3 = RGB.
 """
@@ -44,12 +44,12 @@ _WORDS = [
 
 
 def make_scene(name: str, seed: int, shape: ClipShape) -> NDArray[np.uint8]:
-    """uint8 RGB [T, H, W, 3] of the scene `name`, one of `ALL_SCENES`."""
+    """Return uint8 RGB [T, H, W, 3] of the scene `name`, one of `ALL_SCENES`."""
     return np.stack(list(ALL_SCENES[name](shape, np.random.default_rng(seed))))
 
 
 def leaves(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """Dead leaves: shapes of every size that cover each other, textured, under a moving camera."""
+    """Dead leaves model: textured shapes of all sizes that occlude each other, with camera motion."""
     side = _canvas(shape)
     texture = fractal(rng, side, side, float(rng.uniform(0.9, 1.6)))
     picture = np.full((side, side, 3), 128, np.uint8)
@@ -58,7 +58,7 @@ def leaves(shape: ClipShape, rng: np.random.Generator) -> Frames:
     palette = _palette(rng)
     smallest = side / rng.uniform(60, 200)
     for _ in range(int(rng.integers(1500, 4000))):
-        # Sizes fall as 1 / r ** 3, which makes the picture look alike at every scale.
+        # The density of sizes is 1 / r ** 3, which makes the picture scale-invariant.
         size = smallest / np.sqrt(1 - rng.random() * (1 - (smallest / (side / 4)) ** 2))
         x, y = rng.uniform(0, side, 2)
         colour = tuple(int(c) for c in palette[rng.integers(len(palette))] * rng.uniform(0.6, 1.15))
@@ -72,7 +72,7 @@ def leaves(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def weave(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """Cloth: gratings of drawn direction and fineness, in patches with soft borders."""
+    """Cloth: gratings of random direction and frequency, in patches with soft borders."""
     side = _canvas(shape)
     y, x = np.mgrid[:side, :side].astype(np.float32)
     count = int(rng.integers(5, 14))
@@ -92,7 +92,7 @@ def weave(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def glow(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """Wide soft lights that wander over a gradient: what banding and blocking spoil first; a little grain, or none."""
+    """Wide soft lights that move over a gradient, where banding and blocking are visible first; little or no grain."""
     y, x = np.mgrid[: shape.height_px, : shape.width_px].astype(np.float32)
     y, x = y / shape.height_px, x / shape.width_px
     slope = rng.uniform(-0.4, 0.4, (2, 3)).astype(np.float32)
@@ -112,7 +112,7 @@ def glow(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def page(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """Printed words of several sizes over a plain or mottled ground, filmed."""
+    """Printed words of several sizes on a plain or mottled background, with camera motion."""
     side = _canvas(shape)
     dark = rng.random() < 0.5
     ground, ink = rng.uniform(0.02, 0.25, 3), rng.uniform(0.75, 1.0, 3)
@@ -133,7 +133,7 @@ def page(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def water(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """A surface of many waves, each with the speed of its length, lit from the side."""
+    """A water surface of many waves, each with the speed of its wavelength, lit from the side."""
     y, x = np.mgrid[: shape.height_px, : shape.width_px].astype(np.float32)
     count = 24
     length = np.exp(rng.uniform(np.log(6), np.log(160), count))
@@ -141,7 +141,7 @@ def water(shape: ClipShape, rng: np.random.Generator) -> Frames:
     phase = rng.uniform(0, 2 * np.pi, count)
     steep = rng.uniform(0.3, 1.0, count) / np.sqrt(count)
     number = 2 * np.pi / length
-    # Python's numbers leave float32 arrays as they are: twice as fast as numpy's own doubles.
+    # Python floats keep float32 arrays in float32, which is twice as fast as with numpy doubles.
     waves = np.stack([number * np.cos(turn), number * np.sin(turn), phase, steep * np.cos(turn - 0.7)], axis=1).tolist()
     deep, bright = (_palette(rng, 2) / 255).astype(np.float32)
     for t in range(shape.num_frames):
@@ -154,7 +154,7 @@ def water(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def confetti(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """Hundreds of small things that fall and turn in front of a soft ground: much motion, few still pixels."""
+    """Hundreds of small pieces that fall and turn over a soft background: much motion, few still pixels."""
     height, width = shape.height_px, shape.width_px
     ground = 0.4 + 0.12 * fractal(rng, height, width, 2.2)[..., None] * rng.uniform(0.3, 1.0, 3)
     backdrop = Image.fromarray(to_uint8(ground + rng.uniform(-0.2, 0.2, 3)))
@@ -205,7 +205,7 @@ ALL_SCENES: dict[str, Scene] = SCENES | {
 
 
 def _canvas(shape: ClipShape) -> int:
-    """Side of a picture with room for a camera to move."""
+    """Return the size of a picture with a margin for camera motion."""
     return int(1.35 * max(shape.height_px, shape.width_px))
 
 
@@ -214,7 +214,7 @@ def _filmed(picture: NDArray[np.uint8], shape: ClipShape, rng: np.random.Generat
 
 
 def _palette(rng: np.random.Generator, count: int = 12) -> NDArray[np.float64]:
-    """Colours around a drawn mean, float64 [count, 3] in [0, 255]."""
+    """Return colours around a random mean, float64 [count, 3] in [0, 255]."""
     mean, spread = rng.uniform(60, 190, 3), rng.uniform(20, 60)
     return np.clip(rng.normal(mean, spread, (count, 3)), 8, 247)
 
@@ -222,7 +222,7 @@ def _palette(rng: np.random.Generator, count: int = 12) -> NDArray[np.float64]:
 def _houses(
     height: int, width: int, depth: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A row of houses uint8 [H, W, 3] and where they stand, bool [H, W]."""
+    """Return a row of houses uint8 [H, W, 3] and its mask, bool [H, W]."""
     still, mask = Image.new("RGB", (width, height)), Image.new("L", (width, height))
     draw, outline = ImageDraw.Draw(still), ImageDraw.Draw(mask)
     left = 0

@@ -1,7 +1,7 @@
-"""A camera that moves over a still picture: motion that is known, from a pristine source.
+"""Synthetic camera motion over a still picture: known motion of a pristine reference.
 
-Pan, zoom, turn and a trembling hand; with luck of the seed, a part of the picture moves in front of the rest, so that
-something is covered and uncovered. It never magnifies by more than a few percent: interpolated pixels are soft.
+Pan, zoom, rotation and hand shake. With some seeds a piece of the picture moves in front of the rest, which covers and
+uncovers pixels. The view is magnified by a few percent at most, because interpolated pixels are soft.
 
 Legend: T frames, H rows, W columns, 3 = RGB.
 """
@@ -20,7 +20,7 @@ _MAX_SPEED_PX = 5.0
 
 
 class _Pose(NamedTuple):
-    """Centre in pixels of the picture, turn in radians, pixels of the view for one of the picture."""
+    """Centre in pixels of the picture, rotation in radians, and pixels of the view per pixel of the picture."""
 
     x: float
     y: float
@@ -31,7 +31,7 @@ class _Pose(NamedTuple):
 def moving_view(
     picture: NDArray[np.uint8], height_px: int, width_px: int, num_frames: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """uint8 RGB [T, H, W, 3] of a camera over `picture` (uint8 RGB), which is first scaled down by a drawn factor.
+    """Return uint8 RGB [T, H, W, 3]: camera motion over `picture` (uint8 RGB), scaled down first by a random factor.
 
     Raises:
         LabelError: the picture is smaller than the view (reference_too_small).
@@ -43,7 +43,7 @@ def moving_view(
             f"its {picture.shape[1]} x {picture.shape[0]} pixels do not hold {width_px} x {height_px}",
             True,
         )
-    # A tenth is left for the camera to move in.
+    # A margin of a tenth is left for the motion.
     reduced = _reduced(picture, rng.uniform(1.0, max(1.0, room / 1.1)), height_px, width_px)
     still = Image.fromarray(reduced)
     size = (height_px, width_px)
@@ -71,7 +71,7 @@ def _reduced(picture: NDArray[np.uint8], factor: float, height_px: int, width_px
 def _draw(
     rng: np.random.Generator, still: Image.Image, size: tuple[int, int], start: _Pose | None, num_frames: int
 ) -> _Pose:
-    """A pose whose view lies in the picture, within reach of `start`."""
+    """Return a random pose near `start` whose view is inside the picture."""
     zoom, turn = rng.uniform(*_ZOOM), rng.uniform(-_MAX_TURN, _MAX_TURN)
     place = rng.random(2)
     if start is None:
@@ -83,7 +83,7 @@ def _draw(
 
 
 def _inside(pose: _Pose, still: Image.Image, size: tuple[int, int]) -> _Pose:
-    """The pose next to `pose` whose view shows nothing beyond the picture; the turn is given up where it must be."""
+    """Return the nearest pose whose view is inside the picture; without rotation if there is no other way."""
     height, width = size
     cos, sin = abs(np.cos(pose.turn)), abs(np.sin(pose.turn))
     half_x, half_y = (
@@ -108,7 +108,7 @@ def _view(still: Image.Image, pose: _Pose, size: tuple[int, int]) -> Image.Image
 
 
 class _Front:
-    """A soft disk of the picture that crosses the view on a straight line."""
+    """A soft disk cut from the picture that crosses the view on a straight line."""
 
     def __init__(self, picture: NDArray[np.uint8], size: tuple[int, int], rng: np.random.Generator) -> None:
         height, width = size
@@ -123,7 +123,7 @@ class _Front:
         self._room = np.array([height - side, width - side])
 
     def draw(self, frame: NDArray[np.uint8], t: int) -> None:
-        """Puts the disk of time `t` into `frame`; at the borders it turns round."""
+        """Draw the disk at time `t` into `frame`; it bounces at the borders."""
         where = np.abs((self._start + self._speed * t + self._room) % (2 * self._room) - self._room)
         top, left = np.rint(where).astype(int)
         side = len(self._disk)
