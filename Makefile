@@ -25,7 +25,7 @@ test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest
 
 test-faults: $(STAMP) ## every fault of docs/reliability.md and every whole run, with real kills; long
-	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks -m ''
+	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research -m ''
 
 test-metrics: $(STAMP) ## a real Prometheus over real runs: every query of the dashboard, every alarm
 	$(BIN)/python -m pytest tests/engine/test_metrics.py tests/engine/test_prometheus.py -m ''

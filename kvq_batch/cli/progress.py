@@ -114,7 +114,7 @@ class TrainProgress(ProgressBar):
     @contextmanager
     def following(self, folder: Path, steps: int) -> Iterator[None]:
         """Show a training that other processes write into `folder`."""
-        from kvq_batch.training.curve import read_curve
+        from kvq_batch.training.state import read_curve
         from kvq_batch.training.trainer import CURVE, VALIDATION
 
         ended = threading.Event()

@@ -14,14 +14,13 @@ from kvq_batch.cli.options import AddressOption, OutputOption, TrainJobArgument
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import TrainProgress
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.training.dataset import decoded_source, mix_column, samples_of
 
 if TYPE_CHECKING:
     from kvq_batch.config.train import TrainJob
     from kvq_batch.labels.training_set import LabelledVideo
     from kvq_batch.models.kvq.config import KvqConfig
-    from kvq_batch.training.plan import TrainingPlan
     from kvq_batch.training.settings import TrainSettings
+    from kvq_batch.training.trainer import TrainingPlan
 
 CURVES_PICTURE = "curve.png"
 CALIBRATION = "validation"
@@ -52,6 +51,7 @@ def train(
     from kvq_batch.config.load import load_train_job
     from kvq_batch.labels.training_set import read_training_set
     from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.training.dataset import mix_column, to_samples
     from kvq_batch.training.samples import split_samples
     from kvq_batch.training.trainer import STATE
 
@@ -67,7 +67,7 @@ def train(
     listed, summary = read_training_set(loaded.data, StorageOptions.from_spec(loaded.storage), mix_column(loaded))
     shown.note(summary)
     videos = [video for video in listed if video.part != "test"]
-    split = split_samples(samples_of(videos), settings.scale, settings.validation_share, settings.seed)
+    split = split_samples(to_samples(videos), settings.scale, settings.validation_share, settings.seed)
     if dry_run:
         return shown.record(_facts(loaded, config, videos, len(split.train), len(split.validation), len(listed)))
     with TrainProgress() as progress:
@@ -88,7 +88,7 @@ def network_of(job: "TrainJob") -> "KvqConfig":
 
 def settings_of(job: "TrainJob") -> "TrainSettings":
     """Return the settings of a job for the training package. Raises: SpecError."""
-    from kvq_batch.training.cubes import check_cube
+    from kvq_batch.training.losses import check_cube
     from kvq_batch.training.settings import LossWeights, Optimiser, TrainSettings
 
     config = network_of(job)
@@ -134,11 +134,12 @@ def _planned(
 ) -> "TrainingPlan":
     """Decode and check everything; return the plan."""
     from kvq_batch.domain.scorer import ModelCard
-    from kvq_batch.training.plan import TrainingPlan
+    from kvq_batch.training.dataset import build_clip_source
     from kvq_batch.training.settings import Machine
+    from kvq_batch.training.trainer import TrainingPlan
 
     folder = Path(job.out).absolute()
-    source = decoded_source(job, settings.config, videos, folder, progress.decoded)
+    source = build_clip_source(job, settings.config, videos, folder, progress.decoded)
     card = ModelCard(
         name=job.name,
         version=job.version,
@@ -168,15 +169,14 @@ def _trained(
             outcome = plan.trainer(observer=progress).train(resume, stop.is_set)
         return outcome.progress.is_finished, outcome.seconds
     from kvq_batch.engine.ray_train import train_distributed
-    from kvq_batch.training.plan import train_as_member
-    from kvq_batch.training.trainer import STATE
+    from kvq_batch.training.trainer import STATE, train_in_group
 
     # Check once here what every process would reject; only the check of the GPUs needs the machines themselves.
     cpu = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, device="cpu", num_threads=None))
     cpu.trainer().check(resume)
     with progress.following(plan.folder, plan.settings.steps):
         train_distributed(
-            partial(train_as_member, plan),
+            partial(train_in_group, plan),
             job.machine.workers,
             job.machine.device,
             plan.folder,
@@ -193,8 +193,7 @@ def _conclude(
     """Draw the curves, calibrate the checkpoint and print the summary."""
     from kvq_batch.models.kvq.checkpoint import load
     from kvq_batch.report.plots import draw_curves
-    from kvq_batch.training.curve import read_curve
-    from kvq_batch.training.state import read_progress
+    from kvq_batch.training.state import read_curve, read_progress
     from kvq_batch.training.trainer import BEST, CURVE, STATE, VALIDATION
 
     folder = plan.folder

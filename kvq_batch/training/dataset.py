@@ -1,121 +1,196 @@
-"""The clips of a training job: decoded once into files, and made a source that a training draws from.
+"""The dataset of a training job: decode each labelled video once into frame files, and open them as a clip source.
 
-It joins the decoder and the training, which do not know each other.
+A file of frames is named by the video's content id, the requested frames and the algorithm numbers. A changed video is
+decoded again; everything else is reused. A video that is missing or broken is reported by name and never replaced.
 """
 
 import dataclasses
+import os
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from kvq_batch.domain.errors import SpecError
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from kvq_batch.config.train import TrainJob
-    from kvq_batch.domain.frames import FrameRequest, Sampling
-    from kvq_batch.labels.training_set import LabelledVideo
-    from kvq_batch.models.kvq.config import KvqConfig
-    from kvq_batch.training.rendition_files import Framing
-    from kvq_batch.training.samples import ClipSource, Sample
+from kvq_batch.config.recipe import SLOT_FRAMES
+from kvq_batch.config.train import TrainJob
+from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
+from kvq_batch.domain.frames import ALGORITHMS, FrameRequest, Sampling
+from kvq_batch.domain.identity import UNKNOWN_CONTENT, fingerprint
+from kvq_batch.labels.training_set import LabelledVideo
+from kvq_batch.media.isolation import IsolatedDecoder
+from kvq_batch.media.probe import VideoLimits
+from kvq_batch.media.tasks import DecodeTask
+from kvq_batch.models.kvq.config import KvqConfig
+from kvq_batch.models.kvq.family import frame_request
+from kvq_batch.storage.fetch import Fetcher
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.training.frame_files import FrameFiles, RenditionFiles, ViewLayout
+from kvq_batch.training.samples import ClipSource, Sample, SplitName
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
+"""Called with (videos done, videos in total)."""
 
 
-def mix_column(job: "TrainJob") -> str | None:
-    """The column that tells which videos are versions of the same frames, where that is of use."""
+@dataclass(frozen=True, slots=True)
+class TrainingVideo:
+    """A video to decode; `content_id` identifies its bytes."""
+
+    video_id: str
+    uri: str
+    content_id: str
+
+
+def mix_column(job: TrainJob) -> str | None:
+    """Return the column that says which videos are renditions of the same frames, or None if the job needs none."""
     return job.views.mix_column if job.views.mix or job.training.versions > 1 else None
 
 
-def samples_of(videos: "Sequence[LabelledVideo]") -> "list[Sample]":
-    """The videos as a training takes them."""
-    from kvq_batch.training.samples import Sample
-
-    parts: dict[str | None, Any] = {"train": "train", "validation": "validation", None: None}
+def to_samples(videos: Sequence[LabelledVideo]) -> list[Sample]:
+    """Return the samples of labelled videos."""
+    splits: dict[str | None, SplitName | None] = {"train": "train", "validation": "validation", None: None}
     return [
         Sample(
             video.video_id,
             video.scene_id,
             video.label,
-            parts[video.part],
+            splits[video.part],
             None if video.pixels is None else f"{video.scene_id}/{video.pixels}",
         )
         for video in videos
     ]
 
 
-def decoded_source(
-    job: "TrainJob", config: "KvqConfig", videos: "list[LabelledVideo]", folder: Path, progress: Progress
-) -> "ClipSource":
-    """Everything that the job trains on, decoded and checked; `progress` hears (done, total).
+def build_clip_source(
+    job: TrainJob, config: KvqConfig, videos: Sequence[LabelledVideo], folder: Path, progress: ProgressCallback
+) -> ClipSource:
+    """Decode and check all videos that the job trains on, and return them as a clip source.
 
     Raises:
         SpecError: videos that cannot be decoded, or files that do not fit the network, by name.
     """
-    from kvq_batch.training.frame_files import FrameFiles
-    from kvq_batch.training.rendition_files import RenditionFiles
-
-    maps = config.maps_shape(config.num_frames, *config.input_size)
+    maps_shape = config.maps_shape(config.num_frames, *config.input_size)
     if job.views.slots is None:
-        files = _decoded(job, videos, _whole_clips(config, job.data.views), folder, progress)
+        files = _decode(job, videos, _whole_clip_requests(config, job.data.views), folder, progress)
         cells = [video.cells and video.cells.absolute() for video in videos] if job.loss.cells else None
-        whole = FrameFiles(samples_of(videos), files, cells)
-        whole.check((config.num_frames, *config.input_size, 3), maps)
+        whole = FrameFiles(to_samples(videos), files, cells)
+        whole.check((config.num_frames, *config.input_size, 3), maps_shape)
         return whole
     unlabelled = [video.video_id for video in videos if video.cells is None]
     if unlabelled:
-        raise SpecError(f"{len(unlabelled)} videos have no cell labels, the first {unlabelled[0]!r}; leave them out")
+        raise SpecError(f"No cell labels for {shorten_list(unlabelled, 3)}. Add them or remove these videos.")
     labels = [video.cells.absolute() for video in videos if video.cells is not None]
-    sampling = _slots(config, job.views.slots)
-    framing = _framing(job, config, sampling, labels[0])
-    size = None if framing.is_cut else config.input_size
-    files = _decoded(job, videos, [_request(sampling, size)], folder, progress)
-    versions = RenditionFiles(samples_of(videos), [paths[0] for paths in files], labels, framing)
-    versions.check()
-    return versions
+    sampling = _slot_sampling(config, job.views.slots)
+    layout = _view_layout(job, config, sampling, labels[0])
+    size = None if layout.is_cut else config.input_size
+    files = _decode(job, videos, [FrameRequest(sampling, size)], folder, progress)
+    renditions = RenditionFiles(to_samples(videos), [paths[0] for paths in files], labels, layout)
+    renditions.check()
+    return renditions
 
 
-def _whole_clips(config: "KvqConfig", num_views: int) -> "list[FrameRequest]":
-    """The first view as a scorer asks for it, the others at random places."""
-    from kvq_batch.models.kvq.family import frame_request
+def frame_paths(video: TrainingVideo, requests: Sequence[FrameRequest], folder: Path) -> tuple[Path, ...]:
+    """Return the file of each request, whether it exists or not."""
+    names = [
+        fingerprint(
+            {
+                "uri": video.uri,
+                "content_id": video.content_id,
+                "key": video.video_id,
+                "request": dataclasses.asdict(request),
+                "algorithms": ALGORITHMS,
+            }
+        )
+        for request in requests
+    ]
+    return tuple(folder / name[:2] / f"{name[:32]}.npy" for name in names)
 
+
+def decode_frames(
+    videos: Sequence[TrainingVideo],
+    requests: Sequence[FrameRequest],
+    folder: Path,
+    fetcher: Fetcher,
+    decoder: IsolatedDecoder,
+    limits: VideoLimits,
+    num_parallel: int,
+    progress: ProgressCallback = lambda done, total: None,
+) -> list[tuple[Path, ...]]:
+    """Decode the videos whose files do not exist yet; return the files of every video.
+
+    Raises:
+        SpecError: videos that cannot be fetched or decoded, after all were tried: their number, and the first by name.
+    """
+    unlisted = [video.video_id for video in videos if video.content_id == UNKNOWN_CONTENT]
+    if unlisted:
+        raise SpecError(
+            f"Videos not found where the list says: {shorten_list(unlisted, separator='; ')}. Correct the list or "
+            "restore them."
+        )
+
+    def decode(video: TrainingVideo) -> str | None:
+        paths = frame_paths(video, requests, folder)
+        if all(path.exists() for path in paths):
+            return None
+        try:
+            with fetcher.fetch(video.uri, video.content_id) as local:
+                task = DecodeTask(path=local.path, key=video.video_id, requests=tuple(requests), limits=limits)
+                clip = decoder.submit(task).result().clips[0]
+                local.check_unchanged()
+            for path, frames in zip(paths, clip.frames, strict=True):
+                _write(path, frames.pixels)
+        except ItemError as error:
+            return f"{video.video_id} ({error})"
+        except OSError as error:
+            raise SpecError(
+                f"{folder} cannot be written ({error}). Free some space, or set another folder in data.frames."
+            ) from error
+        return None
+
+    failed = []
+    with ThreadPoolExecutor(num_parallel, thread_name_prefix="decode") as threads:
+        for done, failure in enumerate(threads.map(decode, videos), 1):
+            if failure is not None:
+                failed.append(failure)
+            progress(done, len(videos))
+    if failed:
+        raise SpecError(
+            f"{len(failed)} of {len(videos)} videos cannot be trained on: {shorten_list(failed, separator='; ')}. Fix "
+            "them, or remove them from the list."
+        )
+    return [frame_paths(video, requests, folder) for video in videos]
+
+
+def _whole_clip_requests(config: KvqConfig, num_views: int) -> list[FrameRequest]:
+    """Return the frames of each view: the first as a scorer requests it, the others at random positions."""
     first = frame_request(config)
-    places = [dataclasses.replace(first.sampling, offset="random", seed=view) for view in range(1, num_views)]
-    return [first, *(dataclasses.replace(first, sampling=sampling) for sampling in places)]
+    samplings = [dataclasses.replace(first.sampling, offset="random", seed=view) for view in range(1, num_views)]
+    return [first, *(dataclasses.replace(first, sampling=sampling) for sampling in samplings)]
 
 
-def _slots(config: "KvqConfig", num_slots: int) -> "Sampling":
-    """So many slots, evenly spread, their frames as far apart as a scorer takes them."""
-    from kvq_batch.models.kvq.family import frame_request
-
+def _slot_sampling(config: KvqConfig, num_slots: int) -> Sampling:
+    """Return the sampling of `num_slots` evenly spread time slots, with frames as far apart as in scoring."""
     sampling = frame_request(config).sampling
     if sampling.frames_per_fragment != config.patch[0]:
         raise SpecError(
-            f"views.slots trains on slots of {config.patch[0]} frames, and a scorer would take "
-            f"{sampling.frames_per_fragment} in a row; set num_frames to num_segments times {config.patch[0]}"
+            f"views.slots trains on slots of {config.patch[0]} frames, but scoring would take "
+            f"{sampling.frames_per_fragment} in a row. Set num_frames to num_segments times {config.patch[0]}."
         )
     return dataclasses.replace(sampling, num_fragments=num_slots)
 
 
-def _request(sampling: "Sampling", size: tuple[int, int] | None) -> "FrameRequest":
-    from kvq_batch.domain.frames import FrameRequest
-
-    return FrameRequest(sampling, size)
-
-
-def _framing(job: "TrainJob", config: "KvqConfig", sampling: "Sampling", cells: Path) -> "Framing":
-    """How views are cut; the cell labels of the first video tell how many frames every video has."""
-    import numpy as np
-
-    from kvq_batch.config.recipe import SLOT_FRAMES
-    from kvq_batch.training.rendition_files import Framing
-
+def _view_layout(job: TrainJob, config: KvqConfig, sampling: Sampling, cells: Path) -> ViewLayout:
+    """Return how views are cut; the cell labels of the first video give the number of frames of every video."""
     try:
         num_slots = len(np.load(cells, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise SpecError(f"{cells}: these cell labels cannot be read ({error})") from error
+        raise SpecError(f"{cells}: the cell labels cannot be read ({error}). Export the labels again.") from error
     frames = sampling.indices(num_slots * SLOT_FRAMES).tolist()
-    return Framing(
+    return ViewLayout(
         input_size=config.input_size,
         grid=config.maps_shape(config.num_frames, *config.input_size)[1:],
         is_cut=all(config.fragments),
@@ -128,19 +203,13 @@ def _framing(job: "TrainJob", config: "KvqConfig", sampling: "Sampling", cells: 
     )
 
 
-def _decoded(
-    job: "TrainJob",
-    videos: "list[LabelledVideo]",
-    requests: "Sequence[FrameRequest]",
+def _decode(
+    job: TrainJob,
+    videos: Sequence[LabelledVideo],
+    requests: Sequence[FrameRequest],
     folder: Path,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> list[tuple[Path, ...]]:
-    from kvq_batch.media.isolation import IsolatedDecoder
-    from kvq_batch.media.probe import VideoLimits
-    from kvq_batch.storage.fetch import Fetcher
-    from kvq_batch.storage.options import StorageOptions
-    from kvq_batch.training.decoded_frames import TrainingVideo, decode_frames
-
     limits = job.limits
     frames = Path(job.data.frames).absolute() if job.data.frames else folder / "frames"
     with (
@@ -157,3 +226,12 @@ def _decoded(
             job.data.decoders,
             progress,
         )
+
+
+def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two videos of equal bytes and name may be written at the same time.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    with partial.open("wb") as file:
+        np.save(file, pixels, allow_pickle=False)
+    partial.replace(path)

@@ -1,6 +1,6 @@
-"""One step of the weights: AdamW with two rates, its schedule, and the averaged copy (KVQ_SPEC section 5).
+"""AdamW with two learning rates, the schedule of the rate, and the moving average of the weights (KVQ_SPEC section 5).
 
-Everything here is a function of the step's number and the gradient, so that a training resumes from tensors alone.
+Everything depends on the number of the step and the gradient alone, so a training resumes from tensors.
 """
 
 import math
@@ -18,10 +18,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def lr_factor(step: int, warmup_steps: int, steps: int) -> float:
-    """What the learning rate of step `step` (from 0) is multiplied by.
+    """Return the factor of the learning rate at step `step` (from 0).
 
-    Published: step / W up to W, then 0.5 (1 + cos(pi (step - W) / steps)). So the first step of a warm-up changes
-    nothing but the moments, and the last factor is a little above 0.
+    Published: step / W up to W, then 0.5 (1 + cos(pi (step - W) / steps)). So the first step of a warm-up changes only
+    the moments, and the last factor is slightly above 0.
     """
     if step <= warmup_steps and warmup_steps:
         return step / warmup_steps
@@ -29,7 +29,7 @@ def lr_factor(step: int, warmup_steps: int, steps: int) -> float:
 
 
 class Optimisation:
-    """The optimiser of a network's parameters, and their moving average `averaged`, by name."""
+    """The optimiser of a network's parameters, and `ema_params`, their exponential moving average by name."""
 
     def __init__(self, network: KvqNetwork, settings: Optimiser, steps: int) -> None:
         self._settings = settings
@@ -44,12 +44,12 @@ class Optimisation:
         self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     def update(self, step: int, group: ProcessGroup) -> float:
-        """Sums the gradients of all processes, takes step `step`, and clears them; returns the gradient's norm.
+        """Sum the gradients of all processes, take step `step`, clear the gradients, and return their norm.
 
         Raises:
-            FatalError: a gradient that is no number: the weights stay as they were.
+            FatalError: the gradient is not finite; the weights stay as they were.
         """
-        # A tensor that no loss reaches has gradient 0: the decay acts on it all the same, as published.
+        # A tensor that no loss reaches has gradient 0, and weight decay still acts on it, as published.
         gradients = []
         for parameter in self._named.values():
             if parameter.grad is None:
@@ -59,8 +59,8 @@ class Optimisation:
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
             raise FatalError(
-                f"step {step}: the gradient is {norm}; lower optimiser.learning_rate, clip the gradient or train in "
-                "fp32, and start again"
+                f"Step {step}: the norm of the gradient is {norm}. Lower optimiser.learning_rate, set "
+                "optimiser.clip_norm or train in fp32, and start again."
             )
         if self._settings.clip_norm is not None and norm > self._settings.clip_norm:
             torch._foreach_mul_(gradients, self._settings.clip_norm / norm)
@@ -75,7 +75,7 @@ class Optimisation:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters, averages and moments, named "<kind>/<parameter>"; the moments only after a first step."""
+        """Return parameters, averages and moments, named "<kind>/<parameter>"; moments exist after the first step."""
         found = {f"weight/{name}": parameter.detach() for name, parameter in self._named.items()}
         found |= {f"average/{name}": average for name, average in self.ema_params.items()}
         for name, parameter in self._named.items():
@@ -84,7 +84,7 @@ class Optimisation:
         return found
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Everything as `tensors` gave it after `step` steps."""
+        """Restore what `tensors` returned after `step` steps."""
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(tensors[f"weight/{name}"])

@@ -1,7 +1,7 @@
-"""The processes that train together, each on its share of every batch; alone is the usual case.
+"""The processes that train together, each on its share of every batch; usually there is one.
 
-Losses over a batch see all predictions, gradients are summed, so that many processes do what one would. Whoever starts
-the processes (Ray Train, torchrun) sets up `torch.distributed`; this module only talks through it.
+Losses over a batch see all predictions, and gradients are summed, so several processes compute what one would. The
+launcher of the processes (Ray Train, torchrun) sets up `torch.distributed`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class ProcessGroup(Protocol):
-    """`rank` of `size` processes; every call is made by all of them."""
+    """This process, `rank`, of `size` processes. Every method must be called by all of them."""
 
     @property
     def rank(self) -> int: ...
@@ -22,24 +22,24 @@ class ProcessGroup(Protocol):
     def size(self) -> int: ...
 
     def gather(self, values: Tensor) -> Tensor:
-        """The values [n, ...] of all processes in order of rank, [size * n, ...]; gradients flow to one's own."""
+        """Return the values [n, ...] of all processes by rank, [size * n, ...]; gradients flow to the own values."""
         ...
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its sum over all processes, in place."""
+        """Replace each tensor by its sum over all processes, in place."""
         ...
 
-    def is_any(self, claim: bool) -> bool:
-        """Whether any process claims so."""
+    def is_any(self, flag: bool) -> bool:
+        """Return whether the flag of any process is true."""
         ...
 
     def barrier(self) -> None:
-        """Returns when every process is here."""
+        """Wait until every process has called this."""
         ...
 
 
 class SingleProcess:
-    """One process."""
+    """A group of one process."""
 
     rank = 0
     size = 1
@@ -48,17 +48,17 @@ class SingleProcess:
         return values
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Its own sum."""
+        """Do nothing: the sum over one process."""
 
-    def is_any(self, claim: bool) -> bool:
-        return claim
+    def is_any(self, flag: bool) -> bool:
+        return flag
 
     def barrier(self) -> None:
-        """Nobody else comes."""
+        """Do nothing."""
 
 
 class TorchProcessGroup:
-    """The processes of `torch.distributed`'s default group, which must be set up."""
+    """The default group of `torch.distributed`, which must be set up."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -72,22 +72,22 @@ class TorchProcessGroup:
         return dist.get_world_size()
 
     def gather(self, values: Tensor) -> Tensor:
-        parts = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(parts, values.detach().contiguous())
-        parts[self.rank] = values
-        return torch.cat(parts)
+        by_rank = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(by_rank, values.detach().contiguous())
+        by_rank[self.rank] = values
+        return torch.cat(by_rank)
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        # One message for all: hundreds of small ones cost more than the copy.
+        # One message for all tensors: hundreds of small messages cost more than the copy.
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
-        for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for tensor, total in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(total.view_as(tensor))
 
-    def is_any(self, claim: bool) -> bool:
-        flag = torch.tensor([float(claim)], device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+    def is_any(self, flag: bool) -> bool:
+        value = torch.tensor([float(flag)], device=self._device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
 
     def barrier(self) -> None:
         self.is_any(False)

@@ -1,7 +1,6 @@
-"""What a training is, as plain frozen values: everything here but `Machine` changes the weights that come out.
+"""Settings of a training as frozen values. All of them change the resulting weights, except `Machine`.
 
-The command line makes these out of a job; another program may make them by itself. This module reads no file and
-computes nothing of the training.
+The command line makes them from a job file; other programs may build them directly.
 """
 
 import hashlib
@@ -20,11 +19,14 @@ TrainPrecision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """What each term of the loss counts; the defaults are the published code's (the paper has lpc 0.05).
+    """Weight of each term of the loss; the defaults are the published code's (the paper has lpc 0.05).
 
-    `score` and `cells` weigh absolute errors of scores and of labelled cells of the texture map, in units of the
-    labels' scale mapped to 0..1; `pairs` those of differences between versions of the same frames. A term of weight 0
-    is not computed.
+    `score` and `cells` weight the absolute errors of scores and of labelled cells of the texture map, with the labels'
+    scale mapped to 0..1; `pairs` weights the errors of differences between renditions of the same frames. A term of
+    weight 0 is not computed.
+
+    Raises:
+        SpecError: a weight that is negative or not finite, or all weights 0.
     """
 
     plcc: float = 1.0
@@ -36,18 +38,18 @@ class LossWeights:
 
     def __post_init__(self) -> None:
         values = asdict(self)
-        if wrong := [name for name, value in values.items() if not (math.isfinite(value) and value >= 0)]:
-            raise SpecError(f"loss weights: {', '.join(wrong)} must be at least 0")
+        if invalid := [name for name, value in values.items() if not (math.isfinite(value) and value >= 0)]:
+            raise SpecError(f"Loss weights must be at least 0: {', '.join(invalid)}.")
         if not any(values.values()):
-            raise SpecError("loss weights: every one is 0, so there is nothing to learn")
+            raise SpecError("All loss weights are 0, so there is nothing to learn. Set at least one.")
 
 
 @dataclass(frozen=True, slots=True)
 class Optimiser:
-    """AdamW as published (KVQ_SPEC section 5): warm-up, cosine, decay of every tensor, a slower backbone.
+    """Settings of AdamW as published (KVQ_SPEC section 5): warm-up, cosine, decay of every tensor, a slower backbone.
 
-    `backbone_factor` multiplies the rate of every tensor whose name contains "backbone". `clip_norm` bounds the norm of
-    the whole gradient, None leaves it. `ema_decay` 0 makes the averaged weights the last ones.
+    `backbone_factor` multiplies the learning rate of every tensor whose name contains "backbone". `clip_norm` limits
+    the norm of the whole gradient, None does not. With `ema_decay` 0 the averaged weights are the last ones.
     """
 
     learning_rate: float = 5e-4
@@ -60,11 +62,14 @@ class Optimiser:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """One training: `steps` steps of `batch_size` clips, of which every `versions` in a row are of the same frames.
+    """One training: `steps` steps of `batch_size` clips; every `versions` clips in a row are of the same frames.
 
-    `cube` is (frames, rows, columns) of the lpc cubes. `scale` is the lowest and highest label that is possible.
-    `validation_share` of the sources is held out, validated on every `validate_every` steps, and decides which weights
-    are kept; `patience` ends the training after so many validations without a better one.
+    `cube` is (frames, rows, columns) of the lpc cubes. `scale` is the lowest and the highest possible label.
+    `validation_share` of the scenes is held out. Every `validate_every` steps the weights are validated on them, and
+    the best weights are kept; `patience` ends the training after that many validations without an improvement.
+
+    Raises:
+        SpecError: values that contradict each other or are out of range.
     """
 
     config: KvqConfig
@@ -86,29 +91,29 @@ class TrainSettings:
     def __post_init__(self) -> None:
         low, high = self.scale
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise SpecError(f"scale {self.scale}: the lowest label must be below the highest")
+            raise SpecError(f"Invalid scale {self.scale}: the lowest label must be below the highest.")
         if self.batch_size < 2:
-            raise SpecError("batch_size must be at least 2: plcc and rank compare the clips of a batch")
+            raise SpecError("batch_size must be at least 2: plcc and rank compare the clips of a batch.")
         if self.versions < 1 or self.batch_size % self.versions:
-            raise SpecError(f"batch_size {self.batch_size} is not made of whole sets of {self.versions} versions")
+            raise SpecError(f"batch_size {self.batch_size} is not a multiple of training.versions = {self.versions}.")
         if self.loss.pairs and self.versions == 1:
-            raise SpecError("loss.pairs compares versions of the same frames; set training.versions to 2 or more")
+            raise SpecError("loss.pairs compares renditions of the same frames. Set training.versions to 2 or more.")
         if min(self.steps, self.validate_every) < 1 or (self.patience is not None and self.patience < 1):
-            raise SpecError("steps, validate_every and patience must be at least 1")
+            raise SpecError("steps, validate_every and patience must be at least 1.")
         if not 0 <= self.validation_share < 1:
-            raise SpecError("validation_share must be at least 0 and below 1")
+            raise SpecError("validation_share must be at least 0 and below 1.")
 
     def digest(self) -> str:
-        """sha256 hex of everything here: two trainings of one digest and one data set give the same weights."""
+        """Return the sha256 hex of all settings: equal digests and equal data give the same weights."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where and how comfortably: what no weight depends on, but for rounding.
+    """Device, threads and memory: the weights depend on none of it, except for rounding.
 
-    `recompute` computes blocks again in the backward pass instead of keeping what they held: less memory, a third more
-    time. `checkpoint_every` is the number of steps that a crash may cost.
+    `recompute` computes blocks again in the backward pass instead of keeping their activations: less memory, a third
+    more time. `checkpoint_every` is the number of steps that a crash may cost.
     """
 
     device: Device = "cpu"

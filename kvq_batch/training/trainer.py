@@ -1,9 +1,7 @@
 """The training loop: batches in, a checkpoint with its card out, resumable at any step to the same weights.
 
-It runs where torch, numpy and safetensors are, alone or as one of a group of processes; whoever holds the clips hands
-them in as a `ClipSource`. On a CPU of the same build and with as many threads, a training that was killed and resumed
-ends with the same bits as one that was not; on a GPU sums are rounded in any order. It decides nothing of what is
-trained: that is `TrainSettings`.
+Runs alone or as one of a group of processes. On a CPU, with the same build and number of threads, a training that was
+killed and resumed ends with the same bits as one that was not; on a GPU sums are rounded in any order.
 """
 
 import csv
@@ -12,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -26,16 +25,19 @@ from kvq_batch.models.host_memory import keep_freed_memory
 from kvq_batch.models.kvq import checkpoint
 from kvq_batch.models.kvq.card import digest
 from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.training.assembly import scoring_network, trainable_network
-from kvq_batch.training.cubes import check_cube
-from kvq_batch.training.curve import Curve
-from kvq_batch.training.initialisation import initial_tensors
-from kvq_batch.training.objective import TensorBatch, compute_losses
+from kvq_batch.training.initialisation import (
+    initial_tensors,
+    scoring_network,
+    tensors_from_checkpoint,
+    tensors_from_kinetics,
+    trainable_network,
+)
+from kvq_batch.training.losses import TensorBatch, check_cube, compute_losses
 from kvq_batch.training.optimisation import Optimisation, lr_factor
-from kvq_batch.training.process_group import ProcessGroup, SingleProcess
+from kvq_batch.training.process_group import ProcessGroup, SingleProcess, TorchProcessGroup
 from kvq_batch.training.samples import ClipSource, batch_indices, data_digest, rendition_sets, seed_of, split_samples
 from kvq_batch.training.settings import Machine, TrainSettings
-from kvq_batch.training.state import Identity, Progress, read_state, replace_file, to_device, write_state
+from kvq_batch.training.state import Curve, Identity, TrainingProgress, read_state, replace_file, to_device, write_state
 from kvq_batch.training.validation import Validation, prediction_rows, validate
 
 STATE = "state.safetensors"
@@ -49,19 +51,19 @@ _VALIDATION_COLUMNS = ("srcc", "plcc", "is_best")
 
 
 class TrainObserver(Protocol):
-    """Who wants to know how a training goes; only the process of rank 0 tells."""
+    """Receives the events of a training; only the process of rank 0 sends them."""
 
     def started(self, step: int, steps: int, num_train: int, num_validation: int) -> None: ...
 
     def stepped(self, step: int, row: Mapping[str, float]) -> None:
-        """`step` steps are done; `row` is the curve's."""
+        """Called when `step` steps are done; `row` is the row of the curve."""
         ...
 
     def validated(self, validation: Validation, is_best: bool) -> None: ...
 
 
-class SilentTraining:
-    """Hears nothing."""
+class NullObserver:
+    """An observer that ignores all events; base class for observers of some events."""
 
     def started(self, step: int, steps: int, num_train: int, num_validation: int) -> None: ...
 
@@ -71,10 +73,10 @@ class SilentTraining:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a training ended: `progress.is_finished` is false where it was stopped. `best` is the checkpoint so far."""
+class TrainingResult:
+    """The end of a training: `progress.is_finished` is false if it was stopped; `best` is the best checkpoint."""
 
-    progress: Progress
+    progress: TrainingProgress
     best: Path
     seconds: float
 
@@ -82,8 +84,8 @@ class Outcome:
 class Trainer:
     """One training in one folder.
 
-    `card` names the model that comes out; origin and digest of it are replaced. `start` holds the weights at step 0,
-    drawn by `settings.initialisation` where it is None.
+    `card` describes the resulting model; its origin and digest are replaced. `start` holds the weights at step 0; None
+    draws them by `settings.initialisation`.
 
     Raises:
         SpecError: settings, samples or labels that cannot be trained on.
@@ -103,23 +105,25 @@ class Trainer:
         self._settings, self._machine, self._source = settings, machine, source
         self._folder, self._card = folder, card
         self._group: ProcessGroup = group or SingleProcess()
-        self._observer: TrainObserver = observer or SilentTraining()
+        self._observer: TrainObserver = observer or NullObserver()
         if settings.loss.lpc:
             check_cube(settings.config, settings.cube)
         if settings.batch_size % (self._group.size * settings.versions):
             raise SpecError(
-                f"batch_size {settings.batch_size} does not split into {self._group.size} equal shares, each of whole "
-                f"sets of {settings.versions} versions"
+                f"batch_size {settings.batch_size} must be a multiple of {self._group.size} workers times "
+                f"training.versions = {settings.versions}."
             )
         if machine.device == "cuda" and not torch.cuda.is_available():
-            raise SpecError("the training is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
+            raise SpecError(
+                "The training needs a GPU (device = 'cuda'), but torch finds none. Set machine.device = 'cpu'."
+            )
         if machine.num_threads is not None:
             torch.set_num_threads(machine.num_threads)
         if machine.device == "cpu":
             keep_freed_memory()
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
-        self._versions = rendition_sets(source.samples, self._split.train, settings.versions)
+        self._sets = rendition_sets(source.samples, self._split.train, settings.versions)
         drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)
         self._identity = Identity(
             settings.digest(),
@@ -134,69 +138,70 @@ class Trainer:
         ema_params = self._optimisation.ema_params
         self._scoring = scoring_network(settings.config, ema_params, settings.precision)
 
-    def train(self, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
-        """Trains to the end, or until `should_stop` (asked after every step), and says where it is then.
+    def train(self, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
+        """Train to the end, or until `should_stop` (called after every step) returns True.
 
         Raises:
-            SpecError: nothing to resume, something that must not be overwritten, or another training's folder.
-            FatalError: the training diverged, or the folder cannot be written; what is stored can be resumed.
+            SpecError: nothing to resume, a folder that must not be overwritten, or another training's folder.
+            FatalError: the training diverged, or the folder cannot be written; the stored state can be resumed.
         """
         started = time.monotonic()
-        progress = self._begin(resume)
+        progress = self._start_or_resume(resume)
         with ExitStack() as stack:
             curve, validations = self._curves(stack, progress.step)
             if self._is_first:
                 sizes = len(self._split.train), len(self._split.validation)
                 self._observer.started(progress.step, self._settings.steps, *sizes)
-            ahead = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="views"))
-            batch = ahead.submit(self._batch, min(progress.step, self._settings.steps - 1))
+            # The next batch is read while this one is computed.
+            reader = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="views"))
+            next_batch = reader.submit(self._batch, min(progress.step, self._settings.steps - 1))
             while not progress.is_finished:
                 step = progress.step
-                now = batch.result()
+                batch = next_batch.result()
                 if step + 1 < self._settings.steps:
-                    batch = ahead.submit(self._batch, step + 1)
-                row = self._step(step, now)
+                    next_batch = reader.submit(self._batch, step + 1)
+                row = self._step(step, batch)
                 if curve is not None:
                     curve.add(row)
                     self._observer.stepped(step + 1, row)
                 progress = dataclasses.replace(progress, step=step + 1)
                 is_last = progress.step == self._settings.steps
                 if is_last or progress.step % self._settings.validate_every == 0:
-                    progress = self._validated(progress, validations)
-                stops = self._group.is_any(should_stop())
-                if stops or progress.is_finished or progress.step % self._machine.checkpoint_every == 0:
-                    self._store(progress, [c for c in (curve, validations) if c is not None])
-                if stops:
+                    progress = self._validate(progress, validations)
+                is_stopped = self._group.is_any(should_stop())
+                if is_stopped or progress.is_finished or progress.step % self._machine.checkpoint_every == 0:
+                    self._save_state(progress, [c for c in (curve, validations) if c is not None])
+                if is_stopped:
                     break
-        return Outcome(progress, self._folder / BEST, time.monotonic() - started)
+        return TrainingResult(progress, self._folder / BEST, time.monotonic() - started)
 
     def check(self, resume: bool) -> None:
-        """Returns if `train` would begin; writes nothing. Raises SpecError as `train` does."""
+        """Check that `train` can start; write nothing. Raises: SpecError as `train` does."""
         state = self._folder / STATE
         if resume:
             read_state(state, self._identity)
         elif state.exists():
-            raise SpecError(f"{self._folder}: a training is there already; go on with --resume, or name another folder")
+            raise SpecError(f"{self._folder} holds a training. Continue it with --resume, or choose another folder.")
 
     @property
     def _is_first(self) -> bool:
         return self._group.rank == 0
 
-    def _begin(self, resume: bool) -> Progress:
+    def _start_or_resume(self, resume: bool) -> TrainingProgress:
         if resume:
             tensors, progress = read_state(self._folder / STATE, self._identity)
             self._optimisation.restore(tensors, progress.step)
             return progress
         self.check(resume=False)
-        # The first process writes only when all have looked.
+        # The first process writes only after all processes have checked.
         self._group.barrier()
         if self._is_first:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise SpecError(f"{self._folder} cannot be made: {error}") from error
-        self._store(Progress(), [])
-        return Progress()
+                raise SpecError(f"{self._folder} cannot be created: {error}") from error
+        self._save_state(TrainingProgress(), [])
+        return TrainingProgress()
 
     def _curves(self, stack: ExitStack, step: int) -> tuple[Curve | None, Curve | None]:
         if not self._is_first:
@@ -205,45 +210,45 @@ class Trainer:
         return curve, stack.enter_context(Curve(self._folder / VALIDATION, _VALIDATION_COLUMNS, step))
 
     def _batch(self, step: int) -> TensorBatch:
-        """This process's share of the batch of a step, normalised, on the device."""
+        """Return this process's share of the batch of a step, normalised, on the device."""
         settings, group = self._settings, self._group
-        places = batch_indices(self._split.train, settings.batch_size, step, settings.seed, self._versions)
+        indices = batch_indices(self._split.train, settings.batch_size, step, settings.seed, self._sets)
         share = settings.batch_size // group.size
-        own = places[group.rank * share : (group.rank + 1) * share].tolist()
+        own = indices[group.rank * share : (group.rank + 1) * share].tolist()
         views = self._source.read(own, seed_of(settings.seed, "view", step))
         low, high = settings.scale
-        labels = self._checked((views.labels - low) / (high - low), own)
+        labels = self._check_labels((views.labels - low) / (high - low), own)
         cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low)).to(self._device)
         clips = normalise(torch.from_numpy(views.clips).to(self._device))
         return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.versions)
 
-    def _checked(self, labels: NDArray[np.float64], own: Sequence[int]) -> NDArray[np.float64]:
-        # A mixture's label is the source's own arithmetic.
-        is_wrong = ~((labels >= 0) & (labels <= 1))
-        wrong = [self._source.samples[own[place]].sample_id for place in np.flatnonzero(is_wrong).tolist()]
-        if wrong:
-            raise FatalError(f"the views of {', '.join(wrong)} have labels outside the scale {self._settings.scale}")
+    def _check_labels(self, labels: NDArray[np.float64], own: Sequence[int]) -> NDArray[np.float64]:
+        # The clip source computes the labels of mixtures itself.
+        is_outside = ~((labels >= 0) & (labels <= 1))
+        outside = [self._source.samples[own[i]].sample_id for i in np.flatnonzero(is_outside).tolist()]
+        if outside:
+            raise FatalError(f"Views of {', '.join(outside)} have labels outside the scale {self._settings.scale}.")
         return labels
 
     def _step(self, step: int, batch: TensorBatch) -> dict[str, float]:
         started = time.monotonic()
         settings = self._settings
-        # Dropout follows from the step: there is no state of a generator to lose.
+        # Dropout is seeded by the step, so there is no state of a generator to store.
         torch.manual_seed(seed_of(settings.seed, "dropout", step, self._group.rank))
         losses = compute_losses(self._network, batch, settings.loss, settings.cube, self._group)
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = self._optimisation.update(step, self._group)
         rate = settings.optimiser.learning_rate * lr_factor(step, settings.optimiser.warmup_steps, settings.steps)
-        told = {"gradient_norm": norm, "learning_rate": rate, "seconds": round(time.monotonic() - started, 4)}
-        return {"step": step + 1} | losses.terms | told
+        facts = {"gradient_norm": norm, "learning_rate": rate, "seconds": round(time.monotonic() - started, 4)}
+        return {"step": step + 1} | losses.terms | facts
 
-    def _validated(self, progress: Progress, curve: Curve | None) -> Progress:
-        """The progress after a validation; better weights than any before are kept as a checkpoint."""
+    def _validate(self, progress: TrainingProgress, curve: Curve | None) -> TrainingProgress:
+        """Validate the averaged weights, save them if they are the best so far, and return the progress."""
         settings = self._settings
         is_last = progress.step == settings.steps
         if not len(self._split.validation):
             if is_last and self._is_first:
-                self._keep(None)
+                self._save_best(None)
             return dataclasses.replace(progress, is_finished=is_last)
         found = validate(
             self._scoring, self._source, self._split.validation, settings.batch_size, progress.step, self._group
@@ -257,24 +262,24 @@ class Trainer:
             progress = dataclasses.replace(progress, num_since_best=progress.num_since_best + 1)
         if self._is_first:
             if is_best:
-                self._keep(found)
+                self._save_best(found)
             if curve is not None:
                 curve.add({"step": found.step, "srcc": found.srcc, "plcc": found.plcc, "is_best": float(is_best)})
             self._observer.validated(found, is_best)
         is_over = settings.patience is not None and progress.num_since_best >= settings.patience
         return dataclasses.replace(progress, is_finished=is_last or is_over)
 
-    def _keep(self, validation: Validation | None) -> None:
-        """The averaged weights as a checkpoint that a scorer loads, and what they gave on the validation set."""
+    def _save_best(self, validation: Validation | None) -> None:
+        """Save the averaged weights as a checkpoint that scorers load, and their predictions of the validation set."""
         tensors = {name: average.cpu().numpy() for name, average in self._optimisation.ema_params.items()}
         card = dataclasses.replace(self._card, origin="trained")
-        kept = checkpoint.Checkpoint(card, self._settings.config, tensors)
-        replace_file(self._folder / BEST, lambda path: checkpoint.save(path, kept))
+        best = checkpoint.Checkpoint(card, self._settings.config, tensors)
+        replace_file(self._folder / BEST, lambda path: checkpoint.save(path, best))
         if validation is not None:
             rows = prediction_rows(self._source, validation)
             replace_file(self._folder / PREDICTIONS, lambda path: _write_rows(path, rows))
 
-    def _store(self, progress: Progress, curves: Sequence[Curve]) -> None:
+    def _save_state(self, progress: TrainingProgress, curves: Sequence[Curve]) -> None:
         if self._is_first:
             for curve in curves:
                 curve.flush()
@@ -287,3 +292,48 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """A whole training as one small value that crosses processes; networks are built where the training runs.
+
+    `start` is a whole checkpoint to continue from, `kinetics` a Video-Swin file for the backbone; at most one is set.
+    """
+
+    settings: TrainSettings
+    machine: Machine
+    source: ClipSource
+    folder: Path
+    card: ModelCard
+    start: Path | None = None
+    kinetics: Path | None = None
+
+    def trainer(self, group: ProcessGroup | None = None, observer: TrainObserver | None = None) -> Trainer:
+        """Build the trainer of this process.
+
+        Raises:
+            SpecError: settings or data that cannot be trained on.
+            CheckpointError: weights of another network.
+        """
+        start = self._initial_tensors()
+        return Trainer(self.settings, self.machine, self.source, self.folder, self.card, start, group, observer)
+
+    def _initial_tensors(self) -> dict[str, Tensor]:
+        drawn = initial_tensors(self.settings.config, self.settings.initialisation, self.settings.seed)
+        if self.start is not None:
+            return tensors_from_checkpoint(drawn, self.settings.config, self.start)
+        if self.kinetics is not None:
+            return tensors_from_kinetics(drawn, self.settings.config, self.kinetics)
+        return drawn
+
+
+def train_in_group(plan: TrainingPlan) -> None:
+    """Train as one process of the group of `torch.distributed`, resuming from the folder's state if there is one.
+
+    So a group that lost a process continues when it is started again. The caller has checked whether a state may exist.
+    """
+    group = TorchProcessGroup(torch.device(plan.machine.device))
+    # Decided together: the first process writes a state as soon as it starts.
+    is_resumed = group.is_any((plan.folder / STATE).exists())
+    plan.trainer(group).train(resume=is_resumed)

@@ -149,9 +149,9 @@ def test_split_column_is_used_and_test_ignored(material: Material, tmp_path: Pat
     facts = json.loads(call(material.job(tmp_path / "out", labels), "--dry-run", "-o", "json").stdout)
     assert (facts["train"], facts["validation"], facts["test"]) == (3, 3, 3)
     labels = material.labels([*rows[:-1], (*rows[-1][:3], "train")], "torn.csv", "file,scene_id,mos,split")
-    assert "stands in both splits" not in call(material.job(tmp_path / "out", labels), "--dry-run").output
+    assert "is in both splits" not in call(material.job(tmp_path / "out", labels), "--dry-run").output
     labels = material.labels([(*rows[0][:3], "validation"), *rows[1:]], "torn.csv", "file,scene_id,mos,split")
-    assert "stands in both splits" in call(material.job(tmp_path / "out", labels), "--dry-run", exit_code=2).output
+    assert "is in both splits" in call(material.job(tmp_path / "out", labels), "--dry-run", exit_code=2).output
 
 
 def test_bad_labels_are_rejected_with_their_name(material: Material, tmp_path: Path) -> None:

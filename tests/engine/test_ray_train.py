@@ -12,10 +12,9 @@ from safetensors.numpy import load_file
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.engine.ray_train import train_distributed
-from kvq_batch.training.curve import read_curve
-from kvq_batch.training.plan import TrainingPlan, train_as_member
 from kvq_batch.training.settings import Machine, TrainSettings
-from kvq_batch.training.trainer import STATE
+from kvq_batch.training.state import read_curve
+from kvq_batch.training.trainer import STATE, TrainingPlan, train_in_group
 from tests.support.synthetic import CARD, Stripes, toy_settings
 
 pytestmark = pytest.mark.slow
@@ -48,7 +47,7 @@ def test_two_processes_match_one(tmp_path: Path) -> None:
     single = plan(tmp_path / "single", settings)
     single.trainer().train()
     distributed = plan(tmp_path / "distributed", settings)
-    train_distributed(partial(train_as_member, distributed), 2, "cpu", distributed.folder)
+    train_distributed(partial(train_in_group, distributed), 2, "cpu", distributed.folder)
     expected, actual = (read_curve(p.folder / "curve.csv") for p in (single, distributed))
     assert [row["step"] for row in actual] == [row["step"] for row in expected]
     for name in ("loss", "plcc", "rank", "lpc", "score", "cells", "gradient_norm"):
@@ -63,12 +62,12 @@ def test_two_processes_match_one(tmp_path: Path) -> None:
 def test_lost_process_is_replaced_and_training_resumes(tmp_path: Path) -> None:
     settings = toy_settings()
     undisturbed = plan(tmp_path / "undisturbed", settings)
-    train_distributed(partial(train_as_member, undisturbed), 2, "cpu", undisturbed.folder)
+    train_distributed(partial(train_in_group, undisturbed), 2, "cpu", undisturbed.folder)
     values: Mapping[str, object] = {f: getattr(undisturbed, f) for f in TrainingPlan.__dataclass_fields__}
     folder = tmp_path / "disturbed"
     folder.mkdir()
     disturbed = TrainingPlan(**{**values, "folder": folder, "source": CrashingOnce(tmp_path)})  # type: ignore[arg-type]
-    train_distributed(partial(train_as_member, disturbed), 2, "cpu", folder)
+    train_distributed(partial(train_in_group, disturbed), 2, "cpu", folder)
     assert (tmp_path / "crashed").exists()
     expected, actual = (load_file(p / STATE) for p in (undisturbed.folder, folder))
     for name, tensor in expected.items():

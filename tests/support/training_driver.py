@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvq_batch.training.trainer import SilentTraining
+from kvq_batch.training.trainer import NullObserver
 from tests.support.synthetic import toy_settings, toy_trainer
 
 
-class Speaker(SilentTraining):
+class Speaker(NullObserver):
     def stepped(self, step: int, row: Mapping[str, float]) -> None:
         sys.stdout.write(f"step {step}\n")
         sys.stdout.flush()

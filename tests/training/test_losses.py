@@ -8,8 +8,17 @@ from torch import Tensor
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
-from kvq_batch.training.cubes import check_cube, cut_cubes, texture_of_cubes
-from kvq_batch.training.losses import cell_error, lpc_losses, pair_error, plcc_loss, rank_loss, score_error
+from kvq_batch.training.losses import (
+    cell_error,
+    check_cube,
+    cut_cubes,
+    lpc_losses,
+    pair_error,
+    plcc_loss,
+    rank_loss,
+    score_error,
+    texture_of_cubes,
+)
 from tests.support.kvq_cases import GOLDENS
 
 
@@ -118,5 +127,5 @@ def test_a_cube_that_fits_no_cell_is_refused() -> None:
     check_cube(PUBLISHED, (2, 28, 28))
     with pytest.raises(SpecError, match="does not fit a cell"):
         check_cube(TINY, (2, 48, 48))
-    with pytest.raises(SpecError, match="of equal size"):
+    with pytest.raises(SpecError, match="equal cells"):
         check_cube(KvqConfig(patch=(3, 4, 4)), (2, 32, 32))

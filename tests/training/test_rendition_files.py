@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.training.rendition_files import Framing, RenditionFiles
+from kvq_batch.training.frame_files import RenditionFiles, ViewLayout
 from kvq_batch.training.samples import Sample
 
-FRAMING = Framing(
+FRAMING = ViewLayout(
     input_size=(16, 16), grid=(4, 4), is_cut=True, slot_frames=2, num_slots=4, frame_slots=(0, 1, 2, 3), flip=False
 )
 LABELS = (90.0, 30.0)
@@ -63,7 +63,7 @@ def test_a_drawn_view_is_one_slot_with_the_labels_of_its_frames(files: Rendition
 
 
 def test_a_mixture_carries_the_label_of_what_stands_in_each_cell(files: RenditionFiles) -> None:
-    mixing = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, mix=1.0))
+    mixing = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=1.0))
     kinds = set()
     for draw in range(20):
         views = mixing.read([0], draw)
@@ -77,7 +77,7 @@ def test_a_mixture_carries_the_label_of_what_stands_in_each_cell(files: Renditio
 
 
 def test_mirrored_and_turned_views_keep_pixels_and_cells_together(files: RenditionFiles) -> None:
-    turned = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, mix=1.0, flip=True))
+    turned = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=1.0, flip=True))
     corners = set()
     for draw in range(60):
         views = turned.read([0], draw)
@@ -93,7 +93,7 @@ def test_contrast_changes_pixels_and_no_label(files: RenditionFiles) -> None:
     for path in files.frames:
         # In the middle of the range, so that nothing is clipped.
         np.save(path, np.load(path) // 2 + 90)
-    changed = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, contrast=1.5))
+    changed = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, contrast=1.5))
     gains = []
     for draw in range(40):
         plain, other = files.read([0], draw), changed.read([0], draw)
@@ -104,7 +104,7 @@ def test_contrast_changes_pixels_and_no_label(files: RenditionFiles) -> None:
 
 
 def test_a_view_follows_from_its_place_and_the_draw(files: RenditionFiles) -> None:
-    mixing = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, mix=0.5, flip=True))
+    mixing = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=0.5, flip=True))
     both, alone = mixing.read([0, 1], 7), mixing.read([1], 7)
     assert np.array_equal(both.clips[1], alone.clips[0])
     assert both.cells is not None
@@ -115,7 +115,7 @@ def test_a_view_follows_from_its_place_and_the_draw(files: RenditionFiles) -> No
 
 def test_versions_are_seen_at_the_same_places_and_mixed_each_for_itself(files: RenditionFiles) -> None:
     framing = dataclasses.replace(FRAMING, flip=True)
-    seen = dataclasses.replace(files, framing=framing)
+    seen = dataclasses.replace(files, layout=framing)
     places = set()
     for draw in range(10):
         views = seen.read([0, 1], draw)
@@ -123,7 +123,7 @@ def test_versions_are_seen_at_the_same_places_and_mixed_each_for_itself(files: R
         assert np.array_equal(views.clips[0, 0, ..., 1:], views.clips[1, 0, ..., 1:])
         places.add(views.clips[0].tobytes())
     assert len(places) == 10
-    mixing = dataclasses.replace(files, framing=dataclasses.replace(framing, mix=1.0))
+    mixing = dataclasses.replace(files, layout=dataclasses.replace(framing, mix=1.0))
     cells = [mixing.read([0, 1], draw).cells for draw in range(10)]
     assert any(found is not None and not np.array_equal(found[0] < 60, found[1] >= 60) for found in cells)
 
@@ -131,7 +131,7 @@ def test_versions_are_seen_at_the_same_places_and_mixed_each_for_itself(files: R
 def test_whole_frames_are_views_where_nothing_is_cut(files: RenditionFiles, tmp_path: Path) -> None:
     for path in files.frames:
         np.save(path, np.load(path)[:, :16, :16])
-    whole = dataclasses.replace(files, framing=dataclasses.replace(FRAMING, is_cut=False))
+    whole = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, is_cut=False))
     whole.check()
     assert whole.read([0], 3).clips[0, 0, :, 0, 1].tolist() == list(range(16))
 
@@ -140,9 +140,9 @@ def test_whole_frames_are_views_where_nothing_is_cut(files: RenditionFiles, tmp_
     ("name", "shape", "said"),
     [
         ("1.npy", (4, 12, 60, 3), "60x12 pixels, the network needs 16x16"),
-        ("1.npy", (4, 40, 61, 3), "another version of the same frames is"),
-        ("1.npy", (2, 40, 60, 3), "not uint8 of 4 frames"),
-        ("1-cells.npy", (3, 5, 7), "not float32 of 4 slots"),
+        ("1.npy", (4, 40, 61, 3), "another rendition of the same frames is"),
+        ("1.npy", (2, 40, 60, 3), "expected uint8 with 4 frames"),
+        ("1-cells.npy", (3, 5, 7), "expected float32 with 4 slots"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_by_name(

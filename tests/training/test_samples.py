@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.training.samples import DataFile, Sample, batch_indices, data_digest, rendition_sets, split_samples
+from kvq_batch.training.samples import Sample, SplitName, batch_indices, data_digest, rendition_sets, split_samples
 
 SCALE = (0.0, 100.0)
 
@@ -32,7 +32,7 @@ def test_no_source_stands_in_both_parts() -> None:
 
 
 def test_a_split_that_samples_bring_is_kept() -> None:
-    parts: dict[int, DataFile] = {2: "validation", 7: "validation"}
+    parts: dict[int, SplitName] = {2: "validation", 7: "validation"}
     rows = [Sample(s.sample_id, s.scene_id, s.label, parts.get(n // 3, "train")) for n, s in enumerate(samples())]
     split = split_samples(rows, SCALE, share=0.5, seed=0)
     assert {rows[place].scene_id for place in split.validation} == {"s2", "s7"}
@@ -45,10 +45,10 @@ def test_nothing_is_held_out_where_nothing_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (Sample("x", "new", math.nan), "no numbers: x;"),
-        (Sample("x", "new", math.inf), "no numbers: x;"),
+        (Sample("x", "new", math.nan), "not finite: x\\."),
+        (Sample("x", "new", math.inf), "not finite: x\\."),
         (Sample("x", "new", 100.5), r"outside the scale 0 to 100: x \(100.5\)"),
-        (Sample("s0-v1", "s0", 5.0), "stand twice: s0-v1;"),
+        (Sample("s0-v1", "s0", 5.0), "Duplicate samples: s0-v1\\."),
     ],
 )
 def test_bad_labels_are_refused_by_name(bad: Sample, message: str) -> None:
@@ -64,12 +64,12 @@ def test_many_bad_labels_are_counted() -> None:
 
 def test_a_source_in_two_splits_is_refused_by_name() -> None:
     rows = [Sample("a", "s", 1.0, "train"), Sample("b", "s", 2.0, "validation"), *samples()]
-    with pytest.raises(SpecError, match="source 's' stands in both splits"):
+    with pytest.raises(SpecError, match="Scene 's' is in both splits"):
         split_samples(rows, SCALE, 0.1, 0)
 
 
 def test_one_source_only_is_refused() -> None:
-    with pytest.raises(SpecError, match="all 3 samples are of 1 source"):
+    with pytest.raises(SpecError, match="All 3 samples are of 1 scene"):
         split_samples(samples(num_sources=1), SCALE, 0.1, 0)
 
 
@@ -115,7 +115,7 @@ def test_versions_of_the_same_frames_stand_side_by_side() -> None:
 
 def test_versions_of_unknown_frames_are_refused_by_name() -> None:
     assert rendition_sets(samples(), np.arange(3), 1) is None
-    with pytest.raises(SpecError, match=r"'s0-v1'.* frames_id, or set training.versions = 1"):
+    with pytest.raises(SpecError, match=r"'s0-v1' has no frames_id. .* or set training.versions = 1"):
         rendition_sets(samples(), np.arange(1, 3), 2)
 
 

@@ -13,9 +13,8 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.models.kvq import attention
 from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
-from kvq_batch.training.assembly import trainable_network
-from kvq_batch.training.initialisation import initial_tensors, started_from_kinetics
-from kvq_batch.training.objective import TensorBatch, compute_losses
+from kvq_batch.training.initialisation import initial_tensors, tensors_from_kinetics, trainable_network
+from kvq_batch.training.losses import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation, lr_factor
 from kvq_batch.training.process_group import SingleProcess
 from kvq_batch.training.settings import LossWeights, Optimiser
@@ -180,7 +179,7 @@ def test_a_gradient_that_is_no_number_ends_the_training() -> None:
     before = network.vqa_head.fc_last.weight.detach().clone()
     optimisation = Optimisation(network, Optimiser(), steps=5)
     network.vqa_head.fc_last.weight.grad = torch.full_like(before, math.nan)
-    with pytest.raises(FatalError, match="step 3: the gradient is nan"):
+    with pytest.raises(FatalError, match="Step 3: the norm of the gradient is nan"):
         optimisation.update(3, SingleProcess())
     assert torch.equal(network.vqa_head.fc_last.weight, before)
 
@@ -225,7 +224,7 @@ def test_a_start_from_kinetics_fills_the_backbone_and_leaves_the_heads(tmp_path:
     state = {f"backbone.{n.removeprefix(root)}": t for n, t in lively.items() if root in n and "cross" not in n}
     torch.save({"state_dict": state}, tmp_path / "swin.pth")
     drawn = initial_tensors(SMALL, "published", seed=0)
-    started = started_from_kinetics(drawn, SMALL, tmp_path / "swin.pth")
+    started = tensors_from_kinetics(drawn, SMALL, tmp_path / "swin.pth")
     block = f"{root}layers.1.blocks.2.attn"
     assert torch.equal(started[f"{block}.qkv.weight"], lively[f"{block}.qkv.weight"])
     assert torch.equal(started[f"{block}.cross_windowattn.qkv.weight"], lively[f"{block}.qkv.weight"])

@@ -21,10 +21,10 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.checkpoint import load
-from kvq_batch.training.curve import read_curve
 from kvq_batch.training.samples import Views
 from kvq_batch.training.settings import LossWeights, Machine, TrainSettings
-from kvq_batch.training.trainer import SilentTraining, Trainer
+from kvq_batch.training.state import read_curve
+from kvq_batch.training.trainer import NullObserver, Trainer
 from kvq_batch.training.validation import Validation, correlations
 from tests.support.synthetic import CARD, Stripes, toy_settings, toy_trainer
 
@@ -129,7 +129,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path)
 
 def test_a_finished_training_is_not_begun_anew(whole: Path) -> None:
     before = bits(whole)
-    with pytest.raises(SpecError, match="go on with --resume"):
+    with pytest.raises(SpecError, match="Continue it with --resume"):
         toy_trainer(whole, toy_settings()).train()
     assert bits(whole) == before
 
@@ -155,12 +155,12 @@ def test_a_damaged_state_is_refused_and_never_a_fresh_start(whole: Path, tmp_pat
     shutil.copytree(whole, tmp_path / "copy")
     state = tmp_path / "copy" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:keep])
-    with pytest.raises(SpecError, match="no readable state"):
+    with pytest.raises(SpecError, match="state of the training cannot be read"):
         toy_trainer(tmp_path / "copy", toy_settings()).train(resume=True)
     assert state.stat().st_size == keep
 
 
-class Falling(SilentTraining):
+class Falling(NullObserver):
     """Notes validations."""
 
     def __init__(self) -> None:
@@ -221,16 +221,16 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path: Path) -> None:
     class Five:
         rank, size = 0, 5
 
-    with pytest.raises(SpecError, match="does not split into 5"):
+    with pytest.raises(SpecError, match="must be a multiple of 5 workers"):
         toy_trainer(tmp_path, toy_settings(), group=Five())  # type: ignore[arg-type]
 
 
 def test_versions_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="batch_size 6 is not made of whole sets of 4 versions"):
+    with pytest.raises(SpecError, match="batch_size 6 is not a multiple of training.versions = 4"):
         toy_settings(versions=4)
-    with pytest.raises(SpecError, match=r"loss.pairs compares .* set training.versions to 2 or more"):
+    with pytest.raises(SpecError, match=r"loss.pairs compares .* Set training.versions to 2 or more"):
         toy_settings(loss=LossWeights(pairs=1.0))
-    with pytest.raises(SpecError, match="nothing tells of which frames '0-0' is one"):
+    with pytest.raises(SpecError, match="sample '0-0' has no frames_id"):
         Trainer(toy_settings(versions=2), Machine(), Nameless(), tmp_path, CARD)
 
 

@@ -17,11 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVR
 
-from benchmarks.lite import features
-from benchmarks.lite.clips import LabelledSet
-from kvq_batch.training.frame_files import loaded
-from kvq_batch.training.rendition_files import RenditionFiles
+from kvq_batch.training.frame_files import RenditionFiles, load_array
 from kvq_batch.training.validation import correlations
+from research.lite import features
+from research.lite.clips import LabelledSet
 
 Real = NDArray[np.float64]
 
@@ -35,10 +34,10 @@ _EPSILON = 2.0
 _CLIP = 4.0
 
 
-def handmade_scores(rows: LabelledSet, folder: Path) -> Iterator[tuple[str, Real, dict[str, Any]]]:
+def handcrafted_scores(rows: LabelledSet, folder: Path) -> Iterator[tuple[str, Real, dict[str, Any]]]:
     """Of each regressor its name, the scores of the test's versions, and what was chosen; features go into `folder`."""
     learnt, test = version_features(rows.learnt, folder), version_features(rows.test, folder)
-    train, validation = rows.part("train"), rows.part("validation")
+    train, validation = rows.indices("train"), rows.indices("validation")
     labels = np.array([sample.label for sample in rows.learnt.samples])
     # Kernel ridge has no intercept: without it, it would draw scores towards 0.
     centre = labels[train].mean()
@@ -68,12 +67,12 @@ def version_features(clips: RenditionFiles, folder: Path) -> Real:
     code = hashlib.sha256(Path(features.__file__).read_bytes()).hexdigest()[:12]
     kept = folder / f"features-{code}"
     kept.mkdir(parents=True, exist_ok=True)
-    return np.stack([_version(path, kept / path.name, clips.framing.slot_frames) for path in clips.frames])
+    return np.stack([_version(path, kept / path.name, clips.layout.slot_frames) for path in clips.frames])
 
 
 def _version(frames: Path, kept: Path, slot_frames: int) -> Real:
     if not kept.exists():
-        found = features.features_of(np.asarray(loaded(frames)), slot_frames)
+        found = features.features_of(np.asarray(load_array(frames)), slot_frames)
         partial = kept.with_suffix(".partial")
         with partial.open("wb") as file:
             np.save(file, np.array(list(found.values())), allow_pickle=False)

@@ -15,10 +15,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.lite import baselines
-from benchmarks.lite.clips import job_for_set, read_set
-from benchmarks.lite.cnn import PlainCnn, train_cnn
-from benchmarks.lite.features import features_of
 from kvq_batch.cli.train import settings_of
 from kvq_batch.config.recipe import Recipe, Step
 from kvq_batch.domain.errors import SpecError
@@ -26,6 +22,10 @@ from kvq_batch.labeling.degradations import apply
 from kvq_batch.media.planes import encode_lossless, from_raw
 from kvq_batch.models.kvq.config import LITE, tensor_shapes
 from kvq_batch.training.settings import LossWeights
+from research.lite import baselines
+from research.lite.clips import job_for_set, read_set
+from research.lite.cnn import PlainCnn, train_cnn
+from research.lite.features import features_of
 
 Clip = NDArray[np.uint8]
 

@@ -1,6 +1,6 @@
 """What each part of KVQ-Lite is worth: the same short training without it, three seeds, on sources never trained on.
 
-    python -m benchmarks.lite.ablations jobs/lite/train.toml --out ablations
+    python -m research.lite.ablations jobs/lite/train.toml --out ablations
 
 The job is the one that trains the shipped weights, with fewer steps; its list of labels must have a part "test".
 Rows are appended to OUT/runs.jsonl as they are found, and what stands there is not trained again, so that the command
@@ -32,8 +32,8 @@ from kvq_batch.models.kvq.checkpoint import load
 from kvq_batch.models.kvq.network import build_network
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.training.dataset import decoded_source, mix_column
-from kvq_batch.training.rendition_files import RenditionFiles
+from kvq_batch.training.dataset import build_clip_source, mix_column
+from kvq_batch.training.frame_files import RenditionFiles
 from kvq_batch.training.settings import Machine
 from kvq_batch.training.trainer import Trainer
 
@@ -156,13 +156,13 @@ def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> RenditionF
     """The clips; resized ones are made of those at their own size, which are decoded already."""
     config = network_of(job)
     if all(config.fragments):
-        made = decoded_source(job, config, videos, out, lambda done, total: None)
+        made = build_clip_source(job, config, videos, out, lambda done, total: None)
         assert isinstance(made, RenditionFiles)
         return made
     native = TrainJob.model_validate(job.model_dump() | {"model": job.model.model_dump() | {"fragments": (7, 7)}})
     whole = _source(native, videos, out)
     files = [_resized(path, config.input_size, out / "resized") for path in whole.frames]
-    return dataclasses.replace(whole, frames=files, framing=dataclasses.replace(whole.framing, is_cut=False))
+    return dataclasses.replace(whole, frames=files, layout=dataclasses.replace(whole.layout, is_cut=False))
 
 
 def _resized(path: Path, size: tuple[int, int], folder: Path) -> Path:

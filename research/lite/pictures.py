@@ -1,6 +1,6 @@
 """Frames with a distorted region, and what KVQ-Lite makes of them: the pictures of docs/model.md.
 
-    python -m benchmarks.lite.pictures --out docs/pictures
+    python -m research.lite.pictures --out docs/pictures
 
 Each sheet is one procedural scene: clean, and with a rectangle that was blurred, made noisy, and coded to blocks; below
 each frame its saliency and its texture, in the colours of one common range. White lines show where the rectangle is.

@@ -20,10 +20,10 @@ from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.embedding import with_energy_bands
 from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork
 from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.training.objective import TensorBatch, compute_losses
+from kvq_batch.training.frame_files import RenditionFiles
+from kvq_batch.training.losses import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation
 from kvq_batch.training.process_group import SingleProcess
-from kvq_batch.training.rendition_files import RenditionFiles
 from kvq_batch.training.samples import batch_indices, rendition_sets, seed_of, split_samples
 from kvq_batch.training.settings import TrainSettings
 from kvq_batch.training.validation import Validation, validate

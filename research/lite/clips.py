@@ -21,8 +21,8 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.evaluation.renditions import ScoredRendition
 from kvq_batch.labels.training_set import LabelledVideo, read_training_set
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.training.dataset import decoded_source, mix_column
-from kvq_batch.training.rendition_files import RenditionFiles
+from kvq_batch.training.dataset import build_clip_source, mix_column
+from kvq_batch.training.frame_files import RenditionFiles
 
 LIST = "labels.csv"
 
@@ -39,9 +39,9 @@ class LabelledSet:
     test: RenditionFiles
     recipes: Sequence[Recipe]
 
-    def part(self, name: str) -> list[int]:
-        """Places of `learnt` of the part "train" or "validation"."""
-        return [place for place, sample in enumerate(self.learnt.samples) if sample.part == name]
+    def indices(self, split: str) -> list[int]:
+        """Return the indices of the samples of `learnt` in the split "train" or "validation"."""
+        return [index for index, sample in enumerate(self.learnt.samples) if sample.split == split]
 
 
 def job_for_set(path: Path, folder: Path, frames: Path) -> TrainJob:
@@ -122,7 +122,7 @@ def _made(path: Path) -> dict[str, _Made]:
 def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> RenditionFiles:
     # The samples of a training are never of a test.
     named = [dataclasses.replace(video, part=None) if video.part == "test" else video for video in videos]
-    source = decoded_source(job, network_of(job), named, Path(job.out), lambda done, total: None)
+    source = build_clip_source(job, network_of(job), named, Path(job.out), lambda done, total: None)
     if not isinstance(source, RenditionFiles):
         raise SpecError("the job trains on whole clips; the baselines need views.slots")
     return source

@@ -1,6 +1,6 @@
 """What stands beside KVQ-Lite: hand-made features with a kernel, and a plain CNN, on the same sources of the same set.
 
-    python -m benchmarks.lite.baselines JOB --set DIR --frames DIR --steps N --seed S --out FILE.json
+    python -m research.lite.baselines JOB --set DIR --frames DIR --steps N --seed S --out FILE.json
 
 JOB is the file that trains the shipped weights: views, losses and optimiser are its own. DIR holds labels.csv, as
 `kvq-batch labels export --format csv` writes it, with the splits train, validation and test; frames that are decoded
@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.lite.clips import LabelledSet, job_for_set, read_set, scored
-from benchmarks.lite.cnn import cnn_scores, train_cnn
-from benchmarks.lite.handmade import handmade_scores
 from benchmarks.tables import print_table
 from kvq_batch.cli.train import settings_of
 from kvq_batch.config.train import TrainJob
 from kvq_batch.evaluation.renditions import ScoredRendition, rendition_rows
 from kvq_batch.training.validation import Validation
+from research.lite.clips import LabelledSet, job_for_set, read_set, scored
+from research.lite.cnn import cnn_scores, train_cnn
+from research.lite.handcrafted import handcrafted_scores
 
 _KINDS = ("handmade", "cnn")
 # Of the CNN's training, in which whole validation sets are scored.
@@ -64,7 +64,7 @@ def _baselines(
     rows: LabelledSet, job: TrainJob, folder: Path, kinds: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, Any], list[ScoredRendition]]]:
     if "handmade" in kinds:
-        for name, scores, facts in handmade_scores(rows, folder):
+        for name, scores, facts in handcrafted_scores(rows, folder):
             yield f"hand-made features, {name}", facts, scored(rows, scores, None)
     if "cnn" in kinds:
         trained = train_cnn(rows.learnt, settings_of(job), _Progress())
