@@ -226,7 +226,7 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_versions_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="batch_size 6 is not a multiple of training.versions = 4"):
+    with pytest.raises(SpecError, match=r"batch_size 6 is not a multiple of training.versions = 4"):
         toy_settings(versions=4)
     with pytest.raises(SpecError, match=r"loss.pairs compares .* Set training.versions to 2 or more"):
         toy_settings(loss=LossWeights(pairs=1.0))
