@@ -1,7 +1,7 @@
 """How a process of ours that computes on a CPU holds its memory.
 
 glibc takes every large block from the system and gives it back when it is freed. A network frees and takes the same
-blocks in every layer, and the system clears each page of them anew: a fifth of `kvq-tiny`'s time, and nothing of
+blocks in every layer, and the system clears each page of them again: a fifth of `kvq-tiny`'s time, and nothing of
 `kvq-lite`'s (`benchmarks.kept_memory`).
 """
 

@@ -60,7 +60,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "no fusion attention across windows": {"model": {"top_k": (1, 1)}},
     "saliency of the last stage only": {"model": {"top_k": (0, 1)}},
     "no procedural scenes": {},
-    "no worn sources": {},
+    "no pre-degraded sources": {},
     "half of the sources": {},
     "a quarter of the sources": {},
     "frames resized to 224, no fragments": {"model": {"fragments": (0, 0)}},
@@ -76,7 +76,7 @@ def _place(row: Mapping[str, Any], seed: int) -> float:
 # Whose training leaves out which rows of the list of labels, by row and seed.
 LEFT_OUT: dict[str, Callable[[Mapping[str, Any], int], bool]] = {
     "no procedural scenes": lambda row, seed: row["reference_content_id"].startswith("scene:"),
-    "no worn sources": lambda row, seed: '"pre_degraded"' in row["segment"],
+    "no pre-degraded sources": lambda row, seed: '"pre_degraded"' in row["segment"],
     "half of the sources": lambda row, seed: _place(row, seed) >= 1 / 2,
     "a quarter of the sources": lambda row, seed: _place(row, seed) >= 1 / 4,
 }

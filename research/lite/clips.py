@@ -1,4 +1,4 @@
-"""The versions of an exported set of labels, split as its list says, decoded once, for whoever learns from them.
+"""The versions of an exported set of labels, split as its list says, decoded once, for the baselines.
 
 They are those that the training of a job reads, in the same order and from the same files. Nothing is scored here.
 """

@@ -40,7 +40,7 @@ def with_energy_bands(clips: Tensor, config: KvqConfig) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """[B, 3, T, H, W] -> [B, D, H, W, C]: a convolution whose steps are its kernel, hence one matrix product."""
+    """[B, 3, T, H, W] -> [B, D, H, W, C]: a convolution whose steps are its kernel, so one matrix product."""
 
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()

@@ -114,7 +114,7 @@ kvq = KvqFamily(
 
 kvq_lite = KvqFamily(
     name="kvq-lite",
-    summary="KVQ-Lite, weights in the box: a small member of KVQ that foretells VMAF without a source, no opinions",
+    summary="KVQ-Lite, weights in the box: a small member of KVQ that predicts VMAF without a reference, no opinions",
     config=LITE,
     default_weights=str(Path(__file__).with_name("kvq-lite.safetensors")),
     any_sizes=False,
