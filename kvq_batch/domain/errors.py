@@ -1,22 +1,22 @@
-"""The one tree of errors; the branch that an error hangs on is the policy that it gets.
+"""The tree of errors; the branch of an error is its policy.
 
     KvqBatchError
-      SpecError        refused before anything starts                                   exit 2
-        CheckpointError  weights that cannot be what the job says they are
+      SpecError        rejected before anything starts                                 exit 2
+        CheckpointError  weights that do not match the job
         UnknownJobError  a submitted job that the cluster does not know
-      ItemError        this video only: a row in `failures`, the run goes on             exit 3 past `max_failure_share`
+      ItemError        this video only: a row in `failures`, the run continues           exit 3 past `max_failure_share`
         FetchError       the bytes did not arrive
-        ProbeError       the bytes are no video that we score
-        DecodeError      the video does not decode
-        ScoreError       the model gave nothing usable
-        LabelError       no version of it can be made or measured
+        ProbeError       the bytes are not a supported video
+        DecodeError      the video cannot be decoded
+        ScoreError       the model returned no usable result
+        LabelError       no rendition of it can be made or measured
       TransientError   retried with a cap, then becomes one of the others
-        OutOfMemoryError   a batch does not fit: tried again by halves
-        HeadAwayError      the cluster's head gives no answer
-      FatalError       stop; what is committed stays committed, the run can be resumed   exit 1
+        OutOfMemoryError   a batch does not fit: retried in halves
+        HeadUnavailableError  the head of the cluster does not answer
+      FatalError       stop; what is committed stays committed, the run can be resumed  exit 1
 
 Foreign exceptions are translated where their library is owned, with `from`. Errors cross processes, so every
-constructor argument reaches `super().__init__` and the text is built in `__str__`. This module does not log.
+constructor argument reaches `super().__init__` and the text is built in `__str__`.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ class KvqBatchError(Exception):
 
 
 class SpecError(KvqBatchError):
-    """A job, argument, catalog or model that is refused before anything starts."""
+    """A job, argument, catalog or model that is rejected before anything starts."""
 
 
 class CheckpointError(SpecError):
@@ -38,11 +38,11 @@ class CheckpointError(SpecError):
 
 
 class UnknownJobError(SpecError):
-    """The cluster knows no submitted job of that id: it is wrong, or the head was started again without its memory."""
+    """The cluster knows no submitted job of that id: the id is wrong, or the head was restarted without its state."""
 
 
 class TransientError(KvqBatchError):
-    """A failure that may pass: a time-out, a reset connection, a slow-down answer."""
+    """A failure that may be temporary: a time-out, a reset connection, a slow-down answer."""
 
 
 class OutOfMemoryError(TransientError):
@@ -50,18 +50,18 @@ class OutOfMemoryError(TransientError):
 
 
 class HeadUnavailableError(TransientError):
-    """The head of a cluster gives no answer, or one that says that it is not at work."""
+    """The head of a cluster does not answer, or answers that it is not ready."""
 
 
 class FatalError(KvqBatchError):
-    """The run cannot go on; what was committed stays committed."""
+    """The run cannot continue; committed results stay committed."""
 
 
 class ItemError(KvqBatchError):
     """One video cannot be scored. `code` is a stable name to group by, `message` is for people.
 
-    `permanent` claims a property of the bytes, which a second try would only meet again. `exit_signal` names the
-    signal that ended the process at work, where one did.
+    `permanent` means a property of the bytes, which a retry would find again. `exit_signal` names the signal that ended
+    the worker process, if one did.
     """
 
     stage: ClassVar[Stage]
@@ -84,25 +84,25 @@ class FetchError(ItemError):
 
 
 class ProbeError(ItemError):
-    """The bytes arrived and hold no video that we score."""
+    """The bytes arrived but are not a supported video."""
 
     stage = "probe"
 
 
 class DecodeError(ItemError):
-    """The video does not decode, kills its decoder, or takes longer than allowed."""
+    """The video cannot be decoded, crashes its decoder, or exceeds the time limit."""
 
     stage = "decode"
 
 
 class ScoreError(ItemError):
-    """The model returned nothing usable for the frames of this video."""
+    """The model returned no usable result for the frames of this video."""
 
     stage = "score"
 
 
 class LabelError(ItemError):
-    """No degraded version of this source can be made, or it cannot be measured against the source."""
+    """No rendition of this reference can be made, or it cannot be compared with the reference."""
 
     stage = "label"
 

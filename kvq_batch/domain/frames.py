@@ -1,6 +1,6 @@
 """Which frames of a video a model sees: the sampler and the request that a model makes of it.
 
-Legend of axes: T frames, H rows, W columns, 3 = RGB. This module computes indices; it does not touch pixels.
+Legend of axes: T frames, H rows, W columns, 3 = RGB.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Offset = Literal["middle", "random"]
 
 ALGORITHMS = {"sampling": 1, "decode": 1, "resize": 1}
-"""Bumped by hand with code that changes which pixels a model sees: then every fingerprint changes with it."""
+"""Increase by hand when code changes which pixels a model sees: every fingerprint changes with it."""
 
 
 @dataclass(frozen=True, slots=True)

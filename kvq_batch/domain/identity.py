@@ -1,7 +1,6 @@
 """What makes two results the same result: content ids, model ids, fingerprints, runs.
 
-A result is identified by (video id, content id, model id, fingerprint, clip index) and stands at most once per run.
-This module computes names; it asks no store what exists.
+A result is identified by (video id, content id, model id, fingerprint, clip index) and is stored at most once per run.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ Reason = Literal["new", "content changed", "model changed", "preprocessing chang
 REASONS: tuple[Reason, ...] = ("new", "content changed", "model changed", "preprocessing changed", "retry", "re-score")
 
 UNKNOWN_CONTENT = "unknown:"
-"""Content id of an object that could not be listed: fetching it will say why, in `failures`."""
+"""Content id of an object that could not be listed: fetching it records the reason in `failures`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
-"""A shard: one of so many disjoint parts of a catalog, each worked off by a driver of its own.
+"""A catalog shard: one of n disjoint subsets of a catalog, each processed by its own driver.
 
-The whole catalog is the only shard of one. Which videos a shard has is decided by a hash of their ids, in `io`; who may
-work beside whom is decided here.
+The whole catalog is the shard 1/1. A hash of the video ids, in `catalog`, decides which shard a video belongs to.
 """
 
 import re
@@ -33,10 +32,10 @@ class Shard:
         return cls(number, count)
 
     def excludes(self, other: "Shard") -> bool:
-        """Whether the two may not be worked off at the same time; the same for both.
+        """Return whether the two shards must not run at the same time; symmetric.
 
-        Shards of different counts may well be disjoint, but exclude each other all the same: so that the log of a
-        table has to remember one count only to know whom a new writer follows.
+        Shards of different counts exclude each other even if they are disjoint, so that the log of a table needs one
+        count only to find the predecessor of a new writer.
         """
         return self.count != other.count or self.number == other.number
 
@@ -45,4 +44,4 @@ class Shard:
 
 
 WHOLE = Shard(1, 1)
-"""All of the catalog, and whatever else stands in the tables."""
+"""The whole catalog, and everything else in the tables."""
