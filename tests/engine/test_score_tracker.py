@@ -14,7 +14,7 @@ from kvq_batch.domain.identity import ModelRef
 from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, ScorerSpec
 from kvq_batch.domain.video import ClipFrames
-from kvq_batch.engine.score_tracker import ScoreTracker
+from kvq_batch.engine.score_run import ScoreTracker
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
 from kvq_batch.engine.work_tracker import MAX_PREEMPTED_ATTEMPTS
