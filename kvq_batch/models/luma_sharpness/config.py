@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LumaConfig:
-    """`num_tasks` pairs of neighbouring frames are measured, evenly spread over the clip: 8 of the 32 standard frames.
+    """`num_pairs` pairs of neighbouring frames are measured, evenly spread over the clip: 8 of the 32 standard frames.
 
     `luma` are the weights of red, green and blue in 256ths: BT.601's (0.299, 0.587, 0.114), rounded to sum to 1.
     """
 
-    num_tasks: int = 4
+    num_pairs: int = 4
     luma: tuple[int, int, int] = (77, 150, 29)

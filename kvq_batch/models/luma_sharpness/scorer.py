@@ -37,7 +37,7 @@ class LumaSharpnessScorer:
         return [self._predict(clip) for clip in clips]
 
     def _predict(self, clip: NDArray[np.uint8]) -> Prediction:
-        starts = pair_starts(len(clip), self._config.num_tasks)
+        starts = pair_starts(len(clip), self._config.num_pairs)
         frames = [frame for start in starts for frame in (start, start + 1)] or [0]
         lumas = [luma(clip[frame], self._config.luma) for frame in frames]
         mean = np.mean([y.mean() for y in lumas])
@@ -53,9 +53,9 @@ class LumaSharpnessScorer:
         return Prediction(raw_score=outputs["sharpness"], outputs=outputs)
 
 
-def pair_starts(num_frames: int, num_tasks: int) -> list[int]:
+def pair_starts(num_frames: int, num_pairs: int) -> list[int]:
     """First frames of the measured pairs, evenly spread; none where there is but one frame."""
-    pairs = min(num_tasks, num_frames // 2)
+    pairs = min(num_pairs, num_frames // 2)
     return [pair * (num_frames // pairs) for pair in range(pairs)]
 
 
