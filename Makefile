@@ -21,8 +21,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## make clips, score them on a local Ray, ask two questions, draw one picture
 	$(BIN)/kvq-batch demo
 
+# These start Ray, count processes or kill them: one at a time. The others share two processes.
+SERIAL_TESTS := tests/benchmarks tests/cli tests/cluster tests/engine tests/faults tests/labeling
+
 test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(SERIAL_TESTS))
+	$(BIN)/python -m pytest $(SERIAL_TESTS)
 
 test-faults: $(STAMP) ## every fault of docs/reliability.md and every whole run, with real kills; long
 	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research -m ''
