@@ -67,3 +67,8 @@ def test_a_score_does_not_depend_on_its_neighbours() -> None:
 )
 def test_pairs_are_spread_over_the_clip(num_frames: int, starts: list[int]) -> None:
     assert pair_starts(num_frames, 4) == starts
+
+
+def test_model_id_is_stable() -> None:
+    # The id covers the names of the configuration's fields: renaming one makes every stored score outdated.
+    assert registry.describe(ModelOptions("luma-sharpness")).card.model_id == "luma-sharpness@1-8ebe4ba6c66e"
