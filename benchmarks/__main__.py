@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, as the Markdown of `benchmarks/README.md`: `python -m benchmarks`."""
+"""Run every benchmark and print the Markdown of `benchmarks/README.md`: `python -m benchmarks`."""
 
 import os
 import platform
@@ -7,20 +7,20 @@ import sys
 
 BENCHMARKS = (
     ("The framework alone", "pipeline", ()),
-    ("What one driver writes and commits", "commit_rate", ()),
+    ("Commit rate of one driver", "commit_rate", ()),
     ("Compaction", "compaction", ()),
     ("A whole run against its slower stage", "end_to_end", ()),
-    ("The small member of the family", "end_to_end", ("--model", "kvq-tiny", "--videos", "24")),
+    ("A whole run with the small untrained model", "end_to_end", ("--model", "kvq-tiny", "--videos", "24")),
     ("Side by side", "side_by_side", ()),
-    ("The model in the box", "end_to_end", ("--model", "kvq-lite", "--videos", "24")),
+    ("A whole run with the included model", "end_to_end", ("--model", "kvq-lite", "--videos", "24")),
     ("Decoding and resizing", "decode", ()),
     ("KVQ on a CPU", "kvq_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
     ("Forecasts against runs", "scaling", ()),
-    ("What a run holds in memory", "memory", ()),
-    ("Freed memory, kept", "kept_memory", ()),
-    ("How maps are stored", "maps_encoding", ()),
-    ("What a label costs", "labels", ()),
+    ("Memory of a run", "memory", ()),
+    ("Keeping freed memory", "kept_memory", ()),
+    ("Encoding of maps", "maps_encoding", ()),
+    ("Cost of a label", "labels", ()),
 )
 
 

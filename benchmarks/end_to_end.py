@@ -1,6 +1,6 @@
-"""How much of the slower stage's own speed a whole run keeps: KVQ on real files, decoding and scoring on one machine.
+"""Compare the speed of a whole run with its slower stage: KVQ on real files, decoding and scoring on one machine.
 
-Three rates over the same files: decoding alone (children and shared memory, no model), scoring alone
+Measures three rates over the same files: decoding alone (child processes and shared memory, no model), scoring alone
 (the model in this process, frames in memory), and the run, from its first result to its last commit.
 """
 
@@ -29,17 +29,17 @@ from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
 from kvq_batch.planning.job_plan import plan_job
 
-IN_THE_BOX = ("kvq-lite",)
+INCLUDED = ("kvq-lite",)
 
 
-class Watch(SilentObserver):
-    """The moments of the first result and of the last commit."""
+class CommitTimes(SilentObserver):
+    """Record the times of the first result and of the last commit."""
 
     def __init__(self) -> None:
         self.first: float | None = None
         self.last = 0.0
 
-    def progressed(self, account: WorkTracker) -> None:
+    def progressed(self, tracker: WorkTracker) -> None:
         self.first = self.first or time.perf_counter()
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
@@ -47,12 +47,12 @@ class Watch(SilentObserver):
 
 
 def weights_of(model: str) -> str | None:
-    """The weights in the box where the model has some, else random ones: they cost the same."""
-    return None if model in IN_THE_BOX else "untrained"
+    """Return None for a model with included weights, else "untrained": random weights cost the same."""
+    return None if model in INCLUDED else "untrained"
 
 
 def decode_alone(paths: Sequence[Path], frames: FrameRequest) -> tuple[float, list[NDArray[np.uint8]]]:
-    """Videos a second through one child, and the frames of each."""
+    """Return videos per second through one child process, and the frames of each video."""
     with IsolatedDecoder(1, Path("/dev/shm"), timeout_s=120) as decoder:
         request = (frames,)
         decoder.submit(DecodeTask(paths[0], "warm", request)).result()
@@ -63,7 +63,7 @@ def decode_alone(paths: Sequence[Path], frames: FrameRequest) -> tuple[float, li
 
 
 def score_alone(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> float:
-    """Clips a second of the model alone."""
+    """Return clips per second of the model alone."""
     scorer.score(clips[:1])
     started = time.perf_counter()
     for clip in clips:
@@ -72,7 +72,7 @@ def score_alone(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> float:
 
 
 def whole_run(model: str, num_threads: int, folder: Path) -> float:
-    """Videos a second of the run, from the first result on."""
+    """Return videos per second of a run, starting at the first result."""
     job = make_job(
         {
             "name": "end-to-end",
@@ -92,16 +92,16 @@ def whole_run(model: str, num_threads: int, folder: Path) -> float:
         },
         "benchmark",
     )
-    watch = Watch()
-    summary = run_job(plan_job(job), watch)
-    assert watch.first is not None
-    return (summary.num_scored - 1) / (watch.last - watch.first)
+    times = CommitTimes()
+    summary = run_job(plan_job(job), times)
+    assert times.first is not None
+    return (summary.num_scored - 1) / (times.last - times.first)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="kvq")
-    parser.add_argument("--videos", type=int, default=6, help="a multiple of 6")
+    parser.add_argument("--videos", type=int, default=6, help="number of videos, a multiple of 6")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", choices=["markdown", "json"], default="markdown")
     arguments = parser.parse_args()

@@ -67,7 +67,7 @@ def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[s
         until = time.monotonic() + limit_s
         try:
             while process.poll() is None and time.monotonic() < until:
-                tree.look()
+                tree.sample()
                 peaks["shared"] = max(peaks["shared"], _shared_bytes() - before)
                 for pid in tree.pids:
                     part = "driver" if pid == process.pid else _part(pid)

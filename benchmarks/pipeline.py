@@ -1,8 +1,9 @@
-"""What the framework itself costs: planned videos to committed scores, with decoding that is free.
+"""Measure the cost of the framework: from planned videos to committed scores, with free decoding.
 
-The decoder is replaced above the child process by frames of 0.3 MB that are ready; the handcrafted scorer, Ray Data,
-the ledger, Parquet and Delta are what runs otherwise. A second row puts the child and its shared memory back, with a
-task that hands over the same frames without decoding: its cost is the isolation. Times include no start of Ray.
+The decode worker is replaced by one that returns ready frames of 0.3 MB without a child process. The handcrafted
+scorer, Ray Data, the tracker, Parquet and Delta are the usual ones. A second row adds the child process and its shared
+memory, with a task that returns the same frames without decoding: the difference is the cost of isolation. Rates do
+not include the start of Ray.
 """
 
 import argparse
@@ -44,7 +45,7 @@ PROBED = Probed(FACTS, "none", 0, "packets", False, EMPTY, EMPTY.astype(bool), E
 
 
 class FreeFrames:
-    """In place of `DecodeWorker`: frames without fetching, child or decoding."""
+    """Replacement of `DecodeWorker` that returns frames without fetching, child process or decoding."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._frames = ClipFrames(
@@ -59,13 +60,13 @@ class FreeFrames:
 
 
 class FreeTask(DecodeWorker):
-    """The real worker with a real child, whose task decodes nothing."""
+    """The usual worker with a child process, whose task decodes nothing."""
 
     task_function: ClassVar[str] = "benchmarks.pipeline:free_task"
 
 
 def free_task(task: DecodeTask, scratch_file: Path) -> VideoLayout:
-    """The frames of `FreeFrames` through the scratch file."""
+    """Return frames of the size of `FreeFrames` through the scratch file."""
     scratch = ScratchWriter(scratch_file)
     try:
         pixels = scratch.allocate(SHAPE)
@@ -83,18 +84,18 @@ def _row(item: dict[str, Any]) -> ClipRow:
     )
 
 
-class Watch(SilentObserver):
-    """When the first result came and when the last was committed."""
+class CommitTimes(SilentObserver):
+    """Record the times and core-seconds at the first result and at the last commit."""
 
     def __init__(self) -> None:
         self.first: float | None = None
         self.last = 0.0
-        self.before = 0
+        self.num_before = 0
         self.core_s = [0.0, 0.0]
 
-    def progressed(self, account: WorkTracker) -> None:
+    def progressed(self, tracker: WorkTracker) -> None:
         if self.first is None:
-            self.first, self.before = time.perf_counter(), account.num_videos_done
+            self.first, self.num_before = time.perf_counter(), tracker.num_videos_done
             self.core_s[0] = time.process_time()
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
@@ -103,7 +104,7 @@ class Watch(SilentObserver):
 
 
 def measure(worker: type, num_videos: int, batch_size: int, folder: Path) -> dict[str, Any]:
-    """Videos a second from the first result to the last commit, and the driver's peak memory."""
+    """Return videos per second from the first result to the last commit, and the driver's cost and peak memory."""
     video = folder / "video.bin"
     video.write_bytes(b"0")
     job = make_job(
@@ -129,16 +130,18 @@ def measure(worker: type, num_videos: int, batch_size: int, folder: Path) -> dic
     models = describe_models(job)
     plan = make_plan(None, catalog, job.catalog_name, [model.ref for model in models.models])
     planned = JobPlan(job, models, catalog, str(folder), plan, estimate_plan(job, models, plan, None))
-    watch = Watch()
-    summary = run_job(planned, watch, RunOptions(worker=worker))
+    times = CommitTimes()
+    summary = run_job(planned, times, RunOptions(worker=worker))
     assert summary.num_scored == num_videos
-    assert watch.first is not None
+    assert times.first is not None
     return {
         "decoding": worker.__name__,
         "videos": num_videos,
-        "videos a batch": batch_size,
-        "videos/s": round((num_videos - watch.before) / (watch.last - watch.first)),
-        "driver core-ms a video": round(1000 * (watch.core_s[1] - watch.core_s[0]) / (num_videos - watch.before), 2),
+        "videos per batch": batch_size,
+        "videos/s": round((num_videos - times.num_before) / (times.last - times.first)),
+        "driver core-ms per video": round(
+            1000 * (times.core_s[1] - times.core_s[0]) / (num_videos - times.num_before), 2
+        ),
         "driver MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "seconds with Ray's start": round(summary.seconds, 1),
     }

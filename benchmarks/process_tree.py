@@ -1,8 +1,7 @@
-"""What a process and everything that it started have cost: core-seconds and memory, read from /proc.
+"""Core-seconds and memory of a process and all its descendants, read from /proc.
 
-A process belongs to the tree from the first look that finds its parent in it, and stays there when the parent ends. Of
-a process that ends and is waited for, what it spent since the last look is missed. It needs no cgroup and no rights,
-and starts nothing.
+A process belongs to the tree after the first sample that finds its parent in the tree, and stays in it when the parent
+ends. The time that a process spends between the last sample and its end is missed. Needs no cgroup and no privileges.
 """
 
 import os
@@ -14,11 +13,11 @@ from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
-# Reading the page tables of a dozen large processes takes 0.1 s, in which they wait: at most a twentieth of the time.
-_REST_AFTER_MEMORY = 20
+# Reading the page tables of a dozen large processes takes 0.1 s and blocks them: spend at most a twentieth of the time.
+_PAUSE_FACTOR = 20
 
 Key = tuple[int, int]
-"""Process id and time of start, as an id may be given out again."""
+"""Process id and start time, because an id may be reused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +28,17 @@ class _Process:
 
 
 class ProcessTree:
-    """A process and its descendants; what is asked for is as of the last `look`."""
+    """A process and its descendants, as of the last `sample`."""
 
     def __init__(self, pid: int) -> None:
         self._root = pid
         self._spent: dict[Key, float] = {}
         self._alive: list[Key] = []
-        self._memory_due = 0.0
+        self._next_memory_s = 0.0
         self.peak_bytes = 0
 
-    def look(self) -> None:
-        """Takes note of every process of the tree, and of its memory when that is due."""
+    def sample(self) -> None:
+        """Update the processes of the tree, and their memory if the last reading is old enough."""
         listed = _listed()
         known = {pid for pid, start in self._spent if (pid, start) in listed} | {self._root}
         size = 0
@@ -49,25 +48,25 @@ class ProcessTree:
         of_tree = {key: process for key, process in listed.items() if key[0] in known}
         self._spent |= {key: process.spent_s for key, process in of_tree.items()}
         self._alive = [key for key, process in of_tree.items() if not process.is_zombie]
-        if time.monotonic() >= self._memory_due:
+        if time.monotonic() >= self._next_memory_s:
             started = time.monotonic()
             self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(pid) for pid, _ in self._alive))
-            self._memory_due = time.monotonic() + _REST_AFTER_MEMORY * (time.monotonic() - started)
+            self._next_memory_s = time.monotonic() + _PAUSE_FACTOR * (time.monotonic() - started)
 
     @property
     def pids(self) -> list[int]:
-        """Those of the tree that are alive."""
+        """Return the ids of the processes that are alive."""
         return [pid for pid, _ in self._alive]
 
     @property
     def core_seconds(self) -> float:
-        """User and system time of all processes of the tree, those that have ended included."""
+        """Return user and system time of all processes of the tree, with those that have ended."""
         return sum(self._spent.values())
 
     def kill(self) -> None:
-        """Ends whatever is left of the tree; a process that comes up meanwhile is ended, too."""
+        """Kill all processes of the tree, with those that start meanwhile."""
         while True:
-            self.look()
+            self.sample()
             if not self._alive:
                 return
             for pid, _ in self._alive:
@@ -77,20 +76,20 @@ class ProcessTree:
 
 
 def machine_core_seconds() -> float:
-    """What all processes of this machine have spent since it is up."""
+    """Return the core-seconds of all processes of this machine since it started."""
     with open("/proc/stat", encoding="ascii") as file:
         user, nice, system = file.readline().split()[1:4]
     return (int(user) + int(nice) + int(system)) * _TICK_S
 
 
 def _listed() -> dict[Key, _Process]:
-    """Every process of this machine."""
+    """Return every process of this machine."""
     found = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdecimal():
             continue
         with suppress(FileNotFoundError, ProcessLookupError):
-            # The name stands in brackets and may hold anything; state, parent and the numbers come after it.
+            # The name is in brackets and may contain anything; state, parent and the numbers follow it.
             fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             spent_s = (int(fields[11]) + int(fields[12])) * _TICK_S
             found[int(folder.name), int(fields[19])] = _Process(int(fields[1]), spent_s, fields[0] == "Z")
@@ -98,7 +97,7 @@ def _listed() -> dict[Key, _Process]:
 
 
 def _pss_bytes(pid: int) -> int:
-    """Memory of a process, each page that several map shared out among them."""
+    """Return the proportional set size: each shared page is divided among the processes that map it."""
     with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("Pss:"):

@@ -146,7 +146,7 @@ def run_apart(case: Case, folder: Path, tables: str) -> Measurement:
         )
         tree, busy_s = ProcessTree(process.pid), busy_core_seconds()
         while process.poll() is None:
-            tree.look()
+            tree.sample()
             time.sleep(LOOK_EVERY_S)
     output = process.communicate()[0]
     if process.returncode:

@@ -1,10 +1,9 @@
-"""Ways to score a folder of videos with one model: ours, and what one would write without it.
+"""Ways to score a folder of videos with one model: kvq-batch, and plain code in other frameworks.
 
-Each is a function that tells results as they come, a batch at a time. All but ours are written in the plain manner of
-their framework, on as many processes as there are cores, and decode as the published test code does (decord with its
-defaults, frame by frame); one has our reader instead, which tells what isolation and bookkeeping cost from what the
-reader saves. None of them but ours stores anything (tables, in the system's temporary folder; removing them is the
-caller's); ours reads its tables back, too.
+Each way is a function that emits results as they come, in batches. All but ours are plain code of their framework, use
+one process per core, and decode like the published test code (decord with its defaults, frame by frame). One uses our
+reader instead, to separate the cost of isolation and tracking from the gain of the reader. Only ours stores results (in
+tables in the system's temporary folder, which the caller removes) and reads them again.
 """
 
 import sys
@@ -39,18 +38,18 @@ from kvq_batch.models import registry
 from kvq_batch.planning.job_plan import plan_job
 
 Result = dict[str, Any]
-"""Of one video: `video` (the file's name), and `score`, `frames` (their numbers), or `failure` (why there is none)."""
+"""Result of one video: `video` (file name), and `score`, `frames` (frame indices), or `failure` (the error)."""
 
 Read = Callable[[Path], tuple[NDArray[np.uint8], list[int]]]
-"""The clip of a video, uint8 RGB [32, 448, 448, 3], and its frames' numbers."""
+"""Return the clip of a video, uint8 RGB [32, 448, 448, 3], and its frame indices."""
 
-Tell = Callable[[Sequence[Result]], None]
-Way = Callable[[Path, str, int, Tell], None]
-"""(folder of videos, name of the model, cores, where results go)."""
+Emit = Callable[[Sequence[Result]], None]
+Way = Callable[[Path, str, int, Emit], None]
+"""(folder of videos, name of the model, number of cores, receiver of results)."""
 
 
-def ours(folder: Path, model: str, cores: int, tell: Tell) -> None:
-    """The product: a decoding process a core, one scoring process, tables."""
+def ours(folder: Path, model: str, cores: int, emit: Emit) -> None:
+    """kvq-batch: one decoding process per core, one scoring process, tables."""
     tables = tempfile.mkdtemp(prefix="tables-")
     job = make_job(
         {
@@ -63,38 +62,38 @@ def ours(folder: Path, model: str, cores: int, tell: Tell) -> None:
         },
         "benchmark",
     )
-    run_job(plan_job(job), _Teller(tell), RunOptions(worker=_CraftedDecodeWorker))
+    run_job(plan_job(job), _Emitter(emit), RunOptions(worker=_CraftedDecodeWorker))
     with kvq_batch.open(tables) as quality:
         clips = quality.sql("SELECT video_id, frame_indices FROM clips").to_pylist()
-    tell([{"video": clip["video_id"], "frames": clip["frame_indices"]} for clip in clips])
+    emit([{"video": clip["video_id"], "frames": clip["frame_indices"]} for clip in clips])
 
 
 class _CraftedDecodeWorker(DecodeWorker):
-    """The decoding stage, whose children die of files that kill."""
+    """The decode worker, whose child processes are killed by crafted files."""
 
     task_function: ClassVar[str] = "benchmarks.crafted:decode_crafted"
 
 
-class _Teller(SilentObserver):
-    """Tells what is committed."""
+class _Emitter(SilentObserver):
+    """Emit what is committed."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
 
     def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
         failed = [{"video": row["video_id"], "failure": row["error"]} for row in failures if row["final"]]
-        self._tell([{"video": row["video_id"], "score": row["raw_score"]} for row in scores] + failed)
+        self._emit([{"video": row["video_id"], "score": row["raw_score"]} for row in scores] + failed)
 
 
-def loop(folder: Path, model: str, cores: int, tell: Tell) -> None:
-    """One process, one video after the other; torch has all cores."""
+def loop(folder: Path, model: str, cores: int, emit: Emit) -> None:
+    """Plain loop: one process, one video after the other; torch uses all cores."""
     scorer = _scorer(model, cores)
     for path in _videos(folder):
-        tell([_result(path, *plain_clip(path), scorer)])
+        emit([_result(path, *plain_clip(path), scorer)])
 
 
 class _Videos(Dataset[tuple[str, NDArray[np.uint8], list[int]]]):
-    """A clip an item."""
+    """Dataset with one clip per item."""
 
     def __init__(self, paths: Sequence[Path], read: Read) -> None:
         self._paths = paths
@@ -108,21 +107,21 @@ class _Videos(Dataset[tuple[str, NDArray[np.uint8], list[int]]]):
         return str(path), *self._read(path)
 
 
-def dataloader(folder: Path, model: str, cores: int, tell: Tell) -> None:
-    """A decoding worker a core; the main process scores, with all cores."""
-    _load(folder, model, cores, tell, plain_clip)
+def dataloader(folder: Path, model: str, cores: int, emit: Emit) -> None:
+    """torch DataLoader: one decoding worker per core; the main process scores with all cores."""
+    _load(folder, model, cores, emit, plain_clip)
 
 
-def dataloader_with_our_reader(folder: Path, model: str, cores: int, tell: Tell) -> None:
-    """The same, with the library's own probe, reader and sampler in those workers."""
-    _load(folder, model, cores, tell, our_clip)
+def dataloader_with_our_reader(folder: Path, model: str, cores: int, emit: Emit) -> None:
+    """The same, with the probe, reader and sampler of kvq-batch in the workers."""
+    _load(folder, model, cores, emit, our_clip)
 
 
-def _load(folder: Path, model: str, cores: int, tell: Tell, read: Read) -> None:
+def _load(folder: Path, model: str, cores: int, emit: Emit, read: Read) -> None:
     scorer = _scorer(model, cores)
     loader = DataLoader(_Videos(_videos(folder), read), batch_size=1, num_workers=cores, collate_fn=_only_one)
     for path, clip, frames in loader:
-        tell([_result(Path(path), clip, frames, scorer)])
+        emit([_result(Path(path), clip, frames, scorer)])
 
 
 def _only_one(items: list[Any]) -> Any:
@@ -130,7 +129,7 @@ def _only_one(items: list[Any]) -> Any:
 
 
 class _PlainActor:
-    """Decodes and scores in its own process."""
+    """Decode and score in one process."""
 
     def __init__(self, model: str) -> None:
         self._scorer = _scorer(model, 1)
@@ -140,13 +139,13 @@ class _PlainActor:
         return _result(path, *plain_clip(path), self._scorer)
 
 
-def ray_data(folder: Path, model: str, cores: int, tell: Tell) -> None:
-    """`map` over an actor a core that decodes and scores in its own process; Ray's defaults."""
+def ray_data(folder: Path, model: str, cores: int, emit: Emit) -> None:
+    """Ray Data: `map` with one actor per core that decodes and scores; Ray's defaults."""
     import ray
 
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    actor: Any = _PlainActor  # Ray's types know callable classes no better than as functions
+    actor: Any = _PlainActor  # Ray's types accept callable classes only as functions
     dataset = ray.data.from_items([{"path": str(path)} for path in _videos(folder)]).map(
         actor,
         fn_constructor_args=(model,),
@@ -154,11 +153,11 @@ def ray_data(folder: Path, model: str, cores: int, tell: Tell) -> None:
         num_cpus=1,
     )
     for row in dataset.iter_rows():
-        tell([row])
+        emit([row])
 
 
-def daft(folder: Path, model: str, cores: int, tell: Tell) -> None:
-    """A class of as many instances as cores over a column of paths; Daft's native runner and defaults."""
+def daft(folder: Path, model: str, cores: int, emit: Emit) -> None:
+    """Daft: a class with one instance per core over a column of paths; the native runner and defaults."""
     library = import_module("daft")
     real, whole = library.DataType.float64(), library.DataType.int64()
     returned = library.DataType.struct(
@@ -176,7 +175,7 @@ def daft(folder: Path, model: str, cores: int, tell: Tell) -> None:
     scorer = library.cls(PlainScorer, max_concurrency=cores)(model)
     frame = library.from_pydict({"path": [str(path) for path in _videos(folder)]}).into_batches(1)
     for row in frame.select(scorer.score(library.col("path")).alias("result")).iter_rows():
-        tell([row["result"]])
+        emit([row["result"]])
 
 
 WAYS: Mapping[str, Way] = {
@@ -190,31 +189,31 @@ WAYS: Mapping[str, Way] = {
 
 
 def available() -> Iterator[str]:
-    """The names of the ways that can go here."""
+    """Yield the names of the ways whose framework is installed."""
     for name in WAYS:
         if name != "Daft" or find_spec("daft") is not None:
             yield name
         else:
-            print("Daft is not installed here and is left out.", file=sys.stderr)
+            print("Daft is not installed: skipped. To include it: pip install daft", file=sys.stderr)
 
 
 def plain_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """`Read` as published.
+    """Read a clip like the published code.
 
-    The frames are those of our sampler, as the published one draws; the resize is ours: torch's rounds ties otherwise,
-    in one value of 1,000 of a blurred clip, which moves its sharpness by 1.6e-4 of itself.
+    The frames are those of our sampler, which draws like the published one. The resize is ours: torch rounds ties
+    differently, in one value of 1,000 of a blurred clip, which changes its sharpness by a factor of 1.6e-4.
     """
     import decord
 
     open_as_decoder(path)
     video = decord.VideoReader(str(path))
-    numbers = Sampling().indices(len(video)).tolist()
-    decoded = {number: video[number].asnumpy() for number in sorted(set(numbers))}
-    return resize(np.stack([decoded[number] for number in numbers]), (448, 448)), numbers
+    indices = Sampling().indices(len(video)).tolist()
+    decoded = {index: video[index].asnumpy() for index in sorted(set(indices))}
+    return resize(np.stack([decoded[index] for index in indices]), (448, 448)), indices
 
 
 def our_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
-    """`Read` as this library does it, in the calling process."""
+    """Read a clip like kvq-batch, in the calling process."""
     open_as_decoder(path)
     probed = probe(path, VideoLimits())
     reader, _ = open_reader(choose_decoder(probed))

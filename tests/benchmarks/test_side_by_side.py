@@ -1,4 +1,4 @@
-"""The comparison compares like with like, sees all that a way starts, and says what broken videos did."""
+"""The comparison checks that all ways did the same work, measures their processes and reports broken videos."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.crafted import killer
 from benchmarks.process_tree import ProcessTree
-from benchmarks.side_by_side import Cost, Trial, check_agreement, try_way, verdict
+from benchmarks.side_by_side import Cost, Trial, check_agreement, run_way, verdict
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 
@@ -19,61 +19,61 @@ def trial(scores: dict[str, float], exit_code: int | None = 0, failures: dict[st
     return Trial(scores=scores, frames={name: [0, 2] for name in scores}, exit_code=exit_code, failures=failures or {})
 
 
-def test_ways_that_do_not_do_the_same_are_no_comparison() -> None:
+def test_comparison_stops_if_frames_or_scores_differ() -> None:
     whole = trial({"a.mp4": 40.0, "b.mp4": -0.5})
     check_agreement({"ours": whole, "loop": trial({"a.mp4": 40.003, "b.mp4": -0.50005})}, NAMES[:2])
     with pytest.raises(FatalError, match=r"b\.mp4: ours scores it -0\.500000, loop -0\.499500"):
         check_agreement({"ours": whole, "loop": trial({"a.mp4": 40.0, "b.mp4": -0.4995})}, NAMES[:2])
     other = trial({"a.mp4": 40.0, "b.mp4": -0.5})
     other.frames["a.mp4"] = [0, 3]
-    with pytest.raises(FatalError, match=r"a\.mp4: loop saw other frames than ours"):
+    with pytest.raises(FatalError, match=r"a\.mp4: loop read other frames than ours"):
         check_agreement({"ours": whole, "loop": other}, NAMES[:2])
     with pytest.raises(FatalError, match="loop: 1 of 2 scored, exit 1"):
         check_agreement({"ours": whole, "loop": trial({"a.mp4": 40.0}, 1)}, NAMES[:2])
 
 
-def test_a_video_costs_what_a_longer_run_has_more() -> None:
+def test_cost_of_a_video_is_the_difference_of_two_runs() -> None:
     few = Trial(scores={f"{n}": 1.0 for n in range(12)}, seconds=16.0, core_seconds=23.0, peak_bytes=7)
     many = Trial(scores={f"{n}": 1.0 for n in range(60)}, seconds=40.0, core_seconds=47.0, peak_bytes=5)
     assert Cost.of(few, many) == Cost(video_s=0.5, video_core_s=0.5, start_s=10.0, start_core_s=17.0, peak_bytes=7)
 
 
-def test_a_verdict_counts_the_others_and_says_what_became_of_the_broken_one() -> None:
+def test_verdict_counts_other_videos_and_names_the_broken_one() -> None:
     good = {"a.mp4": 1.0, "b.mp4": 1.0}
     assert verdict(trial(good, failures={"c.mp4": "truncated"}), NAMES[:2], "c.mp4") == (
-        "ends well; scores all 2 others; names it (truncated)"
+        "succeeds; scores all 2 others; names it (truncated)"
     )
     assert verdict(trial({"a.mp4": 1.0}, -9), NAMES[:2], "c.mp4") == (
-        "ends by SIGKILL; loses 1 of 2 others; does not name it"
+        "is killed by SIGKILL; loses 1 of 2 others; does not name it"
     )
     assert verdict(trial({}, None), NAMES[:2], "c.mp4") == (
-        "still at work after 0 s; loses 2 of 2 others; does not name it"
+        "still running after 0 s; loses 2 of 2 others; does not name it"
     )
     assert verdict(trial({**good, "c.mp4": 1.0}), NAMES[:2], "c.mp4") == (
-        "ends well; scores all 2 others; gives it a score as if it were whole"
+        "succeeds; scores all 2 others; gives it a score as if it were whole"
     )
-    told = trial({"a.mp4": 1.0}, 1)
-    told.said = "RuntimeError: cannot open /videos/c.mp4"
-    assert verdict(told, NAMES[:2], "c.mp4") == ("ends with an error; loses 1 of 2 others; names it in a traceback")
+    failed = trial({"a.mp4": 1.0}, 1)
+    failed.log = "RuntimeError: cannot open /videos/c.mp4"
+    assert verdict(failed, NAMES[:2], "c.mp4") == ("fails; loses 1 of 2 others; names it in a traceback")
 
 
-def test_the_tree_counts_and_ends_what_its_process_started() -> None:
+def test_process_tree_measures_and_kills_descendants() -> None:
     burn = "import time\nwhile time.process_time() < 0.5: pass\nprint('burnt', flush=True)\ntime.sleep(3600)"
     start = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
     with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as process:
         tree = ProcessTree(process.pid)
         assert process.stdout is not None
         assert process.stdout.readline() == "burnt\n"
-        tree.look()
+        tree.sample()
         assert tree.core_seconds >= 0.5
         assert tree.peak_bytes > 2**20
         tree.kill()
-        # The pipe ends with its last holder, the process's own child.
+        # The pipe ends when the child of the process ends.
         assert process.stdout.read() == ""
-        spent = tree.core_seconds
-        assert spent >= 0.5
-    tree.look()
-    assert tree.core_seconds == spent
+        spent_s = tree.core_seconds
+        assert spent_s >= 0.5
+    tree.sample()
+    assert tree.core_seconds == spent_s
 
 
 @pytest.fixture(scope="module")
@@ -87,28 +87,28 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.faults
-def test_ours_and_a_plain_loop_give_the_same_scores(videos: Path) -> None:
-    trials = {way: try_way(way, "luma-sharpness", videos, 1, 300) for way in ("ours", "plain loop")}
+def test_ours_and_plain_loop_give_the_same_scores(videos: Path) -> None:
+    trials = {way: run_way(way, "luma-sharpness", videos, 1, 300) for way in ("ours", "plain loop")}
     check_agreement(trials, NAMES)
 
 
 @pytest.mark.slow
-def test_a_killed_decoder_takes_the_plain_loop_along(videos: Path, tmp_path: Path) -> None:
+def test_killed_decoder_kills_the_plain_loop(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "c.mp4").hardlink_to(videos / "c.mp4")
     (tmp_path / "a.mp4").hardlink_to(videos / "a.mp4")
     broken = killer(videos / "b.mp4", tmp_path).name
-    told = try_way("plain loop", "luma-sharpness", tmp_path, 1, 300)
-    assert verdict(told, ["a.mp4", "c.mp4"], broken) == "ends by SIGKILL; loses 1 of 2 others; does not name it"
+    outcome = run_way("plain loop", "luma-sharpness", tmp_path, 1, 300)
+    assert verdict(outcome, ["a.mp4", "c.mp4"], broken) == "is killed by SIGKILL; loses 1 of 2 others; does not name it"
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("way", ["torch DataLoader", "DataLoader, our reader", "plain Ray Data"])
 def test_other_ways_give_the_scores_of_the_plain_loop(way: str, videos: Path) -> None:
-    trials = {name: try_way(name, "luma-sharpness", videos, 2, 300) for name in ("plain loop", way)}
+    trials = {name: run_way(name, "luma-sharpness", videos, 2, 300) for name in ("plain loop", way)}
     check_agreement(trials, NAMES)
 
 
-def test_a_way_whose_time_is_up_is_ended(videos: Path) -> None:
-    told = try_way("plain loop", "luma-sharpness", videos, 1, 0.01)
-    assert told.exit_code is None
-    assert not told.scores
+def test_way_is_killed_at_its_time_limit(videos: Path) -> None:
+    outcome = run_way("plain loop", "luma-sharpness", videos, 1, 0.01)
+    assert outcome.exit_code is None
+    assert not outcome.scores
