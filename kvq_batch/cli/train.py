@@ -66,7 +66,7 @@ def train(
         raise SpecError(f"{folder} holds no training to resume. Start one without --resume.")
     listed, summary = read_training_set(loaded.data, StorageOptions.from_spec(loaded.storage), mix_column(loaded))
     shown.note(summary)
-    videos = [video for video in listed if video.part != "test"]
+    videos = [video for video in listed if video.split != "test"]
     split = split_samples(to_samples(videos), settings.scale, settings.validation_share, settings.seed)
     if dry_run:
         return shown.record(_facts(loaded, config, videos, len(split.train), len(split.validation), len(listed)))

@@ -1,7 +1,7 @@
-"""The job: one frozen, fully checked description of a run, read from one TOML file.
+"""Model of a scoring job: the frozen, validated content of one TOML file.
 
-Every key carries the description that `kvq-batch init` writes beside it, so that the file explains itself. This
-module reads no file and starts nothing; a function elsewhere takes its own section, never the whole job.
+`kvq-batch init` writes the description of each key into the file. Functions elsewhere take the section that they need,
+not the whole job.
 """
 
 import re
@@ -27,34 +27,34 @@ Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_trailing_slash
 
 
 class Storage(Section):
-    """Where object storage answers. Keys never stand here: each process finds them by the AWS chain."""
+    """Object storage. Credentials are never part of a job: each process resolves them by the AWS chain."""
 
     endpoint_url: str | None = Field(
-        None, description="S3 endpoint, for stores that are not AWS.", examples=["https://objects.example.com"]
+        None, description="S3 endpoint of a store other than AWS.", examples=["https://objects.example.com"]
     )
     region: str | None = Field(None, description="Region of the buckets.", examples=["eu-central-1"])
     anonymous: bool = Field(False, description="Read public buckets without credentials.")
 
 
 class CatalogColumns(Section):
-    """Names of the catalog's columns, where they differ from ours."""
+    """Names of the catalog's columns, if they differ from the defaults."""
 
-    video_id: str = Field("video_id", description="Column that names a video for ever. Must be unique.")
+    video_id: str = Field("video_id", description="Column with the permanent, unique id of the video.")
     uri: str = Field(
-        "uri", description="Column with the address of the file; relative ones start at the catalog's folder."
+        "uri", description="Column with the address of the file. Relative paths are relative to the catalog's folder."
     )
     content_id: str | None = Field(
         None,
-        description="Column that changes when the bytes change (a checksum, a version). Saves one request a video.",
+        description="Column that changes when the bytes change (a checksum, a version). Saves one request per video.",
         examples=["checksum"],
     )
     size_bytes: str | None = Field(None, description="Column with the size of the file.", examples=["bytes"])
     start_s: str | None = Field(
         None,
-        description="Columns with start and end, in seconds, of the stretch to score: for shots or advertisements.",
+        description="Column with the start of the time range to score, in seconds: for shots or advertisements.",
         examples=["shot_start"],
     )
-    end_s: str | None = Field(None, description="See start_s.", examples=["shot_end"])
+    end_s: str | None = Field(None, description="Column with the end of that range, seconds.", examples=["shot_end"])
 
 
 class Catalog(Section):
@@ -64,31 +64,31 @@ class Catalog(Section):
     name: str | None = Field(
         None,
         pattern=NAME_PATTERN,
-        description="Name of the catalog in the tables, where several share them. Default: the name of the job.",
+        description="Name of the catalog in the tables, if several catalogs share them. Default: name of the job.",
         examples=["archive"],
     )
     where: str | None = Field(
         None,
-        description="SQL condition over the catalog's columns; only rows that meet it count.",
+        description="SQL condition over the catalog's columns. Other rows are not part of the catalog.",
         examples=["country = 'CH' AND status <> 'draft'"],
     )
     id_prefix: str = Field(
-        "", description="Put before every video id, so that two catalogs with equal ids can share the tables."
+        "", description="Prefix for every video id, so that two catalogs with equal ids can share tables."
     )
-    columns: CatalogColumns = Field(CatalogColumns(), description="Column names, where they differ from ours.")
+    columns: CatalogColumns = Field(CatalogColumns(), description="Column names, if they differ from the defaults.")
 
 
 class Workers(Section):
-    """How many processes a stage may have, and what each of them takes from the cluster."""
+    """Number of processes of a stage, and the resources that each reserves."""
 
-    min: int = Field(1, ge=1, description="Processes that the stage starts with and keeps.")
-    max: int = Field(1, ge=1, description="Processes that it may grow to while the cluster has room.")
-    num_cpus: float = Field(1.0, gt=0, description="CPUs that each of them reserves; fractions are fine.")
+    min: int = Field(1, ge=1, description="Minimum number of processes.")
+    max: int = Field(1, ge=1, description="Maximum number of processes, if the cluster has room.")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs that each process reserves; may be a fraction.")
     num_gpus: float = Field(
-        0.0, ge=0, description='GPUs that each of them reserves; a fraction shares a card. "cuda" needs more than 0.'
+        0.0, ge=0, description='GPUs that each process reserves; a fraction shares a GPU. "cuda" needs more than 0.'
     )
     resources: Mapping[str, Annotated[float, Field(gt=0)]] = Field(
-        {}, description="Resources of your cluster that each reserves, as { decode = 1 }: keeps a stage to its nodes."
+        {}, description="Custom Ray resources that a process reserves, such as { decode = 1 }: pins a stage to nodes."
     )
 
     @model_validator(mode="after")
@@ -99,48 +99,46 @@ class Workers(Section):
 
 
 class Model(Section):
-    """A model; repeat this section for another one. All of them are scored from the same decode."""
+    """A model; repeat this section for more models. One decode serves all of them."""
 
-    name: str = Field(description="Name in the registry: see `kvq-batch models`.")
+    name: str = Field(description="Name in the registry; see `kvq-batch models`.")
     weights: str | None = Field(
         None,
-        description='File with the weights, on every worker; or "untrained": random ones, whose scores say nothing.',
+        description='File with the weights, on every worker; or "untrained": random weights, meaningless scores.',
         examples=["weights/kvq.safetensors"],
     )
-    precision: Precision = Field(
-        "fp32", description='"fp32", "bf16", or "fp16" (GPU only). Scores of another precision are other results.'
-    )
-    device: Device = Field("cpu", description='"cpu", or "cuda": then set workers.num_gpus, too.')
+    precision: Precision = Field("fp32", description='"fp32", "bf16", or "fp16" (GPU only). Part of the fingerprint.')
+    device: Device = Field("cpu", description='"cpu", or "cuda", which also needs workers.num_gpus.')
     batch_size: int = Field(
-        4, ge=1, description="Clips that one call of the model takes: more keep a GPU busier, and cost memory."
+        4, ge=1, description="Clips per call of the model. More use a GPU better and need more memory."
     )
     num_threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads of one worker; fewer where decoding has the same cores. Default: its share of them.",
+        description="CPU threads per worker; fewer if decoding uses the same cores. Default: its share of the cores.",
         examples=[8],
     )
     workers: Workers = Field(Workers(), description="Scoring processes of this model.")
 
     @model_validator(mode="after")
     def _cuda_has_gpus(self) -> "Model":
-        # Ray hides every card from a worker that reserves none.
+        # Ray hides all GPUs from a worker that reserves none.
         if self.device == "cuda" and not self.workers.num_gpus:
-            raise ValueError('device is "cuda" and workers.num_gpus is 0: set num_gpus = 1, or a fraction')
+            raise ValueError('device is "cuda" but workers.num_gpus is 0: set num_gpus = 1 or a fraction')
         return self
 
 
 class Clips(Section):
-    """How a video is cut into clips. Default: one clip over the whole video, as published."""
+    """Clips of a video. Default: one clip over the whole video, as published."""
 
     every_s: float | None = Field(
         None,
         gt=0,
-        description="Start a clip every so many seconds. Default: one clip over the whole video.",
+        description="Seconds between the starts of clips. Default: one clip over the whole video.",
         examples=[60.0],
     )
     length_s: float | None = Field(
-        None, gt=0, description="Seconds that each of these clips covers. Default: every_s.", examples=[8.0]
+        None, gt=0, description="Length of each clip in seconds. Default: every_s.", examples=[8.0]
     )
 
     @model_validator(mode="after")
@@ -155,23 +153,21 @@ class Clips(Section):
 
 
 class Limits(Section):
-    """What a single video may cost before it becomes a failure."""
+    """Limits of one video. A video over a limit is a failure."""
 
-    timeout_s: float = Field(
-        120.0, gt=0, description="Seconds that decoding one video (or one stretch of it) may take."
-    )
-    max_file_bytes: int = Field(20 * 2**30, gt=0, description="Largest file that is fetched; a larger one fails.")
+    timeout_s: float = Field(120.0, gt=0, description="Seconds to decode one video, or one range of its clips.")
+    max_file_bytes: int = Field(20 * 2**30, gt=0, description="Largest file; a larger one fails.")
     max_frame_pixels: int = Field(
         8192 * 4320, gt=0, description="Largest frame, width times height; a larger one fails."
     )
-    max_memory_bytes: int = Field(4 * 2**30, gt=0, description="Memory that one decoding process may take.")
+    max_memory_bytes: int = Field(4 * 2**30, gt=0, description="Memory of one decoding process.")
 
 
 class Decode(Section):
     """Fetching and decoding, on CPUs."""
 
     workers: Workers = Field(
-        Workers(), description="Decoding processes. Decoding bounds every GPU run: give it the cores."
+        Workers(), description="Decoding processes. Decoding limits every GPU run, so give it the cores."
     )
     decoder: Literal["auto", "pyav", "decord"] = Field("auto", description='"auto" chooses by codec and pixel format.')
     scratch: str | None = Field(
@@ -179,43 +175,43 @@ class Decode(Section):
         description="Folder for fetched files, on every worker. Default: the system's temporary folder.",
         examples=["/mnt/scratch"],
     )
-    shared_memory: str = Field("/dev/shm", description="Folder in memory through which frames pass between processes.")
+    shared_memory: str = Field("/dev/shm", description="Folder on a memory file system, for frames between processes.")
 
 
 class Run(Section):
-    """How a run behaves as a whole."""
+    """Options of the whole run."""
 
     max_failure_share: float = Field(
-        0.05, ge=0, le=1, description="End with exit code 3 where a larger share of the videos failed."
+        0.05, ge=0, le=1, description="Exit with code 3 if a larger share of the videos failed."
     )
     commit_every_s: float = Field(5.0, gt=0, description="Seconds between commits.")
-    max_attempts: int = Field(3, ge=1, description="Times that one video is tried in one run when a failure may pass.")
-    breaker_in_a_row: int = Field(50, ge=1, description="Stop the run after so many failures in a row for one reason.")
+    max_attempts: int = Field(3, ge=1, description="Attempts per video and run after transient failures.")
+    breaker_in_a_row: int = Field(50, ge=1, description="Stop after this many failures in a row with the same error.")
     breaker_share: float = Field(
-        0.2, gt=0, le=1, description="Stop the run where this share of the first 500 videos failed for one reason."
+        0.2, gt=0, le=1, description="Stop the run if this share of the first 500 videos failed with the same error."
     )
     ray_address: str | None = Field(
         None,
-        description='Ray cluster to run on; "auto" is the one of this machine. Default: a local Ray for this run.',
+        description='Ray cluster; "auto" is the cluster of this machine. Default: a local Ray for this run.',
         examples=["auto"],
     )
 
 
 class Job(Section):
-    """A catalog, the models that score it, and the tables that take the results."""
+    """A catalog, the models that score it, and the tables for the results."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="Name of the job, as it stands in the table `runs`.")
-    tables: Uri = Field(description="Folder or s3:// prefix of the result tables. Made on the first run.")
-    hdr: Hdr = Field("refuse", description='HDR (PQ, HLG) video: "refuse" (it becomes a failure), or score it "as-is".')
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the job in the table `runs`.")
+    tables: Uri = Field(description="Folder or s3:// prefix of the result tables. Created by the first run.")
+    hdr: Hdr = Field("refuse", description='HDR (PQ, HLG) video: "refuse" makes it a failure, "as-is" scores it.')
     catalog: Catalog
     models: tuple[Model, ...] = Field(min_length=1, description="The models of this job.")
-    clips: Clips = Field(Clips(), description="How a video is cut into clips.")
-    limits: Limits = Field(Limits(), description="What one video may cost.")
+    clips: Clips = Field(Clips(), description="Clips of a video.")
+    limits: Limits = Field(Limits(), description="Limits of one video.")
     decode: Decode = Field(Decode(), description="Fetching and decoding.")
-    run: Run = Field(Run(), description="The run as a whole.")
-    select: Select = Field(Select(), description="Which videos a run takes.")
-    budget: Budget = Field(Budget(), description="When a run stops of itself.")
-    prices: Prices = Field(Prices(), description="What the machines cost.")
+    run: Run = Field(Run(), description="Options of the whole run.")
+    select: Select = Field(Select(), description="Which videos to score.")
+    budget: Budget = Field(Budget(), description="When a run stops early.")
+    prices: Prices = Field(Prices(), description="Prices of machines.")
     storage: Storage = Field(Storage(), description="Object storage.")
 
     @model_validator(mode="after")
@@ -223,7 +219,7 @@ class Job(Section):
         names = [model.name for model in self.models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"models: {', '.join(twice)} stands twice; a job scores each model once")
+            raise ValueError(f"models: {', '.join(twice)} is listed twice; list each model once")
         return self
 
     @model_validator(mode="after")
@@ -232,7 +228,7 @@ class Job(Section):
             return self
         pools = (self.decode.workers, *(model.workers for model in self.models))
         if self.prices.core_hour is None or (self.prices.gpu_hour is None and any(p.num_gpus for p in pools)):
-            raise ValueError("budget.max_cost needs prices.core_hour, and prices.gpu_hour where a model runs on GPUs")
+            raise ValueError("budget.max_cost needs prices.core_hour, and prices.gpu_hour if a model uses GPUs")
         return self
 
     @property
@@ -241,5 +237,5 @@ class Job(Section):
 
 
 def slug(text: str) -> str:
-    """A job name made of any text: letters, digits, '.', '_', '-'."""
+    """Return `text` as a valid job name: letters, digits, '.', '_', '-'."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "job"

@@ -1,6 +1,6 @@
-"""The label job: pristine sources, the segments of them, the versions to make, and the tables that take the labels.
+"""Model of a label job: references, their segments, the renditions to make, and the tables for the labels.
 
-One frozen, fully checked description, read from one TOML file like a scoring job. This module draws no recipe.
+Like a scoring job, it is the frozen, validated content of one TOML file.
 """
 
 import re
@@ -30,25 +30,33 @@ DEFAULT_LADDERS: dict[str, tuple[float, ...]] = {
     "motion_blur": (5, 13),
     "noise": (4, 10, 22),
     "banding": (32, 12),
-    # Not above 0: VMAF takes clipped light for contrast, and gives +0.8 stops 100.
+    # Not above 0: VMAF mistakes clipped light for contrast and gives +0.8 stops 100.
     "exposure": (-0.5, -1.5),
     "freeze": (0.3, 0.7),
 }
 
 RENDITIONS_PER_BLOCK = 16
-"""Versions of one segment that a worker makes in one go: they share the decoded source, and are lost together."""
+"""Renditions of one segment per block of work: they share the decoded reference, and are lost together in a crash."""
 
 
 def parse_step(text: str) -> Step:
-    """The step that `NAME-AMOUNT` writes. Raises: ValueError for anything else."""
+    """Parse a step such as `h264-35`.
+
+    Raises:
+        ValueError: the text is not NAME-AMOUNT, or there is no such step.
+    """
     found = _STEP.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no degradation; write NAME-AMOUNT, as h264-35")
+        raise ValueError(f"Invalid degradation {text!r}: expected NAME-AMOUNT, such as h264-35")
     return _step(found[1], float(found[2]))
 
 
 def parse_chain(texts: Sequence[str]) -> Chain:
-    """The steps that `texts` write, one after the other. Raises: ValueError as `parse_step`."""
+    """Parse a chain of steps.
+
+    Raises:
+        ValueError: see `parse_step`.
+    """
     return tuple(map(parse_step, texts))
 
 
@@ -66,18 +74,18 @@ def _step(name: str, amount: float) -> Step:
 
 
 class Reference(Catalog):
-    """Pristine sources; repeat this section for more of them."""
+    """Pristine references; repeat this section for more of them."""
 
     source: Uri = Field(
         description="Catalog file, folder, prefix or glob of videos or stills; or procedural scenes: "
         f'"{SYNTHETIC}NAME", "{SYNTHETIC}all".'
     )
-    count: int = Field(1, ge=1, description="Procedural scenes: how many drawings of each.")
+    count: int = Field(1, ge=1, description="Procedural scenes: number of random drawings of each.")
 
     @model_validator(mode="after")
     def _count_is_of_scenes(self) -> "Reference":
         if self.count > 1 and not self.is_synthetic:
-            raise ValueError(f'count is for procedural scenes ("{SYNTHETIC}...")')
+            raise ValueError(f'count is only for procedural scenes ("{SYNTHETIC}...")')
         return self
 
     @property
@@ -86,22 +94,24 @@ class Reference(Catalog):
 
 
 class Segments(Section):
-    """Which stretches of a source are taken, and at which size."""
+    """Segments of each reference, and their size."""
 
-    per_reference: int = Field(1, ge=1, description="Segments of each source, evenly spread; of a still, camera moves.")
-    num_frames: int = Field(32, ge=2, description="Frames of a segment; even.")
+    per_reference: int = Field(
+        1, ge=1, description="Segments per reference, evenly spread; of a still, camera motions."
+    )
+    num_frames: int = Field(32, ge=2, description="Frames of a segment; an even number.")
     height_px: int = Field(448, description=f"Height of a segment, a multiple of {CELL_PX}.")
     width_px: int = Field(448, description=f"Width of a segment, a multiple of {CELL_PX}.")
     framings: tuple[FramingMode, ...] = Field(
         ("native",),
         min_length=1,
-        description='Each of these gives segments of its own: "native" cuts the size out of the frame, "cover" first '
-        'scales the frame down to cover it, "whole" scales the frame to it.',
+        description='How a frame gets the size of the segment; each value makes segments. "native" crops, "cover" '
+        'scales down before it crops, "whole" scales the whole frame.',
     )
     pre_degraded: tuple[tuple[str, ...], ...] = Field(
         (),
-        description="What sources have gone through before they count as pristine, as uploads that are soft, noisy or "
-        "coded already: chains as in versions.combinations, [] for none. Each segment draws one. Default: none.",
+        description="Chains of degradations applied to the reference itself, as uploads are often soft, noisy or "
+        "coded: written as in renditions.combinations, [] for none. Each segment draws one. Default: none.",
         examples=[((), ("downscale-2",), ("blur-1.2", "h264-24"))],
     )
 
@@ -120,9 +130,9 @@ class Segments(Section):
 
 
 class Renditions(Section):
-    """Which versions of each segment are made. `kvq-batch labels degradations` explains the steps."""
+    """Renditions of each segment. `kvq-batch labels degradations` lists the steps."""
 
-    clean: bool = Field(True, description="The segment itself, as a version: how high a perfect copy scores.")
+    clean: bool = Field(True, description="Include the segment itself: the score of a perfect copy.")
     ladders: dict[str, tuple[float, ...]] = Field(
         DEFAULT_LADDERS, description="Degradations over the whole frame, and the amounts of each, in its own unit."
     )
@@ -131,10 +141,10 @@ class Renditions(Section):
         description="Chains of degradations, each written as NAME-AMOUNT.",
     )
     per_segment: int | None = Field(
-        None, ge=1, description="Draw so many of these for each segment. Default: all of them.", examples=[12]
+        None, ge=1, description="Draw this many of them for each segment. Default: all.", examples=[12]
     )
-    regions: int = Field(2, ge=0, description="Versions of each segment that are distorted in a rectangle only.")
-    mixes: int = Field(2, ge=0, description="Versions of each segment with rectangles of another of its versions.")
+    regions: int = Field(2, ge=0, description="Renditions of each segment that are degraded in a rectangle only.")
+    mixes: int = Field(2, ge=0, description="Renditions of each segment with rectangles of another rendition.")
 
     @field_validator("ladders")
     @classmethod
@@ -152,40 +162,39 @@ class Renditions(Section):
     @model_validator(mode="after")
     def _something_is_made(self) -> "Renditions":
         if not self.chains and (self.regions or self.mixes or not self.clean):
-            raise ValueError("there is no degradation to draw from: add ladders or combinations")
+            raise ValueError("no degradation to draw from: add ladders or combinations")
         return self
 
     @property
     def chains(self) -> tuple[Chain, ...]:
-        """Every chain that ladders and combinations name, in their order."""
+        """Return every chain of the ladders and combinations, in order."""
         singles = [(Step(name, amount),) for name, amounts in self.ladders.items() for amount in amounts]
         return (*singles, *map(parse_chain, self.combinations))
 
 
 class Making(Decode):
-    """Decoding, distorting and measuring, on CPUs."""
+    """Decoding, degrading and measuring, on CPUs."""
 
-    workers: Workers = Field(Workers(), description="Workers; each of them keeps one core busy.")
+    workers: Workers = Field(Workers(), description="Workers; each keeps one core busy.")
 
 
 class LabelJob(Section):
-    """Sources, their segments and versions, and the tables that take the labels."""
+    """References, their segments and renditions, and the tables for the labels."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="Name of the job, as it stands in the table `runs`.")
-    tables: Uri = Field(description="Folder or s3:// prefix of the tables. Made on the first run.")
-    seed: int = Field(0, ge=0, description="Draws places, motions, rectangles and noise. Another seed: other labels.")
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the job in the table `runs`.")
+    tables: Uri = Field(description="Folder or s3:// prefix of the tables. Created by the first run.")
+    seed: int = Field(0, ge=0, description="Seed of positions, motions, rectangles and noise; changes the labels.")
     keep: Uri | None = Field(
         None,
-        description="Folder or prefix that takes the versions themselves, lossless (training reads them). "
-        "Default: labels only.",
-        examples=["s3://my-bucket/versions"],
+        description="Folder or prefix that stores the renditions, lossless; training reads them. Default: labels only.",
+        examples=["s3://my-bucket/renditions"],
     )
-    references: tuple[Reference, ...] = Field(min_length=1, description="Pristine sources.")
-    segments: Segments = Field(Segments(), description="Stretches of the sources.")
-    renditions: Renditions = Field(Renditions(), description="Versions of each segment.")
-    make: Making = Field(Making(), description="The work itself.")
-    limits: Limits = Field(Limits(), description="What one source may cost.")
-    run: Run = Field(Run(), description="The run as a whole.")
+    references: tuple[Reference, ...] = Field(min_length=1, description="Pristine references.")
+    segments: Segments = Field(Segments(), description="Segments of the references.")
+    renditions: Renditions = Field(Renditions(), description="Renditions of each segment.")
+    make: Making = Field(Making(), description="Making and measuring renditions.")
+    limits: Limits = Field(Limits(), description="Limits of one reference.")
+    run: Run = Field(Run(), description="Options of the whole run.")
     storage: Storage = Field(Storage(), description="Object storage.")
 
     @model_validator(mode="after")
@@ -193,6 +202,6 @@ class LabelJob(Section):
         for reference in self.references:
             if self.keep is not None and f"{self.keep}/".startswith(f"{reference.source}/"):
                 raise ValueError(
-                    f"keep = {self.keep!r} lies within the references {reference.source!r}; name another folder"
+                    f"keep = {self.keep!r} is inside the references {reference.source!r}; choose another folder"
                 )
         return self

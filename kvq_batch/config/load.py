@@ -1,6 +1,6 @@
-"""A job read from its TOML file, or made from arguments; every mistake named by its dotted key.
+"""Load jobs from TOML files or arguments. Errors name every wrong key by its dotted path.
 
-Relative paths in a job mean what they mean in the shell that starts it. This module looks into no catalog and no store.
+Relative paths in a job are relative to the working directory.
 """
 
 import tomllib

@@ -24,7 +24,7 @@ SLOT_FRAMES = 2
 
 @dataclass(frozen=True, slots=True)
 class StepKind:
-    """What the one number of a step means: its unit and the range that is accepted, both ends included."""
+    """Unit and accepted range (inclusive) of the amount of a step."""
 
     unit: str
     low: float
@@ -37,24 +37,24 @@ STEPS = {
     "hevc": StepKind("x265 CRF", 1, 51, True),
     "vp9": StepKind("libvpx CRF", 1, 63, True),
     "av1": StepKind("SVT-AV1 CRF", 1, 63, True),
-    "mjpeg": StepKind("quantiser of each picture by itself: blocks", 2, 31, True),
+    "mjpeg": StepKind("quantiser of each picture on its own: blocks", 2, 31, True),
     "packet_loss": StepKind("share of H.264 slices lost, at CRF 24", 0.001, 0.5, True),
     "downscale": StepKind("factor down, by area, and up again, bicubic", 1.1, 16),
     "blur": StepKind("sigma of a Gaussian in pixels", 0.2, 32),
     "motion_blur": StepKind("length of a line in pixels", 2, 64),
-    "noise": StepKind("sigma in levels of 255, new in every frame", 0.5, 96),
-    "banding": StepKind("levels of luma and chroma that are left", 2, 128),
-    "exposure": StepKind("stops; light is clipped where it leaves the range", -4, 4),
-    "freeze": StepKind("share of frames that show the one before them", 0.01, 0.95),
+    "noise": StepKind("sigma in levels of 255, drawn for every frame", 0.5, 96),
+    "banding": StepKind("remaining levels of luma and chroma", 2, 128),
+    "exposure": StepKind("stops; light out of range is clipped", -4, 4),
+    "freeze": StepKind("share of frames that repeat the one before", 0.01, 0.95),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One way to lose quality, by its name in `STEPS`, and how much of it.
+    """A single degradation: its name in `STEPS` and its amount.
 
     Raises:
-        SpecError: no such step, or an amount out of its range.
+        SpecError: unknown name, or an amount outside its range.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Step:
     def __post_init__(self) -> None:
         kind = STEPS.get(self.name)
         if kind is None:
-            raise SpecError(f"there is no degradation {self.name!r}; there are {', '.join(STEPS)}")
+            raise SpecError(f"no degradation {self.name!r}; expected one of {', '.join(STEPS)}")
         if not kind.low <= self.amount <= kind.high:
             raise SpecError(
                 f"degradation {self.name} takes {kind.low:g} to {kind.high:g} ({kind.unit}), got {self.amount:g}"
             )
-        # 35 and 35.0 are one step, hence one text and one label.
+        # 35 and 35.0 are the same step and must give the same text and label.
         object.__setattr__(self, "amount", float(self.amount))
 
     def __str__(self) -> str:
@@ -76,12 +76,12 @@ class Step:
 
 
 Chain = tuple[Step, ...]
-"""Steps one after the other; none of them: the source itself."""
+"""Steps applied in order. An empty chain is the reference itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """A rectangle on the grid of cells, from row `top` and column `left`."""
+    """A rectangle on the grid of cells, starting at row `top` and column `left`."""
 
     top: int
     left: int
@@ -90,11 +90,11 @@ class Cells:
 
     def __post_init__(self) -> None:
         if min(self.top, self.left) < 0 or min(self.rows, self.columns) < 1:
-            raise SpecError(f"a rectangle of cells needs a place and a size, got {self}")
+            raise SpecError(f"a rectangle of cells needs a position of at least 0 and a size of at least 1, got {self}")
 
 
 def draw_cells(grid: tuple[int, int], rng: np.random.Generator) -> Cells:
-    """A rectangle of a quarter to two thirds of the grid (rows, columns) each way: at least one cell, never all."""
+    """Draw a rectangle of a quarter to two thirds of the grid (rows, columns) each way, but not all cells."""
     sizes = [int(np.clip(round(rng.uniform(0.25, 0.67) * extent), 1, max(1, extent - 1))) for extent in grid]
     top, left = (int(rng.integers(0, extent - size + 1)) for extent, size in zip(grid, sizes, strict=True))
     return Cells(top, left, *sizes)
@@ -102,7 +102,7 @@ def draw_cells(grid: tuple[int, int], rng: np.random.Generator) -> Cells:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A rectangle that shows another version of the same source."""
+    """A rectangle that shows another rendition of the same reference."""
 
     cells: Cells
     steps: Chain
@@ -110,9 +110,9 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One version of a source: `steps` over the frame, then each patch over what stands there; later ones cover.
+    """Description of a rendition: `steps` over the frame, then each patch on top, in order.
 
-    `seed` draws whatever a step draws: noise, the direction of a motion, which packets are lost.
+    `seed` seeds everything that a step draws: noise, the direction of a motion, which packets are lost.
     """
 
     steps: Chain = ()
@@ -120,29 +120,29 @@ class Recipe:
     seed: int = 0
 
     def __str__(self) -> str:
-        """For people and file names: `h264-35`, `blur-2+h264-35`, `none~blur-3` (blur in a region)."""
+        """Return a readable name, such as `h264-35`, `blur-2+h264-35`, `none~blur-3` (blur in a region)."""
         return "~".join(["+".join(map(str, chain)) or "none" for chain in self.chains])
 
     @property
     def chains(self) -> tuple[Chain, ...]:
-        """The distinct chains, that of the whole frame first."""
+        """Return the distinct chains, that of the whole frame first."""
         return tuple(dict.fromkeys([self.steps, *(patch.steps for patch in self.patches)]))
 
     @property
     def rate(self) -> str:
-        """The codec and rate that the whole frame went through last, `source` without one: half of a label's group."""
+        """Return the last codec and rate of the whole frame, or `source` without one: a part of a label's group id."""
         coded = [str(step) for step in self.steps if STEPS[step.name].is_codec]
         return coded[-1] if coded else "source"
 
     @property
     def kind(self) -> str:
-        """clean, single (one step), chain (several), region (rectangles of a clean frame), or mix (of two versions)."""
+        """Return clean, single (one step), chain (several), region (in a clean frame), or mix (of two renditions)."""
         if not self.patches:
             return ("clean", "single")[len(self.steps)] if len(self.steps) < 2 else "chain"
         return "region" if not self.steps and all(patch.steps for patch in self.patches) else "mix"
 
     def to_json(self) -> str:
-        """Canonical JSON: equal recipes give equal text."""
+        """Return canonical JSON: equal recipes give equal text."""
         return canonical_json(
             {
                 "steps": steps_json(self.steps),
@@ -156,24 +156,28 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """The recipe that `to_json` wrote.
+        """Parse the text of `to_json`.
 
         Raises:
-            SpecError: it is none.
+            SpecError: the text is not a recipe.
         """
         try:
             value: dict[str, Any] = json.loads(text)
             patches = tuple(Patch(Cells(*p["cells"]), chain_of(p["steps"])) for p in value["patches"])
             return cls(chain_of(value["steps"]), patches, int(value["seed"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise SpecError(f"this is no recipe of a degradation: {text[:200]}") from error
+            raise SpecError(f"not a recipe: {text[:200]}") from error
 
 
 def steps_json(steps: Chain) -> list[list[str | float]]:
-    """What JSON holds of a chain: [name, amount] of each step."""
+    """Return a chain as JSON values: [name, amount] of each step."""
     return [[step.name, step.amount] for step in steps]
 
 
 def chain_of(values: Sequence[Sequence[Any]]) -> Chain:
-    """The chain that `steps_json` gave. Raises: SpecError for steps that there are not."""
+    """Return the chain of `steps_json` values.
+
+    Raises:
+        SpecError: unknown step.
+    """
     return tuple(Step(name, amount) for name, amount in values)

@@ -1,12 +1,9 @@
-"""The base of every section of a job: frozen, and strict about its keys.
-
-It declares no key of its own.
-"""
+"""Base class of the sections of a job."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and a key that we do not know is an error, not a silence."""
+    """Base class of every section: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,7 +1,4 @@
-"""The stretch of a source that labels are made of: which frames, which part of them, at which size.
-
-Reproducible from its fields alone. This module computes places; it opens no source.
-"""
+"""Segments of references: which frames, which region of them, and at which size."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,18 +15,17 @@ FramingMode = Literal["native", "cover", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`num_frames` frames in a row from the middle of the `number`-th of `of` equal stretches of a source.
+    """`num_frames` consecutive frames from the middle of the `number`-th of `of` equal stretches of a reference.
 
-    `framing`: "native" cuts height x width pixels out at a place that `seed` draws, "cover" first scales the frame down
-    until it just covers them, "whole" scales it to them, as KVQ's own input (aspect ratio not kept). No framing scales
-    up. A still has one stretch; its camera moves as `seed` draws.
+    `framing`: "native" crops height x width pixels at a position that `seed` draws, "cover" first scales the frame down
+    until it just covers them, "whole" scales the frame to them, like KVQ's own input (aspect ratio not kept). No
+    framing scales up. A still has one stretch; `seed` draws the motion of its camera.
 
-    `pre_degraded` is what the source has gone through before it counts as the source: uploads of users are soft, noisy
-    or coded
-    already, and a model that has seen only sharp sources takes them for damaged.
+    `pre_degraded` is a chain applied to the reference itself. Uploads of users are often soft, noisy or coded, and a
+    model trained on sharp references only rates them as damaged.
 
     Raises:
-        SpecError: a size that is not made of whole cells, or no such stretch.
+        SpecError: the size is not made of whole cells, or there is no such stretch.
     """
 
     number: int = 0
@@ -43,7 +39,7 @@ class Segment:
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.of:
-            raise SpecError(f"a source has stretches 0 to {self.of - 1}, there is no {self.number}")
+            raise SpecError(f"segment number {self.number} is not within 0 to {self.of - 1}")
         if self.num_frames < 2 or self.num_frames % 2:
             raise SpecError(f"a segment needs an even number of frames, got {self.num_frames}")
         if min(self.height_px, self.width_px) < 2 * CELL_PX or self.height_px % CELL_PX or self.width_px % CELL_PX:
@@ -65,12 +61,12 @@ class Segment:
         return cls(**fields | {"pre_degraded": chain_of(fields.get("pre_degraded", ()))})
 
     def first_frame(self, num_frames: int) -> int | None:
-        """Where the segment starts in a source of `num_frames` frames; None where its stretch is too short."""
+        """Return the first frame in a reference of `num_frames` frames; None if the stretch is too short."""
         stretch = num_frames // self.of
         if stretch < self.num_frames:
             return None
         return self.number * stretch + (stretch - self.num_frames) // 2
 
     def rng(self) -> np.random.Generator:
-        """What draws a place or the motion of a camera."""
+        """Return the generator that draws a crop position or the motion of a camera."""
         return np.random.default_rng([self.seed, self.number])

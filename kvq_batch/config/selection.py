@@ -1,7 +1,6 @@
-"""Which of the catalog's videos a run takes, and in which order, beyond what is due by itself.
+"""Selection of the videos that a run scores, and their order.
 
-A video that is not selected waits: it stays in the catalog, and an unselected run finds it. This module parses; the
-plan applies it.
+A video that is not selected stays in the catalog, and a later run without the selection scores it.
 """
 
 import re
@@ -19,7 +18,7 @@ _ORDER = re.compile(r"^\s*(?P<column>\S|\S.*?\S)(?:\s+(?P<way>asc|desc))?\s*$", 
 
 
 def reason_name(reason: Reason) -> str:
-    """A reason as one word, as options take it: `model-changed`."""
+    """Return a reason as an option value, such as `model-changed`."""
     return reason.replace(" ", "-")
 
 
@@ -29,7 +28,7 @@ def _reason(value: Any) -> Any:
         return value
     reason = names.get(value.strip().replace(" ", "-"))
     if reason is None:
-        raise ValueError(f"{value!r} is no reason; there are {', '.join(names)}")
+        raise ValueError(f"Unknown reason {value!r}; expected one of {', '.join(names)}")
     return reason
 
 
@@ -42,25 +41,25 @@ def _as_text(value: Any) -> Any:
 
 
 class Select(Section):
-    """Which videos a run takes, beyond what is due by itself; the others wait."""
+    """Which of the due videos a run scores. The others wait for a later run."""
 
     where: str | None = Field(
         None,
-        description="SQL condition over the catalog's columns; other videos wait, and stay in the catalog.",
+        description="SQL condition over the catalog's columns. Other videos wait for a later run.",
         examples=["country = 'CH' AND views > 1000"],
     )
     sample: Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^(\d+(\.\d+)?%|\d+)$")] | None = Field(
         None,
-        description="A share of the videos, or a number of them: by a hash of the id, the same ones every time.",
+        description="Share or number of videos to score, chosen by a hash of the id: the same ones every time.",
         examples=["1%"],
     )
     reasons: tuple[Annotated[Reason, BeforeValidator(_reason)], ...] = Field(
-        (), description='Only what is due for one of these, say ["new", "model-changed"]. Default: whatever is due.'
+        (), description='Only videos due for one of these reasons, such as ["new", "model-changed"]. Default: all.'
     )
     max_age: str | None = Field(
         None,
         pattern=r"^\d+(\.\d+)?[mhdw]$",
-        description="Score again what was scored longer ago than this: minutes, hours, days or weeks.",
+        description="Score again results older than this: minutes, hours, days or weeks.",
         examples=["30d"],
     )
     include_permanent: bool = Field(
@@ -68,44 +67,44 @@ class Select(Section):
     )
     order_by: Annotated[str, Field(pattern=r"\S")] | None = Field(
         None,
-        description="Column of the catalog in whose order videos are scored, rising, or falling with desc behind it.",
+        description="Column of the catalog that sorts the videos: ascending, or descending with desc.",
         examples=["views desc"],
     )
 
     shard: Annotated[str, AfterValidator(_shard)] | None = Field(
         None,
-        description="One of several disjoint parts of the catalog, by a hash of the id: a driver for each works on it.",
+        description="One of n disjoint catalog shards, by a hash of the id. Each shard has its own driver.",
         examples=["2/4"],
     )
 
     @property
     def scope(self) -> Shard:
-        """The shard whose videos are the run's catalog."""
+        """Return the catalog shard of the run."""
         return WHOLE if self.shard is None else Shard.parse(self.shard)
 
     @property
     def sample_share(self) -> float | None:
-        """Share of the videos, 0 to 1; None where no share is asked for."""
+        """Return the share of the videos, 0 to 1; None if `sample` is not a share."""
         if self.sample is None or not self.sample.endswith("%"):
             return None
         return min(1.0, float(self.sample[:-1]) / 100)
 
     @property
     def sample_size(self) -> int | None:
-        """Number of videos; None where no number is asked for."""
+        """Return the number of videos; None if `sample` is not a number."""
         return None if self.sample is None or self.sample.endswith("%") else int(self.sample)
 
     @property
     def age(self) -> timedelta | None:
-        """How old a score may be."""
+        """Return the maximum age of a score; None for no maximum."""
         return None if self.max_age is None else timedelta(**{_UNITS[self.max_age[-1]]: float(self.max_age[:-1])})
 
     @property
     def order(self) -> tuple[str, bool] | None:
-        """Column and whether its largest value comes first."""
+        """Return the column and whether the order is descending; None without an order."""
         found = None if self.order_by is None else _ORDER.match(self.order_by)
         return None if found is None else (found["column"], (found["way"] or "asc").lower() == "desc")
 
 
 EVERYTHING = Select()
-"""All that is due."""
+"""Selects everything that is due."""

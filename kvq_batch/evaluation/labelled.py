@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labels.files import Labels
-from kvq_batch.labels.matching import Matching, Video, match_labels
+from kvq_batch.labels.matching import Matching, NamedVideo, match_labels
 from kvq_batch.tables.session import Session
 
 MAX_SEGMENTS = 100
@@ -85,7 +85,7 @@ def join_labels(session: Session, labels: Labels, options: JoinOptions = JoinOpt
             reference, or more than MAX_SEGMENTS segments.
     """
     listed = session.sql(_VIDEOS.format(key=options.key or "NULL")).to_pylist()
-    videos = [Video(row["video_id"], row["uri"], row["key"]) for row in listed]
+    videos = [NamedVideo(row["video_id"], row["uri"], row["key"]) for row in listed]
     matching = match_labels(labels.names, videos, by_key=options.key is not None, shown=MAX_NAMED)
     index_of = {video_id: index for index, video_id in enumerate(matching.video_of) if video_id is not None}
     if not index_of:

@@ -1,10 +1,10 @@
-"""Training sets out of the tables: chosen by SQL, thinned by score, split by scene, written in the form that is asked.
+"""Export of training sets from the tables: filter by SQL, thin by label, split by scene, write in one of four formats.
 
-    parquet, csv   labels.parquet or labels.csv: a row a clip, with its split, its label, its scene; cells as .npy files
+    parquet, csv   labels.parquet or labels.csv: one row per clip with split, label and scene; cells as .npy files
     list           train.txt, validation.txt, test.txt: `file, -1, -1, mos`, as the KVQ and FAST-VQA code reads
-    webdataset     PART-000000.tar, ...: KEY.json, KEY.cells.npy, and the clip: its file, or its frames as KEY.npy
+    webdataset     SPLIT-000000.tar, ...: KEY.json, KEY.cells.npy, and the clip: its file, or its frames as KEY.npy
 
-The label of a clip that cannot be had is refused by name; none is left out in silence. It trains nothing.
+A clip without a usable label or file is an error that names it. No clip is left out silently.
 """
 
 import io
@@ -35,10 +35,11 @@ Clips = Literal["file", "frames"]
 
 @dataclass(frozen=True, slots=True)
 class SetRequest:
-    """What is asked of an export. `shares` are of train, validation and test; `num_bins` thins by label, None does not.
+    """Options of an export.
 
-    `split` is SQL that names the split of each row instead of the shares; a source must stand in one.
-    `clips` says what a WebDataset sample holds of the clip: its file as it is kept, or uint8 RGB frames.
+    `shares` are the shares of train, validation and test. `num_bins` thins by label; None keeps all rows.
+    `split_sql` is an SQL expression that gives the split of each row and replaces the shares. A scene must be in one
+    split only. `clips` is what a WebDataset sample holds of the clip: the stored file, or uint8 RGB frames.
     """
 
     target: Target
@@ -54,7 +55,7 @@ class SetRequest:
 
 @dataclass(frozen=True, slots=True)
 class SetSummary:
-    """What was written: clips and scenes by split, and what thinning left out."""
+    """Numbers of clips and scenes by split, the number of clips left out by thinning, and the files written."""
 
     num_clips: Mapping[str, int]
     num_scenes: Mapping[str, int]
@@ -63,10 +64,10 @@ class SetSummary:
 
 
 def export_set(session: Session, request: SetRequest, folder: SetFolder, options: StorageOptions) -> SetSummary:
-    """Writes the set into `folder`.
+    """Write the set into `folder` and return what was written.
 
     Raises:
-        SpecError: no such rows, labels that are no numbers, clips that are kept nowhere or cannot be read, too few
+        SpecError: no rows match, a label is not a number, a clip is not stored or cannot be read, or there are too few
             scenes to split.
         FatalError: the folder cannot be written.
     """
@@ -76,12 +77,12 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
     if request.num_bins is not None:
         ids, labels = rows["video_id"].to_pylist(), rows["mos"].to_pylist()
         rows = rows.take(pa.array(stratified(ids, labels, request.num_bins, request.seed)))
-    sources = rows["scene_id"].to_pylist()
+    scenes = rows["scene_id"].to_pylist()
     if request.split_sql is None:
-        split_of = split_scenes(sources, request.shares, request.seed)
-        rows = rows.append_column("split", pa.array([split_of[source] for source in sources]))
+        split_of = split_scenes(scenes, request.shares, request.seed)
+        rows = rows.append_column("split", pa.array([split_of[scene] for scene in scenes]))
     else:
-        split_of = named_splits(sources, rows["split"].to_pylist())
+        split_of = named_splits(scenes, rows["split"].to_pylist())
     files = _WRITERS[request.form](rows, request, folder, options)
     return SetSummary(
         num_clips=_in_order(Counter(rows["split"].to_pylist())),
@@ -92,20 +93,20 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
 
 
 def _check(rows: pa.Table) -> None:
-    """Labels are numbers and clips have names and addresses."""
-    for column, told in (("mos", "no label"), ("uri", "no clip: keep versions in the label job (keep = ...)")):
+    """Check that every row has a finite label, a clip, and an id that no other row has."""
+    for column, problem in (("mos", "no label"), ("uri", "no clip: set `keep` in the label job to store renditions")):
         missing = [row["video_id"] or row.get("label_id") for row in rows.to_pylist() if row[column] is None]
         if missing:
-            raise SpecError(f"{len(missing)} rows have {told}: {shorten_list(map(str, missing), 3)}")
+            raise SpecError(f"{len(missing)} rows have {problem}: {shorten_list(map(str, missing), 3)}")
     labels = rows["mos"].to_numpy()
     if not np.isfinite(labels).all():
         first = rows["video_id"][int(np.flatnonzero(~np.isfinite(labels))[0])].as_py()
-        raise SpecError(f"{int((~np.isfinite(labels)).sum())} labels are no finite numbers; the first is {first!r}")
+        raise SpecError(f"{int((~np.isfinite(labels)).sum())} labels are not finite numbers; the first is {first!r}")
     ids = Counter(rows["video_id"].to_pylist())
     twice = [video_id for video_id, count in ids.items() if count > 1]
     if twice:
         raise SpecError(
-            f"{len(twice)} videos have several labels, the first {twice[0]!r}; name one data set with where"
+            f"{len(twice)} videos have several labels, the first {twice[0]!r}; select one data set with --where"
         )
 
 
@@ -122,7 +123,7 @@ def _table(rows: pa.Table, request: SetRequest, folder: SetFolder, options: Stor
 
 
 def _write_cells(row: dict[str, Any], folder: SetFolder) -> str | None:
-    """The name, below the folder, of the file with the cells of a row; None where it has none."""
+    """Write the cells of a row and return the file's name relative to the folder; None if the row has no cells."""
     if row["cells"] is None:
         return None
     name = f"cells/{_key(row)}.npy"
@@ -142,7 +143,7 @@ def _list(rows: pa.Table, request: SetRequest, folder: SetFolder, options: Stora
 
 def _webdataset(rows: pa.Table, request: SetRequest, folder: SetFolder, options: StorageOptions) -> list[str]:
     if request.clips == "frames" and request.target != "labels":
-        raise SpecError("frames are exported of versions that a label job has kept; other clips go as files")
+        raise SpecError("frames can be exported only for stored renditions of a label job; use --clips file")
     files = []
     for split in SPLITS:
         shards = TarShards(folder, split)
@@ -155,8 +156,8 @@ def _webdataset(rows: pa.Table, request: SetRequest, folder: SetFolder, options:
 
 
 def _members(row: dict[str, Any], request: SetRequest, options: StorageOptions) -> dict[str, bytes]:
-    told = {name: value for name, value in row.items() if name != "cells"} | {"label": row["mos"]}
-    members = {"json": json.dumps(told, default=str, sort_keys=True).encode()}
+    values = {name: value for name, value in row.items() if name != "cells"} | {"label": row["mos"]}
+    members = {"json": json.dumps(values, default=str, sort_keys=True).encode()}
     try:
         clip = read_rendition(row["uri"], options)
         if request.clips == "file":
@@ -173,12 +174,12 @@ def _members(row: dict[str, Any], request: SetRequest, options: StorageOptions) 
 
 
 def _cells(row: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """float32 [slots, rows, columns]."""
+    """Return the cells as float32 [slots, rows, columns]."""
     return np.array(row["cells"], np.float32).reshape(row["num_slots"], row["num_rows"], row["num_cols"])
 
 
 def _key(row: dict[str, Any]) -> str:
-    """The name of a sample: its video id without what WebDataset or a file system would take for something else."""
+    """Return the key of a sample: its id, with characters replaced that WebDataset or a file system would interpret."""
     stem = row.get("label_id") or row["video_id"]
     return "".join(character if character.isalnum() or character in "-_" else "_" for character in stem)
 

@@ -1,10 +1,10 @@
-"""Lists of labels, in the forms in which data sets come: tables with a header, JSON lines, and the four-field list.
+"""Readers of label lists: tables with a header, JSON lines, and the four-field list.
 
-    table         .csv, .parquet, .jsonl, .ndjson: a column names the video, one holds the label, the others may group
+    table         .csv, .parquet, .jsonl, .ndjson: columns for the video and the label; others are kept as text
     four fields   `file, -1, -1, mos` without a header, as the KVQ and FAST-VQA code reads (KVQ_SPEC section 5)
 
-A list that is wrong anywhere is refused with file and line: a label that is silently left out, or belongs to another
-video, is worse than none. This module finds no video; `label_matching` does.
+One bad row rejects the whole list, with file and line: a label that is silently left out, or assigned to the wrong
+video, is worse than none. `matching` finds the video of each label.
 """
 
 import csv
@@ -27,13 +27,13 @@ from kvq_batch.storage.redact import summarize_error
 
 ID_COLUMNS = ("video_id", "file", "file_name", "filename", "name", "video", "video_name", "path", "uri", "flickr_id")
 LABEL_COLUMNS = ("mos", "label", "mean_opinion_score", "vmaf", "score", "rating")
-"""Names that are taken for the two columns where none is named, the first that is there."""
+"""Default names of the two columns; the first one present is used."""
 
 EXTENSIONS = ("csv", "txt", "parquet", "jsonl", "ndjson")
 _NUMBER = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*"
 _FOUR_FIELDS = re.compile(rf".+,{_NUMBER},{_NUMBER},{_NUMBER}")
 
-# Place of a row in its file, for people, and its fields by column.
+# Position of a row in its file, for messages, and its fields by column.
 _Rows = Iterator[tuple[str, Mapping[str, Any]]]
 
 
@@ -46,13 +46,21 @@ class Scale:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Reads "0..100". Raises: SpecError."""
+        """Parse text such as "0..100".
+
+        Raises:
+            SpecError: the text is not two numbers, the lower one first.
+        """
         try:
             low, high = (float(end) for end in text.split(".."))
         except ValueError as error:
-            raise SpecError(f"scale {text!r}: write the lowest and the highest label, as 0..100 or 1..5") from error
+            raise SpecError(
+                f"Invalid scale {text!r}: expected the lowest and the highest label, such as 0..100 or 1..5"
+            ) from error
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise SpecError(f"scale {text!r}: the lowest label must be below the highest, both finite")
+            raise SpecError(
+                f"Invalid scale {text!r}: the lowest label must be below the highest, and both must be finite"
+            )
         return cls(low, high)
 
     def __str__(self) -> str:
@@ -61,9 +69,10 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """One data set: its videos as the list names them, the label of each, and further columns as text.
+    """Labels of one data set: names of the videos as listed, values, and all columns as text.
 
-    `summary` says how the list was read. `columns` holds all columns of a table by name, null where a row has none.
+    `summary` is one sentence for messages: how many labels, from which columns. `columns` holds all columns of a table
+    by name; a missing value is None.
     """
 
     dataset: str
@@ -73,7 +82,7 @@ class Labels:
     summary: str
 
     def column(self, name: str) -> Sequence[str | None] | None:
-        """The further column of that name, whatever its case; None where there is none."""
+        """Return the column `name`, ignoring case; None if there is none."""
         return next((values for known, values in self.columns.items() if known.casefold() == name.casefold()), None)
 
 
@@ -84,25 +93,27 @@ def read_labels(
     label_column: str | None = None,
     scale: Scale | None = None,
 ) -> Labels:
-    """All labels of the list at `source`.
+    """Return all labels of the list at `source`.
 
     Raises:
-        SpecError: a list that is out of reach, empty or of no known form, a row without video or label, a label that
-            is no finite number or outside `scale`, a video that stands twice. The line is named.
+        SpecError: the list cannot be read, is empty or has an unknown format; a row has no video or no label; a label
+            is not a finite number or is outside `scale`; a video is listed twice. The message names the line.
     """
     shown = display_uri(source)
     extension = source.rpartition("/")[2].rpartition(".")[2].lower()
     if extension not in EXTENSIONS:
-        raise SpecError(f"{shown}: a list of labels ends in {', '.join(f'.{name}' for name in EXTENSIONS)}; rename it")
+        raise SpecError(
+            f"{shown}: unknown extension; a list of labels ends in {', '.join(f'.{name}' for name in EXTENSIONS)}"
+        )
     content = _content(source, options or StorageOptions())
     lines = [] if extension == "parquet" else _text(shown, content).splitlines()
     if extension in ("csv", "txt") and lines and _FOUR_FIELDS.fullmatch(lines[0]):
         if id_column or label_column:
-            raise SpecError(f"{shown}: a list of four fields has no column names; leave the columns out")
+            raise SpecError(f"{shown}: a list of four fields has no column names; remove the column options")
         id_column, label_column = "file", "mos"
         rows, form = _four_fields(shown, lines), "four fields a line (file, -1, -1, mos)"
     elif extension == "txt":
-        raise SpecError(f"{shown}: line 1 is not `file, -1, -1, mos`; name a table with a header .csv")
+        raise SpecError(f"{shown}: line 1 is not `file, -1, -1, mos`; use the extension .csv for a table with a header")
     else:
         columns, rows = _table(shown, extension, content, lines)
         id_column = _chosen(shown, columns, id_column, ID_COLUMNS, "--id-column")
@@ -112,7 +123,7 @@ def read_labels(
 
 
 def dataset_name(source: str) -> str:
-    """What a data set is called: its file's name, or its folder's where the file is just called labels."""
+    """Return the name of the file, or of its folder if the file is just called labels, mos or scores."""
     *folders, file = [part for part in re.split(r"[/\\]", display_uri(source)) if part]
     stem = file.rpartition(".")[0] or file
     return folders[-1] if folders and stem in ("labels", "mos", "scores") else stem
@@ -131,7 +142,7 @@ def _text(shown: str, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise SpecError(f"{shown}: line {line} is no UTF-8; store the list as UTF-8") from error
+        raise SpecError(f"{shown}: line {line} is not UTF-8; store the list as UTF-8") from error
 
 
 def _four_fields(shown: str, lines: Sequence[str]) -> _Rows:
@@ -150,13 +161,13 @@ def _table(shown: str, extension: str, content: bytes, lines: Sequence[str]) -> 
         try:
             table = pq.read_table(io.BytesIO(content))
         except pa.ArrowException as error:
-            raise SpecError(f"{shown}: no readable Parquet file: {summarize_error(error, 200)}") from error
+            raise SpecError(f"{shown}: cannot be read as Parquet: {summarize_error(error, 200)}") from error
         return table.column_names, ((f"row {n}", row) for n, row in enumerate(table.to_pylist(), 1))
     if extension == "csv":
         reader = csv.reader(io.StringIO("\n".join(lines)))
         header = [name.strip() for name in next(reader, [])]
         if len(set(header)) < len(header):
-            raise SpecError(f"{shown}: a column name stands twice in {', '.join(header)}; rename one")
+            raise SpecError(f"{shown}: duplicate column name in {', '.join(header)}; rename one")
         return header, _csv_rows(shown, header, reader)
     rows = list(_json_rows(shown, lines))
     return list(dict.fromkeys(name for _, row in rows for name in row)), iter(rows)
@@ -178,56 +189,56 @@ def _json_rows(shown: str, lines: Sequence[str]) -> _Rows:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise SpecError(f"{shown}: line {number} is no JSON: {error}") from error
+            raise SpecError(f"{shown}: line {number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise SpecError(f"{shown}: line {number} is no JSON object; write one object a line")
+            raise SpecError(f"{shown}: line {number} is not a JSON object; write one object per line")
         yield f"line {number}", row
 
 
 def _chosen(shown: str, columns: Sequence[str], asked: str | None, known: Sequence[str], option: str) -> str:
-    """The column of the file that is meant."""
+    """Return the column of the file that is `asked` for, or the first of the `known` names."""
     for wanted in known if asked is None else (asked,):
         for column in columns:
             if column.casefold() == wanted.casefold():
                 return column
     there = ", ".join(columns) or "none"
     sought = repr(asked) if asked is not None else f"called {', '.join(known)}"
-    raise SpecError(f"{shown}: no column {sought}; name it with {option}. There are: {there}")
+    raise SpecError(f"{shown}: no column {sought}; set it with {option}. Columns: {there}")
 
 
 def _checked(source: str, rows: _Rows, id_column: str, label_column: str, scale: Scale | None, form: str) -> Labels:
     shown = display_uri(source)
     names: list[str] = []
     values: list[float] = []
-    places: dict[str, str] = {}
+    positions: dict[str, str] = {}
     columns: dict[str, list[str | None]] = {}
-    for place, row in rows:
+    for position, row in rows:
         name = "" if row.get(id_column) is None else str(row[id_column]).strip()
         if not name:
-            raise SpecError(f"{shown}: {place} names no video; fill it in or leave the row out")
-        if name in places:
-            raise SpecError(f"{shown}: {name!r} stands twice, at {places[name]} and {place}; keep one label of it")
+            raise SpecError(f"{shown}: {position} has no video name; add it or remove the row")
+        if name in positions:
+            raise SpecError(f"{shown}: {name!r} is listed twice, at {positions[name]} and {position}; keep one of them")
         for column, value in row.items():
             columns.setdefault(column, [None] * len(names)).append(None if value is None else str(value))
-        places[name] = place
+        positions[name] = position
         names.append(name)
-        values.append(_value(f"{shown}: {place} ({name!r})", row.get(label_column), scale))
+        values.append(_value(f"{shown}: {position} ({name!r})", row.get(label_column), scale))
         for column in columns.keys() - row.keys():
             columns[column].append(None)
     if not names:
-        raise SpecError(f"{shown}: the list has no label")
+        raise SpecError(f"{shown}: the list is empty")
     return Labels(dataset_name(source), tuple(names), np.array(values), columns, f"{len(names)} labels; {form}")
 
 
 def _value(where: str, value: Any, scale: Scale | None) -> float:
     if value is None:
-        raise SpecError(f"{where} has no label; fill it in or leave the row out")
+        raise SpecError(f"{where} has no label; add it or remove the row")
     try:
         label = float(value)
     except (TypeError, ValueError) as error:
-        raise SpecError(f"{where}: {value!r} is no number") from error
+        raise SpecError(f"{where}: {value!r} is not a number") from error
     if not math.isfinite(label):
-        raise SpecError(f"{where}: {value} is no finite number; leave the row out")
+        raise SpecError(f"{where}: {value} is not a finite number; remove the row")
     if scale is not None and not scale.low <= label <= scale.high:
         raise SpecError(f"{where}: {label:g} is outside the scale {scale}; correct the scale or the label")
     return label

@@ -1,12 +1,11 @@
-"""Which video a label belongs to: by exact names only, and by nothing where more than one answer is possible.
+"""Match labels to videos by exact names. An ambiguous label is not matched.
 
-    1  the label's name is the video's id (or its key, where a column of the catalog is named for it)
-    2  both have the same file name
-    3  both have the same file name without its extension
+    1  the label's name is the video's id (or its key, if a catalog column is given)
+    2  the file names are equal
+    3  the file names without extension are equal
     4  the label's name is the id with '-' for every '/', as the lists of LSVQ write it
 
-A name that only resembles another is never taken for it: the published code does so in silence (KVQ_SPEC section 5).
-This module reads nothing.
+Similar names are never matched. (The published code silently takes the closest file name, KVQ_SPEC section 5.)
 """
 
 from collections import Counter
@@ -19,8 +18,8 @@ RULES = ("video id", "file name", "file name without extension", "id with '-' fo
 
 
 @dataclass(frozen=True, slots=True)
-class Video:
-    """A video of the catalog under every name that it has."""
+class NamedVideo:
+    """A video of the catalog with all names that a label may use."""
 
     video_id: str
     uri: str
@@ -29,9 +28,10 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """`video_of` is the video id of each label, or None; `by_rule` counts; `unmatched` is (label, why).
+    """Result of `match_labels`.
 
-    `num_unlabelled` videos have no label, the first of them in `unlabelled`.
+    `video_of` is the video id of each label, or None. `by_rule` counts matches by rule. `unmatched` holds
+    (label, reason). `num_unlabelled` videos have no label; `unlabelled` holds the first of them.
     """
 
     video_of: tuple[str | None, ...]
@@ -41,21 +41,21 @@ class Matching:
     unlabelled: tuple[str, ...]
 
 
-def match_labels(names: Sequence[str], videos: Sequence[Video], by_key: bool = False, shown: int = 5) -> Matching:
-    """The video of each label; `by_key` matches by the videos' keys and by no other name."""
+def match_labels(names: Sequence[str], videos: Sequence[NamedVideo], by_key: bool = False, shown: int = 5) -> Matching:
+    """Return the video of each label; with `by_key`, match the videos' keys only."""
     video_of: list[str | None] = [None] * len(names)
-    why: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     taken: set[str] = set()
     by_rule: dict[str, int] = {}
     if by_key:
-        rules: list[tuple[str, Callable[[str], str], Callable[[Video], str | None]]] = [
+        rules: list[tuple[str, Callable[[str], str], Callable[[NamedVideo], str | None]]] = [
             ("key", lambda name: name, lambda video: video.key)
         ]
     else:
         rules = list(zip(RULES, _OF_LABEL, _OF_VIDEO, strict=True))
     for rule, of_label, of_video in rules:
-        open_places = [place for place, video_id in enumerate(video_of) if video_id is None]
-        if not open_places:
+        open_indices = [index for index, video_id in enumerate(video_of) if video_id is None]
+        if not open_indices:
             break
         of_labels = Counter(map(of_label, names))
         by_name: dict[str, list[str]] = {}
@@ -63,22 +63,24 @@ def match_labels(names: Sequence[str], videos: Sequence[Video], by_key: bool = F
             name = of_video(video)
             if name is not None:
                 by_name.setdefault(name, []).append(video.video_id)
-        for place in open_places:
-            name = of_label(names[place])
+        for index in open_indices:
+            name = of_label(names[index])
             found = by_name.get(name, [])
             if len(found) > 1:
-                why.setdefault(place, f"{len(found)} videos have this {rule}, {found[0]!r} and {found[1]!r} among them")
+                reasons.setdefault(
+                    index, f"{len(found)} videos have this {rule}, such as {found[0]!r} and {found[1]!r}"
+                )
             elif found and of_labels[name] > 1:
-                why.setdefault(place, f"{of_labels[name]} labels have this {rule}")
+                reasons.setdefault(index, f"{of_labels[name]} labels have this {rule}")
             elif found and found[0] in taken:
-                why.setdefault(place, f"video {found[0]!r} has another label already")
+                reasons.setdefault(index, f"video {found[0]!r} already has another label")
             elif found:
-                video_of[place] = found[0]
+                video_of[index] = found[0]
                 taken.add(found[0])
                 by_rule[rule] = by_rule.get(rule, 0) + 1
     unmatched = tuple(
-        (name, why.get(place, "no such video"))
-        for place, (name, video_id) in enumerate(zip(names, video_of, strict=True))
+        (name, reasons.get(index, "no such video"))
+        for index, (name, video_id) in enumerate(zip(names, video_of, strict=True))
         if video_id is None
     )
     unlabelled = [video.video_id for video in videos if video.video_id not in taken]
@@ -90,14 +92,14 @@ def _file(path: str) -> str:
 
 
 def _stem(path: str) -> str:
-    """The file name without the extension of a video; other dots are part of the name."""
+    """Return the file name without the extension of a video; other dots belong to the name."""
     stem, dot, extension = _file(path).rpartition(".")
     return stem if dot and extension.lower() in VIDEO_EXTENSIONS else _file(path)
 
 
 # In the order of RULES.
 _OF_LABEL: tuple[Callable[[str], str], ...] = (str, _file, _stem, str)
-_OF_VIDEO: tuple[Callable[[Video], str | None], ...] = (
+_OF_VIDEO: tuple[Callable[[NamedVideo], str | None], ...] = (
     lambda video: video.video_id,
     lambda video: _file(video.uri),
     lambda video: _stem(video.uri),

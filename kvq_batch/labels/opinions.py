@@ -1,7 +1,7 @@
-"""Opinions of people, taken from a list into the tables, on the scale that was named.
+"""Import of mean opinions of people from a list into the tables, with their scale.
 
-A list that is wrong anywhere is refused as a whole, with its line (`labels`). Importing a data set again replaces what
-it said before; what it no longer says is taken back. It judges no opinion.
+One bad row rejects the whole list (`files`). Importing a data set again replaces its opinions. Opinions that are no
+longer listed are marked as withdrawn.
 """
 
 import math
@@ -29,7 +29,7 @@ _COUNTS = ("num_opinions", "num_ratings", "votes", "n")
 
 @dataclass(frozen=True, slots=True)
 class OpinionList:
-    """A list to import: where it stands, the scale of its opinions, and which end of it is good."""
+    """A list to import: its address, the scale of its opinions, and which end of the scale is good."""
 
     source: str
     scale: Scale
@@ -41,7 +41,7 @@ class OpinionList:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did; `num_in_catalog` of the videos are known to the tables' catalog."""
+    """Result of an import; `num_in_catalog` is the number of videos that are in the tables' catalog."""
 
     dataset: str
     num_opinions: int
@@ -51,10 +51,10 @@ class Imported:
 
 
 def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList) -> Imported:
-    """Writes the opinions of a list into the tables below `uri`, which are made if absent.
+    """Write the opinions of a list to the tables at `uri`, which are created if they do not exist.
 
     Raises:
-        SpecError: a list that is wrong (by its line), or a run that is at work on the tables.
+        SpecError: the list has an error, or a run is active on the tables.
         FatalError: the tables cannot be written.
     """
     labels = read_labels(wanted.source, storage, wanted.id_column, wanted.label_column, wanted.scale)
@@ -77,24 +77,24 @@ def import_opinions(uri: str, storage: StorageOptions, wanted: OpinionList) -> I
 def _rows(labels: Labels, dataset: str, wanted: OpinionList) -> list[OpinionRow]:
     shown, scale = display_uri(wanted.source), wanted.scale
     low, high = (scale.low, scale.high) if wanted.better == "high" else (scale.high, scale.low)
-    sources, uris = labels.column("scene_id"), labels.column("uri")
+    scenes, uris = labels.column("scene_id"), labels.column("uri")
     spreads, counts = (_first(labels, names) for names in (_SPREADS, _COUNTS))
     now = datetime.now(UTC)
     rows: list[OpinionRow] = []
-    for place, (name, value) in enumerate(zip(labels.names, labels.values.tolist(), strict=True)):
+    for index, (name, value) in enumerate(zip(labels.names, labels.values.tolist(), strict=True)):
         at = f"{shown}: {name!r}"
-        count = _number(at, "number of opinions", counts, place)
+        count = _number(at, "number of opinions", counts, index)
         rows.append(
             {
                 "dataset": dataset,
                 "video_id": name,
-                "scene_id": (sources[place] if sources else None) or name,
-                "uri": uris[place] if uris else None,
+                "scene_id": (scenes[index] if scenes else None) or name,
+                "uri": uris[index] if uris else None,
                 "opinion": value,
                 "scale_low": low,
                 "scale_high": high,
                 "mos": 100 * (value - low) / (high - low),
-                "spread": _number(at, "spread", spreads, place),
+                "spread": _number(at, "spread", spreads, index),
                 "num_opinions": None if count is None else int(count),
                 "is_withdrawn": False,
                 "imported_at": now,
@@ -107,16 +107,16 @@ def _first(labels: Labels, names: Sequence[str]) -> Sequence[str | None] | None:
     return next((column for name in names if (column := labels.column(name)) is not None), None)
 
 
-def _number(where: str, what: str, column: Sequence[str | None] | None, place: int) -> float | None:
-    text = column[place] if column else None
+def _number(where: str, what: str, column: Sequence[str | None] | None, index: int) -> float | None:
+    text = column[index] if column else None
     if text is None:
         return None
     try:
         number = float(text)
     except ValueError as error:
-        raise SpecError(f"{where}: its {what} {text!r} is no number") from error
+        raise SpecError(f"{where}: its {what} {text!r} is not a number") from error
     if not math.isfinite(number) or number < 0:
-        raise SpecError(f"{where}: its {what} {text} is no finite number from 0 up")
+        raise SpecError(f"{where}: its {what} {text} is not a finite number of at least 0")
     return number
 
 

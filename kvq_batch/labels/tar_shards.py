@@ -1,7 +1,7 @@
-"""Files of a training set below one folder, local or remote, and tar shards in the form that WebDataset reads.
+"""Writers of a training set: files in a new folder, local or remote, and tar shards for WebDataset.
 
-TarShards hold whole samples, members of one sample side by side and named KEY.EXTENSION; times and owners are zero, so
-that the same samples give the same bytes. This module knows no table and no pixel.
+A tar shard holds whole samples. The members of a sample are adjacent and named KEY.EXTENSION. Times and owners are
+zero, so the same samples give the same bytes.
 """
 
 import io
@@ -17,13 +17,15 @@ from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, translate_storage_errors
 
 SHARD_BYTES = 256 << 20
-"""Size at which a shard is closed; one is held in memory."""
+"""Size at which a tar shard is closed. One shard is held in memory."""
 
 
 class SetFolder:
     """A new folder for one training set.
 
-    Raises: SpecError where it holds something already, or is out of reach; FatalError where writing fails.
+    Raises:
+        SpecError: the folder is not empty or cannot be reached.
+        FatalError: a file cannot be written.
     """
 
     def __init__(self, uri: str, options: StorageOptions) -> None:
@@ -32,10 +34,12 @@ class SetFolder:
         file_system, root = filesystem(self.uri, options)
         with translate_storage_errors(self.uri):
             if file_system.exists(root) and file_system.find(root):
-                raise SpecError(f"{display_uri(self.uri)} is not empty; name a new folder, so that no two sets mix")
+                raise SpecError(
+                    f"{display_uri(self.uri)} is not empty; choose a new folder, so that two sets are not mixed"
+                )
 
     def write(self, name: str, content: bytes) -> str:
-        """The address of the file `name` (it may lie in a folder below), once it stands there."""
+        """Write the file `name`, which may contain folders, and return its address."""
         uri = join(self.uri, name)
         try:
             put_file(uri, content, self._options)
@@ -45,7 +49,7 @@ class SetFolder:
 
 
 class TarShards:
-    """Samples of one split, gathered into tar files `SPLIT-000000.tar`, ... below a folder."""
+    """Writer that collects the samples of one split into tar files `SPLIT-000000.tar`, ... below a folder."""
 
     def __init__(self, folder: SetFolder, split: str, shard_bytes: int = SHARD_BYTES) -> None:
         self._folder = folder
@@ -55,9 +59,9 @@ class TarShards:
         self._start()
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """A sample: its members by extension. A key has no dot, which would end it for WebDataset."""
+        """Add a sample, given its members by extension. WebDataset ends a key at the first dot, so a key has none."""
         if "." in key:
-            raise ValueError(f"the key of a sample has no dot, got {key!r}")
+            raise ValueError(f"the key of a sample must not contain a dot, got {key!r}")
         for extension, content in members.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size = len(content)
@@ -68,7 +72,7 @@ class TarShards:
             self._start()
 
     def close(self) -> None:
-        """Writes the last shard, if it holds anything."""
+        """Write the last shard unless it is empty."""
         self._tar.close()
         if self._num_samples:
             self._folder.write(f"{self._split}-{self.num_shards:06d}.tar", self._buffer.getvalue())
@@ -81,7 +85,7 @@ class TarShards:
 
 
 def npy(array: Any) -> bytes:
-    """The bytes of a .npy file."""
+    """Return the bytes of a .npy file that holds `array`."""
     content = io.BytesIO()
     np.save(content, array, allow_pickle=False)
     return content.getvalue()

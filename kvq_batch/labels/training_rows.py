@@ -1,8 +1,7 @@
-"""Rows of a training set, asked of the tables: made labels, opinions of people, or what a big model says.
+"""Query the rows of a training set: labels of a label job, imported opinions, or scores of a teacher model.
 
-All three come out with the same columns, so that whoever writes or reads a set need not know where its labels are from;
-and what they are called is what a catalog and a list of labels call it, so that a set is read as both.
-This module splits nothing and writes nothing.
+All three have the same columns, so the code that writes or reads a set does not depend on the kind of label. The column
+names are those of a catalog and of a label list, so a set can be read as either.
 """
 
 from typing import Literal
@@ -18,7 +17,7 @@ COLUMNS = (
     "video_id", "uri", "mos", "scene_id", "group_id", "target", "cells", "num_slots", "num_rows", "num_cols",
     "num_frames", "height_px", "width_px", "frame_rate",
 )  # fmt: skip
-"""`mos` is the label, whatever it is of; `target` says what. `cells` are labels of the texture map's cells, flat."""
+"""`mos` is the label and `target` its kind. `cells` holds the labels of the texture map's cells, flattened."""
 
 _LABELS = """
 SELECT *, parse_filename(rendition_uri) AS file, 'vmaf' AS target FROM labels
@@ -41,9 +40,9 @@ SELECT o.video_id, coalesce(o.uri, c.uri) AS uri, o.mos, o.scene_id, o.scene_id 
 FROM opinions o LEFT JOIN catalog c USING (video_id)
 """
 
-# Of several clips none has the video's map: then there are no cells.
+# A map belongs to one clip, so a video with several clips has no cells.
 _TEACHER = """
-SELECT s.video_id, s.uri, s.raw_score AS mos, {source} AS scene_id, {source} AS group_id,
+SELECT s.video_id, s.uri, s.raw_score AS mos, {scene} AS scene_id, {scene} AS group_id,
     s.model_id AS target, [q * m.texture_scale + m.texture_offset FOR q IN m.texture]::FLOAT[] AS cells, m.num_slots,
     m.num_rows, m.num_cols, NULL::INTEGER AS num_frames, s.height_px, s.width_px, s.frame_rate, s.model_name,
     s.model_origin, s.content_id, s.mos AS calibrated_mos
@@ -57,10 +56,12 @@ WHERE NOT s.is_stale
 def training_rows(
     session: Session, target: Target, where: str | None, model: str | None, split_sql: str | None = None
 ) -> pa.Table:
-    """COLUMNS, and then further ones to tell the rows by, of every row that meets `where`; sorted by video.
+    """Return COLUMNS and further columns of every row that meets `where`, sorted by video.
 
-    `split_sql` is an expression over them that becomes the column `split`. A teacher's label is its raw score.
-    Raises: SpecError for a condition or expression that DuckDB refuses, or no row.
+    `split_sql` is an expression over these columns that becomes the column `split`. A teacher's label is its raw score.
+
+    Raises:
+        SpecError: DuckDB rejects the condition or the expression, or no row matches.
     """
     selected = "SELECT *" if split_sql is None else f"SELECT *, ({split_sql}) AS split"
     condition = f"({where})" if where else "true"
@@ -70,16 +71,18 @@ def training_rows(
         rows = session.sql(f"{selected} FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
     else:
         known = session.sql("SELECT * FROM catalog LIMIT 0").column_names
-        # A catalog of versions says which of them show one scene; without that word every video is its own.
-        source = "coalesce(c.scene_id::VARCHAR, s.video_id)" if "scene_id" in known else "s.video_id"
-        asked = _TEACHER.format(source=source)
+        # A catalog of renditions has the scene of each; without that column every video is its own scene.
+        scene = "coalesce(c.scene_id::VARCHAR, s.video_id)" if "scene_id" in known else "s.video_id"
+        asked = _TEACHER.format(scene=scene)
         if model is not None:
             condition += " AND model_name = '{}'".format(model.replace("'", "''"))
         rows = session.sql(f"{selected} FROM ({asked}) WHERE {condition} ORDER BY video_id")
         models = set(rows["target"].to_pylist())
         if len(models) > 1:
-            raise SpecError(f"scores of {len(models)} models stand there ({', '.join(sorted(models))}); name one")
+            raise SpecError(
+                f"the tables hold scores of {len(models)} models ({', '.join(sorted(models))}); choose one with --model"
+            )
     if rows.num_rows == 0:
-        of = "" if where is None else f" that meets {where!r}"
-        raise SpecError(f"there is no row of {target}{of} in these tables; make or import some, or ask for others")
+        condition = "" if where is None else f" that meets {where!r}"
+        raise SpecError(f"no row of {target}{condition} in these tables; make or import labels, or change the options")
     return rows

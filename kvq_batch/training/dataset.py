@@ -58,7 +58,7 @@ def to_samples(videos: Sequence[LabelledVideo]) -> list[Sample]:
             video.video_id,
             video.scene_id,
             video.label,
-            splits[video.part],
+            splits[video.split],
             None if video.pixels is None else f"{video.scene_id}/{video.pixels}",
         )
         for video in videos

@@ -130,12 +130,12 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
     """One training and its test: figures by the names in FIGURES."""
     config, settings = network_of(job), settings_of(job)
     # Nothing is chosen by the validation here, and a quarter of it is quicker.
-    validation = [video for video in listed if video.part == "validation"][::4]
-    videos = [video for video in listed if video.part == "train"] + validation
+    validation = [video for video in listed if video.split == "validation"][::4]
+    videos = [video for video in listed if video.split == "train"] + validation
     if name in LEFT_OUT:
         rows = zip(videos, _labels_of(job, videos), strict=True)
         is_left_out, seed = LEFT_OUT[name], job.training.seed
-        videos = [video for video, row in rows if video.part == "validation" or not is_left_out(row, seed)]
+        videos = [video for video, row in rows if video.split == "validation" or not is_left_out(row, seed)]
     source = _source(job, videos, out)
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine(num_threads=torch.get_num_threads(), checkpoint_every=settings.steps)
@@ -143,7 +143,7 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
         best = Trainer(settings, machine, source, Path(folder), card).train().best
         tensors = {key: torch.tensor(value) for key, value in load(best).tensors.items()}
     network = build_network(config, tensors, torch.bfloat16 if job.training.precision == "bf16" else torch.float32)
-    tests = [dataclasses.replace(video, part=None) for video in listed if video.part == "test"]
+    tests = [dataclasses.replace(video, split=None) for video in listed if video.split == "test"]
     labels = _labels_of(job, tests)
     # The first segment of each source: enough to tell variants apart, at a third of the time.
     first = [place for place, row in enumerate(labels) if json.loads(row["segment"])["number"] == 0]

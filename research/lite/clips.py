@@ -60,7 +60,7 @@ def read_set(job: TrainJob) -> LabelledSet:
     listed, _ = read_training_set(job.data, StorageOptions.from_spec(job.storage), mix_column(job))
     parts: dict[str | None, list[LabelledVideo]] = {}
     for video in listed:
-        parts.setdefault(video.part, []).append(video)
+        parts.setdefault(video.split, []).append(video)
     if set(parts) != {"train", "validation", "test"}:
         found = ", ".join(sorted(map(str, parts)))
         raise SpecError(f"{job.data.labels}: its versions are of the splits {found}; export it with all three")
@@ -121,7 +121,7 @@ def _made(path: Path) -> dict[str, _Made]:
 
 def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> RenditionFiles:
     # The samples of a training are never of a test.
-    named = [dataclasses.replace(video, part=None) if video.part == "test" else video for video in videos]
+    named = [dataclasses.replace(video, split=None) if video.split == "test" else video for video in videos]
     source = build_clip_source(job, network_of(job), named, Path(job.out), lambda done, total: None)
     if not isinstance(source, RenditionFiles):
         raise SpecError("the job trains on whole clips; the baselines need views.slots")

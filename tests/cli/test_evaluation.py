@@ -78,7 +78,7 @@ def test_files_are_written_to_out(study: Study, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--scale", "1..5"], "is outside the scale 1..5"),
-        (["--scale", "high"], "write the lowest and the highest label"),
+        (["--scale", "high"], "expected the lowest and the highest label"),
         (["--model", "nope"], "no score of model nope"),
         (["--by", "nothing"], "nothing"),
         (["--mos-column", "dmos"], "no column 'dmos'"),

@@ -119,7 +119,7 @@ def test_labels_train_a_model_that_scores(tmp_path: Path) -> None:
     wrong = call(
         "labels", "export", tables, "--out", tmp_path / "no", "--format", "csv", "--split-sql", "name", exit_code=2
     )
-    assert "is put into the split" in wrong.stderr
+    assert "has the unknown split" in wrong.stderr
 
     weights = [trained(tmp_path, "1", 4), trained(tmp_path, "2", 12)]
     cards = [load(path).card for path in weights]

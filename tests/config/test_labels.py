@@ -31,7 +31,7 @@ def test_the_job_that_ships_is_valid() -> None:
     [
         ({"renditions": {"ladders": {"sepia": [1]}}}, "renditions.ladders", "no degradation 'sepia'"),
         ({"renditions": {"ladders": {"h264": [99]}}}, "renditions.ladders", "takes 1 to 51"),
-        ({"renditions": {"combinations": [["h264:30"]]}}, "renditions.combinations", "write NAME-AMOUNT"),
+        ({"renditions": {"combinations": [["h264:30"]]}}, "renditions.combinations", "expected NAME-AMOUNT"),
         (
             {"renditions": {"ladders": {}, "combinations": [], "clean": False}},
             "renditions",
@@ -41,7 +41,7 @@ def test_the_job_that_ships_is_valid() -> None:
         ({"segments": {"num_frames": 5}}, "segments", "even"),
         ({"references": []}, "references", "at least 1"),
         ({"references": [{"source": "videos", "count": 3}]}, "references.0", "procedural"),
-        ({"keep": "videos/kept", "references": [{"source": "videos"}]}, "(job)", "lies within the references"),
+        ({"keep": "videos/kept", "references": [{"source": "videos"}]}, "(job)", "is inside the references"),
         ({"seeds": 3}, "seeds", "unknown key"),
     ],
 )

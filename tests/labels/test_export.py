@@ -166,5 +166,5 @@ def test_shards_are_closed_when_they_are_full(tmp_path: Path) -> None:
         shards.add(f"key{number}", {"bin": bytes(12_000)})
     shards.close()
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [f"train-{n:06d}.tar" for n in range(3)]
-    with pytest.raises(ValueError, match="no dot"):
+    with pytest.raises(ValueError, match="contain a dot"):
         shards.add("a.b", {})

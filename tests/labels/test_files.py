@@ -10,7 +10,7 @@ import pytest
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labels.files import Labels, Scale, dataset_name, read_labels
-from kvq_batch.labels.matching import Matching, Video, match_labels
+from kvq_batch.labels.matching import Matching, NamedVideo, match_labels
 from tests.support.stores import Store
 
 FOUR_FIELDS = "a.mp4, -1, -1, 61.5\nsub/b, c.mp4,-1,-1,7e1\n\nc.mp4, 2, 3, 0\n"
@@ -64,24 +64,24 @@ def test_columns_are_taken_as_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("a.csv", "name,mos\nx,1\nx,2\n", "'x' stands twice, at line 2 and line 3"),
-        ("a.csv", "name,mos\nx,1\n,2\n", "line 3 names no video"),
+        ("a.csv", "name,mos\nx,1\nx,2\n", "'x' is listed twice, at line 2 and line 3"),
+        ("a.csv", "name,mos\nx,1\n,2\n", "line 3 has no video name"),
         ("a.csv", "name,mos\nx,\n", r"line 2 \('x'\) has no label"),
-        ("a.csv", "name,mos\nx,good\n", r"line 2 \('x'\): 'good' is no number"),
-        ("a.csv", "name,mos\nx,NaN\n", r"line 2 \('x'\): NaN is no finite number"),
+        ("a.csv", "name,mos\nx,good\n", r"line 2 \('x'\): 'good' is not a number"),
+        ("a.csv", "name,mos\nx,NaN\n", r"line 2 \('x'\): NaN is not a finite number"),
         ("a.csv", "name,mos\nx,1\ny,101\n", r"line 3 \('y'\): 101 is outside the scale 0..100"),
         ("a.csv", "name,mos\nx,1,2\n", "line 2 has 3 fields, the header 2"),
-        ("a.csv", "name,mos,mos\nx,1,2\n", "a column name stands twice"),
-        ("a.csv", "clip,dmos\nx,1\n", "no column called video_id, .*--id-column. There are: clip, dmos"),
+        ("a.csv", "name,mos,mos\nx,1,2\n", "duplicate column name"),
+        ("a.csv", "clip,dmos\nx,1\n", "no column called video_id, .*--id-column. Columns: clip, dmos"),
         ("a.csv", "name,dmos\nx,1\n", "no column called mos, .*--mos-column"),
-        ("a.csv", "name,mos\n", "the list has no label"),
-        ("a.csv", "", "There are: none"),
+        ("a.csv", "name,mos\n", "the list is empty"),
+        ("a.csv", "", "Columns: "),
         ("a.txt", "x.mp4, -1, -1, 50\nx.mp4 50\n", "line 2 is not `file, -1, -1, mos`: 'x.mp4 50'"),
-        ("a.txt", "x.mp4 50\n", "line 1 is not `file, -1, -1, mos`; name a table with a header .csv"),
-        ("a.jsonl", '{"name": "x", "mos": 1}\n{"name"\n', "line 2 is no JSON"),
-        ("a.jsonl", "[1]\n", "line 1 is no JSON object"),
-        ("a.jsonl", '{"name": "x", "mos": [1]}\n', r"\[1\] is no number"),
-        ("a.parquet", "no parquet", "no readable Parquet file"),
+        ("a.txt", "x.mp4 50\n", "line 1 is not `file, -1, -1, mos`; use the extension .csv for a table with a header"),
+        ("a.jsonl", '{"name": "x", "mos": 1}\n{"name"\n', "line 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1 is not a JSON object"),
+        ("a.jsonl", '{"name": "x", "mos": [1]}\n', r"\[1\] is not a number"),
+        ("a.parquet", "no parquet", "cannot be read as Parquet"),
         ("a.xlsx", "", "a list of labels ends in .csv, .txt"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_list_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"missing\.csv: does not exist"):
         read_labels(str(tmp_path / "missing.csv"))
     (tmp_path / "latin.csv").write_bytes(b"name,mos\nz\xfcrich,1\n")
-    with pytest.raises(SpecError, match="line 2 is no UTF-8"):
+    with pytest.raises(SpecError, match="line 2 is not UTF-8"):
         read_labels(str(tmp_path / "latin.csv"))
     (tmp_path / "four.txt").write_text(FOUR_FIELDS)
     with pytest.raises(SpecError, match="four fields has no column names"):
@@ -115,11 +115,11 @@ def test_a_data_set_is_called_like_its_file_or_its_folder() -> None:
 
 
 VIDEOS = (
-    Video("ia-batch14/x1.mp4", "s3://b/ia-batch14/x1.mp4", "k1"),
-    Video("ia-batch15/x2.mp4", "s3://b/ia-batch15/x2.mp4", "k2"),
-    Video("plain", "s3://b/stored/A001.mov", "k3"),
-    Video("one/same.mp4", "s3://b/one/same.mp4", "k4"),
-    Video("two/same.mp4", "s3://b/two/same.mp4", "k4"),
+    NamedVideo("ia-batch14/x1.mp4", "s3://b/ia-batch14/x1.mp4", "k1"),
+    NamedVideo("ia-batch15/x2.mp4", "s3://b/ia-batch15/x2.mp4", "k2"),
+    NamedVideo("plain", "s3://b/stored/A001.mov", "k3"),
+    NamedVideo("one/same.mp4", "s3://b/one/same.mp4", "k4"),
+    NamedVideo("two/same.mp4", "s3://b/two/same.mp4", "k4"),
 )
 
 
@@ -151,7 +151,7 @@ def test_a_name_that_two_bear_is_nobodys() -> None:
     found = matched("same.mp4", "v/x1.mp4", "w/x1.mp4")
     assert found.video_of == (None, None, None)
     assert dict(found.unmatched)["same.mp4"] == (
-        "2 videos have this file name, 'one/same.mp4' and 'two/same.mp4' among them"
+        "2 videos have this file name, such as 'one/same.mp4' and 'two/same.mp4'"
     )
     assert dict(found.unmatched)["v/x1.mp4"] == "2 labels have this file name"
 
@@ -159,7 +159,7 @@ def test_a_name_that_two_bear_is_nobodys() -> None:
 def test_a_video_has_one_label_and_the_better_rule_gives_it() -> None:
     found = matched("x2", "ia-batch15-x2.mp4", "ia-batch15/x2.mp4")
     assert found.video_of == (None, None, "ia-batch15/x2.mp4")
-    assert dict(found.unmatched)["ia-batch15-x2.mp4"] == "video 'ia-batch15/x2.mp4' has another label already"
+    assert dict(found.unmatched)["ia-batch15-x2.mp4"] == "video 'ia-batch15/x2.mp4' already has another label"
 
 
 def test_a_key_of_the_catalog_matches_alone() -> None:

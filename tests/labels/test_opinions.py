@@ -58,8 +58,8 @@ def test_the_same_data_set_again_replaces_what_it_said(tmp_path: Path) -> None:
         ("c.mp4,7,s,,", r"line 4 \('c.mp4'\): 7 is outside the scale 1..5"),
         ("c.mp4,nan,s,,", "no finite number"),
         ("c.mp4,,s,,", "has no label"),
-        ("a.mp4,2,s,,", "'a.mp4' stands twice"),
-        ("c.mp4,2,s,wide,", "spread 'wide' is no number"),
+        ("a.mp4,2,s,,", "'a.mp4' is listed twice"),
+        ("c.mp4,2,s,wide,", "spread 'wide' is not a number"),
         ("c.mp4,2,s,,-3", "number of opinions -3"),
     ],
 )

@@ -30,7 +30,7 @@ def test_a_part_without_a_share_is_empty() -> None:
 
 
 def test_too_few_sources_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"2 source\(s\) cannot be split into train, validation, test"):
+    with pytest.raises(SpecError, match=r"2 scene\(s\) cannot be split into train, validation, test"):
         split_scenes(SOURCES[:2], parse_shares("80/10/10"), 0)
 
 
