@@ -103,7 +103,7 @@ def checked(kind: type[AnySection], values: Mapping[str, Any], origin: str) -> A
 
 
 def with_values(job: Job, values: Mapping[str, Mapping[str, Any]], origin: str) -> Job:
-    """`job` with the keys of some of its sections set anew, as {section: {key: value}}; None leaves a key as it is.
+    """`job` with the keys of some of its sections replaced, as {section: {key: value}}; None leaves a key as it is.
 
     Raises:
         SpecError: as `load_job`.

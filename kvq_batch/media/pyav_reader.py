@@ -187,7 +187,7 @@ class _Session:
 
 
 class _Converter:
-    """YUV to RGB as decord's filter graph does it, hence as published, and the turn that makes the picture upright."""
+    """YUV to RGB as decord's filter graph does it, as published, and the turn that makes the picture upright."""
 
     def __init__(self, rotation_deg: int) -> None:
         self._reformatter = VideoReformatter()

@@ -159,7 +159,7 @@ def test_bad_labels_are_rejected_with_their_name(material: Material, tmp_path: P
     bad: dict[str, list[tuple[Any, ...]]] = {
         "gone.mp4 (no such video)": [*rows, ("gone.mp4", "gone", 50)],
         "101 is outside the scale": [*rows[:-1], (*rows[-1][:2], 101)],
-        "nan is no finite number": [*rows[:-1], (*rows[-1][:2], "nan")],
+        "nan is not a finite number": [*rows[:-1], (*rows[-1][:2], "nan")],
         "are of 1 scene": [(name, "one", mos) for name, _, mos in rows],
         "labels of the training set are 50": [(name, source, 50) for name, source, _ in rows],
     }

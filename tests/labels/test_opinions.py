@@ -56,7 +56,7 @@ def test_the_same_data_set_again_replaces_what_it_said(tmp_path: Path) -> None:
     ("row", "words"),
     [
         ("c.mp4,7,s,,", r"line 4 \('c.mp4'\): 7 is outside the scale 1..5"),
-        ("c.mp4,nan,s,,", "no finite number"),
+        ("c.mp4,nan,s,,", "not a finite number"),
         ("c.mp4,,s,,", "has no label"),
         ("a.mp4,2,s,,", "'a.mp4' is listed twice"),
         ("c.mp4,2,s,wide,", "spread 'wide' is not a number"),
