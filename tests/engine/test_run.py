@@ -290,7 +290,7 @@ def test_run_joins_cluster_and_leaves_it_running(videos: Path, tmp_path: Path) -
         job = job_of(videos, tmp_path / "tables", run={"ray_address": cluster.address})
         summary = run(job)
         assert (summary.num_scored, summary.num_failed) == (6, 0)
-        with pytest.raises(SpecError, match="take 9 CPU together and the cluster has at most 2"):
+        with pytest.raises(SpecError, match="need 9 CPU, but the cluster has at most 2"):
             run(job_of(videos, tmp_path / "other", decode={"workers": {"num_cpus": 8.5}}), address=cluster.address)
         assert cluster.list_all_nodes()  # type: ignore[no-untyped-call]
     finally:
