@@ -225,7 +225,8 @@ def test_options_override_the_selection_of_the_job(tmp_path: Path, videos: Path)
     assert "2 videos in the catalog; 1 of them selected; 1 scores planned" in shown
     rejected = call("plan", job, "--reason", "boredom", "--sample", "x", "--deadline", "noon", exit_code=2).stderr
     assert "the command line: 3 wrong key(s)" in rejected
-    for key in ("select.reasons.0: Unknown reason 'boredom'", "select.sample: ", "budget.deadline: Invalid time 'noon'"):
+    keys = ("select.reasons.0: Unknown reason 'boredom'", "select.sample: ", "budget.deadline: Invalid time 'noon'")
+    for key in keys:
         assert key in rejected
     assert "select.where = 'likes' is not a valid condition" in call("run", job, "--where", "likes", exit_code=2).stderr
 
