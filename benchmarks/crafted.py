@@ -1,6 +1,6 @@
 """Files that no decoder survives or can finish: what the ways of `side_by_side` are tried with.
 
-No file is known that kills or hangs today's decoders, and none would be kept here: a name stands for it, and the
+No file is known that kills or hangs today's decoders, and none would be kept here: a name represents it, and the
 process that opens a video of that name gets the signal, or the endless wait, that a crafted file would earn it.
 """
 

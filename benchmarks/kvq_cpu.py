@@ -151,7 +151,7 @@ def in_own_process(row: str, threads: int, repeats: int) -> Row:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table, and a line for what is no row of it."""
+    """The table, and a line for what is not a row of it."""
     lines = ["| KVQ at [1,3,32,448,448] | s/clip | products, GFLOP/s | share | median share | peak RSS, GiB |"]
     lines += ["|---|---|---|---|---|---|"]
     notes = []

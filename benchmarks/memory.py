@@ -5,7 +5,7 @@
 The videos are small, their clips are not: 32 frames of 448 x 448, 18.4 MiB each, whatever the file. A run is a process
 of its own, looked at five times a second. Shared memory is what the machine's has grown by: Ray's object store, and
 frames on their way from a decoder; of driver and workers it is the memory that is theirs alone.
-The clips of a call are told from `score_s`, of which those of one call have equal shares.
+The clips of a call are inferred from `score_s`, of which those of one call have equal shares.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _PARTS = {"(DecodeWorker)": "decode worker", "(ScoreWorker)": "scoring worker"}
 _SHARED = "/dev/shm"
 
 
-def run_one(folder: Path, model: str, batch_size: int, told: Path) -> None:
+def run_one(folder: Path, model: str, batch_size: int, result_file: Path) -> None:
     """The run, in this process; writes how many clips a call of the model had at most."""
     weights = "untrained" if model.startswith("kvq") else None
     cores = os.cpu_count() or 1
@@ -52,15 +52,26 @@ def run_one(folder: Path, model: str, batch_size: int, told: Path) -> None:
         summary = run_job(plan_job(make_job(job, "benchmark")), SilentObserver())
         with kvq_batch.open(tables) as quality:
             calls = quality.sql("SELECT count(*) AS clips FROM scores GROUP BY score_s").to_pylist()
-    told.write_text(json.dumps({"num_scored": summary.num_scored, "clips": max(call["clips"] for call in calls)}))
+    result_file.write_text(
+        json.dumps({"num_scored": summary.num_scored, "clips": max(call["clips"] for call in calls)})
+    )
 
 
 def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[str, Any]:
     """A row of the table."""
     with tempfile.TemporaryDirectory(prefix="kvq-", ignore_cleanup_errors=True) as temporary:
-        told = Path(temporary) / "told.json"
+        result_file = Path(temporary) / "result.json"
         environment = {**os.environ, "RAY_TMPDIR": temporary, "TMPDIR": temporary}
-        command = [sys.executable, "-m", "benchmarks.memory", "--one", str(folder), model, str(batch_size), str(told)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.memory",
+            "--one",
+            str(folder),
+            model,
+            str(batch_size),
+            str(result_file),
+        ]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         tree, peaks = ProcessTree(process.pid), dict.fromkeys(("shared", "driver", *_PARTS.values()), 0)
         before = _shared_bytes()
@@ -77,9 +88,9 @@ def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[s
         finally:
             tree.kill()
             process.wait()
-        if not told.exists():
+        if not result_file.exists():
             raise SystemExit(f"{model}, batches of {batch_size}: it failed, or had no end in {limit_s:g} s (--limit-s)")
-        answer = json.loads(told.read_text())
+        answer = json.loads(result_file.read_text())
     row = {"model": model, "batch_size": batch_size, "videos": answer["num_scored"], "clips a call": answer["clips"]}
     return row | {f"{part}, MiB": size >> 20 for part, size in peaks.items()} | {"all, MiB": tree.peak_bytes >> 20}
 
@@ -115,8 +126,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        folder, model, batch_size, told = arguments.one
-        run_one(Path(folder), model, int(batch_size), Path(told))
+        folder, model, batch_size, result_file = arguments.one
+        run_one(Path(folder), model, int(batch_size), Path(result_file))
         return
     with tempfile.TemporaryDirectory(prefix="kvq-bench-") as name:
         made = [clip.path for clip in write_demo_clips(Path(name) / "made", 1, ClipShape(320, 176))]

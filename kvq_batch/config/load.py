@@ -50,7 +50,7 @@ def load_any_job(path: Path) -> Job | LabelJob:
     """The job of a TOML file that scores or makes labels: the second kind is known by its references.
 
     Raises:
-        SpecError: as `load_job`; and for a training, which is no job of a cluster.
+        SpecError: as `load_job`; and for a training job, which cannot be submitted.
     """
     values = read_toml(path, f"`kvq-batch init {path}` writes one")
     if "training" in values and "models" not in values:
@@ -73,7 +73,7 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: is no valid TOML: {error}") from error
+        raise SpecError(f"{path}: is not valid TOML: {error}") from error
 
 
 def make_job(values: Mapping[str, Any], origin: str) -> Job:

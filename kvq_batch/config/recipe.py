@@ -2,7 +2,7 @@
 
 A recipe is a chain of steps over the whole frame and, where it has patches, rectangles of the frame that hold another
 chain of the same source. Every chain runs over whole frames before its rectangle is cut, so that a cell's quality is
-that of the version which stands in it. This module names degradations; it touches no pixel.
+that of the rendition shown in it.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""The training job: one frozen, fully checked description of a training, read from one TOML file.
-
-It names files and sizes as a person does; `cli` makes of it what the training package takes. This module reads no file,
-and knows no network.
-"""
+"""The training job: a frozen, fully checked description of a training, read from one TOML file."""
 
 from typing import Literal
 
@@ -27,7 +23,7 @@ class TrainData(Section):
     label_column: str | None = Field(None, description="Column with the label. Default: mos, label, vmaf, ...")
     scene_column: str | None = Field(
         None,
-        description="Column that names the scene that versions share, so that none stands in two splits. "
+        description="Column that names the scene that renditions share, so that a scene is in one split. "
         "Default: scene_id if there is one, else every video is its own scene.",
         examples=["scene_id"],
     )
@@ -62,7 +58,7 @@ class TrainViews(Section):
     slots: int | None = Field(
         None,
         ge=1,
-        description="Keep so many slots of each video at its own size, and draw one of them for every step, its "
+        description="Keep this many slots of each video at its own size, and draw one of them for every step, its "
         "fragments at random places. For videos of a label job: needs cells_column, and all of one length.",
         examples=[2],
     )
@@ -192,7 +188,7 @@ class Training(Section):
     validation_share: float = Field(0.1, ge=0, lt=1, description="Share of the scenes that is held out.")
     validate_every: int = Field(500, ge=1, description="Steps between validations; the best weights are kept.")
     patience: int | None = Field(
-        None, ge=1, description="End after so many validations without a better one.", examples=[10]
+        None, ge=1, description="Stop after this many validations without a better one.", examples=[10]
     )
 
 
@@ -212,7 +208,7 @@ class TrainMachine(Section):
 class TrainJob(Section):
     """Labelled videos, a network, and the checkpoint that comes out."""
 
-    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name of the model, as it stands in every row.")
+    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name of the model, as written in every row.")
     version: str = Field(pattern=r"^[a-z0-9._-]+$", description="Version of the model.", examples=["1"])
     out: str = Field(min_length=1, description="Folder of this training: state, curves, checkpoint.")
     summary: str = Field("", description="One line about the model, for its card.")

@@ -64,7 +64,7 @@ class FrameRequest:
 
     `size` is (height, width) in pixels of the bicubic resize of KVQ_SPEC section 2 (aspect ratio not kept), or
     None for the native size of the video, rotated upright. With `fragments` (rows, columns) a frame of that size is
-    spliced from so many patches instead, each cut at native resolution from the middle of its cell of the frame
+    spliced from that many patches instead, each cut at native resolution from the middle of its cell of the frame
     (fragments of FAST-VQA, ECCV 2022, section 3.1, at a fixed place).
 
     Raises: ValueError for fragments that do not divide the size.

@@ -2,11 +2,11 @@
 
 Texture is stored linearly. Saliency is a softmax times the number of cells, with a heavy tail, so its square root is
 stored: the small values, which are most of them, keep their digits. Rounding errors of 3136 cells do not cancel
-wholly, and a region's mean should add up to the score that stands beside it, so where both maps stand the offset of
+wholly, and a region's mean should add up to the stored score, so where both maps exist the offset of
 the texture is moved, by far less than one step, until mean(texture * saliency) of the stored maps is that of the given
 ones. Measured on KVQ maps of 12 clips, untrained (`benchmarks/maps_encoding.py`): 5.8 kB a video, score exact to
 rounding of doubles; unshifted 0.05% of the spread of scores, with int16 saliency 0.06% and 13 kB, because it is the
-texture's rounding that counts; a single slot's score is off by 0.5% at most. This module knows nothing of tables.
+texture's rounding that counts; a single slot's score is off by 0.5% at most.
 
 Legend of axes: S slots, R rows, C columns.
 """

@@ -1,7 +1,6 @@
 """What a model is to the rest of the system: what it declares, what it takes, what it returns.
 
 Everything that scores a video implements `Scorer`: KVQ, the handcrafted template, and the models that come later.
-This module knows no model by name and needs no torch.
 """
 
 import re
@@ -39,7 +38,7 @@ class ModelOptions:
 class ModelCard:
     """Who a model is: identity, origin, and what its raw scores mean.
 
-    `origin` is "trained", "untrained" or "handcrafted"; a score of an untrained model is no quality.
+    `origin` is "trained", "untrained" or "handcrafted"; a score of an untrained model does not measure quality.
     `digest` is the sha256 hex of weights and configuration. `calibrations` maps a name (say "lsvq") to the four
     parameters (b1, b2, b3, b4) of MOS = b2 + (b1 - b2) / (1 + exp(-(raw - b3) / |b4|)).
     """
@@ -109,6 +108,6 @@ class Scorer(Protocol):
         """One prediction per clip, in order; each clip uint8 RGB [T, H, W, 3] as `spec.frames` asks for.
 
         Raises:
-            OutOfMemoryError: so many clips do not fit; what the attempt had taken is free again.
+            OutOfMemoryError: this many clips do not fit; the memory of the attempt is free again.
         """
         ...

@@ -25,10 +25,10 @@ class Shard:
         """The shard that `text` names. Raises: ValueError for anything that is none."""
         found = _TEXT.fullmatch(text.strip())
         if found is None:
-            raise ValueError(f"{text!r} is no shard; write 2/4 for the second of four")
+            raise ValueError(f"{text!r} is not a shard; write 2/4 for the second of four")
         number, count = int(found[1]), int(found[2])
         if not 1 <= number <= count <= MAX_SHARDS:
-            raise ValueError(f"{text!r} is no shard: from 1/N to N/N, with at most {MAX_SHARDS} of them")
+            raise ValueError(f"{text!r} is not a shard: from 1/N to N/N, with at most {MAX_SHARDS} of them")
         return cls(number, count)
 
     def excludes(self, other: "Shard") -> bool:

@@ -1,6 +1,6 @@
 """What is known of a video and of the clips cut from it, before any model sees a pixel.
 
-Plain facts that travel between processes and end up in rows; this module opens no file.
+Plain facts that travel between processes and end up in rows.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """What the bytes of a file say about it before any demuxer is trusted with them.
 
 Demuxers answer a cut-off Matroska file with fewer frames and no error, and HTML with "invalid data": the sizes that
-stand in the container's own headers, and the first bytes, say it by name. It parses headers only, never a picture.
+are in the container's own headers, and the first bytes, say it by name. It parses headers only, never a picture.
 """
 
 from pathlib import Path

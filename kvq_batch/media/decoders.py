@@ -1,6 +1,6 @@
 """Which decoder reads a video, and the one protocol that both implement.
 
-The choice is a rule on what was probed and stands in every row; an error of one decoder never leads to the other, as
+The choice is a rule on what was probed and is stored in every row; an error of one decoder never leads to the other, as
 the same file would then score differently on two machines. Measured (benchmarks/decode.py): PyAV needs less time than
 decord for the frames of a standard clip, as it leaves out what nothing refers to, and gave every frame exactly. decord
 (libavcodec of 2018) gave wrong frames without a word for open groups, MPEG-TS, MPEG-4 part 2, 10 bit and odd 4:2:0

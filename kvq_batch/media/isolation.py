@@ -74,7 +74,7 @@ class IsolatedDecoder:
     def submit(self, task: DecodeTask) -> "Future[DecodedVideo]":
         """The future of a task's clips; its exception is an `ItemError`, a `TransientError` or a `FatalError`.
 
-        Beside what `tasks.decode_task` raises: DecodeError decoder_crashed (the child died; the signal stands in the
+        Beside what `tasks.decode_task` raises: DecodeError decoder_crashed (the child died; the signal is in the
         message) and decode_timeout (it was killed after `timeout_s`).
         """
         return self._threads.submit(self._run, task)
@@ -143,7 +143,7 @@ class _Child:
             self._process = None
 
     def close(self) -> None:
-        """Kills the process for good; a call under way ends with an error."""
+        """Kill the process permanently; a call in progress ends with an error."""
         self._is_closed = True
         process = self._process
         if process is not None:
@@ -158,7 +158,7 @@ class _Child:
         with self._log.open("wb") as log, theirs:
             arguments = [str(theirs.fileno()), str(os.getpid()), str(self._memory_bytes), self._task_function]
             self._process = subprocess.Popen(
-                # -P: the folder of child.py is no place to import from.
+                # -P: nothing is imported from the folder of child.py.
                 [sys.executable, "-P", child.__file__, *arguments, *(entry or os.getcwd() for entry in sys.path)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

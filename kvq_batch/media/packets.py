@@ -31,7 +31,7 @@ def open_video(path: Path) -> Iterator[InputContainer]:
     """The file under libavformat, restricted to local files and to containers.
 
     Raises:
-        ProbeError: the bytes are no container that we know, or the file is gone.
+        ProbeError: the bytes are not a known container, or the file is gone.
     """
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:

@@ -116,7 +116,7 @@ def cell_grid(height_px: int, width_px: int) -> tuple[int, int]:
 
 
 def from_raw(raw: bytes, height_px: int, width_px: int, frame_rate: Fraction) -> Planes:
-    """The clip whose frames stand in `raw`, which holds a whole number of them."""
+    """Return the clip whose frames are in `raw`, a whole number of them."""
     data = np.frombuffer(raw, np.uint8).reshape(-1, height_px * width_px * 3 // 2)
     return Planes(data, height_px, width_px, frame_rate)
 

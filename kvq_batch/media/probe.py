@@ -139,7 +139,7 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
         times_s = _counted_times(decoded_pts, index)
     steps = np.diff(times_s)
     step_s = float(np.median(steps)) if len(steps) else 0.0
-    # One tick, or an hour: what some muxers write for the last packet is no duration.
+    # One tick, or an hour: what some muxers write for the last packet is not a duration.
     is_plausible = step_s / 2 <= index.last_duration_s <= 10 * (step_s or 1.0)
     last_s = index.last_duration_s if is_plausible else 0.0
     last_s = last_s or step_s or (1 / index.average_rate if index.average_rate else _LONE_FRAME_S)

@@ -219,6 +219,6 @@ def _refuse_missing(numbers: list[int]) -> None:
     listed = shorten_list((str(n) for n in sorted(numbers)), 8)
     raise DecodeError(
         "frame_missing",
-        f"frame {listed} stands in the file and does not come out of the decoder; the file is damaged",
+        f"frame {listed} is in the file but does not come out of the decoder; the file is damaged",
         True,
     )

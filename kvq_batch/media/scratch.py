@@ -77,7 +77,7 @@ def sweep(root: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where an array stands in a scratch file: byte offset (a multiple of the page size) and shape, uint8."""
+    """Where an array is in a scratch file: byte offset (a multiple of the page size) and shape, uint8."""
 
     offset: int
     shape: tuple[int, ...]

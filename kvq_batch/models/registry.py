@@ -1,6 +1,6 @@
 """Models by name: what is registered, what it declares, and the live scorer, each resolved only when asked for.
 
-A name maps to "module:object", an object that implements `ModelFamily`. Ours stand below; others register theirs in
+A name maps to "module:object", an object that implements `ModelFamily`. Ours are below; others register theirs in
 the entry-point group "kvq_batch.models" of their distribution and need no change here. Importing this module
 deliberately imports no model and no torch.
 """
@@ -27,7 +27,7 @@ _IMPORT_FAULTS = (ImportError, SyntaxError, NameError, AttributeError, TypeError
 
 @runtime_checkable
 class ModelFamily(Protocol):
-    """What a name stands for. Importing it must be cheap: torch and weights are for `describe` and `build`."""
+    """What a name refers to. Importing it must be cheap: torch and weights are for `describe` and `build`."""
 
     @property
     def summary(self) -> str:
@@ -130,5 +130,5 @@ def _family(name: str) -> ModelFamily:
             f"({type(error).__name__}: {error}); repair or uninstall its package"
         ) from error
     if not isinstance(family, ModelFamily):
-        raise SpecError(f"model {name!r}: {places[0]} has no summary, describe and build; it is no model family")
+        raise SpecError(f"model {name!r}: {places[0]} has no summary, describe and build; it is not a model family")
     return family

@@ -108,7 +108,7 @@ def split_samples(samples: Sequence[Sample], scale: tuple[float, float], share: 
 
 def _check_labels(samples: Sequence[Sample], scale: tuple[float, float]) -> None:
     if not samples:
-        raise SpecError("There are no samples to train on. Check the list of labels.")
+        raise SpecError("No samples to train on. Check the list of labels.")
     low, high = scale
     not_finite = [s.sample_id for s in samples if not math.isfinite(s.label)]
     if not_finite:

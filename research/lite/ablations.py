@@ -3,7 +3,7 @@
     python -m research.lite.ablations jobs/lite/train.toml --out ablations
 
 The job is the one that trains the shipped weights, with fewer steps; its list of labels must have a part "test".
-Rows are appended to OUT/runs.jsonl as they are found, and what stands there is not trained again, so that the command
+Rows are appended to OUT/runs.jsonl as they are found, and what is there is not trained again, so that the command
 can be stopped and typed again. Prints Markdown: mean and spread over seeds of the test set's figures.
 """
 

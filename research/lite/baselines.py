@@ -1,4 +1,4 @@
-"""What stands beside KVQ-Lite: hand-made features with a kernel, and a plain CNN, on the same sources of the same set.
+"""Alternatives to KVQ-Lite: hand-made features with a kernel, and a plain CNN, on the same sources of the same set.
 
     python -m research.lite.baselines JOB --set DIR --frames DIR --steps N --seed S --out FILE.json
 

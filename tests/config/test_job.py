@@ -88,7 +88,7 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"kvq-batch init .*gone.toml"):
         load_job(tmp_path / "gone.toml")
     (tmp_path / "bad.toml").write_text("name = ")
-    with pytest.raises(SpecError, match=r"bad.toml: is no valid TOML"):
+    with pytest.raises(SpecError, match=r"bad.toml: is not valid TOML"):
         load_job(tmp_path / "bad.toml")
 
 

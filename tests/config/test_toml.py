@@ -42,7 +42,7 @@ def test_jobs_come_back(path: Path, tmp_path: Path) -> None:
 
 def test_a_job_with_every_key_comes_back(tmp_path: Path) -> None:
     template, written = tmp_path / "template.toml", tmp_path / "job.toml"
-    # Keys without a default stand there as comments, with an example.
+    # Keys without a default are there as comments, with an example.
     template.write_text(job_template("all"))
     job = load_job(template)
     written.write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_none=True)))

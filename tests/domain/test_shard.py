@@ -14,7 +14,7 @@ def test_a_shard_is_written_as_it_is_read() -> None:
 
 @pytest.mark.parametrize("text", ["", "2", "0/4", "5/4", "1/0", "-1/4", "1/2/3", "half", f"1/{MAX_SHARDS + 1}"])
 def test_what_is_no_shard_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ValueError, match=f"'{text}' is no shard"):
+    with pytest.raises(ValueError, match=f"'{text}' is not a shard"):
         Shard.parse(text)
 
 

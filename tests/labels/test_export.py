@@ -102,8 +102,8 @@ def test_shards_hold_clips_labels_and_cells(tables: Path, tmp_path: Path, clips:
     keys = list(dict.fromkeys(name.partition(".")[0] for name in content))
     assert [name.partition(".")[0] for name in content] == [key for key in keys for _ in range(3)]
     for key in keys:
-        told = json.loads(content[f"{key}.json"])
-        assert told["split"] == "train"
+        sample = json.loads(content[f"{key}.json"])
+        assert sample["split"] == "train"
         assert np.load(io.BytesIO(content[f"{key}.cells.npy"])).shape == (2, 2, 3)
         if clips == "frames":
             assert np.load(io.BytesIO(content[f"{key}.npy"])).shape == (4, 64, 96, 3)

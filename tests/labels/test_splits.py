@@ -1,4 +1,4 @@
-"""A source stands in one part, the same one every time; a crowd is thinned and the rare kept."""
+"""A scene is in one split, always the same; frequent labels are thinned and rare ones kept."""
 
 import pytest
 

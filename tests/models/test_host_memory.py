@@ -21,11 +21,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be set to keep memory")
 def test_blocks_that_are_kept_are_not_taken_from_the_system_again() -> None:
     taken = {}
     for way in ("plain", "keep"):
-        # Transparent huge pages would hide what is counted here: numpy asks for them, unless told not to.
+        # Transparent huge pages would hide what is counted here: numpy asks for them unless it is set not to.
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, way],
             check=True,

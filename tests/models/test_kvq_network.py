@@ -89,7 +89,7 @@ def test_names_and_shapes_are_the_published_225() -> None:
     ours = tensor_shapes(PUBLISHED) | index_shapes(PUBLISHED)
     assert len(published) == 225
     assert ours == published
-    # Learnable tensors also stand in the published order.
+    # Learnable tensors are also in the published order.
     assert list(tensor_shapes(PUBLISHED)) == [row["key"] for row in rows if row["kind"] == "param"]
     modules = {name: tuple(p.shape) for name, p in golden_network().state_dict().items()}
     assert modules == tensor_shapes(PUBLISHED)

@@ -35,7 +35,7 @@ def test_every_patch_has_all_of_them() -> None:
 def test_noise_is_told_in_grey_levels(sigma: float) -> None:
     middle = measured(noise(sigma))[1:-1, 1:-1]
     assert np.exp(2 * middle[..., NOISE]).mean() - 0.1 == pytest.approx(sigma, rel=0.05)
-    # A slope is no noise.
+    # A slope is not noise.
     slope = noise(sigma) + 3 * np.arange(96)
     assert measured(slope)[1:-1, 1:-1, NOISE] == pytest.approx(middle[..., NOISE], abs=1e-3)
 

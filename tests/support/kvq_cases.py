@@ -1,6 +1,6 @@
 """Inputs that several tests of KVQ share: the golden weights and clips, and a small odd member of the family.
 
-Only data is made here; what must hold of it stands in the tests.
+Only data is made here; what must hold of it is in the tests.
 """
 
 from functools import cache

@@ -189,7 +189,7 @@ def _wrong_count(material: Material, path: Path) -> None:
 
 
 def _sizes_change(material: Material, path: Path) -> None:
-    """An elementary stream that goes on with pictures of another size."""
+    """An elementary stream that continues with pictures of another size."""
     second = material.folder / "second-size.h264"
     encode(second, *_H264, size="160x120", seconds=2)
     path.write_bytes(material("h264-elementary.h264").read_bytes() + second.read_bytes())

@@ -1,4 +1,4 @@
-"""Labels that cannot be trained on are refused by name; splits are whole sources; a batch follows from its step."""
+"""Unusable labels are rejected by an error that names them; splits are whole scenes; a batch follows from its step."""
 
 import math
 from collections import Counter

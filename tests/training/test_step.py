@@ -171,7 +171,7 @@ def test_a_clipped_gradient_keeps_its_direction() -> None:
         moments = [value for name, value in optimisation.tensors().items() if name.startswith("exp_avg/")]
         clipped = torch.cat([value.flatten() for value in moments]).norm().item() / 0.1
         assert clipped == pytest.approx(clip_norm or norms[0], rel=1e-4)
-    assert norms[0] == norms[1], "what is told is the gradient as it was"
+    assert norms[0] == norms[1], "the reported norm is that of the unclipped gradient"
 
 
 def test_a_gradient_that_is_no_number_ends_the_training() -> None:

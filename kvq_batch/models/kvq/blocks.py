@@ -3,7 +3,7 @@
 Parameters live here under the published names, products in `attention`, places in `windows`. A block knows no clip and
 no score.
 
-Axes: B clips, D slots, H rows, W columns (W windows where N stands beside it), C channels, L tokens of a padded grid,
+Axes: B clips, D slots, H rows, W columns (W windows next to N), C channels, L tokens of a padded grid,
 N tokens of a window.
 """
 

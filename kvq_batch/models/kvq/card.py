@@ -1,7 +1,7 @@
 """The card of a KVQ checkpoint: identity over tensors and sizes, and the JSON that travels inside our files.
 
 The identity is computed from what the network will compute with, never from a file's bytes, so that a published
-`.pth` and the safetensors made of it are one model. Calibrations are no part of it: they change no raw score. This
+`.pth` and the safetensors made of it are one model. Calibrations are not part of it: they change no raw score. This
 module deliberately reads no file and needs no torch.
 """
 
@@ -48,7 +48,7 @@ def parse_card(text: str, source: str) -> tuple[ModelCard, KvqConfig]:
     """The card and sizes that `card_json` wrote; `source` names the file in errors.
 
     Raises:
-        CheckpointError: text that is no such card, naming the key at fault.
+        CheckpointError: text that is not such a card, naming the key at fault.
     """
     try:
         fields = json.loads(text)

@@ -86,7 +86,7 @@ def is_safetensors(path: Path) -> bool:
     if not head:
         raise CheckpointError(f"{path}: the file is empty; fetch the weights again")
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: a git-lfs pointer stands in place of the weights; run `git lfs pull`")
+        raise CheckpointError(f"{path}: the file is a git-lfs pointer instead of the weights; run `git lfs pull`")
     return head[8:9] == _SAFETENSORS_MARK
 
 
@@ -96,11 +96,11 @@ def checked_tensors(
     """The tensors of a network, float32 and in file order, if they are exactly those.
 
     Raises:
-        CheckpointError: a missing or unexpected tensor, another shape, or values that are no floating numbers.
+        CheckpointError: a missing or unexpected tensor, another shape, or values that are not floating-point numbers.
     """
     shapes = tensor_shapes(config)
     if missing := [name for name in shapes if name not in found]:
-        raise CheckpointError(f"{source}: lacks {_names(missing)}; it is no checkpoint of this network")
+        raise CheckpointError(f"{source}: lacks {_names(missing)}; it is not a checkpoint of this network")
     if unexpected := sorted(set(found) - set(shapes)):
         raise CheckpointError(f"{source}: unexpected {_names(unexpected)}; it is a checkpoint of another network")
     tensors = {}

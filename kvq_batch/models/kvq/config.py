@@ -1,6 +1,6 @@
 """The sizes of a KVQ network: a smaller member of the family is a value of `KvqConfig`, never a copy of the code.
 
-Everything that follows from sizes alone stands here too: token grids, which input sizes can work, and the name and
+Everything that follows from sizes alone is here too: token grids, which input sizes can work, and the name and
 shape of every tensor. It deliberately does not import torch, so that a plan can describe a model without it.
 """
 
@@ -19,7 +19,7 @@ _LATER = ("num_segments", "num_bands", "statistics", "stem_width", "fragments", 
 # How much `statistics` measures of a patch: in a frame with one band, in each further band, in the change of a band.
 _OF_A_FRAME, _OF_A_BAND, _OF_A_CHANGE = 45, 6, 3
 CHANGING_BANDS = 2
-"""Of so many bands, the finest, statistics tell what changes from frame to frame."""
+"""Number of bands, the finest ones, whose change from frame to frame is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class KvqConfig:
     is how many segments of a clip its frames come from (KVQ_SPEC section 2).
 
     Beyond the published network, for small members: `num_bands` adds bands of the luma's detail to the input;
-    `stem_width` makes the first tokens by two convolutions with so many channels between them, `statistics` 1 out of
+    `stem_width` makes the first tokens by two convolutions with that many channels between them, `statistics` 1 out of
     what is measured in the bands of each patch; `fragments` (rows, columns) splices the input from native patches
     instead of resizing frames; `slot_by_slot` 1 runs every slot of a clip by itself, so that a network trained on
     single slots scores clips of any length; 0 is without.
@@ -76,7 +76,9 @@ class KvqConfig:
             if getattr(self, name) not in (0, 1):
                 raise SpecError(f"KVQ sizes: {name} is 0 or 1, got {getattr(self, name)}")
         if self.num_frames % self.num_segments:
-            raise SpecError(f"KVQ sizes: num_frames {self.num_frames} is no multiple of {self.num_segments} segments")
+            raise SpecError(
+                f"KVQ sizes: num_frames {self.num_frames} is not a multiple of {self.num_segments} segments"
+            )
         if self.stem_width and self.patch[1:] != (4, 4):
             raise SpecError(f"KVQ sizes: a stem halves frames twice, so patch is (frames, 4, 4), not {self.patch}")
         if any(self.fragments) and any(
@@ -184,7 +186,7 @@ class KvqConfig:
         for key, value in fields.items():
             numbers = value if isinstance(value, list) else [value]
             if not all(type(number) is int for number in numbers):
-                raise SpecError(f"KVQ sizes: {key} = {value!r} is no whole number and no list of them")
+                raise SpecError(f"KVQ sizes: {key} = {value!r} is not a whole number or a list of them")
         sizes: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
         return cls(**sizes)
 

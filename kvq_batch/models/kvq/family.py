@@ -58,7 +58,7 @@ class KvqFamily:
         if weights is None:
             raise SpecError(
                 f"model {options.name!r} needs weights: give a file (a published .pth or this package's .safetensors), "
-                f'or "{UNTRAINED}" for seeded random weights, whose scores are no quality'
+                f'or "{UNTRAINED}" for seeded random weights, whose scores do not measure quality'
             )
         if weights == UNTRAINED:
             return untrained_checkpoint(self.name, self.config)

@@ -86,7 +86,7 @@ def min_pool(values: Tensor, side: int) -> Tensor:
 
 
 def products(values: Tensor, down: int, right: int) -> Tensor:
-    """[n, h, w] times what stands so many rows and columns on, 0 where that is outside."""
+    """[n, h, w] times its value shifted by these rows and columns, 0 outside."""
     height, width = values.shape[1:]
     near = values[:, : height - down, max(0, -right) : width - max(0, right)]
     far = values[:, down:, max(0, right) : width - max(0, -right)]

@@ -52,7 +52,7 @@ class KvqScorer:
 
         Raises:
             SpecError: frames of a size that the network cannot run on.
-            OutOfMemoryError: the GPU has no room for so many.
+            OutOfMemoryError: the GPU has no room for that many.
         """
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for place, clip in enumerate(clips):

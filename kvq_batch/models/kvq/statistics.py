@@ -2,7 +2,7 @@
 
 How much detail there is in each band and how it is spread, what neighbouring pixels have in common, what changes from
 frame to frame, grids of codecs, light that is clipped, and how natural it all is (`natural`). A small network that is
-told this learns from one pass over its labels what convolutions do not find in ten. Nothing here has weights but the
+given this learns from one pass over its labels what convolutions do not find in ten. Nothing here has weights but the
 layer that makes tokens of it, and no gradient flows back to pixels.
 
 Axes: B clips, T frames, D slots, H rows, W columns, n tiles, h and w pixels of a tile, S statistics.
@@ -148,5 +148,5 @@ def _change(change: Tensor, side: int) -> Iterator[Tensor]:
 
 
 def _agreement(band: Tensor, power: Tensor, side: int, down: int, right: int) -> Tensor:
-    """Correlation of pixels with those so many rows and columns on, about -1 to 1, times 2."""
+    """Correlation of pixels with those shifted by these rows and columns, about -1 to 1, times 2."""
     return 2 * avg_pool(products(band, down, right), side) / (power + _EPS)

@@ -4,7 +4,7 @@
     python tests/support/schemas/prune.py there/kubernetes_validate/kubernetes-json-schema/v1.33.0-local-strict
 
 The source is the OpenAPI of Kubernetes 1.33 (Apache-2.0), as kubernetes-validate (Apache-2.0) carries it: in its strict
-form a field that is not known is an error. Descriptions are left out. The fields of KubeRay's own types stand in
+form a field that is not known is an error. Descriptions are left out. The fields of KubeRay's own types are in
 rayjob.json, which is written by hand and refers to these definitions.
 """
 
