@@ -18,7 +18,7 @@ PHRASES = {
     r"\bheld against\b": "compared with",
     r"\bso many\b": "n, or a number",
     r"(?<![Tt]here )\b(is|are) no (?!longer\b|more\b|later\b|larger\b|less\b|one\b)[a-z]+": "is not a",
-    r"\b[Tt]his module (does not|knows|computes no|opens no|reads no|writes no|holds no|touches no|starts no)": "nothing",
+    r"\b[Tt]his module (does not|knows|computes no|opens no|reads no|writes no|holds no|touches no)": "nothing",
 }
 
 

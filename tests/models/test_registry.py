@@ -99,7 +99,7 @@ def test_a_third_partys_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("other = absent_module:family", "", "absent_module:family.*does not import"),
         ("other = other_model:family", "import absent_library", "does not import.*absent_library"),
         ("other = other_model:family", "def broken(:", "does not import.*SyntaxError"),
-        ("other = other_model:nothing", THIRD_PARTY, "no model family"),
+        ("other = other_model:nothing", THIRD_PARTY, "not a model family"),
         ("kvq = other_model:family", THIRD_PARTY, "registered 2 times"),
     ],
 )
