@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		--config-settings editable_mode=compat -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## make clips, score them on a local Ray, ask two questions, draw one picture
+demo: $(STAMP) ## make clips, score them on a local Ray, run four queries, draw a picture
 	$(BIN)/kvq-batch demo
 
 # These start Ray, count processes or kill them: one at a time. The others share two processes.

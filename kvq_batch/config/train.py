@@ -68,7 +68,7 @@ class TrainViews(Section):
         le=1,
         description="Share of views in which rectangles show another version of the same frames.",
     )
-    mix_column: str = Field("segment", description="Column that names the frames that versions share.")
+    mix_column: str = Field("segment", description="Column that names the frames that renditions share.")
     flip: bool = Field(True, description="Mirror half of the views each way; turn half of them where they are square.")
     contrast: float = Field(
         1.0,
@@ -146,7 +146,7 @@ class TrainLoss(Section):
     score: float = Field(0.0, ge=0, description="Absolute error of scores, with the labels' scale as 0 to 1.")
     cells: float = Field(0.0, ge=0, description="Absolute error of labelled cells of the texture map, likewise.")
     pairs: float = Field(
-        0.0, ge=0, description="Absolute error of differences between versions of the same frames; needs versions."
+        0.0, ge=0, description="Absolute error of differences between renditions of the same frames; needs renditions."
     )
     cube: tuple[int, int, int] = Field(
         (2, 32, 32),
@@ -175,10 +175,10 @@ class Training(Section):
 
     steps: int = Field(ge=1, description="Steps of the training.", examples=[20000])
     batch_size: int = Field(8, ge=2, description="Clips of a step, of all processes together.")
-    versions: int = Field(
+    renditions: int = Field(
         1,
         ge=1,
-        description="So many of a step's clips in a row are versions of the same frames (by views.mix_column), "
+        description="Consecutive clips of a batch that are renditions of the same frames (by views.mix_column), "
         "seen at the same places: what differs between them is then the degradation alone.",
         examples=[4],
     )

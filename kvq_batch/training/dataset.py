@@ -47,7 +47,7 @@ class TrainingVideo:
 
 def mix_column(job: TrainJob) -> str | None:
     """Return the column that says which videos are renditions of the same frames, or None if the job needs none."""
-    return job.views.mix_column if job.views.mix or job.training.versions > 1 else None
+    return job.views.mix_column if job.views.mix or job.training.renditions > 1 else None
 
 
 def to_samples(videos: Sequence[LabelledVideo]) -> list[Sample]:

@@ -28,14 +28,14 @@ class TensorBatch:
     """One process's share of a batch: normalised clips [n, 3, T, H, W], labels float64 [n], cells or None.
 
     Labels and cells are mapped to 0..1 of their scale; `cells` is float32 [n, slots, rows, columns], NaN where a cell
-    has no label. Every process has the same number of clips. Every `versions` clips in a row are renditions of the
+    has no label. Every process has the same number of clips. Every `renditions` clips in a row are renditions of the
     same frames.
     """
 
     clips: Tensor
     labels: Tensor
     cells: Tensor | None
-    versions: int = 1
+    renditions: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def compute_losses(
     if weights.score:
         whole["score"] = score_error(predictions, labels)
     if weights.pairs:
-        sets = (-1, batch.versions)
+        sets = (-1, batch.renditions)
         whole["pairs"] = pair_error(predictions.view(sets), labels.view(sets))
     if weights.cells:
         cells = torch.full_like(maps.texture, torch.nan) if batch.cells is None else batch.cells

@@ -180,8 +180,8 @@ def rendition_sets(samples: Sequence[Sample], train: NDArray[np.int64], size: in
         sample = samples[index]
         if sample.frames_id is None:
             raise SpecError(
-                f"training.versions = {size} puts renditions of the same frames side by side, but sample "
-                f"{sample.sample_id!r} has no frames_id. Set it, or set training.versions = 1."
+                f"training.renditions = {size} puts renditions of the same frames side by side, but sample "
+                f"{sample.sample_id!r} has no frames_id. Set it, or set training.renditions = 1."
             )
         groups.setdefault(sample.frames_id, []).append(index)
     return RenditionSets(size, [np.array(group, np.int64) for group in groups.values()])

@@ -62,7 +62,7 @@ class Optimiser:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """One training: `steps` steps of `batch_size` clips; every `versions` clips in a row are of the same frames.
+    """One training: `steps` steps of `batch_size` clips; every `renditions` clips in a row are of the same frames.
 
     `cube` is (frames, rows, columns) of the lpc cubes. `scale` is the lowest and the highest possible label.
     `validation_share` of the scenes is held out. Every `validate_every` steps the weights are validated on them, and
@@ -80,7 +80,7 @@ class TrainSettings:
     optimiser: Optimiser = field(default_factory=Optimiser)
     initialisation: Initialisation = "published"
     cube: Grid = (2, 32, 32)
-    versions: int = 1
+    renditions: int = 1
     dropout: float = 0.5
     precision: TrainPrecision = "fp32"
     seed: int = 0
@@ -94,10 +94,12 @@ class TrainSettings:
             raise SpecError(f"Invalid scale {self.scale}: the lowest label must be below the highest.")
         if self.batch_size < 2:
             raise SpecError("batch_size must be at least 2: plcc and rank compare the clips of a batch.")
-        if self.versions < 1 or self.batch_size % self.versions:
-            raise SpecError(f"batch_size {self.batch_size} is not a multiple of training.versions = {self.versions}.")
-        if self.loss.pairs and self.versions == 1:
-            raise SpecError("loss.pairs compares renditions of the same frames. Set training.versions to 2 or more.")
+        if self.renditions < 1 or self.batch_size % self.renditions:
+            raise SpecError(
+                f"batch_size {self.batch_size} is not a multiple of training.renditions = {self.renditions}."
+            )
+        if self.loss.pairs and self.renditions == 1:
+            raise SpecError("loss.pairs compares renditions of the same frames. Set training.renditions to 2 or more.")
         if min(self.steps, self.validate_every) < 1 or (self.patience is not None and self.patience < 1):
             raise SpecError("steps, validate_every and patience must be at least 1.")
         if not 0 <= self.validation_share < 1:

@@ -108,10 +108,10 @@ class Trainer:
         self._observer: TrainObserver = observer or NullObserver()
         if settings.loss.lpc:
             check_cube(settings.config, settings.cube)
-        if settings.batch_size % (self._group.size * settings.versions):
+        if settings.batch_size % (self._group.size * settings.renditions):
             raise SpecError(
                 f"batch_size {settings.batch_size} must be a multiple of {self._group.size} workers times "
-                f"training.versions = {settings.versions}."
+                f"training.renditions = {settings.renditions}."
             )
         if machine.device == "cuda" and not torch.cuda.is_available():
             raise SpecError(
@@ -123,7 +123,7 @@ class Trainer:
             keep_freed_memory()
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
-        self._sets = rendition_sets(source.samples, self._split.train, settings.versions)
+        self._sets = rendition_sets(source.samples, self._split.train, settings.renditions)
         drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)
         self._identity = Identity(
             settings.digest(),
@@ -220,7 +220,7 @@ class Trainer:
         labels = self._check_labels((views.labels - low) / (high - low), own)
         cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low)).to(self._device)
         clips = normalise(torch.from_numpy(views.clips).to(self._device))
-        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.versions)
+        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.renditions)
 
     def _check_labels(self, labels: NDArray[np.float64], own: Sequence[int]) -> NDArray[np.float64]:
         # The clip source computes the labels of mixtures itself.

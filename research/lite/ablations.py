@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "one band": {"model": {"num_bands": 1}},
     "no mixing": {"views": {"mix": 0.0}},
-    "versions one by one, no pairs": {"training": {"versions": 1}, "loss": {"pairs": 0.0}},
+    "versions one by one, no pairs": {"training": {"renditions": 1}, "loss": {"pairs": 0.0}},
     "with the lpc loss (0.02)": {"loss": {"lpc": 0.02}},
     "no fusion attention across windows": {"model": {"top_k": (1, 1)}},
     "saliency of the last stage only": {"model": {"top_k": (0, 1)}},

@@ -105,7 +105,7 @@ def train_cnn(
         raise SpecError("loss.lpc compares cubes that the network sees alone; the baseline has it not: set it to 0")
     started = time.monotonic()
     split = split_samples(clips.samples, settings.scale, settings.validation_share, settings.seed)
-    versions = rendition_sets(clips.samples, split.train, settings.versions)
+    renditions = rendition_sets(clips.samples, split.train, settings.renditions)
     torch.manual_seed(seed_of(settings.seed, "weights"))
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     network = PlainCnn(settings.config, settings.dropout, dtype)
@@ -118,7 +118,7 @@ def train_cnn(
     kept: dict[str, Tensor] = {}
     for step in range(settings.steps):
         torch.manual_seed(seed_of(settings.seed, "dropout", step))
-        places = batch_indices(split.train, settings.batch_size, step, settings.seed, versions).tolist()
+        places = batch_indices(split.train, settings.batch_size, step, settings.seed, renditions).tolist()
         losses = compute_losses(as_kvq, _batch(clips, places, settings, step), settings.loss, settings.cube, group)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimisation.update(step, group)
@@ -162,4 +162,4 @@ def _batch(clips: RenditionFiles, places: list[int], settings: TrainSettings, st
     low, high = settings.scale
     labels = torch.from_numpy((views.labels - low) / (high - low))
     cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low))
-    return TensorBatch(normalise(torch.from_numpy(views.clips)), labels, cells, settings.versions)
+    return TensorBatch(normalise(torch.from_numpy(views.clips)), labels, cells, settings.renditions)

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from kvq_batch.models.kvq.nss import NUM_NATURAL, nss_features
+from kvq_batch.models.kvq.nss import NUM_NSS, nss_features
 from kvq_batch.models.kvq.pixels import bands_of_tiles
 
 SIDE = 16
@@ -16,7 +16,7 @@ NOISE, CALMEST, BUSIEST_BLOCK, CALMEST_BLOCK, STEEPNESS, RED, BLUE = range(12, 1
 
 
 def measured(grey: NDArray[np.floating], red: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
-    """The statistics [h/side, w/side, NUM_NATURAL] of one tile [h, w]."""
+    """The statistics [h/side, w/side, NUM_NSS] of one tile [h, w]."""
     luma = torch.from_numpy(np.asarray(grey, np.float32))[None]
     finest = next(bands_of_tiles(luma, 1))
     reddish = luma if red is None else torch.from_numpy(np.asarray(red, np.float32))[None]
@@ -28,7 +28,7 @@ def noise(sigma: float, shape: tuple[int, int] = (64, 96)) -> NDArray[np.float64
 
 
 def test_every_patch_has_all_of_them() -> None:
-    assert measured(noise(5)).shape == (4, 6, NUM_NATURAL)
+    assert measured(noise(5)).shape == (4, 6, NUM_NSS)
 
 
 @pytest.mark.parametrize("sigma", [2.0, 5.0, 12.0])

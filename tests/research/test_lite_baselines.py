@@ -66,7 +66,7 @@ ema_decay = 0.5
 [training]
 steps = 1000
 batch_size = 4
-versions = 2
+renditions = 2
 """
 
 

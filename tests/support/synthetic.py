@@ -63,7 +63,7 @@ def toy_settings(
     patience: int | None = None,
     seed: int = 0,
     validation_share: float = 0.25,
-    versions: int = 1,
+    renditions: int = 1,
 ) -> TrainSettings:
     return TrainSettings(
         config=TOY,
@@ -74,7 +74,7 @@ def toy_settings(
         optimiser=Optimiser(learning_rate=3e-3, backbone_factor=1.0, warmup_steps=2, clip_norm=1.0, ema_decay=0.8),
         initialisation="fan-in",
         cube=(2, 8, 8),
-        versions=versions,
+        renditions=renditions,
         dropout=dropout,
         seed=seed,
         validation_share=validation_share,

@@ -78,7 +78,7 @@ def test_what_a_whole_batch_is_off_by_counts_little() -> None:
 
 def test_pairs_know_versions_of_a_scene_alone() -> None:
     labels = torch.tensor([[0.9, 0.5, 0.4], [0.8, 0.2, 0.1]])
-    # Another offset for each scene costs nothing; 0.3 too much for one of three versions counts in two of three pairs.
+    # Another offset for each scene costs nothing; 0.3 too much for one rendition of three counts in two of three pairs.
     predictions = labels + torch.tensor([[0.1], [-0.4]])
     assert pair_error(predictions, labels).item() == pytest.approx(0, abs=1e-6)
     predictions[0, 1] += 0.3

@@ -1,4 +1,4 @@
-"""Views of versions: which pixels and labels a step sees, that a draw gives the same ones again, what is refused."""
+"""Views of renditions: which pixels and labels a step sees, that a draw gives the same ones again, what is refused."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ HEIGHT, WIDTH = 40, 60
 
 @pytest.fixture
 def files(tmp_path: Path) -> RenditionFiles:
-    """Two versions of one source: every pixel of a frame says its version (red), row (green) and column (blue)."""
+    """Two renditions of one source: every pixel of a frame says its version (red), row (green) and column (blue)."""
     frames, cells = [], []
     for version, label in enumerate(LABELS):
         pixels = np.zeros((4, HEIGHT, WIDTH, 3), np.uint8)

@@ -12,11 +12,11 @@ from kvq_batch.training.samples import Sample, SplitName, batch_indices, data_di
 SCALE = (0.0, 100.0)
 
 
-def samples(num_sources: int = 10, versions: int = 3) -> list[Sample]:
+def samples(num_sources: int = 10, renditions: int = 3) -> list[Sample]:
     return [
         Sample(f"s{source}-v{version}", f"s{source}", 10.0 * source + version)
         for source in range(num_sources)
-        for version in range(versions)
+        for version in range(renditions)
     ]
 
 
@@ -95,7 +95,7 @@ def test_batches_pass_every_sample_once_an_epoch() -> None:
 
 
 def test_versions_of_the_same_frames_stand_side_by_side() -> None:
-    # Of three frames there are 5, 4 and 1 versions: two sets of four, one, and one.
+    # Of three frames there are 5, 4 and 1 renditions: two sets of four, one, and one.
     rows = [Sample(f"v{n}", frames, 1.0, frames_id=frames) for n, frames in enumerate("aaaaabbbbc")]
     train = np.arange(2, 12)
     held_out = [Sample("x", "x", 0.0, frames_id="a")] * 2
@@ -115,7 +115,7 @@ def test_versions_of_the_same_frames_stand_side_by_side() -> None:
 
 def test_versions_of_unknown_frames_are_refused_by_name() -> None:
     assert rendition_sets(samples(), np.arange(3), 1) is None
-    with pytest.raises(SpecError, match=r"'s0-v1' has no frames_id. .* or set training.versions = 1"):
+    with pytest.raises(SpecError, match=r"'s0-v1' has no frames_id. .* or set training.renditions = 1"):
         rendition_sets(samples(), np.arange(1, 3), 2)
 
 

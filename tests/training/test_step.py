@@ -108,7 +108,7 @@ def test_dropout_acts_in_training_alone() -> None:
 def test_every_term_that_counts_is_told_and_weighed() -> None:
     network = trainable(as_torch(lively_tensors(SMALL)))
     weights = LossWeights(plcc=1, rank=0.5, lpc=0.25, score=2, cells=3, pairs=4)
-    batch = dataclasses.replace(small_batch(cells=True), versions=2)
+    batch = dataclasses.replace(small_batch(cells=True), renditions=2)
     found = compute_losses(network, batch, weights, (2, 8, 8), SingleProcess())
     names = ("plcc", "rank", "lpc", "score", "cells", "pairs")
     expected = sum(getattr(weights, name) * found.terms[name] for name in names)

@@ -197,7 +197,7 @@ def test_bf16_learns_too(tmp_path: Path) -> None:
 
 
 class Nameless(Stripes):
-    """Nobody knows of which frames its samples are versions."""
+    """Nobody knows of which frames its samples are renditions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,16 +226,16 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_versions_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"batch_size 6 is not a multiple of training.versions = 4"):
-        toy_settings(versions=4)
-    with pytest.raises(SpecError, match=r"loss.pairs compares .* Set training.versions to 2 or more"):
+    with pytest.raises(SpecError, match=r"batch_size 6 is not a multiple of training.renditions = 4"):
+        toy_settings(renditions=4)
+    with pytest.raises(SpecError, match=r"loss.pairs compares .* Set training.renditions to 2 or more"):
         toy_settings(loss=LossWeights(pairs=1.0))
     with pytest.raises(SpecError, match="sample '0-0' has no frames_id"):
-        Trainer(toy_settings(versions=2), Machine(), Nameless(), tmp_path, CARD)
+        Trainer(toy_settings(renditions=2), Machine(), Nameless(), tmp_path, CARD)
 
 
 def test_pairs_are_learnt_from_versions_side_by_side(tmp_path: Path) -> None:
-    settings = toy_settings(steps=60, loss=LossWeights(plcc=0, rank=0, lpc=0, pairs=1), dropout=0.0, versions=2)
+    settings = toy_settings(steps=60, loss=LossWeights(plcc=0, rank=0, lpc=0, pairs=1), dropout=0.0, renditions=2)
     toy_trainer(tmp_path, settings).train()
     pairs = [row["pairs"] for row in read_curve(tmp_path / "curve.csv")]
     assert np.mean(pairs[-10:]) < 0.6 * np.mean(pairs[:10])

@@ -1,8 +1,9 @@
-"""How natural a patch is: statistics of luma freed of its local mean and contrast, of noise, edges and colours.
+"""Natural scene statistics (NSS) of patches: MSCN coefficients, noise, edges and colours.
 
-Frames of nature agree in these to a few hundredths wherever they were taken, and distortions of every kind move them
-("No-reference image quality assessment in the spatial domain", BRISQUE, IEEE TIP 21(12), 2012). Nothing here has
-weights. Every function gives values of the order of 1, one for each patch of every tile.
+MSCN coefficients are luma, mean-subtracted and contrast-normalised in a Gaussian window (BRISQUE, "No-reference image
+quality assessment in the spatial domain", IEEE TIP 21(12), 2012, section III-A). Their statistics agree to a few
+hundredths in photographs of any content, and every kind of degradation changes them. There are no weights here. Every
+function returns values of the order of 1, one for each patch of every tile.
 
 Axes: n tiles, h and w pixels of a tile; results are [n, h/side, w/side].
 """
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from kvq_batch.models.kvq.pixels import FLOOR, avg_pool, gaussian_blur, max_pool, min_pool, products
 
-NUM_NATURAL = 19
+NUM_NSS = 19
 
-# Section III-A there: a Gaussian of 7/6 pixels; 1 grey level beside the deviation.
+# BRISQUE, section III-A: a Gaussian of 7/6 pixels; 1 grey level is added to the deviation.
 _LOCAL_SIGMA = 7 / 6
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 # Of the mean size of the curvature of noise with a deviation of 1 (Immerkaer, CVIU 64(2), 1996).
@@ -26,10 +27,10 @@ _EPS = 0.1
 
 
 def nss_features(grey: Tensor, finest: Tensor, red: Tensor, blue: Tensor, side: int) -> Iterator[Tensor]:
-    """NUM_NATURAL statistics of luma [n, h, w]; `finest` is its finest band, all in grey levels."""
-    yield from _normalised(grey, side, _NEIGHBOURS)
+    """Yield the NUM_NSS statistics of luma [n, h, w]; `finest` is its finest band, all in grey levels."""
+    yield from _mscn_features(grey, side, _NEIGHBOURS)
     # At half the size, where a codec's blocks are four pixels and its blur is a sharp edge again.
-    yield from _normalised(avg_pool(grey, 2), side // 2, _NEIGHBOURS[:2])
+    yield from _mscn_features(avg_pool(grey, 2), side // 2, _NEIGHBOURS[:2])
     yield from _noise(grey, side)
     yield from _evenness(finest, side)
     yield _steepness(grey, side)
@@ -39,18 +40,18 @@ def nss_features(grey: Tensor, finest: Tensor, red: Tensor, blue: Tensor, side: 
         yield torch.log((avg_pool(difference.square(), side) - mean.square()).clamp_(min=0) + _EPS) / 4
 
 
-def _normalised(grey: Tensor, side: int, neighbours: tuple[tuple[int, int], ...]) -> Iterator[Tensor]:
-    """Power and shape of normalised luma, the local deviation, and how far neighbours agree."""
+def _mscn_features(grey: Tensor, side: int, neighbours: tuple[tuple[int, int], ...]) -> Iterator[Tensor]:
+    """Yield power and shape of the MSCN coefficients, the local deviation, and the agreement of neighbours."""
     mean = gaussian_blur(grey, _LOCAL_SIGMA)
     deviation = (gaussian_blur(grey.square(), _LOCAL_SIGMA) - mean.square()).abs().sqrt()
-    normal = (grey - mean) / (deviation + 1)
-    power, size = avg_pool(normal.square(), side), avg_pool(normal.abs(), side)
+    mscn = (grey - mean) / (deviation + 1)
+    power, size = avg_pool(mscn.square(), side), avg_pool(mscn.abs(), side)
     yield torch.log(power + 0.01) + 1
     # From 2 / pi of a Gaussian down to 1 / 2 of a Laplacian, and further.
     yield 4 * (torch.log(size.square() / (power + 1e-4) + 0.01) + 0.45)
     yield avg_pool(torch.log(deviation + FLOOR), side) / 2
     for down, right in neighbours:
-        yield 2 * avg_pool(products(normal, down, right), side) / (power + 0.02)
+        yield 2 * avg_pool(products(mscn, down, right), side) / (power + 0.02)
 
 
 def _noise(grey: Tensor, side: int) -> Iterator[Tensor]:

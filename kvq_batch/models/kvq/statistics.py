@@ -1,7 +1,7 @@
 """Tokens out of statistics: what has been known of quality without a reference, measured in every patch of a frame.
 
 How much detail there is in each band and how it is spread, what neighbouring pixels have in common, what changes from
-frame to frame, grids of codecs, light that is clipped, and how natural it all is (`natural`). A small network that is
+frame to frame, grids of codecs, light that is clipped, and natural scene statistics (`nss`). A small network that is
 given this learns from one pass over its labels what convolutions do not find in ten. Nothing here has weights but the
 layer that makes tokens of it, and no gradient flows back to pixels.
 
