@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## make .venv with everything that is needed
+install: $(STAMP) ## create .venv and install everything
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,10 +28,10 @@ test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(SERIAL_TESTS))
 	$(BIN)/python -m pytest $(SERIAL_TESTS)
 
-test-faults: $(STAMP) ## every fault of docs/reliability.md and every whole run, with real kills; long
+test-faults: $(STAMP) ## run every fault of docs/reliability.md and all whole runs, with real kills; long
 	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research -m ''
 
-test-metrics: $(STAMP) ## a real Prometheus over real runs: every query of the dashboard, every alarm
+test-metrics: $(STAMP) ## run a real Prometheus: check every dashboard query and alert
 	$(BIN)/python -m pytest tests/engine/test_metrics.py tests/engine/test_prometheus.py -m ''
 
 NUMERIC_TESTS := tests/models tests/training tests/metrics tests/media/test_resize.py
@@ -51,5 +51,5 @@ lint: $(STAMP) ## ruff, mypy strict, the word list of the style guide, commit su
 	$(BIN)/codespell
 	.ci/commit-subjects
 
-bench: $(STAMP) ## the tables of benchmarks/README.md
+bench: $(STAMP) ## measure the tables of benchmarks/README.md
 	$(BIN)/python -m benchmarks

@@ -1,4 +1,4 @@
-"""What every test may ask for by name; the fixtures live beside what they start."""
+"""Fixtures that all tests share. Each is defined next to what it starts."""
 
 pytest_plugins = [
     "tests.support.s3",

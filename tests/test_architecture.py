@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom, who owns which library, and how long a module may be."""
+"""Layers of the package, owners of heavy libraries, and sizes of modules and folders."""
 
 import ast
 import re
@@ -135,12 +135,12 @@ def test_modules_are_short_and_documented_and_folders_small() -> None:
     assert not offenders, "\n".join(offenders)
 
 
-def test_no_module_is_a_drawer() -> None:
+def test_no_module_is_a_collection_of_helpers() -> None:
     drawers = {"utils", "util", "common", "helpers", "misc"}
     assert not [path for path in MODULES if path.stem in drawers or path.parent.name in drawers]
 
 
-def test_catching_everything_stands_in_two_places_only() -> None:
+def test_broad_excepts_are_in_workers_and_app_only() -> None:
     pattern = re.compile(r"except (Base)?Exception\b|except:")
     found = {name_of(path) for path in MODULES if pattern.search(path.read_text())}
     workers = {"kvq_batch.engine.decode_worker", "kvq_batch.engine.score_worker", "kvq_batch.labeling.worker"}

@@ -114,7 +114,7 @@ kvq = KvqFamily(
 
 kvq_lite = KvqFamily(
     name="kvq-lite",
-    summary="KVQ-Lite, weights in the box: a small member of KVQ that predicts VMAF without a reference, no opinions",
+    summary="KVQ-Lite, a small trained network with its weights: estimates VMAF without a reference, not opinions",
     config=LITE,
     default_weights=str(Path(__file__).with_name("kvq-lite.safetensors")),
     any_sizes=False,
@@ -122,7 +122,7 @@ kvq_lite = KvqFamily(
 
 kvq_tiny = KvqFamily(
     name="kvq-tiny",
-    summary="a small member of KVQ for tests, UNTRAINED unless weights are given: no quality",
+    summary="a small network for tests, UNTRAINED unless weights are given: scores do not measure quality",
     config=TINY,
     default_weights=UNTRAINED,
     any_sizes=False,
