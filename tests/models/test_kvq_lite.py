@@ -48,7 +48,7 @@ def test_it_comes_with_its_weights_and_a_card_that_says_what_they_are() -> None:
     assert spec.card.origin == "trained"
     assert spec.card.name == "kvq-lite"
     assert "VMAF" in spec.card.training_data
-    assert "no opinions" in spec.card.summary
+    assert "not opinions" in spec.card.summary
     assert "validation" in spec.card.calibrations
     assert spec.frames.fragments == LITE.fragments
     assert kvq_lite.default_weights is not None
