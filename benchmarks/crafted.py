@@ -13,7 +13,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 
-from kvq_batch.media.tasks import DecodeTask, VideoLayout, decode_task
+from kvq_batch.media.decode import DecodeTask, VideoLayout, decode_task
 
 _KILLER = "kills-its-decoder"
 _HANGER = "hangs-its-decoder"

@@ -23,9 +23,9 @@ from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
-from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
 from kvq_batch.planning.job_plan import plan_job
 

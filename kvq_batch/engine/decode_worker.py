@@ -24,11 +24,11 @@ from kvq_batch.domain.errors import DecodeError, ItemError, TransientError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipPolicy, Window
 from kvq_batch.engine.stream import ClipRow, StreamRows
+from kvq_batch.media.decode import DecodedVideo, DecodeTask
 from kvq_batch.media.decoders import DecoderChoice
 from kvq_batch.media.isolation import DECODE_TASK, IsolatedDecoder
 from kvq_batch.media.probe import Probed, VideoLimits
 from kvq_batch.media.scratch import sweep
-from kvq_batch.media.tasks import DecodedVideo, DecodeTask
 from kvq_batch.storage.fetch import Fetcher, LocalVideo, remove_stale_folders
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.redact import redact

@@ -27,10 +27,10 @@ from kvq_batch.labeling.references import is_still
 from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, segment_of_still
 from kvq_batch.labeling.stream import LABELLED, failed_row
 from kvq_batch.labels.rendition_store import store_rendition
+from kvq_batch.media.decode import DecodedVideo, DecodeTask
 from kvq_batch.media.ffmpeg import ffmpeg_version
 from kvq_batch.media.planes import LOSSLESS_EXTENSION, Planes, encode_lossless
 from kvq_batch.media.probe import Probed, VideoLimits
-from kvq_batch.media.tasks import DecodedVideo, DecodeTask
 from kvq_batch.storage.fetch import LocalVideo
 
 

@@ -22,10 +22,10 @@ from typing import Self
 from kvq_batch.domain.errors import DecodeError, FatalError, KvqBatchError
 from kvq_batch.domain.video import ClipFrames, DecodedClip
 from kvq_batch.media import child
+from kvq_batch.media.decode import DecodedVideo, DecodeTask, VideoLayout
 from kvq_batch.media.scratch import ScratchDirectory, map_arrays
-from kvq_batch.media.tasks import DecodedVideo, DecodeTask, VideoLayout
 
-DECODE_TASK = "kvq_batch.media.tasks:decode_task"
+DECODE_TASK = "kvq_batch.media.decode:decode_task"
 
 # A child is up in 0.3 s on an idle machine; this only has to be shorter than for ever.
 _START_TIMEOUT_S = 120.0

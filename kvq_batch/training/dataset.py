@@ -22,9 +22,9 @@ from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
 from kvq_batch.domain.frames import ALGORITHMS, FrameRequest, Sampling
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, fingerprint
 from kvq_batch.labels.training_set import LabelledVideo
+from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.probe import VideoLimits
-from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.family import frame_request
 from kvq_batch.storage.fetch import Fetcher

@@ -24,8 +24,8 @@ from kvq_batch.engine.run_recorder import RunSummary
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.stopping import INTERRUPTED
 from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
-from kvq_batch.media.tasks import DecodeTask
 from kvq_batch.models.registry import build
 from kvq_batch.planning.job_plan import plan_job
 from kvq_batch.storage.options import StorageOptions

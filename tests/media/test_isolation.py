@@ -15,9 +15,9 @@ import pytest
 from kvq_batch.domain.errors import DecodeError, FatalError, ProbeError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import ClipPolicy
+from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.scratch import ScratchDirectory, sweep
-from kvq_batch.media.tasks import DecodeTask
 from tests.support.material import Material
 
 FAULTS = "tests.support.media_faults:by_name"

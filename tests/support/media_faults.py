@@ -4,7 +4,7 @@ import ctypes
 import time
 from pathlib import Path
 
-from kvq_batch.media.tasks import DecodeTask, VideoLayout, decode_task
+from kvq_batch.media.decode import DecodeTask, VideoLayout, decode_task
 
 
 def by_name(task: DecodeTask, scratch_file: Path) -> VideoLayout:

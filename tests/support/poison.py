@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from kvq_batch.engine.decode_worker import DecodeWorker
-from kvq_batch.media.tasks import DecodeTask, VideoLayout, decode_task
+from kvq_batch.media.decode import DecodeTask, VideoLayout, decode_task
 
 PAGE = b"<!DOCTYPE html><html><body>404</body></html>"
 ERRORS = {
