@@ -103,7 +103,7 @@ def test_clips_that_are_no_whole_number_of_tiles_are_one_tile() -> None:
         ({"fragments": (4, 5)}, "do not splice"),
         ({"fragments": (4, 0)}, "do not splice"),
         ({"patch": (2, 8, 8)}, "a stem halves frames twice"),
-        ({"num_segments": 3}, "no multiple of 3 segments"),
+        ({"num_segments": 3}, "not a multiple of 3 segments"),
         ({"num_bands": -1}, "at least 1"),
     ],
 )
