@@ -36,7 +36,7 @@ class IsolatedDecoder:
 
     `scratch_root` is a folder on a memory file system (or, by the job's word, on a disk) with room for the clips that
     are in flight. `memory_bytes` bounds what one child may allocate beyond its start, frames included. `task_function`
-    ("module:function", the signature of `tasks.decode_task`) is what children run.
+    ("module:function", the signature of `decode.decode_task`) is what children run.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class IsolatedDecoder:
     def submit(self, task: DecodeTask) -> "Future[DecodedVideo]":
         """The future of a task's clips; its exception is an `ItemError`, a `TransientError` or a `FatalError`.
 
-        Beside what `tasks.decode_task` raises: DecodeError decoder_crashed (the child died; the signal is in the
+        Beside what `decode.decode_task` raises: DecodeError decoder_crashed (the child died; the signal is in the
         message) and decode_timeout (it was killed after `timeout_s`).
         """
         return self._threads.submit(self._run, task)
