@@ -60,7 +60,10 @@ def test_the_smallest_job_names_itself_and_takes_defaults() -> None:
         ({"name": "a b"}, "name: "),
         ({"select": {"sample": "1.5"}}, "select.sample: "),
         ({"select": {"sample": "-1%"}}, "select.sample: "),
-        ({"select": {"reasons": ["old"]}}, "select.reasons.0: Unknown reason 'old'; expected one of new, "),
+        (
+            {"select": {"reasons": ["old"]}},
+            "select.reasons.0: Unknown reason 'old'; expected one of new, content-changed, ",
+        ),
         ({"select": {"max_age": "a month"}}, "select.max_age: "),
         ({"select": {"include_permanent": "all"}}, "select.include_permanent: "),
         ({"budget": {"deadline": "25:00"}}, "budget.deadline: Invalid time '25:00'"),

@@ -75,7 +75,7 @@ def test_columns_are_taken_as_named(tmp_path: Path) -> None:
         ("a.csv", "clip,dmos\nx,1\n", "no column called video_id, .*--id-column. Columns: clip, dmos"),
         ("a.csv", "name,dmos\nx,1\n", "no column called mos, .*--mos-column"),
         ("a.csv", "name,mos\n", "the list is empty"),
-        ("a.csv", "", "Columns: "),
+        ("a.csv", "", "Columns: none"),
         ("a.txt", "x.mp4, -1, -1, 50\nx.mp4 50\n", "line 2 is not `file, -1, -1, mos`: 'x.mp4 50'"),
         ("a.txt", "x.mp4 50\n", "line 1 is not `file, -1, -1, mos`; use the extension .csv for a table with a header"),
         ("a.jsonl", '{"name": "x", "mos": 1}\n{"name"\n', "line 2 is not JSON"),

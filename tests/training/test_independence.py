@@ -8,6 +8,7 @@ TRAINING = Path(__file__).parents[2] / "kvq_batch" / "training"
 
 
 def test_training_imports_neither_ray_nor_storage_nor_video() -> None:
+    # `dataset` joins labels, storage and the decoder for a training; no other module of training imports it.
     names = {path.stem for path in TRAINING.glob("*.py")} - {"__init__", "dataset"}
     modules = sorted(f"kvq_batch.training.{name}" for name in names)
     heavy = "{'ray', 'pyarrow', 'deltalake', 'duckdb', 'fsspec', 's3fs', 'pydantic', 'av', 'decord', 'scipy', 'PIL'}"
