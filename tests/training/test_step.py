@@ -20,7 +20,7 @@ from kvq_batch.training.process_group import SingleProcess
 from kvq_batch.training.settings import LossWeights, Optimiser
 from tests.goldens import golden_recipe
 from tests.support.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, lively_tensors, noise_clips
-from tests.support.numerics import assert_close_to_scale, assert_gradients_close
+from tests.support.numerics import FLOAT32_RELATIVE, GRADIENT_RELATIVE, assert_close_to_scale, assert_gradients_close
 
 
 def trainable(tensors: dict[str, Tensor], dropout: float = 0.0, recompute: bool = False) -> KvqNetwork:
@@ -73,7 +73,7 @@ def test_computing_blocks_again_changes_no_gradient() -> None:
         losses = compute_losses(network, small_batch(), LossWeights(lpc=1.0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
-    assert_gradients_close(found[1], found[0], 1e-4)
+    assert_gradients_close(found[1], found[0], FLOAT32_RELATIVE)
 
 
 def test_small_attentions_have_the_gradients_of_fused_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_small_attentions_have_the_gradients_of_fused_ones(monkeypatch: pytest.M
         losses = compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
-    assert_gradients_close(found[1], found[0], 1e-4)
+    assert_gradients_close(found[1], found[0], GRADIENT_RELATIVE)
 
 
 def test_a_batch_in_training_mode_is_its_clips_one_by_one() -> None:
@@ -156,8 +156,8 @@ def test_steps_are_adamw_with_two_rates_and_an_average() -> None:
         for name in names:
             average[name] = 0.9 * average[name] + 0.1 * expected[name]
     for name in names:
-        assert_close_to_scale(by_name[name], expected[name], 1e-5, name=name)
-        assert_close_to_scale(optimisation.ema_params[name], average[name], 1e-5, name=name)
+        assert_close_to_scale(by_name[name], expected[name], name=name)
+        assert_close_to_scale(optimisation.ema_params[name], average[name], name=name)
 
 
 def test_a_clipped_gradient_keeps_its_direction() -> None:
