@@ -1,6 +1,6 @@
-"""Which frames of a video a model sees: the sampler and the request that a model makes of it.
+"""Frames that a model requests of a video: the sampler, and the request.
 
-Legend of axes: T frames, H rows, W columns, 3 = RGB.
+Axes: T frames, H rows, W columns, 3 = RGB.
 """
 
 import hashlib
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 Offset = Literal["middle", "random"]
 
 ALGORITHMS = {"sampling": 1, "decode": 1, "resize": 1}
-"""Increase by hand when code changes which pixels a model sees: every fingerprint changes with it."""
+"""Increase a number when code changes the pixels that a model gets. All fingerprints change with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Fragment sampling of KVQ_SPEC section 2, with a deterministic place inside each segment.
+    """Fragment sampling of KVQ_SPEC section 2, with a deterministic position inside each segment.
 
-    A clip of n frames is cut into `num_fragments` segments of L = n // num_fragments frames; each segment gives
-    `frames_per_fragment` frames, `stride` apart. `offset` says where in its segment a fragment starts:
-    "middle" at floor((L - span) / 2), "random" uniform in [0, L - span), both 0 where L <= span, with
-    span = frames_per_fragment * stride. One frame per fragment and stride 1 is plain uniform sampling.
+    A clip of n frames is divided into `num_fragments` segments of L = n // num_fragments frames. Each segment gives
+    `frames_per_fragment` frames, `stride` apart. `offset` is the start of a fragment in its segment: "middle" is
+    floor((L - span) / 2), "random" is uniform in [0, L - span), with span = frames_per_fragment * stride; both are 0 if
+    L <= span. One frame per fragment with stride 1 is uniform sampling.
     """
 
     num_fragments: int = 8
@@ -37,13 +37,13 @@ class Sampling:
         return self.num_fragments * self.frames_per_fragment
 
     def indices(self, num_frames: int, key: str = "") -> NDArray[np.int64]:
-        """Frame indices in [0, num_frames), int64 [num_fragments * frames_per_fragment], wrapping round short videos.
+        """Return frame indices in [0, num_frames), int64 [num_fragments * frames_per_fragment]; short videos repeat.
 
-        `key` names the clip (video id and clip index); with offset "random" it seeds the draw, so that a score
-        depends neither on the worker nor on the order of the videos.
+        `key` names the clip (video id and clip index). With offset "random" it seeds the draw, so a score does not
+        depend on the worker or on the order of the videos.
         """
         if num_frames < 1:
-            raise ValueError(f"a video needs at least one frame, got {num_frames}")
+            raise ValueError(f"A video needs at least one frame, got {num_frames}.")
         segment = num_frames // self.num_fragments
         span = self.frames_per_fragment * self.stride
         starts = np.arange(self.num_fragments, dtype=np.int64) * segment
@@ -60,14 +60,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class FrameRequest:
-    """The frames that a scorer wants of one clip: uint8 RGB [T, H, W, 3].
+    """The frames of one clip that a scorer requests: uint8 RGB [T, H, W, 3].
 
-    `size` is (height, width) in pixels of the bicubic resize of KVQ_SPEC section 2 (aspect ratio not kept), or
-    None for the native size of the video, rotated upright. With `fragments` (rows, columns) a frame of that size is
-    spliced from that many patches instead, each cut at native resolution from the middle of its cell of the frame
-    (fragments of FAST-VQA, ECCV 2022, section 3.1, at a fixed place).
+    `size` is (height, width) in pixels after the bicubic resize of KVQ_SPEC section 2, which does not keep the aspect
+    ratio; None requests the native size, rotated upright. With `fragments` (rows, columns) a frame of that size is
+    spliced from patches of native resolution, each cut from the middle of its cell (fragments of FAST-VQA, ECCV 2022,
+    section 3.1, at a fixed position).
 
-    Raises: ValueError for fragments that do not divide the size.
+    Raises:
+        ValueError: the size is not a multiple of the fragments.
     """
 
     sampling: Sampling = Sampling()
@@ -78,4 +79,4 @@ class FrameRequest:
         if self.fragments is None:
             return
         if self.size is None or any(n < 1 or extent % n for extent, n in zip(self.size, self.fragments, strict=True)):
-            raise ValueError(f"a frame of {self.size} cannot be spliced from {self.fragments} patches of one size")
+            raise ValueError(f"Frame size {self.size} is not a multiple of fragments {self.fragments}.")

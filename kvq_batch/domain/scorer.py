@@ -1,7 +1,4 @@
-"""What a model is to the rest of the system: what it declares, what it takes, what it returns.
-
-Everything that scores a video implements `Scorer`: KVQ, the handcrafted template, and the models that come later.
-"""
+"""Interface of all models: their options, their declaration, the `Scorer` protocol and its predictions."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,9 +19,9 @@ _ID_PART = re.compile(r"[a-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What a job says of one model; small, picklable, and all that a worker needs to build it.
+    """Options of one model of a job: everything that a worker needs to build it, small and picklable.
 
-    `weights` is a path on this machine, "untrained" for seeded random weights, or None for the model's own default.
+    `weights` is a path on this machine, "untrained" for seeded random weights, or None for the default of the model.
     """
 
     name: str
@@ -36,10 +33,10 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Who a model is: identity, origin, and what its raw scores mean.
+    """Identity, origin and calibrations of a model.
 
     `origin` is "trained", "untrained" or "handcrafted"; a score of an untrained model does not measure quality.
-    `digest` is the sha256 hex of weights and configuration. `calibrations` maps a name (say "lsvq") to the four
+    `digest` is the sha256 hex of weights and configuration. `calibrations` maps a name (such as "lsvq") to the four
     parameters (b1, b2, b3, b4) of MOS = b2 + (b1 - b2) / (1 + exp(-(raw - b3) / |b4|)).
     """
 
@@ -55,20 +52,20 @@ class ModelCard:
     def __post_init__(self) -> None:
         for label, part in (("name", self.name), ("version", self.version)):
             if not _ID_PART.fullmatch(part):
-                raise SpecError(f"model {label} {part!r}: use only a-z, 0-9, '.', '_' and '-'")
+                raise SpecError(f"Invalid model {label} {part!r}: use only a-z, 0-9, '.', '_' and '-'.")
 
     @property
     def model_id(self) -> str:
-        """name@version-digest12, the key under which every result of this model stands."""
+        """The key of all results of this model: name@version-digest, with 12 digits of the digest."""
         return f"{self.name}@{self.version}-{self.digest[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerSpec:
-    """What a scorer declares before it is built: its card, the frames that it wants, what it returns, where it runs.
+    """Declaration of a scorer, available before it is built: its card, its frames, its outputs and its devices.
 
-    `algorithm` is bumped by hand when code changes a score without a change of weights or configuration.
-    `outputs` names the further numbers that it returns; `maps` names the maps ("texture", "saliency").
+    Increase `algorithm` when code changes a score while weights and configuration stay the same. `outputs` names the
+    numbers that it returns besides the raw score, `maps` its maps.
     """
 
     card: ModelCard
@@ -83,10 +80,10 @@ class ScorerSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a scorer returns for one clip.
+    """Result of a scorer for one clip.
 
-    Maps are float32 [slot, row, column]; saliency has mean 1 over the cells of each slot; where both stand,
-    raw_score = mean(texture * saliency) (KVQ_SPEC section 3.4). `slot_scores` is float32 [slot] or None; `features`
+    Maps are float32 [slot, row, column]. Saliency has mean 1 over the cells of each slot. If both maps exist,
+    raw_score = mean(texture * saliency) (KVQ_SPEC section 3.4). `slot_scores` is float32 [slot] or None, `features`
     float32 [num_features] or None.
     """
 
@@ -99,15 +96,15 @@ class Prediction:
 
 
 class Scorer(Protocol):
-    """A built model, ready to score. A score must not depend on the other clips of the call."""
+    """A model on its device. A score must not depend on the other clips of the call."""
 
     @property
     def spec(self) -> ScorerSpec: ...
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """One prediction per clip, in order; each clip uint8 RGB [T, H, W, 3] as `spec.frames` asks for.
+        """Return one prediction per clip, in order; each clip is uint8 RGB [T, H, W, 3] as `spec.frames` requests.
 
         Raises:
-            OutOfMemoryError: this many clips do not fit; the memory of the attempt is free again.
+            OutOfMemoryError: the clips do not fit into memory; the memory of the attempt has been freed.
         """
         ...

@@ -1,7 +1,4 @@
-"""What is known of a video and of the clips cut from it, before any model sees a pixel.
-
-Plain facts that travel between processes and end up in rows.
-"""
+"""Facts about a video, its clips, and decoded frames; all picklable."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +11,11 @@ Hdr = Literal["refuse", "as-is"]
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What the container and the codec say, and the number of frames that are truly there.
+    """Facts from the container and the codec, and the number of frames that were found.
 
     Width and height are those of the upright picture (after `rotation_deg`, clockwise, one of 0, 90, 180, 270) in
     stored pixels, not stretched by `sample_aspect_ratio` (width / height of one pixel). `frame_rate` is the mean, in
-    frames per second. Colour fields are ffmpeg's names ("bt709", "smpte2084", "tv"), "unknown" where unsaid.
+    frames per second. Colour fields are ffmpeg's names ("bt709", "smpte2084", "tv"), or "unknown".
     """
 
     width_px: int
@@ -41,7 +38,7 @@ class VideoFacts:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of a video in seconds from its first frame, [start_s, end_s)."""
+    """An interval [start_s, end_s) of a video, in seconds from its first frame."""
 
     start_s: float
     end_s: float
@@ -49,17 +46,17 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class ClipPolicy:
-    """How a video is cut into clips: one over the whole (as published), or one every `every_s` seconds.
+    """Rule that cuts a video into clips: one clip of the whole video (as published), or one every `every_s` seconds.
 
-    Each clip of a series is `length_s` long (default: `every_s`, so that they touch). A last clip shorter than half
-    of its length is left out, unless it is the only one.
+    Each clip of a series is `length_s` long (default: `every_s`, so clips are adjacent). The last clip is dropped if it
+    is shorter than half of that, unless it is the only one.
     """
 
     every_s: float | None = None
     length_s: float | None = None
 
     def windows(self, duration_s: float) -> list[Window]:
-        """At least one window; the last ends at `duration_s` at the latest."""
+        """Return the windows of all clips, at least one; none ends after `duration_s`."""
         if self.every_s is None:
             return [Window(0.0, duration_s)]
         length_s = self.length_s or self.every_s
@@ -70,9 +67,9 @@ class ClipPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ClipFrames:
-    """The frames of one clip as one `FrameRequest` asked for them.
+    """The frames of one clip that answer one `FrameRequest`.
 
-    `pixels` uint8 RGB [T, H, W, 3]; `indices` int64 [T], frame numbers in presentation order from the start of the
+    `pixels` uint8 RGB [T, H, W, 3]; `indices` int64 [T], frame indices in presentation order from the start of the
     video; `times_s` float64 [T], presentation times from the first frame.
     """
 
@@ -83,7 +80,7 @@ class ClipFrames:
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """One clip of a video, ready for every model of the job: `frames[i]` answers the i-th `FrameRequest`."""
+    """One clip of a video for all models of the job: `frames[i]` answers the i-th `FrameRequest`."""
 
     clip_index: int
     num_clips: int

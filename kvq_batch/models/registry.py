@@ -1,8 +1,8 @@
-"""Models by name: what is registered, what it declares, and the live scorer, each resolved only when asked for.
+"""Registry of models: find a model by name, describe it, build its scorer.
 
-A name maps to "module:object", an object that implements `ModelFamily`. Ours are below; others register theirs in
-the entry-point group "kvq_batch.models" of their distribution and need no change here. Importing this module
-deliberately imports no model and no torch.
+A name maps to "module:object", an object that implements `ModelFamily`. The models of this package are listed below.
+Other packages register theirs in the entry-point group "kvq_batch.models". A model is imported when it is first used,
+so that commands which need no model start fast.
 """
 
 from importlib import import_module
@@ -14,63 +14,63 @@ from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
 
 ENTRY_POINT_GROUP = "kvq_batch.models"
 
-_OURS = (
+_BUILT_IN = (
     EntryPoint("kvq", "kvq_batch.models.kvq.family:kvq", ENTRY_POINT_GROUP),
     EntryPoint("kvq-lite", "kvq_batch.models.kvq.family:kvq_lite", ENTRY_POINT_GROUP),
     EntryPoint("kvq-tiny", "kvq_batch.models.kvq.family:kvq_tiny", ENTRY_POINT_GROUP),
     EntryPoint("luma-sharpness", "kvq_batch.models.luma_sharpness.family:luma_sharpness", ENTRY_POINT_GROUP),
 )
 
-# What importing somebody else's module may raise; anything beyond these is a fault that should be seen as it is.
-_IMPORT_FAULTS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, OSError)
+# What importing a module of another package may raise. Any other exception is shown with its traceback.
+_IMPORT_ERRORS = (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, OSError)
 
 
 @runtime_checkable
 class ModelFamily(Protocol):
-    """What a name refers to. Importing it must be cheap: torch and weights are for `describe` and `build`."""
+    """The object that a name refers to. Import torch and load weights in its `describe` and `build`, not before."""
 
     @property
     def summary(self) -> str:
-        """One line for people: what it measures and what it needs."""
+        """One line for users: what the model measures and what it needs."""
         ...
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
-        """What the scorer of these options will be, its weights checked in full.
+        """Return the declaration of the scorer with these options, after checking the whole weights.
 
         Raises:
-            SpecError: options or weights that cannot be built.
+            SpecError: options or weights that this model cannot use.
         """
         ...
 
     def build(self, options: ModelOptions) -> Scorer:
-        """The live scorer, on its device.
+        """Return the scorer, loaded on its device.
 
         Raises:
-            SpecError: as `describe`, or a device that this machine lacks.
+            SpecError: as `describe`, or a device that this machine does not have.
         """
         ...
 
 
 def names() -> list[str]:
-    """Every registered name, in order; a registered model may still turn out broken when it is resolved."""
-    return sorted({point.name for point in _points()})
+    """Return the names of all registered models, sorted. A registered model may still fail to import."""
+    return sorted({point.name for point in _entry_points()})
 
 
 def summary(name: str) -> str:
-    """One line about a model, without its weights.
+    """Return one line about a model, without loading its weights.
 
     Raises:
-        SpecError: a name that is unknown or registered but broken.
+        SpecError: the name is unknown, or its model cannot be imported.
     """
     return _family(name).summary
 
 
 def describe(options: ModelOptions) -> ScorerSpec:
-    """What a scorer of these options declares; weights are checked in full, no device is touched.
+    """Return the declaration of a model with these options, after checking the whole weights. Uses no device.
 
     Raises:
-        SpecError: an unknown name, or options that this model does not take.
-        CheckpointError: weights that are not this model's.
+        SpecError: an unknown name, or options that the model does not support.
+        CheckpointError: weights that cannot be read or belong to another model.
     """
     spec = _checked_family(options).describe(options)
     _check(spec, options)
@@ -78,10 +78,10 @@ def describe(options: ModelOptions) -> ScorerSpec:
 
 
 def build(options: ModelOptions) -> Scorer:
-    """The live scorer of these options, on its device.
+    """Return the scorer of a model with these options, loaded on its device.
 
     Raises:
-        SpecError: as `describe`, or a device that this machine lacks.
+        SpecError: as `describe`, or a device that this machine does not have.
     """
     family = _checked_family(options)
     scorer = family.build(options)
@@ -90,45 +90,57 @@ def build(options: ModelOptions) -> Scorer:
 
 
 def _checked_family(options: ModelOptions) -> ModelFamily:
-    """The family of these options, once what no family takes is refused."""
+    """Return the family of these options, after the checks that all families share."""
     if options.num_threads is not None and options.num_threads < 1:
-        raise SpecError(f"model {options.name!r}: num_threads is {options.num_threads}, it must be at least 1")
+        raise SpecError(f"Model {options.name!r}: num_threads is {options.num_threads}. Set it to at least 1.")
     return _family(options.name)
 
 
 def _check(spec: object, options: ModelOptions) -> None:
-    """Refuses options that this model does not declare, and a declaration that is none."""
+    """Check that `spec` is a declaration, and that it supports the device and the precision of these options."""
     name = options.name
     if not isinstance(spec, ScorerSpec):
-        raise SpecError(f"model {name!r} declares a {type(spec).__name__}, no ScorerSpec; repair its package")
+        raise SpecError(
+            f"Model {name!r}: its package returns a {type(spec).__name__} instead of a ScorerSpec. Update or uninstall "
+            "that package."
+        )
     if options.device not in spec.devices:
-        raise SpecError(f"model {name!r} runs on {' or '.join(spec.devices)}, not on {options.device}; change device")
+        raise SpecError(
+            f"Model {name!r} does not run on {options.device}. Set device to {' or '.join(map(repr, spec.devices))}."
+        )
     if options.precision not in spec.precisions:
-        offered = " or ".join(spec.precisions)
-        raise SpecError(f"model {name!r} computes in {offered}, not in {options.precision}; change precision")
+        raise SpecError(
+            f"Model {name!r} does not support precision {options.precision}. Set precision to "
+            f"{' or '.join(map(repr, spec.precisions))}."
+        )
 
 
-def _points() -> list[EntryPoint]:
-    return [*_OURS, *entry_points(group=ENTRY_POINT_GROUP)]
+def _entry_points() -> list[EntryPoint]:
+    return [*_BUILT_IN, *entry_points(group=ENTRY_POINT_GROUP)]
 
 
 def _family(name: str) -> ModelFamily:
-    """The one object that is registered under a name."""
-    points = [point for point in _points() if point.name == name]
+    """Return the object that is registered under a name."""
+    points = [point for point in _entry_points() if point.name == name]
     if not points:
-        raise SpecError(f"unknown model {name!r}; registered are {', '.join(names())}")
-    places = sorted({point.value for point in points})
-    if len(places) > 1:
-        raise SpecError(f"model {name!r} is registered {len(places)} times, as {' and '.join(places)}; uninstall one")
+        raise SpecError(f"Unknown model {name!r}. Registered models: {', '.join(names())}.")
+    targets = sorted({point.value for point in points})
+    if len(targets) > 1:
+        raise SpecError(
+            f"Model {name!r} is registered {len(targets)} times: {', '.join(targets)}. Uninstall all but one package."
+        )
     try:
         family = import_module(points[0].module)
         for attribute in points[0].attr.split("."):
             family = getattr(family, attribute)
-    except _IMPORT_FAULTS as error:
+    except _IMPORT_ERRORS as error:
         raise SpecError(
-            f"model {name!r} is registered as {places[0]}, which does not import "
-            f"({type(error).__name__}: {error}); repair or uninstall its package"
+            f"Model {name!r} is registered as {targets[0]}, which cannot be imported "
+            f"({type(error).__name__}: {error}). Update or uninstall its package."
         ) from error
     if not isinstance(family, ModelFamily):
-        raise SpecError(f"model {name!r}: {places[0]} has no summary, describe and build; it is not a model family")
+        raise SpecError(
+            f"Model {name!r}: {targets[0]} is not a model family: it lacks summary, describe or build. Update or "
+            "uninstall its package."
+        )
     return family

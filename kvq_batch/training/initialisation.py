@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kvq_batch.models.kvq.checkpoint import checked_tensors, is_safetensors, load
+from kvq_batch.models.kvq.checkpoint import check_tensors, is_safetensors, load
 from kvq_batch.models.kvq.config import KvqConfig, Shape, tensor_shapes
 from kvq_batch.models.kvq.network import KvqNetwork, Stage, build_network
 from kvq_batch.models.kvq.published import load_kinetics, load_published
@@ -48,7 +48,7 @@ def tensors_from_checkpoint(tensors: Mapping[str, Tensor], config: KvqConfig, ch
         CheckpointError: no such file, or the weights of another network.
     """
     if is_safetensors(checkpoint):
-        found = checked_tensors(load(checkpoint).tensors, config, str(checkpoint))
+        found = check_tensors(load(checkpoint).tensors, config, str(checkpoint))
     else:
         found = dict(load_published(checkpoint, config).tensors)
     return {name: torch.tensor(found[name]) for name in tensors}

@@ -23,7 +23,7 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.models.host_memory import keep_freed_memory
 from kvq_batch.models.kvq import checkpoint
-from kvq_batch.models.kvq.card import digest
+from kvq_batch.models.kvq.checkpoint import digest
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.initialisation import (
     initial_tensors,

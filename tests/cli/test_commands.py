@@ -25,7 +25,7 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.media.synthesis import ClipShape, Degradation, write_demo_clips
 from kvq_batch.models.kvq.checkpoint import save
 from kvq_batch.models.kvq.config import TINY
-from kvq_batch.models.kvq.family import untrained_checkpoint
+from kvq_batch.models.kvq.untrained import untrained_checkpoint
 
 COMMANDS = [
     "demo",
@@ -245,7 +245,7 @@ def test_catalog_file_of_a_folder_plans(tmp_path: Path, videos: Path) -> None:
 def test_score_rejects_bad_input_before_reading_videos(tmp_path: Path, videos: Path) -> None:
     tables = tmp_path / "t"
     assert "needs weights" in call("score", videos, "--tables", tables, "--model", "kvq", exit_code=2).stderr
-    assert "unknown model 'nope'" in call("score", videos, "--tables", tables, "--model", "nope", exit_code=2).stderr
+    assert "Unknown model 'nope'" in call("score", videos, "--tables", tables, "--model", "nope", exit_code=2).stderr
     weights = tmp_path / "w.pth"
     weights.write_bytes(b"no weights")
     text = call("score", videos, "--tables", tables, "--model", "kvq", "--weights", weights, exit_code=2).stderr
@@ -268,7 +268,7 @@ def test_models_lists_and_shows_a_card() -> None:
     assert json.loads(card.stdout)["origin"] == "untrained"
     assert "UNTRAINED" in card.stderr
     assert "needs weights" in call("models", "kvq").stderr
-    assert "unknown model" in call("models", "nope", exit_code=2).stderr
+    assert "Unknown model" in call("models", "nope", exit_code=2).stderr
     assert "needs weights" not in call("models", "luma-sharpness").stderr
     assert "needs the NAME" in call("models", "--weights", "f", exit_code=2).stderr
 

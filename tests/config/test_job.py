@@ -1,4 +1,4 @@
-"""Jobs: what is refused, by which name; and the files that explain themselves."""
+"""Job files: invalid keys, defaults, and the template."""
 
 import re
 import tomllib
@@ -36,7 +36,7 @@ JOBS = sorted(
 SMALLEST: dict[str, Any] = {"name": "n", "tables": "t", "catalog": {"source": "v"}, "models": [{"name": "kvq-tiny"}]}
 
 
-def test_the_smallest_job_names_itself_and_takes_defaults() -> None:
+def test_smallest_job_has_defaults() -> None:
     job = make_job(SMALLEST, "here")
     assert job.catalog_name == "n"
     assert (job.hdr, job.run.commit_every_s, job.models[0].precision) == ("refuse", 5.0, "fp32")
@@ -81,13 +81,13 @@ def test_the_smallest_job_names_itself_and_takes_defaults() -> None:
         ),
     ],
 )
-def test_a_wrong_key_is_named_by_its_dotted_path(change: dict[str, Any], said: str) -> None:
+def test_invalid_key_is_named_by_dotted_path(change: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said) as caught:
         make_job(SMALLEST | change, "my.toml")
     assert str(caught.value).startswith("my.toml: 1 wrong key(s)")
 
 
-def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
+def test_missing_or_invalid_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"kvq-batch init .*gone.toml"):
         load_job(tmp_path / "gone.toml")
     (tmp_path / "bad.toml").write_text("name = ")
@@ -95,13 +95,13 @@ def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
         load_job(tmp_path / "bad.toml")
 
 
-def test_a_job_is_frozen() -> None:
+def test_job_is_frozen() -> None:
     job = make_job(SMALLEST, "here")
     with pytest.raises(ValueError, match="frozen"):
         job.__setattr__("name", "other")
 
 
-def test_the_template_is_a_valid_job_and_shows_every_default() -> None:
+def test_template_shows_every_default() -> None:
     text = job_template("mine")
     job = make_job(tomllib.loads(text), "template")
     assert job.name == "mine"
@@ -109,7 +109,7 @@ def test_the_template_is_a_valid_job_and_shows_every_default() -> None:
     assert make_job(tomllib.loads(switched_on), "all defaults on") == job
 
 
-def test_every_example_of_the_template_is_one_that_works() -> None:
+def test_template_examples_are_valid() -> None:
     """A key without a default shows an example; all of them together are a valid job, and none is a mere '...'."""
     text = job_template()
     assert "..." not in re.sub(r"^# [^=]*$", "", text, flags=re.MULTILINE)
@@ -119,7 +119,7 @@ def test_every_example_of_the_template_is_one_that_works() -> None:
     assert (job.clips.every_s, job.catalog.columns.start_s, job.run.ray_address) == (60.0, "shot_start", "auto")
 
 
-def test_the_template_explains_every_key() -> None:
+def test_template_describes_every_key() -> None:
     text = job_template()
     lines = text.splitlines()
     sections: list[type[Section]] = [Job, Catalog, CatalogColumns, Model, Workers, Clips, Limits, Decode, Run]
@@ -135,15 +135,15 @@ def test_the_template_explains_every_key() -> None:
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_the_jobs_that_ship_load(path: Path) -> None:
+def test_shipped_jobs_load(path: Path) -> None:
     assert load_job(path).name == path.stem
 
 
-def test_slug_makes_names_of_anything() -> None:
+def test_slug_makes_valid_names() -> None:
     assert [slug(text) for text in ("a b/c", "..x..", "é", "ok_1")] == ["a-b-c", "x", "job", "ok_1"]
 
 
-def test_a_selection_reads_shares_numbers_ages_and_orders() -> None:
+def test_selection_parses_its_values() -> None:
     select = Select(sample="2.5%", max_age="36h", order_by='"Release Date" DESC', reasons=("model-changed", "re-score"))
     assert (select.sample_share, select.sample_size, select.age) == (0.025, None, timedelta(hours=36))
     assert (select.order, select.reasons) == (('"Release Date"', True), ("model changed", "re-score"))
@@ -170,18 +170,18 @@ def test_a_selection_reads_shares_numbers_ages_and_orders() -> None:
         ("2026-01-12T06:00-05:00", "Europe/Zurich", "2026-01-10T22:00+00:00", "2026-01-12T11:00+00:00"),
     ],
 )
-def test_a_deadline_is_the_next_such_moment_of_its_time_zone(deadline: str, zone: str, start: str, stops: str) -> None:
+def test_deadline_is_next_time_in_its_zone(deadline: str, zone: str, start: str, stops: str) -> None:
     found = Budget(deadline=deadline, time_zone=zone).deadline_after(datetime.fromisoformat(start))
     assert found == datetime.fromisoformat(stops)
 
 
-def test_toml_may_write_a_deadline_in_its_own_way() -> None:
+def test_deadline_may_be_a_toml_time() -> None:
     for text, kept in (("06:00:00", "06:00"), ("2026-01-12T06:00:00", "2026-01-12T06:00:00")):
         values = SMALLEST | tomllib.loads(f"[budget]\ndeadline = {text}")
         assert make_job(values, "here").budget.deadline == kept
 
 
-def test_values_of_the_command_line_stand_over_the_file_and_are_checked_with_it() -> None:
+def test_command_line_values_override_the_file() -> None:
     job = make_job(SMALLEST | {"select": {"sample": "1%", "where": "a"}, "prices": {"core_hour": 1.0}}, "here")
     assert with_values(job, {"select": {"where": None}}, "options") is job
     changed = with_values(job, {"select": {"where": "b"}, "budget": {"max_cost": 2.0}}, "options")

@@ -1,4 +1,4 @@
-"""A label job says what it makes, and a mistake in it is named by its key."""
+"""Label jobs: defaults, and errors that name the key."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from kvq_batch.domain.errors import SpecError
 SMALLEST: dict[str, Any] = {"name": "l", "tables": "t", "references": [{"source": "synthetic:leaves"}]}
 
 
-def test_the_smallest_job_has_defaults_for_the_rest() -> None:
+def test_smallest_job_has_defaults() -> None:
     job = checked(LabelJob, SMALLEST, "l.toml")
     assert Step("h264", 36) in {step for chain in job.renditions.chains for step in chain}
     assert job.keep is None
     assert job.make.workers.max == 1
 
 
-def test_the_job_that_ships_is_valid() -> None:
+def test_shipped_job_is_valid() -> None:
     job = load_label_job(Path(__file__).parents[2] / "jobs" / "labels.toml")
     assert job.keep
     assert job.renditions.per_segment
@@ -45,13 +45,13 @@ def test_the_job_that_ships_is_valid() -> None:
         ({"seeds": 3}, "seeds", "unknown key"),
     ],
 )
-def test_a_mistake_is_named_by_its_key(change: dict[str, Any], key: str, words: str) -> None:
+def test_invalid_value_is_named_by_its_key(change: dict[str, Any], key: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
         checked(LabelJob, SMALLEST | change, "l.toml")
     assert f"  {key}: " in str(caught.value)
     assert words in str(caught.value)
 
 
-def test_steps_are_written_as_name_and_amount() -> None:
+def test_step_is_parsed_from_name_and_amount() -> None:
     assert parse_step("exposure--1.5") == Step("exposure", -1.5)
     assert parse_step("motion_blur-7") == Step("motion_blur", 7)

@@ -1,4 +1,4 @@
-"""A recipe is the same text for the same degradation, comes back from it, and refuses what makes no sense."""
+"""Recipes and segments: round trips through text, and rejected values."""
 
 from dataclasses import replace
 
@@ -13,16 +13,16 @@ MIX = Recipe((Step("h264", 40),), (Patch(Cells(0, 0, 2, 2), (Step("h264", 20),))
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), REGION, MIX, Recipe((Step("downscale", 2), Step("av1", 50)), seed=9)])
-def test_a_recipe_comes_back_from_its_text(recipe: Recipe) -> None:
+def test_recipe_round_trips(recipe: Recipe) -> None:
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
-def test_equal_recipes_are_one_text() -> None:
+def test_equal_recipes_have_equal_text() -> None:
     assert Recipe((Step("h264", 35),)).to_json() == Recipe((Step("h264", 35.0),)).to_json()
     assert Recipe((Step("h264", 35),)).to_json() == '{"patches":[],"seed":0,"steps":[["h264",35.0]]}'
 
 
-def test_names_chains_and_rates() -> None:
+def test_recipe_has_name_chains_and_rate() -> None:
     assert str(REGION) == "none~blur-2.5"
     assert str(Recipe((Step("blur", 2), Step("h264", 35)))) == "blur-2+h264-35"
     assert MIX.chains == ((Step("h264", 40),), (Step("h264", 20),))
@@ -30,7 +30,7 @@ def test_names_chains_and_rates() -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_amounts_have_ends(name: str) -> None:
+def test_amount_outside_range_is_rejected(name: str) -> None:
     kind = STEPS[name]
     assert Step(name, kind.low).amount == kind.low
     for amount in (kind.low - 1e-3, kind.high + 1e-3, float("nan")):
@@ -38,7 +38,7 @@ def test_amounts_have_ends(name: str) -> None:
             Step(name, amount)
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_recipe_is_rejected() -> None:
     with pytest.raises(SpecError, match="no degradation 'sepia'"):
         Step("sepia", 1)
     with pytest.raises(SpecError, match="rectangle"):
@@ -48,7 +48,7 @@ def test_nonsense_is_refused() -> None:
             Recipe.from_json(text)
 
 
-def test_a_segment_lies_in_the_middle_of_its_stretch() -> None:
+def test_segment_is_centred_in_its_interval() -> None:
     assert [Segment(k, 3, num_frames=10).first_frame(62) for k in range(3)] == [5, 25, 45]
     assert Segment(0, 3, num_frames=10).first_frame(29) is None
     assert Segment(2, 3, num_frames=10).first_frame(30) == 20
@@ -59,12 +59,12 @@ def test_a_segment_lies_in_the_middle_of_its_stretch() -> None:
     ("fields", "word"),
     [({"number": 2, "of": 2}, "is not within 0 to 1"), ({"num_frames": 7}, "even"), ({"height_px": 450}, "cells")],
 )
-def test_a_segment_that_cannot_be_is_refused(fields: dict[str, int], word: str) -> None:
+def test_invalid_segment_is_rejected(fields: dict[str, int], word: str) -> None:
     with pytest.raises(SpecError, match=word):
         Segment(**fields)  # type: ignore[arg-type]
 
 
-def test_a_worn_segment_says_so_and_comes_back_from_its_text() -> None:
+def test_pre_degraded_segment_round_trips() -> None:
     plain = Segment(num_frames=10)
     pre_degraded = replace(plain, pre_degraded=(Step("downscale", 2.0), Step("h264", 24.0)))
     assert '"pre_degraded":[["downscale",2.0],["h264",24.0]]' in pre_degraded.segment_id

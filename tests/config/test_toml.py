@@ -1,4 +1,4 @@
-"""A job that was written as TOML is the job that was read."""
+"""Jobs that are written as TOML and read again are equal."""
 
 import tomllib
 from pathlib import Path
@@ -23,24 +23,24 @@ JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))
         {"section": {"a": 1}, "after": 2},
     ],
 )
-def test_values_come_back(values: dict[str, Any]) -> None:
+def test_values_round_trip(values: dict[str, Any]) -> None:
     assert tomllib.loads(tomli_w.dumps(values)) == values
 
 
-def test_what_has_no_word_in_toml_is_refused() -> None:
+def test_unsupported_value_is_rejected() -> None:
     with pytest.raises(TypeError, match="NoneType"):
         tomli_w.dumps({"a": None})
 
 
 @pytest.mark.parametrize("path", [path for path in JOBS if path.stem != "train"], ids=lambda path: path.stem)
-def test_jobs_come_back(path: Path, tmp_path: Path) -> None:
+def test_jobs_round_trip(path: Path, tmp_path: Path) -> None:
     job = load_any_job(path)
     written = tmp_path / "job.toml"
     written.write_text(tomli_w.dumps(job.model_dump(mode="json", exclude_unset=True, exclude_none=True)))
     assert load_any_job(written) == job
 
 
-def test_a_job_with_every_key_comes_back(tmp_path: Path) -> None:
+def test_job_with_every_key_round_trips(tmp_path: Path) -> None:
     template, written = tmp_path / "template.toml", tmp_path / "job.toml"
     # Keys without a default are there as comments, with an example.
     template.write_text(job_template("all"))

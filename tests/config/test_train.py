@@ -1,4 +1,4 @@
-"""The training job: its file that ships, its refusals, and its defaults, which are the training package's."""
+"""Training jobs: the shipped file, defaults, and rejected settings."""
 
 import dataclasses
 from pathlib import Path
@@ -32,7 +32,7 @@ def job(**sections: dict[str, Any]) -> TrainJob:
     return checked(TrainJob, values, "job")
 
 
-def test_the_job_that_ships_loads() -> None:
+def test_shipped_job_loads() -> None:
     shipped = load_train_job(ROOT / "jobs" / "train.toml")
     settings = settings_of(shipped)
     assert settings.config == PUBLISHED
@@ -40,7 +40,7 @@ def test_the_job_that_ships_loads() -> None:
     assert shipped.machine.recompute
 
 
-def test_defaults_of_a_job_are_those_of_the_package() -> None:
+def test_defaults_equal_those_of_the_package() -> None:
     found = settings_of(job(training={"batch_size": 8}))
     expected = TrainSettings(PUBLISHED, (0, 100), steps=100, batch_size=8)
     assert found == expected
@@ -48,12 +48,12 @@ def test_defaults_of_a_job_are_those_of_the_package() -> None:
     assert Machine(machine.device, machine.num_threads, machine.recompute, machine.checkpoint_every) == Machine()
 
 
-def test_every_size_of_a_network_has_a_key() -> None:
+def test_every_network_size_has_a_key() -> None:
     sizes = {field.name for field in dataclasses.fields(KvqConfig)}
     assert sizes <= set(TrainModel.model_fields)
 
 
-def test_sizes_are_the_presets_but_for_those_that_are_named() -> None:
+def test_named_sizes_override_the_preset() -> None:
     found = network_of(job(model={"preset": "tiny", "embed_dim": 48, "num_heads": [2, 4, 8]}))
     assert found == dataclasses.replace(TINY, embed_dim=48, num_heads=(2, 4, 8))
 
@@ -67,7 +67,7 @@ def test_sizes_are_the_presets_but_for_those_that_are_named() -> None:
         ({"data": {"scale": [1]}}, "data.scale"),
     ],
 )
-def test_wrong_keys_are_named(sections: dict[str, dict[str, Any]], message: str) -> None:
+def test_invalid_keys_are_named(sections: dict[str, dict[str, Any]], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         job(**sections)
 
@@ -81,8 +81,6 @@ def test_wrong_keys_are_named(sections: dict[str, dict[str, Any]], message: str)
         ({"model": {"preset": "tiny", "embed_dim": 33, "num_heads": [2, 2, 4]}}, "33 channels of stage 0"),
     ],
 )
-def test_a_training_that_cannot_be_is_refused_before_anything_starts(
-    sections: dict[str, dict[str, Any]], message: str
-) -> None:
+def test_invalid_settings_are_rejected_before_start(sections: dict[str, dict[str, Any]], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         settings_of(job(**sections))

@@ -1,4 +1,4 @@
-"""Quantised maps: bounds of the error, the score that comes out again, and what is refused."""
+"""Quantised maps: bounds of the error, the exact score, and rejected maps."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def recomputed(stored: StoredMaps) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_values_come_back_within_half_a_step(seed: int) -> None:
+def test_error_is_at_most_half_a_step(seed: int) -> None:
     texture, saliency = make_maps(seed, 16, 14, 14)
     stored = quantise(texture, saliency)
     texture_again, saliency_again = dequantise(stored)
@@ -33,7 +33,7 @@ def test_values_come_back_within_half_a_step(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_score_comes_out_again(seed: int) -> None:
+def test_score_of_stored_maps_is_exact(seed: int) -> None:
     texture, saliency = make_maps(seed, 16, 14, 14)
     score = float(np.mean(texture.astype(np.float64) * saliency))
     assert recomputed(quantise(texture, saliency)) == pytest.approx(score, abs=1e-12, rel=1e-12)
@@ -48,13 +48,13 @@ def test_constant_map_has_scale_zero() -> None:
     np.testing.assert_array_equal(saliency_again, np.ones_like(texture))
 
 
-def test_zero_saliency_leaves_the_texture_alone() -> None:
+def test_zero_saliency_does_not_shift_texture() -> None:
     texture, _ = make_maps(1)
     stored = quantise(texture, np.zeros_like(texture))
     assert stored.texture_offset == quantise(texture, None).texture_offset
 
 
-def test_one_map_alone() -> None:
+def test_single_map_is_stored() -> None:
     texture, saliency = make_maps(3)
     only_texture = quantise(texture, None)
     assert only_texture.saliency is None
@@ -64,7 +64,7 @@ def test_one_map_alone() -> None:
     assert dequantise(only_saliency)[0] is None
 
 
-def test_range_wider_than_floats() -> None:
+def test_range_may_exceed_float32() -> None:
     texture: NDArray[np.float32] = np.array([[[-3.4e38, 3.4e38]]], np.float32)
     again, _ = dequantise(quantise(texture, None))
     assert again is not None
@@ -83,6 +83,6 @@ def test_range_wider_than_floats() -> None:
         (None, np.full((1, 2, 2), -1, np.float32)),
     ],
 )
-def test_refused(texture: NDArray[np.float32] | None, saliency: NDArray[np.float32] | None) -> None:
+def test_invalid_maps_are_rejected(texture: NDArray[np.float32] | None, saliency: NDArray[np.float32] | None) -> None:
     with pytest.raises(ValueError):
         quantise(texture, saliency)

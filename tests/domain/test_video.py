@@ -1,4 +1,4 @@
-"""Windows of clips, errors that cross processes, identities."""
+"""Windows of clips, errors that cross processes, content ids and model ids."""
 
 import pickle
 import re
@@ -11,34 +11,34 @@ from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.domain.video import ClipPolicy, Window
 
 
-def test_one_clip_over_the_whole_by_default() -> None:
+def test_default_is_one_clip_of_the_whole() -> None:
     assert ClipPolicy().windows(7.5) == [Window(0.0, 7.5)]
 
 
-def test_clips_touch_and_a_short_rest_is_left_out() -> None:
+def test_short_last_clip_is_dropped() -> None:
     assert ClipPolicy(every_s=2).windows(5.5) == [Window(0, 2), Window(2, 4), Window(4, 5.5)]
     assert ClipPolicy(every_s=2).windows(4.5) == [Window(0, 2), Window(2, 4)]
     assert ClipPolicy(every_s=60).windows(3.0) == [Window(0, 3.0)]
 
 
-def test_clips_of_their_own_length_start_at_the_beat() -> None:
+def test_clip_length_may_differ_from_interval() -> None:
     assert ClipPolicy(every_s=60, length_s=8).windows(125) == [Window(0, 8), Window(60, 68), Window(120, 125)]
     assert len(ClipPolicy(every_s=60, length_s=8).windows(7200)) == 120
 
 
 @pytest.mark.parametrize("kind", [FetchError, DecodeError])
-def test_item_errors_cross_processes_whole(kind: type[ItemError]) -> None:
+def test_item_errors_can_be_pickled(kind: type[ItemError]) -> None:
     error = pickle.loads(pickle.dumps(kind("code", "what was wrong", True, "SIGSEGV")))
     assert (error.stage, error.code, error.permanent, error.exit_signal) == (kind.stage, "code", True, "SIGSEGV")
     assert str(error) == f"{kind.stage}: code: what was wrong"
 
 
-def test_a_fingerprint_depends_on_content_and_not_on_order() -> None:
+def test_fingerprint_ignores_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 
 
-def test_a_stretch_of_an_object_has_a_content_id_of_its_own() -> None:
+def test_interval_of_object_has_own_content_id() -> None:
     assert cut_content_id("etag:x", None, None) == "etag:x"
     assert cut_content_id("etag:x", 1.5, 3.0) == "etag:x#t=1.5,3.0"
     assert cut_content_id("etag:x", None, 3.0) == "etag:x#t=0.0,3.0"
@@ -51,6 +51,6 @@ def test_run_ids_sort_by_time_and_differ() -> None:
     assert first != second
 
 
-def test_model_ids_hold_name_version_and_digest() -> None:
+def test_model_id_has_name_version_and_digest() -> None:
     card = ModelCard("kvq-tiny", "1", "ab" * 32, "untrained", "small")
     assert card.model_id == "kvq-tiny@1-abababababab"

@@ -17,8 +17,7 @@ from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.models.kvq.checkpoint import Checkpoint, save
 from kvq_batch.models.kvq.config import TINY
-from kvq_batch.models.kvq.family import untrained_checkpoint
-from kvq_batch.models.kvq.untrained import untrained_tensors
+from kvq_batch.models.kvq.untrained import untrained_checkpoint, untrained_tensors
 from kvq_batch.planning.job_plan import plan_job
 from kvq_batch.tables.delta import Tables
 from tests.engine.test_run import FAST, ask, check_counts, job_of, run

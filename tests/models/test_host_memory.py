@@ -1,4 +1,4 @@
-"""Large blocks that are freed and taken again cost no new pages once they are kept."""
+"""keep_freed_memory: freed blocks are used again, without new pages."""
 
 import platform
 import subprocess
@@ -22,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be set to keep memory")
-def test_blocks_that_are_kept_are_not_taken_from_the_system_again() -> None:
+def test_kept_blocks_need_no_new_pages() -> None:
     taken = {}
     for way in ("plain", "keep"):
         # Transparent huge pages would hide what is counted here: numpy asks for them unless it is set not to.

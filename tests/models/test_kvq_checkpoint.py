@@ -1,4 +1,4 @@
-"""Files of weights, as they come: what loads, what is refused, and that every refusal names the file and the tensor."""
+"""Checkpoint files: what loads, and what is rejected with an error that names the file and the tensor."""
 
 import dataclasses
 import json
@@ -15,11 +15,10 @@ from safetensors.numpy import load_file, save_file
 from kvq_batch.domain.errors import CheckpointError
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
-from kvq_batch.models.kvq.card import METADATA_KEY, card_json
-from kvq_batch.models.kvq.checkpoint import Checkpoint, load, save
+from kvq_batch.models.kvq.checkpoint import METADATA_KEY, Checkpoint, card_json, load, save
 from kvq_batch.models.kvq.config import PUBLISHED, KvqConfig, index_shapes, tensor_shapes
-from kvq_batch.models.kvq.family import untrained_checkpoint
 from kvq_batch.models.kvq.published import load_kinetics, load_published
+from kvq_batch.models.kvq.untrained import untrained_checkpoint
 from tests.support.kvq_cases import SMALL
 
 TENSOR = "fragments_backbone.layers.1.blocks.0.attn.cross_windowattn.qkv.weight"
@@ -38,7 +37,7 @@ def small_checkpoint() -> Checkpoint:
 
 
 def published_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state dict as the authors' training code saves it: with "module.", buffers and the profiler's counters."""
+    """Return a state dict as the authors' code saves it: prefix "module.", index buffers, counters of the profiler."""
     state: dict[str, Any] = {f"module.{name}": torch.from_numpy(t.copy()) for name, t in checkpoint.tensors.items()}
     for name, shape in index_shapes(checkpoint.config).items():
         state[f"module.{name}"] = torch.zeros(shape, dtype=torch.int64)
@@ -72,7 +71,7 @@ def test_published_file_loads_without_module_prefix(tmp_path: Path) -> None:
     assert load_published(save_published(tmp_path / "a.pth", state), SMALL).card.digest == checkpoint.card.digest
 
 
-def test_identity_does_not_depend_on_the_file_format(tmp_path: Path) -> None:
+def test_model_id_is_equal_in_both_file_formats(tmp_path: Path) -> None:
     loaded = load_published(save_published(tmp_path / "a.pth", published_state(small_checkpoint())), SMALL)
     save(tmp_path / "a.safetensors", loaded)
     converted = load(tmp_path / "a.safetensors")
@@ -80,7 +79,7 @@ def test_identity_does_not_depend_on_the_file_format(tmp_path: Path) -> None:
     assert converted.card.model_id == loaded.card.model_id
 
 
-def test_identity_covers_tensors_and_sizes_but_no_calibration() -> None:
+def test_digest_covers_tensors_and_sizes_only() -> None:
     first = untrained_checkpoint("small", SMALL)
     assert first.card.digest == untrained_checkpoint("small", SMALL).card.digest
     assert first.card.digest != untrained_checkpoint("small", SMALL, seed=1).card.digest
@@ -88,12 +87,12 @@ def test_identity_covers_tensors_and_sizes_but_no_calibration() -> None:
     assert small_checkpoint().card.digest == first.card.digest
 
 
-def test_untrained_weights_are_the_same_everywhere() -> None:
-    # Written down once: a change here is a change of every untrained model's identity.
+def test_untrained_digest_is_stable() -> None:
+    # Another digest means another model id for every untrained model.
     assert untrained_checkpoint("small", SMALL).card.digest[:12] == "2b7fdaa04071"
 
 
-def test_our_file_round_trips(tmp_path: Path) -> None:
+def test_saved_file_loads(tmp_path: Path) -> None:
     checkpoint = small_checkpoint()
     card = save(tmp_path / "a.safetensors", checkpoint)
     loaded = load(tmp_path / "a.safetensors")
@@ -103,7 +102,7 @@ def test_our_file_round_trips(tmp_path: Path) -> None:
         assert np.array_equal(loaded.tensors[name], tensor), name
 
 
-def test_a_changed_tensor_breaks_the_hash(tmp_path: Path) -> None:
+def test_changed_tensor_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save(path, small_checkpoint())
     content = bytearray(path.read_bytes())
@@ -114,7 +113,7 @@ def test_a_changed_tensor_breaks_the_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [4, 100, 50_000, -1])
-def test_truncated_safetensors_is_refused(tmp_path: Path, length: int) -> None:
+def test_truncated_safetensors_is_rejected(tmp_path: Path, length: int) -> None:
     path = tmp_path / "a.safetensors"
     save(path, small_checkpoint())
     path.write_bytes(path.read_bytes()[:length])
@@ -124,7 +123,7 @@ def test_truncated_safetensors_is_refused(tmp_path: Path, length: int) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("share", [0.0001, 0.3, 0.999])
-def test_truncated_pickle_is_refused(tmp_path: Path, share: float, legacy: bool) -> None:
+def test_truncated_pickle_is_rejected(tmp_path: Path, share: float, legacy: bool) -> None:
     path = save_published(tmp_path / "KVQ.pth", published_state(small_checkpoint()), legacy)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -136,20 +135,20 @@ def test_truncated_pickle_is_refused(tmp_path: Path, share: float, legacy: bool)
     "content",
     [b"", b"<html><body>404</body></html>", b"\x00" * 400, b"PK\x03\x04 not a zip", b"\x80\x02}q\x00.", b"hello"],
 )
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_file_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "odd.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"odd\.pth"):
         registry.describe(ModelOptions("kvq", str(path)))
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_rejected(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(CheckpointError, match="cannot be read"):
             registry.describe(ModelOptions("kvq", str(path)))
 
 
-def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+def test_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "KVQ.pth"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(CheckpointError, match="git lfs pull"):
@@ -157,7 +156,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
 
 
 class Intruder:
-    """Pickles into a call that leaves a file behind."""
+    """Pickles as a call that creates a file."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -180,19 +179,19 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, legacy: bool) -> None:
         registry.describe(ModelOptions("kvq", str(path)))
     assert not marker.exists()
     pickle.loads(path.read_bytes())
-    assert marker.exists(), "the test's own pickle must be able to do harm"
+    assert marker.exists(), "the pickle of this test must be able to run code"
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
     state = published_state(small_checkpoint())
     del state[f"module.{TENSOR}"]
-    with pytest.raises(CheckpointError, match=f"lacks 1 tensor: {TENSOR}"):
+    with pytest.raises(CheckpointError, match=rf"1 tensor \({TENSOR}\) missing"):
         load_published(save_published(tmp_path / "a.pth", state), SMALL)
 
 
-def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
+def test_unexpected_tensor_is_named(tmp_path: Path) -> None:
     state = published_state(small_checkpoint()) | {"module.classifier.weight": torch.zeros(2)}
-    with pytest.raises(CheckpointError, match=r"unexpected 1 tensor: classifier\.weight"):
+    with pytest.raises(CheckpointError, match=r"1 tensor \(classifier\.weight\) not expected"):
         load_published(save_published(tmp_path / "a.pth", state), SMALL)
 
 
@@ -200,20 +199,20 @@ def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
     ("value", "message"),
     [
         (torch.zeros(3, 4), r"has shape \(3, 4\)"),
-        (torch.zeros(72, 24, dtype=torch.int64), "holds int64"),
+        (torch.zeros(72, 24, dtype=torch.int64), "has type int64"),
         (torch.full((72, 24), float("nan")), "NaN"),
         ("text", "is a str"),
         (torch.zeros(72, 24).to_sparse(), "not a dense tensor"),
     ],
 )
-def test_a_wrong_tensor_is_named(tmp_path: Path, value: object, message: str) -> None:
+def test_invalid_tensor_is_named(tmp_path: Path, value: object, message: str) -> None:
     state = published_state(small_checkpoint())
     state[f"module.{TENSOR}"] = value
     with pytest.raises(CheckpointError, match=f"{TENSOR}.*{message}"):
         load_published(save_published(tmp_path / "a.pth", state), SMALL)
 
 
-def test_no_state_dict_is_refused(tmp_path: Path) -> None:
+def test_file_without_state_dict_is_rejected(tmp_path: Path) -> None:
     torch.save({"model": published_state(small_checkpoint())}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="no 'state_dict'"):
         load_published(tmp_path / "a.pth", SMALL)
@@ -228,18 +227,18 @@ def test_half_precision_tensors_become_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": 9}, "no layout 1"),
-        ({"name": None}, "lacks the text 'name'"),
-        ({"name": "Not A Name"}, "makes no model"),
-        ({"origin": "divine"}, "origin = 'divine'"),
-        ({"config": None}, "lacks 'config'"),
-        ({"config": {"embed_dim": 12}}, "makes no model"),
+        ({"layout": 9}, "does not have layout 1"),
+        ({"name": None}, "has no text 'name'"),
+        ({"name": "Not A Name"}, "Invalid model name 'Not A Name'"),
+        ({"origin": "other"}, "has origin 'other'"),
+        ({"config": None}, "has no 'config'"),
+        ({"config": {"embed_dim": 12}}, "sizes lack depths"),
         ({"calibrations": {"x": [1, 2, 3]}}, "calibration 'x'"),
         ({"calibrations": {"x": [1, 2, 3, 0]}}, "calibration 'x'"),
-        ({"calibrations": 3}, "must map names"),
+        ({"calibrations": 3}, "'calibrations' of the model card"),
     ],
 )
-def test_a_wrong_card_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_invalid_card_is_rejected(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "a.safetensors"
     checkpoint = small_checkpoint()
     fields = json.loads(card_json(checkpoint.card, checkpoint.config)) | change
@@ -248,17 +247,17 @@ def test_a_wrong_card_is_named(tmp_path: Path, change: dict[str, Any], message: 
         load(path)
 
 
-def test_safetensors_without_a_card_are_refused(tmp_path: Path) -> None:
+def test_safetensors_without_card_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(dict(small_checkpoint().tensors), path)
-    with pytest.raises(CheckpointError, match="without a card"):
+    with pytest.raises(CheckpointError, match="has no model card"):
         load(path)
     save_file(load_file(path), path, metadata={METADATA_KEY: "{"})
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         load(path)
 
 
-def test_saving_refuses_incomplete_tensors(tmp_path: Path) -> None:
+def test_incomplete_tensors_are_not_saved(tmp_path: Path) -> None:
     checkpoint = small_checkpoint()
     tensors = {name: t for name, t in checkpoint.tensors.items() if name != TENSOR}
     with pytest.raises(CheckpointError, match=TENSOR):
@@ -277,7 +276,7 @@ def kinetics_state(config: KvqConfig) -> dict[str, Any]:
     return state | {"cls_head.fc_cls.weight": torch.zeros(400, 768), "cls_head.fc_cls.bias": torch.zeros(400)}
 
 
-def test_kinetics_start_copies_attention_into_cross_window_attention(tmp_path: Path) -> None:
+def test_kinetics_attention_starts_cross_window_attention(tmp_path: Path) -> None:
     state = kinetics_state(PUBLISHED)
     assert sum(key.startswith("backbone.") for key in state) == 183
     torch.save({"state_dict": state, "meta": {"epoch": 30}}, tmp_path / "swin.pth")
@@ -290,12 +289,12 @@ def test_kinetics_start_copies_attention_into_cross_window_attention(tmp_path: P
         assert np.array_equal(tensors[name], tensors[name.replace(".cross_windowattn", "")]), name
 
 
-def test_kinetics_file_of_other_sizes_is_refused(tmp_path: Path) -> None:
+def test_kinetics_file_of_other_sizes_is_rejected(tmp_path: Path) -> None:
     state = kinetics_state(SMALL)
     torch.save({"state_dict": state}, tmp_path / "swin.pth")
     with pytest.raises(CheckpointError, match=r"backbone\.patch_embed\.proj\.weight has shape"):
         load_kinetics(tmp_path / "swin.pth")
     del state["backbone.norm.bias"]
     torch.save({"state_dict": state}, tmp_path / "swin.pth")
-    with pytest.raises(CheckpointError, match=r"lacks backbone\.norm\.bias"):
+    with pytest.raises(CheckpointError, match=r"backbone\.norm\.bias is missing"):
         load_kinetics(tmp_path / "swin.pth", SMALL)

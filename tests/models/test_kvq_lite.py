@@ -1,4 +1,4 @@
-"""The model in the box: its card, its size, and that its scores and maps mean something on what it never saw."""
+"""KVQ-Lite: its card, and its scores and maps on scenes that its training did not use."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def source(request: pytest.FixtureRequest) -> Planes:
 
 
 def clip_of(planes: Planes) -> np.ndarray:
-    """The frames that the model asks for of a video of these planes."""
+    """Return the frames that the model requests of a video of these planes."""
     request = registry.describe(OPTIONS).frames
     assert request.size is not None
     assert request.fragments is not None
@@ -43,7 +43,7 @@ def clip_of(planes: Planes) -> np.ndarray:
     return clip
 
 
-def test_it_comes_with_its_weights_and_a_card_that_says_what_they_are() -> None:
+def test_card_describes_the_included_weights() -> None:
     spec = registry.describe(OPTIONS)
     assert spec.card.origin == "trained"
     assert spec.card.name == "kvq-lite"
@@ -55,18 +55,18 @@ def test_it_comes_with_its_weights_and_a_card_that_says_what_they_are() -> None:
     assert Path(kvq_lite.default_weights).stat().st_size <= 12_000_000
 
 
-def test_its_score_falls_as_the_rate_does(scorer: Scorer, source: Planes) -> None:
+def test_score_decreases_with_the_bit_rate(scorer: Scorer, source: Planes) -> None:
     ladder = [make_rendition(source, Recipe((Step("h264", crf),))) for crf in (22, 32, 40, 48)]
-    scores = [prediction.raw_score for prediction in scorer.score([clip_of(version) for version in ladder])]
+    scores = [prediction.raw_score for prediction in scorer.score([clip_of(rendition) for rendition in ladder])]
     assert scores == sorted(scores, reverse=True), scores
     assert scores[0] - scores[-1] > 0.1
 
 
-def test_its_texture_is_low_where_a_region_was_distorted(scorer: Scorer, source: Planes) -> None:
+def test_texture_is_low_in_a_blurred_region(scorer: Scorer, source: Planes) -> None:
     patch = Patch(Cells(0, 0, 11, 8), (Step("blur", 3),))
-    clean, gaussian_blur = scorer.score([clip_of(source), clip_of(make_rendition(source, Recipe((), (patch,))))])
+    clean, blurred = scorer.score([clip_of(source), clip_of(make_rendition(source, Recipe((), (patch,))))])
     assert clean.texture is not None
-    assert gaussian_blur.texture is not None
-    change = (gaussian_blur.texture - clean.texture).mean(0)
-    # Eight of fifteen columns of cells are blurred: the left three of the map's seven wholly, the right three not.
+    assert blurred.texture is not None
+    change = (blurred.texture - clean.texture).mean(0)
+    # Of the seven columns of the map, the left three are fully blurred, and the right three not at all.
     assert change[:, :3].mean() < change[:, 4:].mean() - 0.02

@@ -1,4 +1,4 @@
-"""The network gives the golden maps, equals the plain transcription, and knows nothing of a clip's neighbours."""
+"""The KVQ network equals the golden maps and a plain implementation, alone and in batches."""
 
 import csv
 import subprocess
@@ -23,8 +23,8 @@ from tests.support.kvq_cases import (
     as_torch,
     golden_network,
     golden_tensors,
-    lively_tensors,
     noise_clips,
+    random_tensors,
 )
 from tests.support.numerics import assert_close_to_scale
 
@@ -49,7 +49,7 @@ def run(network: KvqNetwork, clips: Tensor) -> KvqMaps:
         pytest.param("full448", marks=pytest.mark.slow),
     ],
 )
-def test_golden_case(case: str) -> None:
+def test_maps_equal_the_golden_maps(case: str) -> None:
     golden = np.load(GOLDENS / "golden.npz")
     clip = golden_recipe.case_input(case)
     sums = [clip.astype(np.float64).sum(), np.abs(clip.astype(np.float64)).sum()]
@@ -77,12 +77,12 @@ def test_golden_case(case: str) -> None:
         expected = golden[f"{case}.{name}"]
         assert np.abs(found[name].double().numpy().reshape(expected.shape) - expected).max() <= tolerance, name
     blocks = [f"s3b{number}" for number in range(6)] + ["s4b0", "s4b1"]
-    # Clips of a batch run one after the other, so each router is asked once per clip.
-    for place, block in enumerate(blocks):
-        assert np.array_equal(torch.cat(decisions[place :: len(blocks)]).numpy(), golden[f"{case}.topk_{block}"]), block
+    # Clips of a batch run one after the other, so each router is called once per clip.
+    for index, block in enumerate(blocks):
+        assert np.array_equal(torch.cat(decisions[index :: len(blocks)]).numpy(), golden[f"{case}.topk_{block}"]), block
 
 
-def test_names_and_shapes_are_the_published_225() -> None:
+def test_tensor_names_and_shapes_are_published() -> None:
     with (GOLDENS / "state_dict_keys.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     published = {row["key"]: tuple(map(int, row["shape"].split("x"))) for row in rows}
@@ -95,7 +95,7 @@ def test_names_and_shapes_are_the_published_225() -> None:
     assert modules == tensor_shapes(PUBLISHED)
 
 
-def test_golden_weights_are_the_recipes() -> None:
+def test_recipe_makes_the_golden_weights() -> None:
     golden = np.load(GOLDENS / "golden.npz")
     tensors = golden_tensors()
     for name, total in zip(golden["weights.names"], golden["weights.sum"], strict=True):
@@ -113,8 +113,8 @@ def test_golden_weights_are_the_recipes() -> None:
         (KvqConfig(embed_dim=32, depths=(1, 1, 2, 2), num_heads=(1, 2, 4, 8)), (18, 96, 64)),
     ],
 )
-def test_equals_the_plain_transcription(config: KvqConfig, shape: tuple[int, int, int]) -> None:
-    tensors = lively_tensors(config)
+def test_maps_equal_the_plain_network(config: KvqConfig, shape: tuple[int, int, int]) -> None:
+    tensors = random_tensors(config)
     clips = noise_clips(2, *shape)
     found = run(build_network(config, as_torch(tensors)), clips)
     expected = plain_forward(as_torch(tensors, torch.float64), config, clips.double())
@@ -127,23 +127,21 @@ def test_equals_the_plain_transcription(config: KvqConfig, shape: tuple[int, int
 
 
 def test_score_does_not_depend_on_the_batch() -> None:
-    network = build_network(TINY, as_torch(lively_tensors(TINY)))
+    network = build_network(TINY, as_torch(random_tensors(TINY)))
     clips = noise_clips(3, 16, 224, 224)
     together = run(network, clips)
-    turned = run(network, clips.flip(0))
-    for place in range(3):
-        alone = run(network, clips[place : place + 1])
-        for other in (together, turned):
-            index = place if other is together else 2 - place
-            assert_close_to_scale(other.texture[index], alone.texture[0])
-            assert_close_to_scale(other.saliency[index], alone.saliency[0])
-            assert_close_to_scale(
-                other.scores()[index], alone.scores()[0], scale=float((alone.saliency * alone.texture).abs().mean())
-            )
+    reversed_order = run(network, clips.flip(0))
+    for index in range(3):
+        alone = run(network, clips[index : index + 1])
+        scale = float((alone.saliency * alone.texture).abs().mean())
+        for other, i in ((together, index), (reversed_order, 2 - index)):
+            assert_close_to_scale(other.texture[i], alone.texture[0])
+            assert_close_to_scale(other.saliency[i], alone.saliency[0])
+            assert_close_to_scale(other.scores()[i], alone.scores()[0], scale=scale)
 
 
 def test_saliency_has_mean_one_and_weights_the_texture() -> None:
-    maps = run(build_network(SMALL, as_torch(lively_tensors(SMALL))), noise_clips(2, 8, 96, 96))
+    maps = run(build_network(SMALL, as_torch(random_tensors(SMALL))), noise_clips(2, 8, 96, 96))
     assert_close_to_scale(maps.saliency.mean((2, 3)), torch.ones(2, 4))
     weighted = (maps.saliency * maps.texture).double()
     assert_close_to_scale(maps.scores(), weighted.mean((1, 2, 3)), scale=float(weighted.abs().mean()))
@@ -160,8 +158,8 @@ def test_saliency_in_blocks_is_exact(length: int) -> None:
     assert abs(found.mean().item() - 1) < 1e-5
 
 
-def test_the_matrix_of_saliency_never_exists() -> None:
-    # In a process of its own, whose peak memory is its own; the matrix alone would take 629 MB.
+def test_saliency_never_allocates_its_matrix() -> None:
+    # Measured in a separate process. The matrix would take 629 MB.
     code = (
         "import resource, torch; from kvq_batch.models.kvq.attention import saliency;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
@@ -173,24 +171,24 @@ def test_the_matrix_of_saliency_never_exists() -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 96, 96), (8, 100, 128), (8, 128, 68)])
-def test_impossible_size_is_refused_by_name(size: tuple[int, int, int]) -> None:
-    network = build_network(SMALL, as_torch(lively_tensors(SMALL)))
+def test_invalid_frame_size_is_rejected(size: tuple[int, int, int]) -> None:
+    network = build_network(SMALL, as_torch(random_tensors(SMALL)))
     with pytest.raises(SpecError, match=f"{size[1]}x{size[2]}"):
         network(torch.zeros(1, 3, *size))
 
 
-def test_gradient_reaches_every_tensor_but_the_saliency_offset() -> None:
-    tensors = {name: t.requires_grad_() for name, t in as_torch(lively_tensors(SMALL)).items()}
+def test_all_tensors_but_two_biases_have_gradients() -> None:
+    tensors = {name: t.requires_grad_() for name, t in as_torch(random_tensors(SMALL)).items()}
     network = build_network(SMALL, tensors)
     maps = network(noise_clips(1, 8, 48, 48))
     (maps.texture * maps.saliency).mean().backward()
-    # A bias before a softmax over positions moves nothing, and keys' biases move no softmax over keys.
+    # A bias before the softmax over cells does not change it.
     idle = {name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-9}
     assert idle <= {"weight_conv.bias", "weight_head.fc_last.bias"}
 
 
-def test_bf16_stays_near_fp32() -> None:
-    tensors = as_torch(lively_tensors(TINY))
+def test_bf16_is_close_to_fp32() -> None:
+    tensors = as_torch(random_tensors(TINY))
     clips = noise_clips(1, 16, 224, 224)
     exact = run(build_network(TINY, tensors), clips)
     rough = run(build_network(TINY, tensors, torch.bfloat16), clips)

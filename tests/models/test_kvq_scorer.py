@@ -1,5 +1,6 @@
-"""The scorer's contract: uint8 clips in, one prediction each, alone or among others."""
+"""KVQ scorer: uint8 clips in, one prediction each, independent of the batch."""
 
+import dataclasses
 import weakref
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from kvq_batch.domain.errors import CheckpointError, OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.models import registry
-from kvq_batch.models.kvq.checkpoint import save
+from kvq_batch.models.kvq.checkpoint import METADATA_KEY, card_json, digest, save
 from kvq_batch.models.kvq.config import KvqConfig
-from kvq_batch.models.kvq.family import untrained_checkpoint
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.scorer import KvqScorer
+from kvq_batch.models.kvq.untrained import untrained_checkpoint
 from tests.goldens import golden_recipe
 from tests.support.kvq_cases import SMALL
 from tests.support.numerics import assert_close_to_scale
 
 
 def clip(seed: int, num_frames: int = 8, height: int = 96, width: int = 96) -> NDArray[np.uint8]:
-    """A pattern of blocks and noise, uint8 [T, H, W, 3]."""
+    """Return a pattern of blocks and noise, uint8 [T, H, W, 3]."""
     return np.ascontiguousarray(golden_recipe.video(seed, num_frames, height, width).transpose(1, 2, 3, 0))
 
 
@@ -33,13 +35,13 @@ def small(tmp_path: Path) -> Scorer:
     return registry.build(ModelOptions("kvq", str(tmp_path / "small.safetensors")))
 
 
-def test_normalisation_is_the_specifications() -> None:
+def test_normalisation_follows_the_specification() -> None:
     pixels = clip(1)
     expected = golden_recipe.normalise(pixels.transpose(3, 0, 1, 2))
     assert np.array_equal(normalise(torch.from_numpy(pixels[None]))[0].numpy(), expected)
 
 
-def test_predictions_are_whole_and_agree_with_their_maps(small: Scorer) -> None:
+def test_predictions_agree_with_their_maps(small: Scorer) -> None:
     found = small.score([clip(seed) for seed in range(2)])
     assert len(found) == 2
     for prediction in found:
@@ -55,7 +57,7 @@ def test_predictions_are_whole_and_agree_with_their_maps(small: Scorer) -> None:
     assert found[0].raw_score != found[1].raw_score
 
 
-def test_untrained_maps_are_lively() -> None:
+def test_untrained_maps_vary_between_cells() -> None:
     scorer = registry.build(ModelOptions("kvq-tiny"))
     prediction = scorer.score([clip(5, 32, 448, 448)])[0]
     assert prediction.texture is not None
@@ -66,20 +68,33 @@ def test_untrained_maps_are_lively() -> None:
         assert prediction.saliency[slot].std() > 0.2
 
 
-def test_a_score_depends_on_its_clip_alone(small: Scorer) -> None:
+def test_score_does_not_depend_on_the_batch(small: Scorer) -> None:
     clips = [clip(1), clip(2, 4, 48, 64), clip(3), clip(4, 4, 48, 64)]
     alone = [small.score([pixels])[0] for pixels in clips]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
-        for place, found in zip(order, small.score([clips[place] for place in order]), strict=True):
-            assert found.raw_score == pytest.approx(alone[place].raw_score, abs=1e-5)
-            assert np.array_equal(found.texture, alone[place].texture)  # type: ignore[arg-type]
+        for index, found in zip(order, small.score([clips[index] for index in order]), strict=True):
+            assert found.raw_score == pytest.approx(alone[index].raw_score, abs=1e-5)
+            assert np.array_equal(found.texture, alone[index].texture)  # type: ignore[arg-type]
 
 
-def test_no_clips_no_predictions(small: Scorer) -> None:
+def test_no_clips_give_no_predictions(small: Scorer) -> None:
     assert small.score([]) == []
 
 
-def test_nan_weights_are_found_before_a_video_and_overflow_is_passed_on() -> None:
+def test_nan_weights_are_rejected_before_scoring(tmp_path: Path) -> None:
+    checkpoint = untrained_checkpoint("small", SMALL)
+    tensors = {name: tensor.copy() for name, tensor in checkpoint.tensors.items()}
+    name = "fragments_backbone.layers.1.blocks.0.mlp.fc1.weight"
+    tensors[name][3, 5] = np.nan
+    path = tmp_path / "nan.safetensors"
+    card = dataclasses.replace(checkpoint.card, digest=digest(tensors, SMALL))
+    save_file(tensors, path, metadata={METADATA_KEY: card_json(card, SMALL)})
+    for load_model in (registry.describe, registry.build):
+        with pytest.raises(CheckpointError, match=rf"nan\.safetensors: {name} contains NaN"):
+            load_model(ModelOptions("kvq", str(path)))
+
+
+def test_infinite_score_is_returned_unchecked() -> None:
     scorer = registry.build(ModelOptions("kvq-tiny"))
     network = scorer._network  # type: ignore[attr-defined]
     with torch.no_grad():
@@ -87,24 +102,24 @@ def test_nan_weights_are_found_before_a_video_and_overflow_is_passed_on() -> Non
     assert not np.isfinite(scorer.score([clip(1, 8, 64, 64)])[0].raw_score)
 
 
-def test_a_checkpoint_of_other_sizes_is_not_the_preset(tmp_path: Path) -> None:
+def test_checkpoint_of_other_sizes_is_rejected_by_preset(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     save(path, untrained_checkpoint("small", SMALL))
-    with pytest.raises(CheckpointError, match="sizes are not those of 'kvq-tiny'"):
+    with pytest.raises(CheckpointError, match="other sizes than 'kvq-tiny'"):
         registry.describe(ModelOptions("kvq-tiny", str(path)))
     assert registry.describe(ModelOptions("kvq", str(path))).frames.size == (96, 96)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that must be missed")
-def test_an_absent_gpu_is_refused() -> None:
-    assert registry.describe(ModelOptions("kvq-tiny", device="cuda")), "the machine that plans needs no GPU"
-    with pytest.raises(SpecError, match="torch sees no GPU"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_missing_gpu_is_rejected() -> None:
+    assert registry.describe(ModelOptions("kvq-tiny", device="cuda")), "a plan needs no GPU"
+    with pytest.raises(SpecError, match="torch finds no GPU"):
         registry.build(ModelOptions("kvq-tiny", device="cuda"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-3), ("bf16", 0.3), ("fp16", 0.1)])
-def test_a_gpu_gives_the_scores_of_a_cpu(precision: str, bound: float) -> None:
+def test_gpu_scores_equal_cpu_scores(precision: str, bound: float) -> None:
     clips = [clip(seed, 32, 448, 448) for seed in range(3)]
     expected = registry.build(ModelOptions("kvq-tiny")).score(clips)
     options = ModelOptions("kvq-tiny", device="cuda", precision=precision)  # type: ignore[arg-type]
@@ -122,23 +137,23 @@ def test_num_threads_is_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "message"),
     [
-        {"depths": (2, 2)},
-        {"embed_dim": 0},
-        {"top_k": (0, 0, 0, 0)},
-        {"num_heads": (5, 6, 12, 24)},
-        {"num_frames": 30},
-        {"input_size": (450, 470)},
+        ({"depths": (2, 2)}, "differ in length"),
+        ({"embed_dim": 0}, "must be at least 1"),
+        ({"top_k": (0, 0, 0, 0)}, r"Invalid top_k \(0, 0, 0, 0\)"),
+        ({"num_heads": (5, 6, 12, 24)}, "96 channels of stage 0 are not a multiple of its 5 heads"),
+        ({"num_frames": 30}, "num_frames 30 is not a multiple of num_segments 8"),
+        ({"input_size": (450, 470)}, "KVQ cannot run on frames of 450x470"),
     ],
 )
-def test_sizes_that_make_no_network_are_refused(sizes: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(SpecError, match="KVQ"):
-        KvqConfig(**sizes)  # type: ignore[arg-type]
+def test_invalid_network_sizes_are_rejected(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        KvqConfig(**sizes)
 
 
 class Narrow(torch.nn.Module):
-    """A network whose device has no room for more than one clip; what it had made so far is seen by `made`."""
+    """A network that runs out of memory with more than one clip; `made` has weak references to its tensors."""
 
     def __init__(self, network: torch.nn.Module, made: list["weakref.ref[torch.Tensor]"]) -> None:
         super().__init__()
@@ -152,7 +167,7 @@ class Narrow(torch.nn.Module):
         return self.network(clips)
 
 
-def test_a_gpu_without_room_says_so_and_holds_nothing_of_the_attempt(small: Scorer) -> None:
+def test_out_of_memory_error_frees_the_attempt(small: Scorer) -> None:
     assert isinstance(small, KvqScorer)
     alone = small.score([clip(1)])[0].raw_score
     made: list[weakref.ref[torch.Tensor]] = []
@@ -166,12 +181,12 @@ def test_a_gpu_without_room_says_so_and_holds_nothing_of_the_attempt(small: Scor
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_real_gpu_without_room_halves_the_batch_and_scores_all() -> None:
+def test_smaller_batches_follow_real_gpu_memory_error() -> None:
     scorer = registry.build(ModelOptions("kvq-tiny", device="cuda"))
     clips = [clip(seed, 32, 448, 448) for seed in range(8)]
     torch.cuda.reset_peak_memory_stats()
     expected = [scorer.score([one])[0].raw_score for one in clips]
-    # Room for two and a half clips, beside what is there already.
+    # Memory for two and a half clips, besides what is allocated already.
     room = torch.cuda.memory_allocated() + 2.5 * (torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)

@@ -1,4 +1,4 @@
-"""The luma statistics equal what can be computed by hand."""
+"""The luma statistics equal values computed by hand."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def score(clip: NDArray[np.uint8]) -> Prediction:
     return registry.build(ModelOptions("luma-sharpness")).score([clip])[0]
 
 
-def test_a_grey_clip() -> None:
+def test_grey_clip_has_luma_only() -> None:
     found = score(np.full((32, 24, 40, 3), 77, np.uint8))
     assert found.outputs == {"luma_mean": 77.0, "luma_std": 0.0, "sharpness": 0.0, "temporal_difference": 0.0}
     assert found.raw_score == 0.0
@@ -21,17 +21,17 @@ def test_a_grey_clip() -> None:
     assert found.saliency is None
 
 
-def test_pure_colours_have_the_weights_of_bt601() -> None:
+def test_luma_weights_are_those_of_bt601() -> None:
     for channel, weight in enumerate((0.299, 0.587, 0.114)):
         clip = np.zeros((2, 8, 8, 3), np.uint8)
         clip[..., channel] = 255
         assert score(clip).outputs["luma_mean"] == pytest.approx(255 * weight, abs=0.5)
 
 
-def test_a_checkerboard() -> None:
+def test_checkerboard_has_computed_statistics() -> None:
     board = (np.indices((16, 16)).sum(0) % 2 * 100).astype(np.uint8)
     clip = np.repeat(np.stack([board, 100 - board])[..., None], 3, axis=-1)
-    # Each inner pixel differs by 100 from its four neighbours; from frame to frame each pixel moves by 100.
+    # Each inner pixel differs by 100 from its four neighbours, and by 100 from the next frame.
     expected = {"luma_mean": 50.0, "luma_std": 50.0, "sharpness": 400.0, "temporal_difference": 100.0}
     found = score(clip)
     assert dict(found.outputs) == pytest.approx(expected)
@@ -44,16 +44,16 @@ def test_one_frame_has_no_temporal_difference() -> None:
     assert score(clip).outputs["sharpness"] > 100
 
 
-def test_blur_is_less_sharp_and_noise_more() -> None:
+def test_blur_lowers_and_noise_raises_the_score() -> None:
     generator = np.random.default_rng(1)
     clip = np.kron(generator.integers(60, 200, (4, 12, 12, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
-    gaussian_blur = (clip.astype(int) + np.roll(clip, 1, 1) + np.roll(clip, 1, 2) + np.roll(clip, (1, 1), (1, 2))) // 4
+    blurred = (clip.astype(int) + np.roll(clip, 1, 1) + np.roll(clip, 1, 2) + np.roll(clip, (1, 1), (1, 2))) // 4
     noisy = np.clip(clip + generator.normal(0, 8, clip.shape), 0, 255)
-    scores = [score(version.astype(np.uint8)).raw_score for version in (gaussian_blur, clip, noisy)]
+    scores = [score(rendition.astype(np.uint8)).raw_score for rendition in (blurred, clip, noisy)]
     assert scores == sorted(scores)
 
 
-def test_a_score_does_not_depend_on_its_neighbours() -> None:
+def test_score_does_not_depend_on_the_batch() -> None:
     generator = np.random.default_rng(2)
     clips = [generator.integers(0, 256, (frames, 32, 48, 3), dtype=np.uint8) for frames in (32, 7, 2)]
     scorer = registry.build(ModelOptions("luma-sharpness"))

@@ -1,4 +1,4 @@
-"""Models by name: ours, a third party's real distribution, and what is said when one is unknown or broken."""
+"""Model registry: built-in models, models of other packages, and errors of unknown or broken ones."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ OURS = ["kvq", "kvq-lite", "kvq-tiny", "luma-sharpness"]
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str = "") -> None:
-    """A distribution as pip would lay it out, with one entry point `other` in our group."""
+    """Install a distribution with one entry point in the group of models, with the files that pip writes."""
     info = folder / "other_model-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-model\nVersion: 1.0\n")
@@ -32,7 +32,7 @@ nothing = 3
 """
 
 
-def test_ours_are_registered_with_a_summary() -> None:
+def test_built_in_models_have_a_summary() -> None:
     assert registry.names() == OURS
     for name in OURS:
         assert len(registry.summary(name)) > 20
@@ -50,21 +50,22 @@ def test_listing_and_describing_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_declarations() -> None:
+def test_declarations_of_built_in_models() -> None:
     tiny = registry.describe(ModelOptions("kvq-tiny"))
     assert tiny.card.origin == "untrained"
     assert tiny.card.model_id.startswith("kvq-tiny@untrained-")
     assert "UNTRAINED" in tiny.card.summary
     luma = registry.describe(ModelOptions("luma-sharpness"))
     assert luma.card.origin == "handcrafted"
-    # One decode serves both.
+    # Equal requests share one decode.
     assert tiny.frames == luma.frames == FrameRequest()
     assert tiny.maps == ("texture", "saliency")
     assert luma.maps == ()
 
 
-def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(SpecError, match="unknown model 'kvk'; registered are kvq, kvq-lite, kvq-tiny, luma-sharpness"):
+def test_unknown_name_lists_registered_models() -> None:
+    known = "kvq, kvq-lite, kvq-tiny, luma-sharpness"
+    with pytest.raises(SpecError, match=f"Unknown model 'kvk'. Registered models: {known}"):
         registry.describe(ModelOptions("kvk"))
 
 
@@ -73,19 +74,19 @@ def test_unknown_name_lists_the_known() -> None:
     [
         (ModelOptions("kvq"), "needs weights"),
         (ModelOptions("luma-sharpness", "x.pth"), "has no weights"),
-        (ModelOptions("luma-sharpness", device="cuda"), "runs on cpu, not on cuda"),
-        (ModelOptions("luma-sharpness", precision="bf16"), "computes in fp32, not in bf16"),
+        (ModelOptions("luma-sharpness", device="cuda"), "does not run on cuda. Set device to 'cpu'"),
+        (ModelOptions("luma-sharpness", precision="bf16"), "precision bf16. Set precision to 'fp32'"),
         (ModelOptions("kvq-tiny", precision="fp16"), "fp16 needs a GPU"),
         (ModelOptions("kvq-tiny", num_threads=0), "num_threads is 0"),
     ],
 )
-def test_options_that_a_model_does_not_take(options: ModelOptions, message: str) -> None:
-    for door in (registry.describe, registry.build):
+def test_unsupported_options_are_rejected(options: ModelOptions, message: str) -> None:
+    for load_model in (registry.describe, registry.build):
         with pytest.raises(SpecError, match=message):
-            door(options)
+            load_model(options)
 
 
-def test_a_third_partys_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_of_another_package_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, "other = other_model:family", THIRD_PARTY)
     assert registry.names() == sorted([*OURS, "other"])
     assert registry.describe(ModelOptions("other")).card.model_id.startswith("other@7-")
@@ -95,20 +96,20 @@ def test_a_third_partys_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("entry", "source", "message"),
     [
-        ("other = other_model:missing", THIRD_PARTY, "other_model:missing.*does not import.*AttributeError"),
-        ("other = absent_module:family", "", "absent_module:family.*does not import"),
-        ("other = other_model:family", "import absent_library", "does not import.*absent_library"),
-        ("other = other_model:family", "def broken(:", "does not import.*SyntaxError"),
+        ("other = other_model:missing", THIRD_PARTY, "other_model:missing.*cannot be imported.*AttributeError"),
+        ("other = absent_module:family", "", "absent_module:family.*cannot be imported"),
+        ("other = other_model:family", "import absent_library", "cannot be imported.*absent_library"),
+        ("other = other_model:family", "def broken(:", "cannot be imported.*SyntaxError"),
         ("other = other_model:nothing", THIRD_PARTY, "not a model family"),
         ("kvq = other_model:family", THIRD_PARTY, "registered 2 times"),
     ],
 )
-def test_a_broken_entry_point_is_named(
+def test_broken_entry_point_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str, message: str
 ) -> None:
     install(tmp_path, monkeypatch, entry, source)
     name = entry.split(" ")[0]
     assert name in registry.names()
-    with pytest.raises(SpecError, match=f"model '{name}'.*{message}"):
+    with pytest.raises(SpecError, match=f"Model '{name}'.*{message}"):
         registry.summary(name)
-    assert registry.summary("kvq-tiny"), "a broken neighbour breaks nobody else"
+    assert registry.summary("kvq-tiny"), "other models still work"

@@ -1,4 +1,4 @@
-"""The baselines beside the small model: features say what their names say, both learn from a real list."""
+"""Baselines of KVQ-Lite: features respond to their degradations, and both baselines train on a label list."""
 
 import csv
 import dataclasses
@@ -96,26 +96,26 @@ def scene() -> NDArray[np.float64]:
         ("noise in common blocks", False),
     ],
 )
-def test_blur_moves_features_of_detail(scene: NDArray[np.float64], name: str, rises: bool) -> None:
+def test_blur_changes_features_of_detail(scene: NDArray[np.float64], name: str, rises: bool) -> None:
     blurred = np.stack([gaussian_filter(plane, 2.0) for plane in scene])
     before, after = features_of(clip_of(scene), 2)[name], features_of(clip_of(blurred), 2)[name]
     assert (after > before) == rises
 
 
 @pytest.mark.parametrize("name", ["noise in calm blocks", "fine change", "change median", "band0 calm blocks"])
-def test_noise_moves_features_of_noise(scene: NDArray[np.float64], name: str) -> None:
+def test_noise_raises_features_of_noise(scene: NDArray[np.float64], name: str) -> None:
     smooth = np.stack([gaussian_filter(plane, 1.0) for plane in scene])
     noisy = smooth + np.random.default_rng(2).normal(0, 8, scene.shape)
     assert features_of(clip_of(noisy), 2)[name] > features_of(clip_of(smooth), 2)[name] + 0.2
 
 
-def test_noise_of_a_flat_frame_is_its_deviation() -> None:
+def test_noise_feature_is_standard_deviation() -> None:
     flat = 128 + np.random.default_rng(3).normal(0, 6, (2, 128, 160))
     found = features_of(clip_of(flat), 2)["noise in common blocks"]
     assert math.exp(found) == pytest.approx(6, rel=0.15)
 
 
-def test_grids_frozen_frames_and_missing_levels_are_seen(scene: NDArray[np.float64]) -> None:
+def test_grids_frozen_frames_and_banding_change_features(scene: NDArray[np.float64]) -> None:
     blocks = scene.reshape(2, 16, 8, 20, 8).mean((2, 4), keepdims=True).repeat(8, 2).repeat(8, 4).reshape(scene.shape)
     plain, coarse = features_of(clip_of(scene), 2), features_of(clip_of(blocks), 2)
     assert coarse["grid of 8 at its place"] > plain["grid of 8 at its place"] + 1
@@ -129,14 +129,14 @@ def test_grids_frozen_frames_and_missing_levels_are_seen(scene: NDArray[np.float
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_features_of_frames_that_show_nothing_are_numbers(level: int) -> None:
+def test_features_of_flat_frames_are_finite(level: int) -> None:
     for num_frames, slot_frames in ((4, 2), (1, 1)):
         found = features_of(np.full((num_frames, 64, 96, 3), level, np.uint8), slot_frames)
         assert np.isfinite(list(found.values())).all()
         assert len(found) == 82
 
 
-def test_the_cnn_has_no_more_parameters_than_the_small_model() -> None:
+def test_cnn_is_not_larger_than_kvq_lite() -> None:
     network = PlainCnn(LITE, 0.1, torch.float32)
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count <= sum(math.prod(shape) for shape in tensor_shapes(LITE).values())
@@ -176,7 +176,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_both_baselines_learn_from_the_list_and_give_all_figures(
+def test_baselines_report_all_figures(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(out: Path, *more: str) -> list[dict[str, object]]:
@@ -204,7 +204,7 @@ def test_both_baselines_learn_from_the_list_and_give_all_figures(
     assert len(list((exported / "set").glob("features-*/*.npy"))) == 24
 
 
-def test_a_list_without_a_test_and_a_loss_that_the_cnn_has_not_are_refused(exported: Path, tmp_path: Path) -> None:
+def test_missing_split_and_unsupported_loss_are_rejected(exported: Path, tmp_path: Path) -> None:
     lines = (exported / "set" / "labels.csv").read_text().splitlines()
     (tmp_path / "labels.csv").write_text("\n".join(line for line in lines if ",test," not in line))
     with pytest.raises(SpecError, match="splits train, validation; export it with all three"):

@@ -1,7 +1,4 @@
-"""Inputs that several tests of KVQ share: the golden weights and clips, and a small odd member of the family.
-
-Only data is made here; what must hold of it is in the tests.
-"""
+"""Inputs that several tests of KVQ share: golden weights and clips, and a small network."""
 
 from functools import cache
 from pathlib import Path
@@ -41,7 +38,7 @@ def golden_network() -> KvqNetwork:
     return build_network(PUBLISHED, as_torch(golden_tensors()))
 
 
-def lively_tensors(config: KvqConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+def random_tensors(config: KvqConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Untrained tensors whose norms and biases are random too, so that no term of a formula is 0 or 1."""
     generator = np.random.default_rng(seed)
     tensors = untrained_tensors(config, seed)

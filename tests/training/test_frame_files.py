@@ -1,4 +1,4 @@
-"""Clips out of files: what a batch reads, which views it draws, and what is refused before the first step."""
+"""Clips from frame files: what a batch reads, which views are drawn, and which files are rejected."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def files(tmp_path: Path) -> FrameFiles:
     return FrameFiles([Sample(f"s{n}", f"s{n}", float(n)) for n in range(3)], views, cells)
 
 
-def test_the_fixed_view_is_the_first(files: FrameFiles) -> None:
+def test_fixed_view_is_the_first(files: FrameFiles) -> None:
     files.check(SHAPE, MAPS)
     views = files.read([2, 0], None)
     assert views.clips[:, 0, 0, 0, 0].tolist() == [20, 0]
@@ -37,14 +37,14 @@ def test_the_fixed_view_is_the_first(files: FrameFiles) -> None:
     assert files.read([0], None).cells is None
 
 
-def test_a_drawn_view_follows_from_its_sample_and_the_draw(files: FrameFiles) -> None:
+def test_view_depends_on_sample_and_draw_only(files: FrameFiles) -> None:
     drawn = {draw: files.read([0, 1, 2], draw).clips[:, 0, 0, 0, 0] % 10 for draw in range(20)}
     assert {view for views in drawn.values() for view in views.tolist()} == {0, 1}
     for draw, views in drawn.items():
         assert files.read([2], draw).clips[0, 0, 0, 0, 0] % 10 == views[2]
 
 
-def test_a_missing_file_is_refused_by_name_and_never_replaced(files: FrameFiles) -> None:
+def test_missing_file_is_named_and_never_replaced(files: FrameFiles) -> None:
     files.views[1][1].unlink()
     with pytest.raises(SpecError, match=r"1-1\.npy \(no such file\)"):
         files.check(SHAPE, MAPS)
@@ -53,13 +53,13 @@ def test_a_missing_file_is_refused_by_name_and_never_replaced(files: FrameFiles)
         files.read([1], draw)
 
 
-def test_frames_of_another_shape_are_refused_by_name(files: FrameFiles) -> None:
+def test_frames_of_another_shape_are_named(files: FrameFiles) -> None:
     np.save(files.views[2][0], np.zeros((2, 8, 9, 3), np.uint8))
     with pytest.raises(SpecError, match=r"2-0\.npy \(uint8 \[2, 8, 9, 3\], the network needs uint8 \[2, 8, 8, 3\]\)"):
         files.check(SHAPE, MAPS)
 
 
-def test_a_damaged_file_is_refused_by_name(files: FrameFiles) -> None:
+def test_damaged_file_is_named(files: FrameFiles) -> None:
     files.views[0][0].write_bytes(b"")
     with pytest.raises(SpecError, match=r"0-0\.npy"):
         files.check(SHAPE, MAPS)

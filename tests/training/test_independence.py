@@ -1,4 +1,4 @@
-"""Training needs torch, numpy and safetensors, and nothing that belongs to clusters, tables or videos."""
+"""Training imports torch, numpy and safetensors, but nothing of clusters, tables or videos."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 TRAINING = Path(__file__).parents[2] / "kvq_batch" / "training"
 
 
-def test_training_imports_neither_ray_nor_storage_nor_video() -> None:
+def test_training_imports_no_engine_storage_or_media() -> None:
     # `dataset` joins labels, storage and the decoder for a training; no other module of training imports it.
     names = {path.stem for path in TRAINING.glob("*.py")} - {"__init__", "dataset"}
     modules = sorted(f"kvq_batch.training.{name}" for name in names)

@@ -1,4 +1,4 @@
-"""The terms hold against the golden vectors, and against their formulae written again in numpy."""
+"""Terms of the loss equal golden values, and their formulas in numpy."""
 
 import numpy as np
 import pytest
@@ -26,20 +26,20 @@ def golden(name: str) -> Tensor:
     return torch.from_numpy(np.load(GOLDENS / "golden_train.npz")[name]).double()
 
 
-def test_plcc_and_rank_are_the_golden_ones() -> None:
+def test_plcc_and_rank_equal_golden_values() -> None:
     predictions, labels = golden("vec.pred")[:, 0], golden("vec.mos")[:, 0]
     assert plcc_loss(predictions, labels).item() == pytest.approx(golden("vec.plcc_loss").item(), abs=1e-14)
     assert rank_loss(predictions, labels).item() == pytest.approx(golden("vec.rank_loss").item(), abs=1e-14)
 
 
-def test_lpc_is_the_golden_one() -> None:
+def test_lpc_equals_golden_value() -> None:
     texture, of_cubes = golden("step.texture")[:, 0], golden("step.texture_cubes")
     assert lpc_losses(texture, of_cubes).mean().item() == pytest.approx(golden("step.losses")[2].item(), abs=1e-7)
     expected = [1 - np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(texture, of_cubes, strict=True)]
     assert np.allclose(lpc_losses(texture, of_cubes).numpy(), expected, atol=1e-7)
 
 
-def test_plcc_is_nothing_on_a_line_and_leaves_offset_and_scale_free() -> None:
+def test_plcc_ignores_offset_and_scale() -> None:
     labels = torch.tensor([1.0, 4.0, 2.0, 5.0], dtype=torch.float64)
     assert plcc_loss(3 * labels - 7, labels).item() == pytest.approx(0, abs=1e-14)
     assert plcc_loss(-labels, labels).item() == pytest.approx(0.5, abs=1e-7)
@@ -47,7 +47,7 @@ def test_plcc_is_nothing_on_a_line_and_leaves_offset_and_scale_free() -> None:
     assert plcc_loss(10 * found + 3, labels).item() == pytest.approx(plcc_loss(found, labels).item(), abs=1e-6)
 
 
-def test_rank_counts_pairs_in_the_wrong_order_only() -> None:
+def test_rank_counts_pairs_in_wrong_order() -> None:
     labels = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     assert rank_loss(labels * 2 + 1, labels).item() == 0
     # One pair, (1, 2), is wrong by 4; it stands twice in the matrix.
@@ -64,7 +64,7 @@ def test_terms_are_differentiable_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(lpc_losses, (maps, cubes))
 
 
-def test_what_a_whole_batch_is_off_by_counts_little() -> None:
+def test_mean_error_has_a_small_weight() -> None:
     labels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     assert score_error(labels + 0.4, labels).item() == pytest.approx(0.05 * 0.4)
     # Errors of -0.3, 0 and 0.6: 0.1 on the whole, and about that 0.4, 0.1 and 0.5.
@@ -76,7 +76,7 @@ def test_what_a_whole_batch_is_off_by_counts_little() -> None:
     assert predictions.grad.sum().item() == pytest.approx(0.05)
 
 
-def test_pairs_know_versions_of_a_scene_alone() -> None:
+def test_pair_error_ignores_offsets_of_scenes() -> None:
     labels = torch.tensor([[0.9, 0.5, 0.4], [0.8, 0.2, 0.1]])
     # Another offset for each scene costs nothing; 0.3 too much for one rendition of three counts in two of three pairs.
     predictions = labels + torch.tensor([[0.1], [-0.4]])
@@ -85,7 +85,7 @@ def test_pairs_know_versions_of_a_scene_alone() -> None:
     assert pair_error(predictions, labels).item() == pytest.approx(0.3 * 2 / 3 / 2)
 
 
-def test_cells_without_a_label_count_nothing_and_spoil_no_gradient() -> None:
+def test_unlabelled_cells_have_no_gradient() -> None:
     texture = torch.tensor([[[[0.5, 0.25], [2.0, 1.0]]]], requires_grad=True)
     cells = torch.tensor([[[[1.0, float("nan")], [float("nan"), 0.6]]]])
     loss = cell_error(texture, cells)
@@ -96,7 +96,7 @@ def test_cells_without_a_label_count_nothing_and_spoil_no_gradient() -> None:
     assert texture.grad.flatten().tolist() == pytest.approx([-0.525, 0.0, 0.0, 0.475])
 
 
-def test_no_labelled_cell_is_no_error() -> None:
+def test_batch_without_labelled_cells_has_zero_error() -> None:
     texture = torch.rand(1, 2, 2, 2, requires_grad=True)
     loss = cell_error(texture, torch.full_like(texture, torch.nan))
     loss.backward()  # type: ignore[no-untyped-call]
@@ -111,7 +111,7 @@ def numbered_clips() -> tuple[NDArray[np.int64], Tensor]:
 
 
 @pytest.mark.parametrize(("cube", "margin"), [((2, 32, 32), 0), ((2, 28, 28), 2)])
-def test_cubes_stand_in_their_cells(cube: tuple[int, int, int], margin: int) -> None:
+def test_cubes_are_cut_from_their_cells(cube: tuple[int, int, int], margin: int) -> None:
     pixels, clips = numbered_clips()
     cubes = cut_cubes(clips, TINY, cube).numpy()
     assert cubes.shape == (2 * 2 * 2 * 3, 3, *cube)
@@ -122,7 +122,7 @@ def test_cubes_stand_in_their_cells(cube: tuple[int, int, int], margin: int) -> 
     assert texture_of_cubes(order, torch.zeros(2, 2, 2, 3))[1, 1, 0, 2].item() == len(cubes) - 4
 
 
-def test_a_cube_that_fits_no_cell_is_refused() -> None:
+def test_cube_larger_than_a_cell_is_rejected() -> None:
     check_cube(PUBLISHED, (2, 32, 32))
     check_cube(PUBLISHED, (2, 28, 28))
     with pytest.raises(SpecError, match="does not fit a cell"):

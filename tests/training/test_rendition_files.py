@@ -1,4 +1,4 @@
-"""Views of renditions: which pixels and labels a step sees, that a draw gives the same ones again, what is refused."""
+"""Views of renditions: pixels, labels, reproducible draws, and rejected files."""
 
 import dataclasses
 from pathlib import Path
@@ -33,7 +33,7 @@ def files(tmp_path: Path) -> RenditionFiles:
     return RenditionFiles(samples, frames, cells, FRAMING)
 
 
-def test_the_fixed_view_is_every_frame_cut_in_the_middle_as_for_scoring(files: RenditionFiles) -> None:
+def test_fixed_view_is_cut_as_for_scoring(files: RenditionFiles) -> None:
     files.check()
     views = files.read([1], None)
     assert views.clips.shape == (1, 4, 16, 16, 3)
@@ -43,7 +43,7 @@ def test_the_fixed_view_is_every_frame_cut_in_the_middle_as_for_scoring(files: R
     assert views.clips[0, 0, 0, :4, 2].tolist() == [5, 6, 7, 8]
 
 
-def test_a_drawn_view_is_one_slot_with_the_labels_of_its_frames(files: RenditionFiles) -> None:
+def test_drawn_view_is_one_labelled_slot(files: RenditionFiles) -> None:
     seen = set()
     for draw in range(30):
         views = files.read([0], draw)
@@ -62,7 +62,7 @@ def test_a_drawn_view_is_one_slot_with_the_labels_of_its_frames(files: Rendition
     assert len(seen) > 6
 
 
-def test_a_mixture_carries_the_label_of_what_stands_in_each_cell(files: RenditionFiles) -> None:
+def test_mixture_keeps_the_label_of_each_cell(files: RenditionFiles) -> None:
     mixing = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=1.0))
     kinds = set()
     for draw in range(20):
@@ -76,7 +76,7 @@ def test_a_mixture_carries_the_label_of_what_stands_in_each_cell(files: Renditio
     assert len(kinds) > 3
 
 
-def test_mirrored_and_turned_views_keep_pixels_and_cells_together(files: RenditionFiles) -> None:
+def test_flips_move_pixels_and_cells_together(files: RenditionFiles) -> None:
     turned = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=1.0, flip=True))
     corners = set()
     for draw in range(60):
@@ -89,7 +89,7 @@ def test_mirrored_and_turned_views_keep_pixels_and_cells_together(files: Renditi
     assert len(corners) == 8
 
 
-def test_contrast_changes_pixels_and_no_label(files: RenditionFiles) -> None:
+def test_contrast_keeps_labels(files: RenditionFiles) -> None:
     for path in files.frames:
         # In the middle of the range, so that nothing is clipped.
         np.save(path, np.load(path) // 2 + 90)
@@ -103,7 +103,7 @@ def test_contrast_changes_pixels_and_no_label(files: RenditionFiles) -> None:
     assert 1.25 < max(gains) < 1.6
 
 
-def test_a_view_follows_from_its_place_and_the_draw(files: RenditionFiles) -> None:
+def test_view_depends_on_index_and_draw_only(files: RenditionFiles) -> None:
     mixing = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=0.5, flip=True))
     both, alone = mixing.read([0, 1], 7), mixing.read([1], 7)
     assert np.array_equal(both.clips[1], alone.clips[0])
@@ -113,7 +113,7 @@ def test_a_view_follows_from_its_place_and_the_draw(files: RenditionFiles) -> No
     assert not np.array_equal(mixing.read([1], 8).clips, alone.clips)
 
 
-def test_versions_are_seen_at_the_same_places_and_mixed_each_for_itself(files: RenditionFiles) -> None:
+def test_renditions_share_positions_but_not_mixtures(files: RenditionFiles) -> None:
     framing = dataclasses.replace(FRAMING, flip=True)
     seen = dataclasses.replace(files, layout=framing)
     places = set()
@@ -128,7 +128,7 @@ def test_versions_are_seen_at_the_same_places_and_mixed_each_for_itself(files: R
     assert any(found is not None and not np.array_equal(found[0] < 60, found[1] >= 60) for found in cells)
 
 
-def test_whole_frames_are_views_where_nothing_is_cut(files: RenditionFiles, tmp_path: Path) -> None:
+def test_uncut_views_are_whole_frames(files: RenditionFiles, tmp_path: Path) -> None:
     for path in files.frames:
         np.save(path, np.load(path)[:, :16, :16])
     whole = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, is_cut=False))
@@ -145,7 +145,7 @@ def test_whole_frames_are_views_where_nothing_is_cut(files: RenditionFiles, tmp_
         ("1-cells.npy", (3, 5, 7), "expected float32 with 4 slots"),
     ],
 )
-def test_files_that_do_not_fit_are_refused_by_name(
+def test_unsuitable_files_are_named(
     files: RenditionFiles, tmp_path: Path, name: str, shape: tuple[int, ...], said: str
 ) -> None:
     np.save(tmp_path / name, np.zeros(shape, np.float32 if "cells" in name else np.uint8))
@@ -153,7 +153,7 @@ def test_files_that_do_not_fit_are_refused_by_name(
         files.check()
 
 
-def test_a_missing_file_is_refused_by_name(files: RenditionFiles) -> None:
+def test_missing_file_is_named(files: RenditionFiles) -> None:
     files.cells[1].unlink()
     with pytest.raises(SpecError, match=r"no such file: .*1-cells\.npy"):
         files.check()

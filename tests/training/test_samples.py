@@ -20,7 +20,7 @@ def samples(num_sources: int = 10, renditions: int = 3) -> list[Sample]:
     ]
 
 
-def test_no_source_stands_in_both_parts() -> None:
+def test_splits_share_no_scene() -> None:
     rows = samples()
     split = split_samples(rows, SCALE, share=0.25, seed=0)
     parts = [{rows[place].scene_id for place in places} for places in (split.train, split.validation)]
@@ -31,14 +31,14 @@ def test_no_source_stands_in_both_parts() -> None:
     assert any([*split_samples(rows, SCALE, 0.25, seed).validation] != [*split.validation] for seed in range(1, 5))
 
 
-def test_a_split_that_samples_bring_is_kept() -> None:
+def test_declared_splits_are_kept() -> None:
     parts: dict[int, SplitName] = {2: "validation", 7: "validation"}
     rows = [Sample(s.sample_id, s.scene_id, s.label, parts.get(n // 3, "train")) for n, s in enumerate(samples())]
     split = split_samples(rows, SCALE, share=0.5, seed=0)
     assert {rows[place].scene_id for place in split.validation} == {"s2", "s7"}
 
 
-def test_nothing_is_held_out_where_nothing_is_asked_for() -> None:
+def test_share_of_zero_holds_out_nothing() -> None:
     assert len(split_samples(samples(), SCALE, share=0.0, seed=0).validation) == 0
 
 
@@ -51,29 +51,29 @@ def test_nothing_is_held_out_where_nothing_is_asked_for() -> None:
         (Sample("s0-v1", "s0", 5.0), "Duplicate samples: s0-v1\\."),
     ],
 )
-def test_bad_labels_are_refused_by_name(bad: Sample, message: str) -> None:
+def test_invalid_labels_are_named(bad: Sample, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         split_samples([*samples(), bad], SCALE, 0.1, 0)
 
 
-def test_many_bad_labels_are_counted() -> None:
+def test_many_invalid_labels_are_counted() -> None:
     rows = [*samples(), *(Sample(f"bad{n}", "new", -1.0) for n in range(9))]
     with pytest.raises(SpecError, match=r"bad0 \(-1\), bad1 \(-1\), bad2 \(-1\) and 6 more"):
         split_samples(rows, SCALE, 0.1, 0)
 
 
-def test_a_source_in_two_splits_is_refused_by_name() -> None:
+def test_scene_in_two_splits_is_rejected() -> None:
     rows = [Sample("a", "s", 1.0, "train"), Sample("b", "s", 2.0, "validation"), *samples()]
     with pytest.raises(SpecError, match="Scene 's' is in both splits"):
         split_samples(rows, SCALE, 0.1, 0)
 
 
-def test_one_source_only_is_refused() -> None:
+def test_single_scene_is_rejected() -> None:
     with pytest.raises(SpecError, match="All 3 samples are of 1 scene"):
         split_samples(samples(num_sources=1), SCALE, 0.1, 0)
 
 
-def test_constant_labels_are_refused() -> None:
+def test_constant_labels_are_rejected() -> None:
     rows = [Sample(s.sample_id, s.scene_id, 50.0) for s in samples()]
     with pytest.raises(SpecError, match="labels of the training set are 50"):
         split_samples(rows, SCALE, 0.1, 0)
@@ -83,7 +83,7 @@ def test_constant_labels_are_refused() -> None:
         split_samples(rows, SCALE, 0.1, 0)
 
 
-def test_batches_pass_every_sample_once_an_epoch() -> None:
+def test_epoch_has_every_sample_once() -> None:
     train = np.arange(100, 110)
     drawn = np.concatenate([batch_indices(train, 4, step, seed=1) for step in range(10)])
     for epoch in range(4):
@@ -94,7 +94,7 @@ def test_batches_pass_every_sample_once_an_epoch() -> None:
     assert batch_indices(train, 4, 3, seed=2).tolist() != drawn[12:16].tolist()
 
 
-def test_versions_of_the_same_frames_stand_side_by_side() -> None:
+def test_renditions_of_a_set_stay_together() -> None:
     # Of three frames there are 5, 4 and 1 renditions: two sets of four, one, and one.
     rows = [Sample(f"v{n}", frames, 1.0, frames_id=frames) for n, frames in enumerate("aaaaabbbbc")]
     train = np.arange(2, 12)
@@ -113,13 +113,13 @@ def test_versions_of_the_same_frames_stand_side_by_side() -> None:
     assert all(sorted(row) == [7, 8, 9, 10] for row in whole)
 
 
-def test_versions_of_unknown_frames_are_refused_by_name() -> None:
+def test_rendition_without_frames_id_is_named() -> None:
     assert rendition_sets(samples(), np.arange(3), 1) is None
     with pytest.raises(SpecError, match=r"'s0-v1' has no frames_id. .* or set training.renditions = 1"):
         rendition_sets(samples(), np.arange(1, 3), 2)
 
 
-def test_other_labels_are_other_data() -> None:
+def test_data_digest_covers_samples() -> None:
     rows = samples()
     assert data_digest(rows) == data_digest(samples())
     assert data_digest(rows[1:]) != data_digest(rows)

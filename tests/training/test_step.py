@@ -1,4 +1,4 @@
-"""One training step: losses and gradients are the golden ones, the optimiser does what its formulae say."""
+"""One training step: losses and gradients equal golden values, updates equal their formulas."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from kvq_batch.training.optimisation import Optimisation, lr_factor
 from kvq_batch.training.process_group import SingleProcess
 from kvq_batch.training.settings import LossWeights, Optimiser
 from tests.goldens import golden_recipe
-from tests.support.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, lively_tensors, noise_clips
+from tests.support.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, noise_clips, random_tensors
 from tests.support.numerics import FLOAT32_RELATIVE, GRADIENT_RELATIVE, assert_close_to_scale, assert_gradients_close
 
 
@@ -29,7 +29,7 @@ def trainable(tensors: dict[str, Tensor], dropout: float = 0.0, recompute: bool 
 
 
 @pytest.mark.slow
-def test_the_golden_step() -> None:
+def test_losses_and_gradients_equal_golden_values() -> None:
     golden = np.load(GOLDENS / "golden_train.npz")
     network = trainable(as_torch(golden_tensors()))
     clips = np.stack([golden_recipe.normalise(golden_recipe.video(seed, 32, 64, 64)) for seed in (61, 62, 63)])
@@ -65,10 +65,10 @@ def gradients(network: KvqNetwork) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def test_computing_blocks_again_changes_no_gradient() -> None:
+def test_recompute_keeps_gradients() -> None:
     found = []
     for recompute in (False, True):
-        network = trainable(as_torch(lively_tensors(SMALL)), dropout=0.5, recompute=recompute)
+        network = trainable(as_torch(random_tensors(SMALL)), dropout=0.5, recompute=recompute)
         torch.manual_seed(3)
         losses = compute_losses(network, small_batch(), LossWeights(lpc=1.0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
@@ -76,19 +76,19 @@ def test_computing_blocks_again_changes_no_gradient() -> None:
     assert_gradients_close(found[1], found[0], FLOAT32_RELATIVE)
 
 
-def test_small_attentions_have_the_gradients_of_fused_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfused_attention_has_equal_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for largest in (attention._CPU_STEP_BYTES, 0):
         monkeypatch.setattr(attention, "_CPU_STEP_BYTES", largest)
-        network = trainable(as_torch(lively_tensors(SMALL)))
+        network = trainable(as_torch(random_tensors(SMALL)))
         losses = compute_losses(network, small_batch(), LossWeights(lpc=0), (2, 8, 8), SingleProcess())
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
     assert_gradients_close(found[1], found[0], GRADIENT_RELATIVE)
 
 
-def test_a_batch_in_training_mode_is_its_clips_one_by_one() -> None:
-    network = trainable(as_torch(lively_tensors(SMALL)))
+def test_training_mode_keeps_maps() -> None:
+    network = trainable(as_torch(random_tensors(SMALL)))
     clips = noise_clips(3, 4, 64, 64)
     together = network(clips)
     alone = network.eval()(clips)
@@ -96,8 +96,8 @@ def test_a_batch_in_training_mode_is_its_clips_one_by_one() -> None:
     assert_close_to_scale(together.saliency, alone.saliency)
 
 
-def test_dropout_acts_in_training_alone() -> None:
-    network = trainable(as_torch(lively_tensors(SMALL)), dropout=0.5)
+def test_dropout_is_off_in_scoring_mode() -> None:
+    network = trainable(as_torch(random_tensors(SMALL)), dropout=0.5)
     clips = noise_clips(1, 4, 64, 64)
     with torch.no_grad():
         assert not torch.equal(network(clips).texture, network(clips).texture)
@@ -105,8 +105,8 @@ def test_dropout_acts_in_training_alone() -> None:
         assert torch.equal(network(clips).texture, network(clips).texture)
 
 
-def test_every_term_that_counts_is_told_and_weighed() -> None:
-    network = trainable(as_torch(lively_tensors(SMALL)))
+def test_loss_is_the_weighted_sum_of_terms() -> None:
+    network = trainable(as_torch(random_tensors(SMALL)))
     weights = LossWeights(plcc=1, rank=0.5, lpc=0.25, score=2, cells=3, pairs=4)
     batch = dataclasses.replace(small_batch(cells=True), renditions=2)
     found = compute_losses(network, batch, weights, (2, 8, 8), SingleProcess())
@@ -122,7 +122,7 @@ def test_every_term_that_counts_is_told_and_weighed() -> None:
     }
 
 
-def test_the_rate_warms_up_and_falls_as_published() -> None:
+def test_learning_rate_follows_published_schedule() -> None:
     found = [lr_factor(step, 10, 100) for step in range(100)]
     assert found[0] == 0
     assert found[5] == 0.5
@@ -132,9 +132,9 @@ def test_the_rate_warms_up_and_falls_as_published() -> None:
     assert lr_factor(0, 0, 100) == 1
 
 
-def test_steps_are_adamw_with_two_rates_and_an_average() -> None:
+def test_update_is_adamw_with_moving_average() -> None:
     settings = Optimiser(learning_rate=0.01, backbone_factor=0.1, weight_decay=0.05, warmup_steps=2, ema_decay=0.9)
-    network = trainable(as_torch(lively_tensors(SMALL)))
+    network = trainable(as_torch(random_tensors(SMALL)))
     optimisation = Optimisation(network, settings, steps=5)
     names = ("fragments_backbone.layers.0.blocks.0.norm1.bias", "vqa_head.fc_last.weight", "weight_conv.bias")
     by_name = dict(network.named_parameters())
@@ -160,10 +160,10 @@ def test_steps_are_adamw_with_two_rates_and_an_average() -> None:
         assert_close_to_scale(optimisation.ema_params[name], average[name], name=name)
 
 
-def test_a_clipped_gradient_keeps_its_direction() -> None:
+def test_clipped_gradient_keeps_its_direction() -> None:
     norms = []
     for clip_norm in (None, 0.5):
-        network = trainable(as_torch(lively_tensors(SMALL)))
+        network = trainable(as_torch(random_tensors(SMALL)))
         optimisation = Optimisation(network, Optimiser(clip_norm=clip_norm), steps=5)
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -174,8 +174,8 @@ def test_a_clipped_gradient_keeps_its_direction() -> None:
     assert norms[0] == norms[1], "the reported norm is that of the unclipped gradient"
 
 
-def test_a_gradient_that_is_no_number_ends_the_training() -> None:
-    network = trainable(as_torch(lively_tensors(SMALL)))
+def test_nan_gradient_ends_the_training() -> None:
+    network = trainable(as_torch(random_tensors(SMALL)))
     before = network.vqa_head.fc_last.weight.detach().clone()
     optimisation = Optimisation(network, Optimiser(), steps=5)
     network.vqa_head.fc_last.weight.grad = torch.full_like(before, math.nan)
@@ -184,7 +184,7 @@ def test_a_gradient_that_is_no_number_ends_the_training() -> None:
     assert torch.equal(network.vqa_head.fc_last.weight, before)
 
 
-def test_initial_weights_are_as_published_or_by_fan_in() -> None:
+def test_initial_weights_follow_their_scheme() -> None:
     published = initial_tensors(PUBLISHED, "published", seed=1)
     assert {name: tuple(tensor.shape) for name, tensor in published.items()} == tensor_shapes(PUBLISHED)
     block = "fragments_backbone.layers.2.blocks.0"
@@ -209,7 +209,7 @@ def test_initial_weights_are_as_published_or_by_fan_in() -> None:
     assert not torch.equal(small[name], other[name])
 
 
-def test_a_stem_and_bands_are_drawn_too() -> None:
+def test_initial_weights_cover_stem_and_bands() -> None:
     config = dataclasses.replace(SMALL, num_bands=2, stem_width=6)
     for scheme in ("published", "fan-in"):
         drawn = initial_tensors(config, scheme, seed=1)
@@ -218,14 +218,14 @@ def test_a_stem_and_bands_are_drawn_too() -> None:
         assert 0.3 * 63**-0.5 < weight.std() < 63**-0.5
 
 
-def test_a_start_from_kinetics_fills_the_backbone_and_leaves_the_heads(tmp_path: Path) -> None:
-    lively = as_torch(lively_tensors(SMALL))
+def test_kinetics_start_fills_the_backbone_only(tmp_path: Path) -> None:
+    tensors = as_torch(random_tensors(SMALL))
     root = "fragments_backbone."
-    state = {f"backbone.{n.removeprefix(root)}": t for n, t in lively.items() if root in n and "cross" not in n}
+    state = {f"backbone.{n.removeprefix(root)}": t for n, t in tensors.items() if root in n and "cross" not in n}
     torch.save({"state_dict": state}, tmp_path / "swin.pth")
     drawn = initial_tensors(SMALL, "published", seed=0)
     started = tensors_from_kinetics(drawn, SMALL, tmp_path / "swin.pth")
     block = f"{root}layers.1.blocks.2.attn"
-    assert torch.equal(started[f"{block}.qkv.weight"], lively[f"{block}.qkv.weight"])
-    assert torch.equal(started[f"{block}.cross_windowattn.qkv.weight"], lively[f"{block}.qkv.weight"])
+    assert torch.equal(started[f"{block}.qkv.weight"], tensors[f"{block}.qkv.weight"])
+    assert torch.equal(started[f"{block}.cross_windowattn.qkv.weight"], tensors[f"{block}.qkv.weight"])
     assert torch.equal(started["vqa_head.fc_hid.weight"], drawn["vqa_head.fc_hid.weight"])

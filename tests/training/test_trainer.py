@@ -1,4 +1,4 @@
-"""A tiny member learns, and a training that was stopped, or killed, ends with the bits of one that was not."""
+"""Trainings: a small network learns, and a stopped or killed training resumes to equal bits."""
 
 import csv
 import dataclasses
@@ -59,7 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_tiny_member_learns_on_sources_that_it_has_not_seen(tmp_path: Path) -> None:
+def test_training_improves_on_unseen_scenes(tmp_path: Path) -> None:
     settings = toy_settings(steps=60, loss=LossWeights(plcc=1, rank=0.5, lpc=0, score=1), dropout=0.0)
     outcome = toy_trainer(tmp_path, settings, Machine(num_threads=2, checkpoint_every=60)).train()
     curve = read_curve(tmp_path / "curve.csv")
@@ -83,7 +83,7 @@ def test_a_tiny_member_learns_on_sources_that_it_has_not_seen(tmp_path: Path) ->
     assert len({row["scene_id"] for row in rows}) == 2
 
 
-def test_the_checkpoint_says_what_it_is(whole: Path) -> None:
+def test_checkpoint_has_its_card(whole: Path) -> None:
     card = load(whole / "best.safetensors").card
     assert (card.name, card.version, card.origin) == ("toy", "1", "trained")
     assert card.training_data == "stripes under noise"
@@ -91,7 +91,7 @@ def test_the_checkpoint_says_what_it_is(whole: Path) -> None:
     assert len(card.digest) == 64
 
 
-def test_two_trainings_of_one_seed_are_one(whole: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bits(whole: Path, tmp_path: Path) -> None:
     toy_trainer(tmp_path, toy_settings()).train()
     assert bits(tmp_path) == bits(whole)
     other = tmp_path / "other"
@@ -100,7 +100,7 @@ def test_two_trainings_of_one_seed_are_one(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stops_after", [0, 3, 4, 7])
-def test_a_stopped_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path, stops_after: int) -> None:
+def test_stopped_training_resumes_to_equal_bits(whole: Path, tmp_path: Path, stops_after: int) -> None:
     asked = itertools.count()
     outcome = toy_trainer(tmp_path, toy_settings()).train(should_stop=lambda: next(asked) >= stops_after)
     assert not outcome.progress.is_finished
@@ -113,7 +113,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
+def test_killed_training_resumes_to_equal_bits(whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.training_driver", str(tmp_path)]
     for step, more in ((2, []), (8, ["--resume"])):
         with subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True) as process:
@@ -127,20 +127,20 @@ def test_a_killed_training_goes_on_to_the_same_bits(whole: Path, tmp_path: Path)
     assert bits(tmp_path) == bits(whole)
 
 
-def test_a_finished_training_is_not_begun_anew(whole: Path) -> None:
+def test_finished_training_is_not_overwritten(whole: Path) -> None:
     before = bits(whole)
     with pytest.raises(SpecError, match="Continue it with --resume"):
         toy_trainer(whole, toy_settings()).train()
     assert bits(whole) == before
 
 
-def test_resuming_nothing_is_refused(tmp_path: Path) -> None:
+def test_resume_without_state_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no training to resume"):
         toy_trainer(tmp_path, toy_settings()).train(resume=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_another_training_is_not_resumed(whole: Path, tmp_path: Path) -> None:
+def test_changed_settings_are_not_resumed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "copy")
     with pytest.raises(SpecError, match="other values of the settings"):
         toy_trainer(tmp_path / "copy", toy_settings(dropout=0.1)).train(resume=True)
@@ -151,7 +151,7 @@ def test_another_training_is_not_resumed(whole: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 40, 2000])
-def test_a_damaged_state_is_refused_and_never_a_fresh_start(whole: Path, tmp_path: Path, keep: int) -> None:
+def test_damaged_state_is_rejected(whole: Path, tmp_path: Path, keep: int) -> None:
     shutil.copytree(whole, tmp_path / "copy")
     state = tmp_path / "copy" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:keep])
@@ -170,7 +170,7 @@ class Falling(NullObserver):
         self.found.append((validation.step, is_best))
 
 
-def test_patience_ends_a_training_that_no_longer_improves(tmp_path: Path) -> None:
+def test_patience_ends_the_training(tmp_path: Path) -> None:
     observer = Falling()
     settings = toy_settings(steps=200, patience=2)
     outcome = toy_trainer(tmp_path, settings, Machine(checkpoint_every=500), observer=observer).train()
@@ -181,14 +181,14 @@ def test_patience_ends_a_training_that_no_longer_improves(tmp_path: Path) -> Non
     assert toy_trainer(tmp_path, settings).train(resume=True).progress == outcome.progress
 
 
-def test_without_a_validation_set_the_last_weights_are_kept(tmp_path: Path) -> None:
+def test_last_weights_are_kept_without_validation(tmp_path: Path) -> None:
     outcome = toy_trainer(tmp_path, toy_settings(validation_share=0.0)).train()
     state = load_file(tmp_path / "state.safetensors")
     for name, tensor in load(outcome.best).tensors.items():
         assert np.array_equal(tensor, state[f"average/{name}"]), name
 
 
-def test_bf16_learns_too(tmp_path: Path) -> None:
+def test_bf16_training_improves(tmp_path: Path) -> None:
     settings = toy_settings(steps=40, loss=LossWeights(lpc=0, score=1), dropout=0.0)
     values = {name: getattr(settings, name) for name in TrainSettings.__dataclass_fields__}
     toy_trainer(tmp_path, TrainSettings(**values | {"precision": "bf16"})).train()
@@ -212,12 +212,12 @@ class Mislabelled(Stripes):
         return Views(views.clips, np.full(len(places), 101.0))
 
 
-def test_views_with_impossible_labels_end_the_training(tmp_path: Path) -> None:
+def test_view_labels_outside_scale_end_training(tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="labels outside the scale"):
         Trainer(toy_settings(), Machine(), Mislabelled(), tmp_path, CARD).train()
 
 
-def test_a_batch_that_does_not_split_is_refused(tmp_path: Path) -> None:
+def test_batch_must_divide_among_workers(tmp_path: Path) -> None:
     class Five:
         rank, size = 0, 5
 
@@ -225,7 +225,7 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path: Path) -> None:
         toy_trainer(tmp_path, toy_settings(), group=Five())  # type: ignore[arg-type]
 
 
-def test_versions_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> None:
+def test_invalid_renditions_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"batch_size 6 is not a multiple of training.renditions = 4"):
         toy_settings(renditions=4)
     with pytest.raises(SpecError, match=r"loss.pairs compares .* Set training.renditions to 2 or more"):
@@ -234,14 +234,14 @@ def test_versions_that_cannot_stand_side_by_side_are_refused(tmp_path: Path) -> 
         Trainer(toy_settings(renditions=2), Machine(), Nameless(), tmp_path, CARD)
 
 
-def test_pairs_are_learnt_from_versions_side_by_side(tmp_path: Path) -> None:
+def test_pair_loss_decreases(tmp_path: Path) -> None:
     settings = toy_settings(steps=60, loss=LossWeights(plcc=0, rank=0, lpc=0, pairs=1), dropout=0.0, renditions=2)
     toy_trainer(tmp_path, settings).train()
     pairs = [row["pairs"] for row in read_curve(tmp_path / "curve.csv")]
     assert np.mean(pairs[-10:]) < 0.6 * np.mean(pairs[:10])
 
 
-def test_correlations_are_those_of_their_formulae() -> None:
+def test_correlations_equal_numpy() -> None:
     scores, labels = np.array([1.0, 2.0, 2.0, 5.0]), np.array([10.0, 40.0, 20.0, 50.0])
     srcc, plcc = correlations(scores, labels)
     assert plcc == pytest.approx(np.corrcoef(scores, labels)[0, 1])
@@ -249,7 +249,7 @@ def test_correlations_are_those_of_their_formulae() -> None:
     assert correlations(np.ones(4), labels) == (0.0, 0.0)
 
 
-def test_a_curve_forgets_what_was_cut_off(whole: Path, tmp_path: Path) -> None:
+def test_curve_drops_incomplete_last_line(whole: Path, tmp_path: Path) -> None:
     text = (whole / "curve.csv").read_text()
     (tmp_path / "curve.csv").write_text(text[: -len(text.splitlines()[-1]) // 2])
     rows: list[Mapping[str, float]] = list(read_curve(tmp_path / "curve.csv"))
@@ -257,7 +257,7 @@ def test_a_curve_forgets_what_was_cut_off(whole: Path, tmp_path: Path) -> None:
     assert len(rows) < 12
 
 
-def test_threads_are_as_asked(tmp_path: Path) -> None:
+def test_num_threads_is_set(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
         toy_trainer(tmp_path, toy_settings(), Machine(num_threads=1))

@@ -1,7 +1,6 @@
-"""The blocks of KVQ's stages (KVQ_SPEC sections 3.1 to 3.3): attention inside windows and across them, and the MLP.
+"""Blocks of KVQ's stages (KVQ_SPEC sections 3.1 to 3.3): attention inside and across windows, and the MLP.
 
-Parameters live here under the published names, products in `attention`, places in `windows`. A block knows no clip and
-no score.
+The modules hold the parameters under their published names; `attention` has the functions that they call.
 
 Axes: B clips, D slots, H rows, W columns (W windows next to N), C channels, L tokens of a padded grid,
 N tokens of a window.
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kvq_batch.models.kvq.attention import (
+    WindowLayout,
     cross_window_attention,
     saliencies,
     select_windows,
@@ -19,15 +19,14 @@ from kvq_batch.models.kvq.attention import (
     window_attention,
 )
 from kvq_batch.models.kvq.config import KvqConfig
-from kvq_batch.models.kvq.windows import WindowLayout
 
 NORM_EPS = 1e-5
-# Between tokens of different regions of a rolled grid; Swin's finite value, as published.
+# Attention bias between tokens of different regions of a rolled grid: Swin's finite value, as published.
 _SEPARATION = -100.0
 
 
 class Block(nn.Module):
-    """Attention and MLP on windows; a fusion block adds cross-window attention and gives a saliency map."""
+    """Attention and MLP on windows; a fusion block adds cross-window attention and returns a saliency map."""
 
     def __init__(self, config: KvqConfig, stage: int, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -41,28 +40,29 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layout: WindowLayout, index: Tensor) -> tuple[Tensor, Tensor | None]:
         clips, slots, rows, columns, width = x.shape
         pad = [after - before for after, before in zip(layout.padded, (slots, rows, columns), strict=True)]
-        # Padding comes before the norm, so a padded token enters attention as the norm's bias, unmasked (section 3.1).
+        # Padding comes before the norm, so a padded token is the norm's bias, and attention does not mask it
+        # (section 3.1).
         tokens = F.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0])) if any(pad) else x
         tokens = tokens.flatten(1, 3)
         crossed, salience = self._cross(tokens, layout) if self.attn.cross_windowattn is not None else (None, None)
         out = torch.empty_like(tokens)
-        count = layout.positions.shape[1]
+        count = layout.indices.shape[1]
         widest = max(4 * width, self.mlp.fc1.out_features) * self.compute_dtype.itemsize
-        # Steps fit the cache. Under autograd they are not worth it: the gradient of each would be as large as `tokens`.
+        # Steps fit the cache. Under autograd there is one step, because the gradient of each is as large as `tokens`.
         step = max(1, step_bytes(x.device) // (clips * count * widest))
         if torch.is_grad_enabled():
-            step = len(layout.positions)
+            step = len(layout.indices)
         for group in layout.groups:
-            bias = self.attn.bias(index, group.separated, self.compute_dtype)
+            bias = self.attn.bias(index, group.is_separated, self.compute_dtype)
             for windows in torch.split(group.windows, step):
-                places = layout.positions[windows].flatten()
-                part = tokens.index_select(1, places).view(-1, count, width)
+                indices = layout.indices[windows].flatten()
+                part = tokens.index_select(1, indices).view(-1, count, width)
                 mixed = self.attn(self._norm1(part), bias)
                 if crossed is not None:
                     mixed = mixed.add_(crossed.index_select(1, windows).view_as(mixed))
                 part = mixed.add_(part)
                 part = self.mlp(normalise_tokens(part, self.norm2).to(self.compute_dtype)).add_(part)
-                out = out.index_copy_(1, places, part.view(clips, -1, width))
+                out = out.index_copy_(1, indices, part.view(clips, -1, width))
         grid = torch.unflatten(out, 1, layout.padded)[:, :slots, :rows, :columns]
         if salience is not None:
             salience = torch.unflatten(salience, 1, layout.padded)[:, :slots, :rows, :columns]
@@ -72,18 +72,18 @@ class Block(nn.Module):
         return normalise_tokens(part, self.norm1).to(self.compute_dtype)
 
     def _cross(self, tokens: Tensor, layout: WindowLayout) -> tuple[Tensor, Tensor]:
-        """Cross-window attention of all windows [B, W, N, C], float32, and saliency in grid order [B, L]."""
+        """Return cross-window attention of all windows, float32 [B, W, N, C], and saliency in grid order [B, L]."""
         cross = self.attn.cross_windowattn
         assert cross is not None
-        normal = normalise_tokens(tokens.index_select(1, layout.positions.flatten()), self.norm1)
-        crossed, by_window = cross(torch.unflatten(normal, 1, layout.positions.shape), self.compute_dtype)
+        normal = normalise_tokens(tokens.index_select(1, layout.indices.flatten()), self.norm1)
+        crossed, by_window = cross(torch.unflatten(normal, 1, layout.indices.shape), self.compute_dtype)
         salience = torch.empty_like(by_window)
-        salience[:, layout.positions.flatten()] = by_window
+        salience[:, layout.indices.flatten()] = by_window
         return crossed, salience
 
 
 class WindowAttention(nn.Module):
-    """Attention inside windows with a relative position bias; holds the cross-window module as published."""
+    """Attention inside windows with a relative position bias; owns the cross-window module, as published."""
 
     def __init__(self, config: KvqConfig, stage: int) -> None:
         super().__init__()
@@ -98,14 +98,14 @@ class WindowAttention(nn.Module):
         top_k = config.top_k[stage]
         self.cross_windowattn = CrossWindowAttention(width, self.num_heads, top_k) if top_k else None
 
-    def bias(self, index: Tensor, separated: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Position bias and region mask of one group of windows: [h, N, N]."""
-        # Contiguous: fused attention copies a strided mask on every call, which cost a third of its time.
-        # An embedding: on a CPU the gradient of plain indexing adds in the order in which its threads come.
+    def bias(self, index: Tensor, is_separated: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return position bias plus region mask of one group of windows, [h, N, N]."""
+        # Contiguous, because fused attention copies a strided mask on every call, a third of its time. An embedding,
+        # because on a CPU the gradient of plain indexing is summed in an order that depends on threads.
         rows = F.embedding(index.flatten(), self.relative_position_bias_table)
         bias = rows.t().contiguous().view(-1, *index.shape)
-        if separated is not None:
-            bias = bias + _SEPARATION * separated.to(bias.dtype)
+        if is_separated is not None:
+            bias = bias + _SEPARATION * is_separated.to(bias.dtype)
         return bias.to(dtype)
 
     def forward(self, normal: Tensor, bias: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class WindowAttention(nn.Module):
 
 
 class CrossWindowAttention(nn.Module):
-    """Attention to the windows that a window's mean query selects, and the saliency of every token (section 3.3)."""
+    """Attention to the windows that the mean query of a window selects, and saliency of every token (section 3.3)."""
 
     def __init__(self, width: int, num_heads: int, top_k: int) -> None:
         super().__init__()
@@ -123,20 +123,20 @@ class CrossWindowAttention(nn.Module):
         self.router = WindowRouter(num_heads, top_k)
 
     def forward(self, normal: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Normalised windows, float32 [B, W, N, C] -> mixed tokens of that shape, and saliency float32 [B, W * N]."""
+        """Return mixed tokens [B, W, N, C] of normalised windows of that shape, and saliency [B, W * N], float32."""
         windows, weights = self.router(normal, self.qkv)
         qkv = linear(normal.to(compute_dtype), self.qkv)
         mixed = cross_window_attention(qkv, self.num_heads, windows, weights)
         with torch.no_grad():
             query, key, _ = qkv.detach().flatten(1, 2).chunk(3, dim=-1)
-            # The dot product runs over all heads but is scaled as one: published so.
+            # As published: the dot product is over all heads, but scaled as for one.
             scale = (query.shape[-1] // self.num_heads) ** -0.5
             salience = saliencies(query, key, scale)
         return linear(mixed, self.proj).float(), salience
 
 
 class WindowRouter(nn.Module):
-    """Which windows attend to which; no parameters and no gradient. A module, so that a hook can watch decisions."""
+    """Selection of windows, without parameters and gradient. It is a module so that hooks can read its decisions."""
 
     def __init__(self, num_heads: int, top_k: int) -> None:
         super().__init__()
@@ -145,10 +145,10 @@ class WindowRouter(nn.Module):
 
     @torch.no_grad()
     def forward(self, normal: Tensor, qkv: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Windows [B, W, N, C] and the layer that makes their queries and keys -> `select_windows`.
+        """Return `select_windows` for windows [B, W, N, C] and the layer that computes their queries and keys.
 
-        The mean of a linear layer is the layer of the mean, taken here in float64: no rounding of a product of
-        another shape or of a lower precision comes in between.
+        The layer is applied to the mean of the tokens, in float64. That equals the mean of its outputs, and does not
+        depend on the shape or the precision of other products.
         """
         width = normal.shape[-1]
         mean = normal.mean(2, dtype=torch.float64)
@@ -174,6 +174,6 @@ def normalise_tokens(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def linear(x: Tensor, layer: nn.Linear | nn.Conv3d) -> Tensor:
-    """The layer on the last axis, in the precision of `x`; a convolution counts as the matrix that it is on patches."""
+    """Apply the layer to the last axis, in the precision of `x`; a convolution is applied to flattened patches."""
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return F.linear(x, layer.weight.flatten(1).to(x.dtype), bias)

@@ -1,7 +1,7 @@
-"""The sizes of a KVQ network: a smaller member of the family is a value of `KvqConfig`, never a copy of the code.
+"""Sizes of a KVQ network, and what follows from them: token grids, valid input sizes, names and shapes of all tensors.
 
-Everything that follows from sizes alone is here too: token grids, which input sizes can work, and the name and
-shape of every tensor. It deliberately does not import torch, so that a plan can describe a model without it.
+A smaller network is another value of `KvqConfig`. The module imports without torch, so commands that only describe a
+model start fast.
 """
 
 import math
@@ -13,11 +13,12 @@ from kvq_batch.domain.errors import SpecError
 Grid = tuple[int, int, int]
 Shape = tuple[int, ...]
 
-# What the published network has not: written down only where it is used, so that its identity stays what it was.
-_LATER = ("num_segments", "num_bands", "statistics", "stem_width", "fragments", "slot_by_slot")
+# Fields that were added after the published network. `as_json` leaves them out where they have their default, so that
+# the digest of the published network does not change.
+_ADDED_FIELDS = ("num_segments", "num_bands", "statistics", "stem_width", "fragments", "slot_by_slot")
 
-# How much `statistics` measures of a patch: in a frame with one band, in each further band, in the change of a band.
-_OF_A_FRAME, _OF_A_BAND, _OF_A_CHANGE = 45, 6, 3
+# Number of statistics of a patch: of a frame with one band, of each further band, of the change of a band.
+_PER_FRAME, _PER_BAND, _PER_CHANGE = 45, 6, 3
 CHANGING_BANDS = 2
 """Number of bands, the finest ones, whose change from frame to frame is measured."""
 
@@ -26,19 +27,20 @@ CHANGING_BANDS = 2
 class KvqConfig:
     """Sizes of one network; the defaults are the published ones (KVQ_SPEC section 3).
 
-    Per stage: `depths` blocks, `num_heads` heads, and `top_k` windows that cross-window attention selects, 0 for a
-    plain stage without it. `patch` and `window` are (frames, rows, columns). `num_frames` and `input_size` (height,
-    width) are what the model asks of a video; the network itself takes whatever `maps_shape` accepts. `num_segments`
-    is how many segments of a clip its frames come from (KVQ_SPEC section 2).
+    Per stage: `depths` is the number of blocks, `num_heads` the number of heads, and `top_k` the number of windows
+    that cross-window attention selects, 0 for a stage without it. `patch` and `window` are (frames, rows, columns).
+    `num_frames` and `input_size` (height, width) are requested from the decoder; the network accepts every size that
+    `maps_shape` accepts. `num_segments` is the number of segments of a clip that its frames come from (KVQ_SPEC
+    section 2).
 
-    Beyond the published network, for small members: `num_bands` adds bands of the luma's detail to the input;
-    `stem_width` makes the first tokens by two convolutions with that many channels between them, `statistics` 1 out of
-    what is measured in the bands of each patch; `fragments` (rows, columns) splices the input from native patches
-    instead of resizing frames; `slot_by_slot` 1 runs every slot of a clip by itself, so that a network trained on
-    single slots scores clips of any length; 0 is without.
+    Options that the published network does not use; 0 switches each off. `num_bands` adds this number of bands of luma
+    detail to the input. `stem_width` computes the first tokens by two convolutions with this number of channels
+    between them. `statistics` = 1 computes them from statistics of each patch. `fragments` (rows, columns) splices the
+    input from patches of native resolution instead of resizing frames. `slot_by_slot` = 1 runs every slot of a clip
+    separately, so a network that was trained on single slots scores clips of any length.
 
     Raises:
-        SpecError: sizes that make no network.
+        SpecError: sizes that do not form a network.
     """
 
     embed_dim: int = 96
@@ -60,31 +62,33 @@ class KvqConfig:
 
     def __post_init__(self) -> None:
         if not self.depths or not len(self.depths) == len(self.num_heads) == len(self.top_k):
-            raise SpecError("KVQ sizes: depths, num_heads and top_k need one entry per stage, and the same number")
+            raise SpecError(
+                f"depths {self.depths}, num_heads {self.num_heads} and top_k {self.top_k} differ in length. Give each "
+                "one entry per stage."
+            )
         positive = (self.embed_dim, *self.depths, *self.num_heads, *self.patch, *self.window)
         positive += (self.mlp_ratio, self.head_hidden, self.num_frames, *self.input_size, self.num_segments)
         if min(positive) < 1 or min(self.num_bands, self.stem_width, *self.fragments) < 0:
-            raise SpecError(f"KVQ sizes: every size must be at least 1, got {self}")
+            raise SpecError(f"Every size of a network must be at least 1, and of an option at least 0: {self}.")
         if min(self.top_k) < 0 or not any(self.top_k):
-            raise SpecError(f"KVQ sizes: top_k {self.top_k} needs a stage with at least one selected window")
+            raise SpecError(f"Invalid top_k {self.top_k}: set it to at least 1 in one stage, and nowhere below 0.")
         for stage, heads in enumerate(self.num_heads):
             if self.width(stage) % heads:
                 raise SpecError(
-                    f"KVQ sizes: {self.width(stage)} channels of stage {stage} do not split into {heads} heads"
+                    f"The {self.width(stage)} channels of stage {stage} are not a multiple of its {heads} heads. "
+                    "Change embed_dim or num_heads."
                 )
         for name in ("slot_by_slot", "statistics"):
             if getattr(self, name) not in (0, 1):
-                raise SpecError(f"KVQ sizes: {name} is 0 or 1, got {getattr(self, name)}")
+                raise SpecError(f"Invalid {name} {getattr(self, name)}: expected 0 or 1.")
         if self.num_frames % self.num_segments:
-            raise SpecError(
-                f"KVQ sizes: num_frames {self.num_frames} is not a multiple of {self.num_segments} segments"
-            )
+            raise SpecError(f"num_frames {self.num_frames} is not a multiple of num_segments {self.num_segments}.")
         if self.stem_width and self.patch[1:] != (4, 4):
-            raise SpecError(f"KVQ sizes: a stem halves frames twice, so patch is (frames, 4, 4), not {self.patch}")
+            raise SpecError(f"Invalid patch {self.patch}: with stem_width it must be (frames, 4, 4).")
         if any(self.fragments) and any(
             not number or extent % number for extent, number in zip(self.input_size, self.fragments, strict=True)
         ):
-            raise SpecError(f"KVQ sizes: frames of {self.input_size} do not splice from {self.fragments} fragments")
+            raise SpecError(f"input_size {self.input_size} is not a multiple of fragments {self.fragments}.")
         if self.statistics:
             self._check_statistics()
         self.maps_shape(self.num_frames, *self.input_size)
@@ -92,11 +96,11 @@ class KvqConfig:
     def _check_statistics(self) -> None:
         side, tile = self.patch[1], self.tile(*self.input_size)
         if not self.num_bands or self.stem_width:
-            raise SpecError("KVQ sizes: statistics are of bands, in place of a stem: num_bands > 0 and stem_width = 0")
+            raise SpecError("statistics = 1 needs num_bands > 0 and stem_width = 0.")
         if side % 8 or self.patch[2] != side or any(extent % side for extent in tile):
             raise SpecError(
-                f"KVQ sizes: statistics are of square patches, their sides a multiple of 8 pixels, whole in every "
-                f"fragment; not of {side}x{self.patch[2]} pixels in {tile[0]}x{tile[1]}"
+                f"Invalid patch of {side}x{self.patch[2]} pixels: with statistics it must be square, its side a "
+                f"multiple of 8, and fragments of {tile[0]}x{tile[1]} pixels a multiple of it."
             )
 
     @property
@@ -109,48 +113,50 @@ class KvqConfig:
 
     @property
     def num_maps(self) -> int:
-        """How many saliency maps the fusion blocks give together, one per block."""
+        """Number of saliency maps of all fusion blocks, one per block."""
         return sum(self.depths[stage] for stage in self.fusion_stages)
 
     @property
     def input_channels(self) -> int:
-        """RGB, and two planes for each band."""
+        """Number of input planes: RGB, and two for each band."""
         return 3 + 2 * self.num_bands
 
     @property
     def num_statistics(self) -> int:
-        """What is measured of each patch of a slot: of its frames, and of the changes from one to the next."""
-        of_frame = _OF_A_FRAME + (self.num_bands - 1) * _OF_A_BAND
-        of_change = min(self.num_bands, CHANGING_BANDS) * _OF_A_CHANGE
-        return self.patch[0] * of_frame + (self.patch[0] - 1) * of_change
+        """Number of statistics of a patch of a slot: of its frames, and of the changes from one to the next."""
+        per_frame = _PER_FRAME + (self.num_bands - 1) * _PER_BAND
+        per_change = min(self.num_bands, CHANGING_BANDS) * _PER_CHANGE
+        return self.patch[0] * per_frame + (self.patch[0] - 1) * per_change
 
     def tile(self, height: int, width: int) -> tuple[int, int]:
-        """The part of a frame whose pixels were neighbours in the video: a fragment, else all of it."""
+        """Return the size of the area whose pixels were neighbours in the video: a fragment, or the whole frame."""
         if not all(self.fragments):
             return height, width
         tile = (self.input_size[0] // self.fragments[0], self.input_size[1] // self.fragments[1])
         return tile if not height % tile[0] and not width % tile[1] else (height, width)
 
     def width(self, stage: int) -> int:
-        """Channels of a token in a stage; doubled by every patch merging."""
+        """Return the channels of a token in a stage; every patch merging doubles them."""
         return self.embed_dim << stage
 
     def grids(self, num_frames: int, height: int, width: int) -> list[Grid]:
-        """Tokens (slots, rows, columns) of every stage for a clip; ends are padded, so sizes round up."""
+        """Return the tokens (slots, rows, columns) of every stage for a clip; ends are padded, so sizes round up."""
         size = (num_frames, height, width)
         slots, rows, columns = (-(-extent // step) for extent, step in zip(size, self.patch, strict=True))
         return [(slots, -(-rows // (1 << s)), -(-columns // (1 << s))) for s in range(self.num_stages)]
 
     def maps_shape(self, num_frames: int, height: int, width: int) -> Grid:
-        """(slots, rows, columns) of the texture and saliency maps of a clip.
+        """Return (slots, rows, columns) of the texture and saliency maps of a clip.
 
-        Every multiple of patch * 2^(stages - 1) pixels works, 32 for the published sizes, and any number of frames.
+        Valid are multiples of patch * 2^(stages - 1) pixels (32 for the published sizes), and any number of frames.
 
         Raises:
             SpecError: a size at which the maps of the fusion stages cannot be pooled onto the last grid.
         """
         if min(num_frames, height, width) < 1:
-            raise SpecError(f"KVQ cannot run on {num_frames} frames of {height}x{width}: every size must be at least 1")
+            raise SpecError(
+                f"KVQ cannot run on {num_frames} frames of {height}x{width} pixels: each must be at least 1."
+            )
         grids = self.grids(num_frames, height, width)
         slots, rows, columns = grids[-1]
         for stage in self.fusion_stages:
@@ -158,46 +164,48 @@ class KvqConfig:
             if grids[stage][1] // step != rows or grids[stage][2] // step != columns:
                 multiple = tuple(step << (self.num_stages - 1) for step in self.patch[1:])
                 raise SpecError(
-                    f"KVQ cannot run on frames of {height}x{width}: the {grids[stage][1]}x{grids[stage][2]} saliency "
-                    f"maps of stage {stage} do not pool onto the {rows}x{columns} texture map; use a height that is a "
-                    f"multiple of {multiple[0]} and a width that is a multiple of {multiple[1]}"
+                    f"KVQ cannot run on frames of {height}x{width} pixels: the {grids[stage][1]}x{grids[stage][2]} "
+                    f"saliency maps of stage {stage} do not pool onto the {rows}x{columns} texture map. Use a height "
+                    f"that is a multiple of {multiple[0]}, and a width that is a multiple of {multiple[1]}."
                 )
         return slots, rows, columns
 
     def pool_step(self, stage: int, grids: list[Grid]) -> int:
-        """Kernel and stride, in cells, of the spatial pooling of a stage's maps: floor(W_map / W_Q) (section 3.4)."""
+        """Return kernel and stride, in cells, of the pooling of a stage's maps: floor(W_map / W_Q) (section 3.4)."""
         return max(1, grids[stage][2] // grids[-1][2])
 
     def as_json(self) -> dict[str, Any]:
-        """The sizes as JSON types, tuples as lists; what came after the published network only where it is used."""
-        used = {key: v for key, v in asdict(self).items() if key not in _LATER or v != getattr(PUBLISHED, key)}
+        """Return the sizes as JSON types, tuples as lists, without added fields that have their default."""
+        used = {key: v for key, v in asdict(self).items() if key not in _ADDED_FIELDS or v != getattr(PUBLISHED, key)}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in used.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "KvqConfig":
-        """The configuration that `as_json` wrote.
+        """Return the configuration that `as_json` wrote.
 
         Raises:
-            SpecError: an unknown or missing size, or one that is neither a whole number nor a list of them.
+            SpecError: an unknown or missing size, or one that is neither an integer nor a list of integers.
         """
         names = set(cls.__dataclass_fields__)
-        if not names - set(_LATER) <= set(fields) <= names:
-            raise SpecError(f"KVQ sizes: expected {sorted(names)}, got {sorted(fields)}")
+        if missing := names - set(_ADDED_FIELDS) - set(fields):
+            raise SpecError(f"The sizes lack {', '.join(sorted(missing))}.")
+        if unknown := set(fields) - names:
+            raise SpecError(f"The sizes have unknown keys: {', '.join(sorted(unknown))}.")
         for key, value in fields.items():
             numbers = value if isinstance(value, list) else [value]
             if not all(type(number) is int for number in numbers):
-                raise SpecError(f"KVQ sizes: {key} = {value!r} is not a whole number or a list of them")
+                raise SpecError(f"{key} = {value!r} is neither an integer nor a list of integers.")
         sizes: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
         return cls(**sizes)
 
 
 PUBLISHED = KvqConfig()
 
-# Patches of 8x8 pixels and three stages give the published [16, 14, 14] maps. Fusion in the last stage alone: one more
-# fusion block on 28x28 cells took longer than all the rest (1.7 s a clip on one core, 0.7 s without).
+# Patches of 8x8 pixels and three stages give the published [16, 14, 14] maps. Only the last stage has fusion blocks:
+# one more of them, on 28x28 cells, took longer than everything else (1.7 s per clip on one core, 0.7 s without).
 TINY = KvqConfig(embed_dim=32, depths=(1, 1, 2), num_heads=(1, 2, 4), top_k=(0, 0, 4), patch=(2, 8, 8), head_hidden=32)
 
-# KVQ-Lite: statistics of native fragments of 32 pixels, two frames a slot, every slot by itself; jobs/lite trains it.
+# KVQ-Lite: statistics of native fragments of 32 pixels, two frames per slot, slots run separately; see jobs/lite.
 LITE = KvqConfig(
     embed_dim=96,
     depths=(2, 2),
@@ -217,7 +225,7 @@ INDEX_SUFFIX = ".relative_position_index"
 
 
 def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
-    """Name -> shape of every learnable tensor, under the published names (KVQ_SPEC section 4), in file order."""
+    """Return the shape of every learnable tensor by its published name (KVQ_SPEC section 4), in file order."""
     shapes: dict[str, Shape] = {}
 
     def affine(name: str, *weight: int) -> None:
@@ -262,7 +270,7 @@ def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
 
 
 def index_shapes(config: KvqConfig) -> dict[str, Shape]:
-    """Name -> shape of the int64 index buffers that published files carry too; they hold nothing that is learnt."""
+    """Return the shape of the int64 index buffers of published files by name; they contain nothing that is learned."""
     tokens = math.prod(config.window)
     tables = [name for name in tensor_shapes(config) if name.endswith(".relative_position_bias_table")]
     return {name.removesuffix(".relative_position_bias_table") + INDEX_SUFFIX: (tokens, tokens) for name in tables}

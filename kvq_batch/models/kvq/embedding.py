@@ -1,7 +1,7 @@
-"""From pixels to tokens: what a network sees of a frame, and how it becomes the first grid.
+"""Embedding of pixels as tokens: the published patch embedding, and a convolutional stem.
 
-The published network takes RGB by one patch embedding. Small members may see bands of detail beside it, and make their
-first tokens by strided convolutions: both are sizes of `KvqConfig`, and off by default. The third way is `statistics`.
+The published network embeds patches of RGB. `KvqConfig` can add bands of detail to the input, and replace the patch
+embedding by the stem or by `statistics`.
 
 Axes: B clips, T frames, D slots, H rows, W columns, C channels.
 """
@@ -16,16 +16,16 @@ from kvq_batch.models.kvq.pixels import FLOOR, bands_of_tiles, in_tiles, luma, p
 
 
 def with_energy_bands(clips: Tensor, config: KvqConfig) -> Tensor:
-    """Normalised clips [B, 3, T, H, W] and, of each band of their luma, signed logarithm and log-magnitude.
+    """Add two planes per band to normalised clips [B, 3, T, H, W]: the signed logarithm and the log-magnitude.
 
-    Float32 [B, 3 + 2 * num_bands, T, H, W]. Band k is what lies between Gaussians of 0.8 * 2.5^k pixels and the one
-    before it (the first: the luma itself), in grey levels, so that its magnitude is how much detail there is. Tiles of
-    spliced frames do not see their neighbours.
+    Returns float32 [B, 3 + 2 * num_bands, T, H, W]. Band k is the difference between the luma blurred by a Gaussian of
+    0.8 * 2.5^k pixels and the one before it (for k = 0 the luma), in grey levels. Tiles of spliced frames are blurred
+    separately.
     """
     if not config.num_bands:
         return clips
     batch, _, frames, height, width = clips.shape
-    # Each plane is written where it belongs: joining them took as long as all that is computed here.
+    # Planes are written in place: concatenating them took as long as everything else here.
     planes = clips.new_empty(batch, config.input_channels, frames, height, width)
     planes[:, :3] = clips
     tile = config.tile(height, width)
@@ -40,7 +40,7 @@ def with_energy_bands(clips: Tensor, config: KvqConfig) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """[B, 3, T, H, W] -> [B, D, H, W, C]: a convolution whose steps are its kernel, so one matrix product."""
+    """Patch embedding [B, 3, T, H, W] -> [B, D, H, W, C]: a convolution without overlap, computed as one product."""
 
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class PatchEmbedding(nn.Module):
 
 
 class ConvolutionalStem(nn.Module):
-    """[B, 3, T, H, W] -> [B, D, H/4, W/4, C]: two 3x3 convolutions of step 2 on each frame; a slot's frames join last.
+    """Stem [B, 3, T, H, W] -> [B, D, H/4, W/4, C]: two 3x3 convolutions of stride 2, then one layer that joins frames.
 
-    "Early convolutions help transformers see better" (NeurIPS 2021): the same tokens, learnt from fewer samples.
+    It needs fewer samples than a patch embedding ("Early convolutions help transformers see better", NeurIPS 2021).
     """
 
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:

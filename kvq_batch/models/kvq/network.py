@@ -1,10 +1,9 @@
-"""The KVQ network (KVQ_SPEC section 3): normalised clips in, texture and saliency maps out.
+"""KVQ network (KVQ_SPEC section 3): maps normalised clips to texture and saliency maps.
 
-Modules and parameters carry the published names, so that a checkpoint loads by name. Parameters stay float32; a
-network computes its products in `compute_dtype`, and keeps the residual stream, norms, routing, saliency sums and
-heads in float32. Gradients flow (saliency maps and routing are detached, as published). The network is made for
-inference and built around tensors that exist: in training mode alone it computes whole batches, drops out in its heads
-and may compute blocks again instead of keeping what they held. It has no loss and no initialisation.
+Modules and parameters have the published names, so checkpoints load by name. Parameters are float32. Products are
+computed in `compute_dtype`; the residual stream, norms, routing, saliency sums and heads in float32. The network is
+differentiable, except for routing and saliency maps, which are detached as published. Only training mode computes whole
+batches on a CPU, applies dropout in the heads, and can recompute blocks to save memory.
 
 Axes: B clips, T frames, D slots, H rows, W columns, C channels, L tokens of a padded grid, N tokens of a window.
 """
@@ -17,23 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kvq_batch.models.kvq.attention import bias_index, window_layout
 from kvq_batch.models.kvq.blocks import NORM_EPS, Block, linear, normalise_tokens
 from kvq_batch.models.kvq.config import Grid, KvqConfig
 from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding
 from kvq_batch.models.kvq.pixels import padded_to
 from kvq_batch.models.kvq.statistics import StatisticsEmbedding
-from kvq_batch.models.kvq.windows import bias_index, window_layout
 
-# Of the heads, before each of their layers (section 3.4).
+# Dropout before each layer of the heads (section 3.4).
 _DROPOUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class KvqMaps:
-    """What the network returns, all float32; D, H, W are the last stage's grid.
+    """Output of the network, all float32; D, H, W is the grid of the last stage.
 
-    `texture` Q, `saliency` S (mean 1 over the cells of each slot) and `logits` (S before its softmax) are [B, D, H, W];
-    `levels` [B, blocks, D, H, W] are the pooled maps of the fusion blocks; `features` [B, D, H, W, C] the final norm.
+    `texture` Q, `saliency` S (mean 1 over the cells of each slot) and `logits` (S before its softmax) are [B, D, H, W].
+    `levels` [B, blocks, D, H, W] holds the pooled maps of the fusion blocks, `features` [B, D, H, W, C] the tokens
+    after the final norm.
     """
 
     texture: Tensor
@@ -43,15 +43,15 @@ class KvqMaps:
     features: Tensor
 
     def scores(self) -> Tensor:
-        """mean(S * Q) of each clip, float64 [B] (section 3.4), summed in float64 as SQL does over stored maps."""
+        """Return mean(S * Q) of each clip, float64 [B] (section 3.4), as SQL computes it from stored maps."""
         return (self.texture.double() * self.saliency.double()).flatten(1).mean(1)
 
 
 class KvqNetwork(nn.Module):
-    """One member of the family. Build it with `build_network`; a bare one has no weights.
+    """KVQ network of given sizes. Build it with `build_network`; the constructor sets no weights.
 
-    A score depends on its clip alone: on a CPU, where batches bring no speed, clips are computed one by one and the
-    result is the same to the last bit; on a GPU matrix products of other shapes round differently.
+    On a CPU, where batches are not faster, clips are computed one by one, so a score is bit-identical in any batch. On
+    a GPU, matrix products of other shapes round differently.
     """
 
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype = torch.float32) -> None:
@@ -64,22 +64,22 @@ class KvqNetwork(nn.Module):
         self.weight_conv = nn.Conv3d(config.num_maps, 1, 1)
 
     def forward(self, clips: Tensor) -> KvqMaps:
-        """Maps of normalised clips, float32 [B, 3, T, H, W].
+        """Return the maps of normalised clips, float32 [B, 3, T, H, W].
 
         Raises:
             SpecError: frames of a size that the network cannot run on.
         """
         self.config.maps_shape(clips.shape[2], clips.shape[3], clips.shape[4])
         if self.training or clips.device.type == "cuda" or len(clips) == 1:
-            return self._slots(clips) if self.config.slot_by_slot else self._run(clips)
+            return self._run_slots(clips) if self.config.slot_by_slot else self._run(clips)
         parts = [self(clip[None]) for clip in clips]
         return KvqMaps(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
 
-    def _slots(self, clips: Tensor) -> KvqMaps:
-        """Every slot as a clip of its own, and the maps put together again."""
-        apart = torch.unflatten(padded_to(clips, (self.config.patch[0], 1, 1)), 2, (-1, self.config.patch[0]))
-        count = apart.shape[2]
-        maps = self._run(apart.transpose(1, 2).flatten(0, 1))
+    def _run_slots(self, clips: Tensor) -> KvqMaps:
+        """Run every slot as a clip of its own, and join the maps."""
+        slots = torch.unflatten(padded_to(clips, (self.config.patch[0], 1, 1)), 2, (-1, self.config.patch[0]))
+        count = slots.shape[2]
+        maps = self._run(slots.transpose(1, 2).flatten(0, 1))
         texture, saliency, logits = (field.view(-1, count, *field.shape[2:]) for field in _fields(maps)[:3])
         levels = torch.unflatten(maps.levels, 0, (-1, count)).transpose(1, 2).flatten(2, 3)
         features = torch.unflatten(maps.features, 0, (-1, count)).flatten(1, 2)
@@ -95,7 +95,7 @@ class KvqNetwork(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Patch embedding, stages and the final norm: features [B, D, H, W, C] and pooled maps [B, blocks, D, H, W]."""
+    """Patch embedding, stages and final norm; returns features [B, D, H, W, C] and pooled maps [B, blocks, D, H, W]."""
 
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -117,9 +117,9 @@ class Backbone(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width, and the merging that follows them but in the last stage.
+    """Blocks of one width, followed by patch merging except in the last stage.
 
-    Returns tokens [B, D, H, W, C] and one float32 map [B, D, H, W] per fusion block, cropped to the grid.
+    Returns tokens [B, D, H, W, C], and one float32 map [B, D, H, W] per fusion block, cropped to the grid.
     """
 
     def __init__(self, config: KvqConfig, stage: int, compute_dtype: torch.dtype) -> None:
@@ -132,11 +132,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         grid: Grid = (x.shape[1], x.shape[2], x.shape[3])
-        layouts = [window_layout(grid, self.window, shifted, x.device) for shifted in (False, True)[: len(self.blocks)]]
-        index = bias_index(layouts[0].positions.shape[1], self.window, x.device)
+        layouts = [window_layout(grid, self.window, is_odd, x.device) for is_odd in (False, True)[: len(self.blocks)]]
+        index = bias_index(layouts[0].indices.shape[1], self.window, x.device)
         maps = []
-        for number, block in enumerate(self.blocks):
-            inputs = (x, layouts[number % 2], index)
+        for i, block in enumerate(self.blocks):
+            inputs = (x, layouts[i % 2], index)
             x, salience = checkpoint(block, *inputs, use_reentrant=False) if self.recompute else block(*inputs)
             if salience is not None:
                 maps.append(salience)
@@ -144,7 +144,7 @@ class Stage(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token of twice the width; odd ends are padded with zeros (section 3)."""
+    """Merging of 2x2 tokens into one of twice the width; odd sizes are padded with zeros (section 3)."""
 
     def __init__(self, width: int, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class PatchMerging(nn.Module):
 
 
 class Head(nn.Module):
-    """Features [B, D, H, W, C] -> one number per cell [B, D, H, W], in float32; drops out in training mode."""
+    """Head: features [B, D, H, W, C] -> one number per cell [B, D, H, W], in float32; dropout in training mode."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -177,10 +177,7 @@ class Head(nn.Module):
 def build_network(
     config: KvqConfig, tensors: Mapping[str, Tensor], compute_dtype: torch.dtype = torch.float32
 ) -> KvqNetwork:
-    """A network around given tensors, which it shares; names and shapes are those of `config.tensor_shapes`.
-
-    `checkpoint` is where they are checked; a mismatch here is a fault of ours and raises torch's RuntimeError.
-    """
+    """Build a network in scoring mode around tensors, which it shares; `checkpoint.check_tensors` has checked them."""
     with torch.device("meta"):
         network = KvqNetwork(config, compute_dtype)
     network.load_state_dict(dict(tensors), strict=True, assign=True)

@@ -1,8 +1,7 @@
-"""The authors' files: the published checkpoint, and the Kinetics-400 backbone that training starts from.
+"""Readers of the authors' files: the published checkpoint, and the Kinetics-400 backbone that training starts from.
 
-They are pickles. `torch.load` reads them with `weights_only=True` and a list of what may be built besides tensors:
-the numpy scalars of the published `validation_results`, nothing else; a pickle with code in it is refused unread.
-Nothing here ever passes `weights_only=False`.
+The files are pickles. `torch.load` reads them with `weights_only=True`, which builds tensors and the numpy scalars of
+the published `validation_results` only, and runs no code.
 """
 
 import pickle
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import CheckpointError
 from kvq_batch.domain.scorer import ModelCard
-from kvq_batch.models.kvq.card import digest
-from kvq_batch.models.kvq.checkpoint import Checkpoint, checked_tensors
+from kvq_batch.models.kvq.checkpoint import Checkpoint, check_tensors, digest
 from kvq_batch.models.kvq.config import INDEX_SUFFIX, PUBLISHED, KvqConfig, tensor_shapes
 
 # Counters that the thop profiler leaves in a model that is saved after profiling.
@@ -43,17 +41,17 @@ _DAMAGE = (
 
 
 def load_published(path: Path, config: KvqConfig = PUBLISHED, name: str = "kvq") -> Checkpoint:
-    """A checkpoint in the published format (KVQ_SPEC section 4): tensors under "state_dict", with or without "module.".
+    """Read a checkpoint in the published format (KVQ_SPEC section 4): "state_dict", with or without "module." prefixes.
 
-    The profiler's counters and the index buffers are dropped, everything else must fit exactly.
+    Counters of the profiler and index buffers are ignored; all other tensors must be exactly those of the network.
 
     Raises:
-        CheckpointError: a file that cannot be read as one, or tensors that are not this network's.
+        CheckpointError: a file that cannot be read, or tensors of another network.
     """
     source = str(path)
     state = {key.removeprefix("module."): value for key, value in _state_dict(path).items()}
     kept = {key: value for key, value in state.items() if not _is_derived(key)}
-    tensors = checked_tensors({key: _array(key, value, source) for key, value in kept.items()}, config, source)
+    tensors = check_tensors({key: _array(key, value, source) for key, value in kept.items()}, config, source)
     card = ModelCard(
         name=name,
         version="published",
@@ -67,10 +65,10 @@ def load_published(path: Path, config: KvqConfig = PUBLISHED, name: str = "kvq")
 
 
 def load_kinetics(path: Path, config: KvqConfig = PUBLISHED) -> dict[str, NDArray[np.float32]]:
-    """The tensors that a Video-Swin file trained on Kinetics-400 gives a KVQ network (KVQ_SPEC section 4.1).
+    """Read the backbone of a KVQ network from a Video-Swin file trained on Kinetics-400 (KVQ_SPEC section 4.1).
 
-    `backbone.X` becomes `fragments_backbone.X`; cross-window attention starts as a copy of the attention inside
-    windows; the heads are not in the result. Every tensor of the backbone is, or the file is refused.
+    `backbone.X` becomes `fragments_backbone.X`, and cross-window attention starts as a copy of the attention inside
+    windows. The result has every tensor of the backbone, and none of the heads.
 
     Raises:
         CheckpointError: a file that cannot be read, lacks a tensor of the backbone, or has one of another shape.
@@ -82,10 +80,13 @@ def load_kinetics(path: Path, config: KvqConfig = PUBLISHED) -> dict[str, NDArra
     for key, shape in wanted.items():
         origin = "backbone." + key.removeprefix("fragments_backbone.").replace(".attn.cross_windowattn.", ".attn.")
         if origin not in state:
-            raise CheckpointError(f"{source}: lacks {origin}; it is no Video-Swin backbone of these sizes")
+            raise CheckpointError(f"{source}: {origin} is missing. Use a Video-Swin backbone of these sizes.")
         value = _array(origin, state[origin], source)
         if value.shape != shape:
-            raise CheckpointError(f"{source}: {origin} has shape {value.shape}, this network needs {shape}")
+            raise CheckpointError(
+                f"{source}: {origin} has shape {value.shape}, expected {shape}. Use a Video-Swin backbone of these "
+                "sizes."
+            )
         tensors[key] = np.array(value, dtype=np.float32)
     return tensors
 

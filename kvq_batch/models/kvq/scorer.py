@@ -1,7 +1,6 @@
-"""KVQ as the engine sees it: uint8 clips in, predictions out.
+"""Scorer of KVQ: uint8 clips in, predictions out.
 
-Owns the device, the precision and the normalisation. It passes on what the network gives, NaN included: refusing a
-value is the engine's, which knows the video.
+It returns the values of the network unchecked, including NaN. The engine rejects those, because it knows the video.
 """
 
 import traceback
@@ -22,24 +21,24 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class KvqScorer:
-    """A built KVQ network; implements `kvq_batch.domain.scorer.Scorer`.
+    """A `Scorer` around a KVQ network on a device.
 
     Raises:
-        SpecError: a GPU is asked for and there is none.
+        SpecError: the device is a GPU, and the machine has none.
     """
 
     def __init__(self, spec: ScorerSpec, checkpoint: Checkpoint, options: ModelOptions) -> None:
         if options.device == "cuda" and not torch.cuda.is_available():
-            raise SpecError(f"model {options.name!r} is to run on cuda, and torch sees no GPU here; set device = 'cpu'")
+            raise SpecError(f"Model {options.name!r}: device is 'cuda', but torch finds no GPU. Set device = 'cpu'.")
         if options.num_threads is not None:
             torch.set_num_threads(options.num_threads)
         if options.device == "cpu":
             keep_freed_memory()
         self._spec = spec
         self._device = torch.device(options.device)
-        # On a CPU the network takes clips one by one: all of them beside each other as float32 would only be memory.
+        # On a CPU the network computes clips one by one, so a float32 batch would only take memory.
         self._is_batched = options.device == "cuda"
-        # Copied: the arrays may be views of a file's pages, or read-only.
+        # Copied, because the arrays may be read-only or views of a file.
         tensors = {name: torch.tensor(array, device=self._device) for name, array in checkpoint.tensors.items()}
         self._network = build_network(checkpoint.config, tensors, _DTYPES[options.precision])
 
@@ -48,26 +47,26 @@ class KvqScorer:
         return self._spec
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """One prediction per clip, in order; clips uint8 RGB [T, H, W, 3], of one shape or of several.
+        """Return one prediction per clip, in order; clips are uint8 RGB [T, H, W, 3] of any shapes.
 
         Raises:
             SpecError: frames of a size that the network cannot run on.
-            OutOfMemoryError: the GPU has no room for that many.
+            OutOfMemoryError: the batch does not fit into the memory of the GPU.
         """
         by_shape: dict[tuple[int, ...], list[int]] = {}
-        for place, clip in enumerate(clips):
-            by_shape.setdefault(clip.shape, []).append(place)
+        for index, clip in enumerate(clips):
+            by_shape.setdefault(clip.shape, []).append(index)
         found: dict[int, Prediction] = {}
-        for places in by_shape.values():
-            found.update(zip(places, self._score_shape([clips[place] for place in places]), strict=True))
-        return [found[place] for place in range(len(clips))]
+        for indices in by_shape.values():
+            found.update(zip(indices, self._score_shape([clips[index] for index in indices]), strict=True))
+        return [found[index] for index in range(len(clips))]
 
     def _score_shape(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
         batches = [clips] if self._is_batched else [[clip] for clip in clips]
         try:
             return [prediction for batch in batches for prediction in self._score_batch(batch)]
         except torch.OutOfMemoryError as error:
-            # The frames of the traceback still hold what the network had made so far.
+            # The frames of the traceback still reference the tensors of the failed batch.
             traceback.clear_frames(error.__traceback__)
             torch.cuda.empty_cache()
             first_line = next(iter(str(error).splitlines()), "")

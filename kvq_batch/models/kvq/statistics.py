@@ -1,9 +1,8 @@
-"""Tokens out of statistics: what has been known of quality without a reference, measured in every patch of a frame.
+"""Tokens from statistics of patches: measurements that no-reference quality metrics use, then one linear layer.
 
-How much detail there is in each band and how it is spread, what neighbouring pixels have in common, what changes from
-frame to frame, grids of codecs, light that is clipped, and natural scene statistics (`nss`). A small network that is
-given this learns from one pass over its labels what convolutions do not find in ten. Nothing here has weights but the
-layer that makes tokens of it, and no gradient flows back to pixels.
+The statistics cover the amount and the spread of detail in each band, correlation of neighbouring pixels, changes
+between frames, block grids of codecs, clipped luma, and natural scene statistics (`nss`). With them, a small network
+learned more in one pass over its labels than convolutions in ten. No gradient flows back to the pixels.
 
 Axes: B clips, T frames, D slots, H rows, W columns, n tiles, h and w pixels of a tile, S statistics.
 """
@@ -31,15 +30,16 @@ from kvq_batch.models.kvq.pixels import (
     products,
 )
 
-# Squared grey levels beside a variance that something is divided by.
+# Added to variances in squared grey levels, in denominators and logarithms.
 _EPS = 0.1
+# Size of a codec's blocks in pixels.
 _GRID = 8
-# Every statistic is of the order of 1; a patch that is foreign in one shall not drown the others.
+# All statistics are of order 1. Outliers are clipped, so that one of them does not dominate a token.
 _CLIP = 4.0
 
 
 class StatisticsEmbedding(nn.Module):
-    """[B, 3, T, H, W] -> [B, D, H/h, W/w, C]: statistics of every patch of a slot, through one layer."""
+    """Embedding [B, 3, T, H, W] -> [B, D, H/h, W/w, C]: statistics of every patch of a slot, then one linear layer."""
 
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()
@@ -55,17 +55,17 @@ class StatisticsEmbedding(nn.Module):
 
 @torch.no_grad()
 def patch_statistics(clips: Tensor, config: KvqConfig) -> Tensor:
-    """Statistics of normalised clips [B, 3, T, H, W], whole numbers of patches: float32 [B, D, H/h, W/w, S].
+    """Return the statistics of normalised clips [B, 3, T, H, W] of complete patches, float32 [B, D, H/h, W/w, S].
 
-    Those of a slot's frames, one after the other, and then of the changes between them. Patches of tiles that are
-    spliced do not see their neighbours.
+    S lists the statistics of each frame of a slot, then those of the changes between frames. Tiles of spliced frames
+    are measured separately.
     """
     batch, height, width = len(clips), *clips.shape[3:]
     tile = config.tile(height, width)
     rows, columns, side = height // tile[0], width // tile[1], config.patch[1]
 
     def to_grid(found: list[Tensor]) -> Tensor:
-        """Statistics [n, h/side, w/side] each -> [B, frames or changes of all slots, H/side, W/side, S]."""
+        """Stack statistics [n, h/side, w/side] to [B, frames or changes of all slots, H/side, W/side, S]."""
         joined = torch.stack(found, dim=-1)
         parts = joined.view(batch, -1, rows, columns, *joined.shape[1:])
         return parts.transpose(3, 4).reshape(batch, -1, height // side, width // side, len(found))
@@ -73,11 +73,11 @@ def patch_statistics(clips: Tensor, config: KvqConfig) -> Tensor:
     grey = in_tiles(luma(clips), tile)
     bands = list(bands_of_tiles(grey, config.num_bands))
     of_frames = [avg_pool(in_tiles(clips[:, colour], tile), side) for colour in range(3)]
-    of_frames += [*_light(grey, side), *_steps(grey, side)]
-    for number, band in enumerate(bands):
+    of_frames += [*_luma_range(grey, side), *_steps(grey, side)]
+    for band_index, band in enumerate(bands):
         of_frames += _detail(band, side)
-        if number == 0:
-            of_frames += _further_neighbours(band, side)
+        if band_index == 0:
+            of_frames += _further_correlations(band, side)
     red, blue = (in_tiles(clips[:, colour] * STD[colour] + MEAN[colour], tile) for colour in (0, 2))
     of_frames += nss_features(grey, bands[0], red, blue, side)
     of_changes: list[Tensor] = []
@@ -91,8 +91,8 @@ def patch_statistics(clips: Tensor, config: KvqConfig) -> Tensor:
     return torch.cat([part.permute(0, 1, 3, 4, 2, 5).flatten(4) for part in parts], dim=-1).clamp_(-_CLIP, _CLIP)
 
 
-def _light(grey: Tensor, side: int) -> Iterator[Tensor]:
-    """Range and spread of luma, and the shares of it at either end."""
+def _luma_range(grey: Tensor, side: int) -> Iterator[Tensor]:
+    """Yield maximum, minimum and variance of luma, and the shares of black and white pixels."""
     mean = avg_pool(grey, side)
     yield max_pool(grey, side) / 64 - 2
     yield min_pool(grey, side) / 64 - 2
@@ -102,25 +102,28 @@ def _light(grey: Tensor, side: int) -> Iterator[Tensor]:
 
 
 def _steps(grey: Tensor, side: int) -> Iterator[Tensor]:
-    """Steps to the next pixel, along rows and columns: mean size, the largest, share of none, a grid of 8 in them."""
+    """Yield statistics of the steps to the next pixel, along rows and columns.
+
+    Each: mean size, the largest relative to the mean, share of zero steps, and the strength of a grid of 8 pixels.
+    """
     for along in (grey, grey.transpose(1, 2)):
         size = F.pad((along[:, :, 1:] - along[:, :, :-1]).abs(), (0, 1))
         mean = avg_pool(size, side)
         largest = max_pool(size, side)
-        # Of each of the 8 places in a grid, the mean over rows of the patch and periods of the grid.
+        # The mean step at each of the 8 phases of a grid, over the rows of the patch and the periods of the grid.
         of_columns = F.avg_pool2d(size[:, None], (side, 1))[:, 0]
-        places = of_columns.view(*of_columns.shape[:2], -1, side // _GRID, _GRID).mean(3)
+        phases = of_columns.view(*of_columns.shape[:2], -1, side // _GRID, _GRID).mean(3)
         found = (
             torch.log(mean + _EPS) / 2,
             torch.log((largest + FLOOR) / (mean + _EPS)) - 1,
             2 * avg_pool((size < FLOOR).float(), side),
-            2 * torch.log((places.amax(-1) + _EPS) / (mean + _EPS)),
+            2 * torch.log((phases.amax(-1) + _EPS) / (mean + _EPS)),
         )
         yield from (values if along is grey else values.transpose(1, 2) for values in found)
 
 
 def _detail(band: Tensor, side: int) -> Iterator[Tensor]:
-    """How much there is in a band, how unevenly, and whether neighbours agree."""
+    """Yield amount, spread, power and kurtosis of a band, and the correlation of neighbouring pixels."""
     logarithm = torch.log(band.abs() + FLOOR)
     mean = avg_pool(logarithm, side)
     square = band * band
@@ -129,24 +132,25 @@ def _detail(band: Tensor, side: int) -> Iterator[Tensor]:
     yield 2 * (avg_pool(logarithm.square_(), side) - mean * mean).clamp_(min=0).sqrt_() - 1
     yield torch.log(power + _EPS) / 2 - 1
     yield torch.log((avg_pool(square * square, side) + _EPS**2) / (power + _EPS).square()) - 1
-    yield _agreement(band, power, side, 0, 1)
-    yield _agreement(band, power, side, 1, 0)
+    yield _correlation(band, power, side, 0, 1)
+    yield _correlation(band, power, side, 1, 0)
 
 
-def _further_neighbours(band: Tensor, side: int) -> Iterator[Tensor]:
+def _further_correlations(band: Tensor, side: int) -> Iterator[Tensor]:
+    """Yield the correlations of a band with diagonal neighbours and with pixels two steps away."""
     power = avg_pool(band * band, side)
     for down, right in ((1, 1), (1, -1), (0, 2), (2, 0)):
-        yield _agreement(band, power, side, down, right)
+        yield _correlation(band, power, side, down, right)
 
 
 def _change(change: Tensor, side: int) -> Iterator[Tensor]:
-    """How much of a band is new in a frame, and whether neighbours of it agree: noise is, and they do not."""
+    """Yield amount, power and correlation of the change of a band: noise changes much, with little correlation."""
     power = avg_pool(change * change, side)
     yield avg_pool(torch.log(change.abs() + FLOOR), side)
     yield torch.log(power + _EPS) / 2 - 1
-    yield _agreement(change, power, side, 0, 1)
+    yield _correlation(change, power, side, 0, 1)
 
 
-def _agreement(band: Tensor, power: Tensor, side: int, down: int, right: int) -> Tensor:
-    """Correlation of pixels with those shifted by these rows and columns, about -1 to 1, times 2."""
+def _correlation(band: Tensor, power: Tensor, side: int, down: int, right: int) -> Tensor:
+    """Return twice the correlation of pixels with those shifted by these rows and columns, about -2 to 2."""
     return 2 * avg_pool(products(band, down, right), side) / (power + _EPS)

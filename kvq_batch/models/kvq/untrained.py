@@ -1,8 +1,8 @@
-"""Seeded weights for a network that nobody has trained: the demo, the tests, and a first run of the whole pipeline.
+"""Seeded random weights, for the demo, the tests and a first run of the pipeline.
 
-Values come from the raw bits of a counter-based generator keyed by seed and tensor name, so that they are the same
-to the last bit on every machine and under every version of numpy. They are scaled so that maps vary from cell to
-cell, as a trained network's do. They are deliberately no start for training: use `published.load_kinetics`.
+Values are the raw bits of a counter-based generator, keyed by seed and tensor name, so they are bit-identical on every
+machine and with every version of numpy. They are scaled so that maps vary between cells, as those of a trained network
+do. For training, start from `training.initialisation` instead.
 """
 
 import hashlib
@@ -11,14 +11,33 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from kvq_batch.domain.scorer import ModelCard
+from kvq_batch.models.kvq.checkpoint import Checkpoint, digest
 from kvq_batch.models.kvq.config import KvqConfig, Shape, tensor_shapes
 
-# Gains over unit variance: loud enough that cells differ, and not so loud that one cell takes a slot's whole saliency.
+UNTRAINED = "untrained"
+"""The value of `weights` that selects random weights, and their model version."""
+
+# Standard deviations. Larger ones concentrate a slot's saliency in one cell; smaller ones make all cells alike.
 _GAINS = {"vqa_head.fc_hid": 2.0, "vqa_head.fc_last": 2.0, "weight_head.fc_hid": 2.0, "weight_conv": 0.05}
 
 
+def untrained_checkpoint(name: str, config: KvqConfig, seed: int = 0) -> Checkpoint:
+    """Return seeded random weights, with a card that says so."""
+    tensors = untrained_tensors(config, seed)
+    card = ModelCard(
+        name=name,
+        version=UNTRAINED,
+        digest=digest(tensors, config),
+        origin="untrained",
+        summary=f"UNTRAINED: random weights of seed {seed}; its scores and maps do NOT measure quality",
+        licence="Apache-2.0",
+    )
+    return Checkpoint(card, config, tensors)
+
+
 def untrained_tensors(config: KvqConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Every tensor of a network, float32, a function of the sizes and the seed alone."""
+    """Return every tensor of a network, float32; they depend on the sizes and the seed only."""
     return {name: _tensor(name, shape, seed) for name, shape in tensor_shapes(config).items()}
 
 
@@ -34,7 +53,7 @@ def _tensor(name: str, shape: Shape, seed: int) -> NDArray[np.float32]:
 
 
 def _uniform(key: str, shape: Shape) -> NDArray[np.float64]:
-    """Uniform in [-1, 1) with 32 bits each; only the raw stream is promised to stay, no distribution of numpy's is."""
+    """Return uniform numbers in [-1, 1) of 32 bits, from a raw stream: numpy does not guarantee its distributions."""
     state = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
     bits = state.random_raw(math.prod(shape)) >> np.uint64(32)
     return (bits.astype(np.float64) * 2.0**-31 - 1.0).reshape(shape)

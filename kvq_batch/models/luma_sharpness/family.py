@@ -1,7 +1,7 @@
-"""The name under which the luma statistics are registered; the template for a next model's `family`.
+"""Model family of the luma statistics, and the template for the `family` module of a new model.
 
-A model without weights still has an identity: its configuration and its version are hashed instead. Copy this folder
-for a new model, register the family in `kvq_batch.models.registry`, and bump `version` when numbers change.
+To add a model, copy this folder and register its family in `kvq_batch.models.registry`. Increase `version` when scores
+change. A model without weights hashes its configuration and its version for its model id.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ OUTPUTS = ("luma_mean", "luma_std", "sharpness", "temporal_difference")
 
 @dataclass(frozen=True, slots=True)
 class LumaSharpnessFamily:
-    """Luma and sharpness statistics: no weights, no GPU, the same frames as KVQ, so that one decode serves both."""
+    """Luma and sharpness statistics. They need no weights and no GPU, and share KVQ's frames, so also its decode."""
 
     name: str = "luma-sharpness"
     version: str = "1"
@@ -29,13 +29,13 @@ class LumaSharpnessFamily:
         return "luma and sharpness statistics of the frames, no weights; its raw score is the mean absolute Laplacian"
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
-        """The declaration.
+        """Return the declaration of the scorer.
 
         Raises:
-            SpecError: weights were given, and there is nothing to load them into.
+            SpecError: the options name weights, which this model does not have.
         """
         if options.weights is not None:
-            raise SpecError(f"model {options.name!r} has no weights; remove weights = {options.weights!r}")
+            raise SpecError(f"Model {options.name!r} has no weights. Remove weights = {options.weights!r}.")
         identity = json.dumps([self.name, self.version, asdict(self.config)], sort_keys=True)
         card = ModelCard(
             name=self.name,
@@ -48,7 +48,7 @@ class LumaSharpnessFamily:
         return ScorerSpec(card=card, frames=FrameRequest(), outputs=OUTPUTS, devices=("cpu",))
 
     def build(self, options: ModelOptions) -> Scorer:
-        """The live scorer."""
+        """Return the scorer."""
         from kvq_batch.models.luma_sharpness.scorer import LumaSharpnessScorer
 
         return LumaSharpnessScorer(self.describe(options), self.config)

@@ -1,7 +1,6 @@
-"""Luma and sharpness statistics of a clip, in numpy alone.
+"""Scorer of luma and sharpness statistics, in numpy; the template for a new scorer.
 
-The handcrafted scorer: it goes the whole way of a video without a network, and is the template for the next scorer. It
-measures some frames, not all, and deliberately returns no maps.
+It measures some frames of a clip and returns no maps.
 """
 
 from collections.abc import Sequence
@@ -12,16 +11,17 @@ from numpy.typing import NDArray
 from kvq_batch.domain.scorer import Prediction, ScorerSpec
 from kvq_batch.models.luma_sharpness.config import LumaConfig
 
-# Luma is kept in 256ths: whole numbers below 2^16, so that sums are exact and the same in any order.
+# Luma in 256ths: integers below 2^16, so sums are exact and do not depend on their order.
 _UNIT = 256
 
 
 class LumaSharpnessScorer:
-    """Implements `kvq_batch.domain.scorer.Scorer`.
+    """A `Scorer` of luma and sharpness statistics.
 
     Outputs, of 8-bit luma Y (0..255) over the measured frames: `luma_mean`; `luma_std`, over all their pixels;
     `sharpness`, mean |4 Y - up - down - left - right| over inner pixels; `temporal_difference`, mean |Y' - Y| of the
-    measured pairs of neighbours, 0 for a clip of one frame. The raw score is `sharpness`: sharper, or noisier.
+    measured pairs of neighbouring frames, 0 for a clip of one frame. The raw score is `sharpness`, which increases
+    with sharpness and with noise.
     """
 
     def __init__(self, spec: ScorerSpec, config: LumaConfig) -> None:
@@ -33,7 +33,7 @@ class LumaSharpnessScorer:
         return self._spec
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """One prediction per clip, in order; clips uint8 RGB [T, H, W, 3] of any size, frames at least 3x3 pixels."""
+        """Return one prediction per clip, in order; clips are uint8 RGB [T, H, W, 3] of at least 3x3 pixels."""
         return [self._predict(clip) for clip in clips]
 
     def _predict(self, clip: NDArray[np.uint8]) -> Prediction:
@@ -54,14 +54,14 @@ class LumaSharpnessScorer:
 
 
 def pair_starts(num_frames: int, num_pairs: int) -> list[int]:
-    """First frames of the measured pairs, evenly spread; none where there is but one frame."""
+    """Return the first frame of each measured pair, evenly spread; no pair if the clip has one frame."""
     pairs = min(num_pairs, num_frames // 2)
     return [pair * (num_frames // pairs) for pair in range(pairs)]
 
 
 def luma(frame: NDArray[np.uint8], weights: tuple[int, int, int]) -> NDArray[np.int32]:
-    """Luma of an RGB frame [H, W, 3] in 256ths, int32 [H, W], 0..65280."""
-    # The sum of the weights is 256, so 16 bits hold it, and take a third of the time of 32.
+    """Return the luma of an RGB frame [H, W, 3] in 256ths, int32 [H, W], 0..65280."""
+    # The sum of the weights is 256, so 16 bits hold every sum; they take a third of the time of 32 bits.
     total = np.multiply(frame[..., 0], weights[0], dtype=np.uint16)
     for channel in (1, 2):
         total += np.multiply(frame[..., channel], weights[channel], dtype=np.uint16)
@@ -69,7 +69,7 @@ def luma(frame: NDArray[np.uint8], weights: tuple[int, int, int]) -> NDArray[np.
 
 
 def laplacian(y: NDArray[np.int32]) -> NDArray[np.int32]:
-    """4 y - up - down - left - right at the inner pixels: int32 [H - 2, W - 2]."""
+    """Return 4 y - up - down - left - right at the inner pixels, int32 [H - 2, W - 2]."""
     inner = 4 * y[1:-1, 1:-1]
     for neighbour in (y[:-2, 1:-1], y[2:, 1:-1], y[1:-1, :-2], y[1:-1, 2:]):
         inner -= neighbour
