@@ -28,6 +28,7 @@ from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.stream import ClipRow, StreamRows
 from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.media.cropping import NO_CROP
 from kvq_batch.media.decode import ClipLayout, DecodeTask, FrameLayout, Timings, VideoLayout
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.scratch import ScratchWriter
@@ -37,10 +38,26 @@ from kvq_batch.planning.plan import make_plan
 
 SHAPE = (2, 224, 224, 3)
 FACTS = VideoFacts(
-    224, 224, 0, 1.0, 25.0, False, 1.0, 25, "none", "rgb24", 8, "progressive", "unknown", "unknown", "unknown", "tv"
+    224,
+    224,
+    0,
+    False,
+    1.0,
+    25.0,
+    False,
+    1.0,
+    25,
+    "none",
+    "rgb24",
+    8,
+    "progressive",
+    "unknown",
+    "unknown",
+    "unknown",
+    "tv",
 )
 EMPTY = np.empty(0, np.int64)
-PROBED = Probed(FACTS, "none", 0, "packets", False, EMPTY, EMPTY.astype(bool), EMPTY, EMPTY.astype(float))
+PROBED = Probed(FACTS, "none", 0, "packets", False, NO_CROP, EMPTY, EMPTY.astype(bool), EMPTY, EMPTY.astype(float))
 
 
 class FreeFrames:

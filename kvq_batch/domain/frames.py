@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Offset = Literal["middle", "random"]
 
-ALGORITHMS = {"sampling": 1, "decode": 1, "resize": 1}
+ALGORITHMS = {"sampling": 1, "decode": 2, "resize": 1}
 """Increase a number when code changes the pixels that a model gets. All fingerprints change with it."""
 
 

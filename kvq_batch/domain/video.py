@@ -13,14 +13,16 @@ Hdr = Literal["refuse", "as-is"]
 class VideoFacts:
     """Facts from the container and the codec, and the number of frames that were found.
 
-    Width and height are those of the upright picture (after `rotation_deg`, clockwise, one of 0, 90, 180, 270) in
-    stored pixels, not stretched by `sample_aspect_ratio` (width / height of one pixel). `frame_rate` is the mean, in
-    frames per second. Colour fields are ffmpeg's names ("bt709", "smpte2084", "tv"), or "unknown".
+    The decoded picture is cropped to what is shown, mirrored left to right if `is_mirrored`, then turned clockwise by
+    `rotation_deg` (0, 90, 180 or 270). Width and height are those of the picture after that, in stored pixels, not
+    stretched by `sample_aspect_ratio` (width / height of one pixel). `frame_rate` is the mean, in frames per second.
+    Colour fields are ffmpeg's names ("bt709", "smpte2084", "tv"), or "unknown".
     """
 
     width_px: int
     height_px: int
     rotation_deg: int
+    is_mirrored: bool
     sample_aspect_ratio: float
     frame_rate: float
     is_variable_frame_rate: bool

@@ -88,15 +88,15 @@ def _mp4_end(file: BinaryIO, size: int) -> int:
 
 def _matroska_end(file: BinaryIO, size: int) -> int:
     file.seek(4)
-    header_length, _ = _vint(file)
+    header_length, _ = ebml_size(file)
     file.seek(header_length, 1)
     if file.read(4) != b"\x18\x53\x80\x67":
         return size
-    length, is_unknown = _vint(file)
+    length, is_unknown = ebml_size(file)
     return size if is_unknown else file.tell() + length
 
 
-def _vint(file: BinaryIO) -> tuple[int, bool]:
+def ebml_size(file: BinaryIO) -> tuple[int, bool]:
     """An EBML size and whether it says "unknown" (a live recording)."""
     first = file.read(1)
     if not first or first[0] == 0:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError
+from kvq_batch.media.cropping import NO_CROP
 from kvq_batch.media.probe import Probed
 
 DecoderChoice = Literal["auto", "pyav", "decord"]
@@ -85,8 +86,10 @@ def _unfit_for_decord(probed: Probed) -> str | None:
         return "its frames can only be found by counting"
     if probed.has_open_groups:
         return "frames stand before the keyframe that they follow in the file (open groups)"
-    if facts.rotation_deg:
-        return f"it is rotated by {facts.rotation_deg} degrees"
+    if facts.rotation_deg or facts.is_mirrored:
+        return "it is rotated or mirrored"
+    if probed.crop != NO_CROP:
+        return "its container crops the picture"
     is_odd = facts.width_px % 2 or facts.height_px % 2
     if facts.width_px < _DECORD_MIN_WIDTH or (is_odd and "444" not in facts.pixel_format):
         return f"its size is {facts.width_px} x {facts.height_px}"

@@ -12,6 +12,7 @@ from typing import Literal
 import av.error
 import numpy as np
 from av.packet import Packet
+from av.sidedata.sidedata import Type
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.domain.video import Hdr, VideoFacts
 from kvq_batch.media.containers import image_kind, is_markup, missing_bytes
+from kvq_batch.media.cropping import Crop, crop_of
 from kvq_batch.media.packets import PacketIndex, best_stream, open_video, reason
+from kvq_batch.media.picture import orientation_of, side_data
 
 Counting = Literal["packets", "decoding"]
 
@@ -47,6 +50,8 @@ _RANGES = {1: "tv", 2: "pc"}
 _FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
 
 _HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+_DOLBY_TAGS = {"dvh1", "dvhe", "dva1", "dvav", "dav1"}
+_DOLBY_SIDE_DATA = {Type.DOVI_RPU_BUFFER, Type.DOVI_METADATA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,14 @@ class VideoLimits:
 
     max_frame_pixels: int = 8192 * 4320
     hdr: Hdr = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class _ContainerColor:
+    """Colour numbers of ITU-T H.273 that the container states; frames take over what their codec can state."""
+
+    primaries: int
+    transfer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,7 @@ class Probed:
     stream_index: int
     counting: Counting
     can_skip_unreferenced: bool
+    crop: Crop
     packet_pts: NDArray[np.int64]
     packet_is_key: NDArray[np.bool_]
     frame_packets: NDArray[np.int64]
@@ -125,11 +139,13 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
     is_interlaced = field_order not in ("progressive", "unknown")
     are_fields_packets = is_interlaced and index.codec in ("h264", "hevc", "vc1")
     counting: Counting = "packets" if index.has_reliable_times and not are_fields_packets else "decoding"
+    color = _ContainerColor(stream.codec_context.color_primaries, stream.codec_context.color_trc)
     decoded_pts: list[int | None] = []
     first = _first_frame(stream, limits, index.first_packet) if counting == "packets" else None
     if first is None:
         first, decoded_pts = _decode_all(path, limits)
-    picture = _picture_facts(first, stream, limits)
+    crop = crop_of(path, stream)
+    picture = _picture_facts(first, crop, color, stream, limits)
     time_base_s = index.time_base_s
     if counting == "packets":
         pts = index.packet_pts[index.frame_packets]
@@ -158,6 +174,7 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
         stream_index=index.stream_index,
         counting=counting,
         can_skip_unreferenced=index.can_skip_unreferenced and not is_interlaced and counting == "packets",
+        crop=crop,
         packet_pts=index.packet_pts,
         packet_is_key=index.packet_is_key,
         frame_packets=frame_packets,
@@ -205,30 +222,29 @@ def _undecodable(error: av.error.FFmpegError) -> DecodeError:
     return DecodeError("undecodable", f"it does not decode ({reason(error)}); upload it again", True)
 
 
-def _picture_facts(frame: VideoFrame, stream: VideoStream, limits: VideoLimits) -> VideoFacts:
-    """What one decoded frame and its stream say; counts and times are left 0.
+def _picture_facts(
+    frame: VideoFrame, crop: Crop, color: _ContainerColor, stream: VideoStream, limits: VideoLimits
+) -> VideoFacts:
+    """Return what one decoded frame and its stream say; counts and times are left 0.
 
     Raises:
-        ProbeError: hdr_refused, frame_too_large.
+        ProbeError: hdr_refused, frame_too_large, unusual_rotation.
     """
     pixel_format = frame.format.name
-    transfer = _transfer_name(frame.color_trc)
-    if transfer in _HDR_TRANSFERS and limits.hdr == "refuse":
-        raise ProbeError(
-            "hdr_refused",
-            f"its transfer is {_HDR_TRANSFERS[transfer]} ({transfer}), which no model here was trained on; "
-            'say hdr = "as-is" in the job to score it without tone mapping',
-            True,
-        )
+    transfer = _name(_TRANSFERS, frame.color_trc, color.transfer)
+    _refuse_hdr(transfer, limits)
+    _refuse_dolby_vision(frame, transfer, stream.codec_context.codec_tag)
     _refuse_pixels(frame.width, frame.height, limits)
-    rotation_deg = -90 * round(frame.rotation / 90) % 360
-    is_turned = rotation_deg in (90, 270)
+    orientation = orientation_of(frame)
+    is_turned = orientation.rotation_deg in (90, 270)
+    width, height = frame.width - crop.left - crop.right, frame.height - crop.top - crop.bottom
     aspect = stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio
     ratio = float(aspect) if aspect else 1.0
     return VideoFacts(
-        width_px=frame.height if is_turned else frame.width,
-        height_px=frame.width if is_turned else frame.height,
-        rotation_deg=rotation_deg,
+        width_px=height if is_turned else width,
+        height_px=width if is_turned else height,
+        rotation_deg=orientation.rotation_deg,
+        is_mirrored=orientation.is_mirrored,
         sample_aspect_ratio=1 / ratio if is_turned else ratio,
         frame_rate=0.0,
         is_variable_frame_rate=False,
@@ -238,7 +254,7 @@ def _picture_facts(frame: VideoFrame, stream: VideoStream, limits: VideoLimits) 
         pixel_format=pixel_format,
         bit_depth=max(component.bits for component in frame.format.components),
         field_order="unknown",
-        color_primaries=_primaries_name(frame.color_primaries),
+        color_primaries=_name(_PRIMARIES, frame.color_primaries, color.primaries),
         color_transfer=transfer,
         color_matrix=_matrix_name(frame.colorspace, pixel_format),
         color_range=_range_name(frame.color_range, pixel_format),
@@ -285,12 +301,34 @@ def _refuse_pixels(width: int, height: int, limits: VideoLimits) -> None:
         )
 
 
-def _primaries_name(number: int) -> str:
-    return _PRIMARIES.get(number, "unknown")
+def _refuse_hdr(transfer: str, limits: VideoLimits) -> None:
+    if transfer in _HDR_TRANSFERS and limits.hdr == "refuse":
+        raise ProbeError(
+            "hdr_refused",
+            f"its transfer is {_HDR_TRANSFERS[transfer]} ({transfer}), which no model here was trained on; "
+            'say hdr = "as-is" in the job to score it without tone mapping',
+            True,
+        )
 
 
-def _transfer_name(number: int) -> str:
-    return _TRANSFERS.get(number, "unknown")
+def _refuse_dolby_vision(frame: VideoFrame, transfer: str, codec_tag: str) -> None:
+    """Refuse Dolby Vision without a base layer that other players can show: profile 5, and 10.0 in AV1.
+
+    Its frames carry Dolby's metadata (or its tag says so) and state no transfer. Other profiles state PQ, HLG or SDR.
+    """
+    is_dolby = codec_tag in _DOLBY_TAGS or any(data.type in _DOLBY_SIDE_DATA for data in side_data(frame))
+    if is_dolby and transfer == "unknown":
+        raise ProbeError(
+            "hdr_refused",
+            "it is Dolby Vision of profile 5 (or 10.0), whose pixels are not a picture without Dolby's processing; "
+            "supply a rendition in SDR, or in HDR10 or HLG",
+            True,
+        )
+
+
+def _name(names: dict[int, str], in_frame: int, in_container: int) -> str:
+    """Return the name of a colour number: that of the frame, or of the container where the frame states none."""
+    return names.get(in_frame) or names.get(in_container, "unknown")
 
 
 def _matrix_name(number: int, pixel_format: str) -> str:

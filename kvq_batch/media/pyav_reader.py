@@ -16,12 +16,12 @@ import av.error
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, shorten_list
 from kvq_batch.media.packets import best_stream, open_video
+from kvq_batch.media.picture import Orientation, PictureConverter
 from kvq_batch.media.probe import Probed
 
 # Reading this many packets without decoding them costs less than a seek and what it re-reads.
@@ -44,7 +44,8 @@ class PyavReader:
         self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int = 1
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """See `FrameReader.frames`."""
-        to_rgb = _Converter(probed.facts.rotation_deg)
+        facts = probed.facts
+        to_rgb = PictureConverter(probed.crop, Orientation(facts.is_mirrored, facts.rotation_deg))
         try:
             with _Session(path, probed, num_threads) as session:
                 if probed.counting == "decoding":
@@ -184,22 +185,6 @@ class _Session:
 
     def _read(self) -> Iterator["Packet[VideoStream]"]:
         return (packet for packet in self._container.demux(self._stream) if packet.size)
-
-
-class _Converter:
-    """YUV to RGB as decord's filter graph does it, as published, and the turn that makes the picture upright."""
-
-    def __init__(self, rotation_deg: int) -> None:
-        self._reformatter = VideoReformatter()
-        self._quarters = -(rotation_deg // 90)
-
-    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """uint8 RGB [H, W, 3], upright."""
-        rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(rgb.height, plane.line_size)
-        pixels = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
-        return np.rot90(pixels, self._quarters) if self._quarters else pixels
 
 
 def _chain(first: "Packet[VideoStream]", rest: Iterator["Packet[VideoStream]"]) -> Iterator["Packet[VideoStream]"]:

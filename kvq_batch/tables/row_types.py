@@ -39,6 +39,7 @@ class VideoFactColumns(TypedDict):
     width_px: int
     height_px: int
     rotation_deg: int
+    is_mirrored: bool
     sample_aspect_ratio: float
     frame_rate: float
     is_variable_frame_rate: bool

@@ -4,10 +4,8 @@ import zlib
 from functools import cache
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError
@@ -15,10 +13,10 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import ClipPolicy, Window
 from kvq_batch.media.decode import Decoding, decode_clips
 from kvq_batch.media.decoders import DecoderName, choose_decoder, open_reader
-from kvq_batch.media.packets import best_stream
 from kvq_batch.media.probe import Probed, VideoLimits, probe
 from kvq_batch.media.resize import resize
 from tests.support.material import Material, ffmpeg
+from tests.support.reference import reference_frames
 
 BOTH = [
     "h264.mp4", "h264-fragmented.mp4", "h264.mkv", "h264.flv", "h264-422.mp4", "h264-444.mkv", "h264-long-gop.mp4",
@@ -38,12 +36,9 @@ BEYOND_THE_RULE = ["h264-intra-refresh.mp4", "edit-list.mp4"]
 
 @cache
 def whole_decode(path: Path) -> tuple[Probed, list[NDArray[np.uint8]]]:
-    """Every frame of a file, decoded in order and leaving nothing out, upright."""
+    """Return every frame of a file as ffmpeg decodes it, in order and leaving nothing out, upright."""
     probed = probe(path, VideoLimits())
-    with av.open(str(path)) as container:
-        decoded = container.decode(video=container.streams.video.index(best_stream(container)))
-        frames = [f.to_ndarray(format="rgb24", interpolation=Interpolation.BICUBIC) for f in decoded]
-    return probed, [np.rot90(f, -(probed.facts.rotation_deg // 90)) for f in frames]
+    return probed, reference_frames(path, stream=probed.stream_index)
 
 
 def assert_exact(material: Material, name: str, decoder: DecoderName) -> None:

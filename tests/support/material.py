@@ -43,6 +43,7 @@ _AUDIO = ("-f", "lavfi", "-i", "sine=duration=4", "-c:a", "aac", "-shortest")
 
 _ENCODED: dict[str, tuple[str, ...]] = {
     "h264.mp4": _H264,
+    "short.mp4": (*_H264, "-frames:v", "10"),
     "h264-faststart.mp4": (*_H264, "-movflags", "+faststart"),
     "h264-fragmented.mp4": (*_H264, "-g", "20", "-movflags", "frag_keyframe+empty_moov"),
     "h264-10bit.mp4": ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p10le"),

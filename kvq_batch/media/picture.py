@@ -1,0 +1,130 @@
+"""From a decoded frame to the picture that players show: cropped, in RGB, mirrored and turned upright.
+
+Colour follows the frame: its matrix and range, BT.601 and limited range where it states none. It is what the command
+line of ffmpeg makes with `-pix_fmt rgb24`, bit for bit.
+
+Chroma is taken to lie in the middle of the luma samples that share it, whatever the file says. Files disagree about it
+for no visible reason: H.264 and HEVC mean "left" where they are silent (H.264 E.2.1), JPEG means the centre, FFV1 and
+raw video say nothing. For 8 bits the published pipeline of KVQ repeats each chroma sample over its luma samples, which
+is the centre. With one rule, equal samples give equal scores in every codec, container and bit depth. For the same
+reason interlaced frames are converted as whole frames.
+"""
+
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import SideData, Type
+from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from kvq_batch.domain.errors import ProbeError
+from kvq_batch.media.cropping import Crop
+
+# Formats whose conversion repeats chroma samples, where the height is even (ff_get_unscaled_swscale in libswscale).
+_REPEATED_CHROMA = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuva420p"}
+# ffmpeg takes an angle this close to a quarter turn for it.
+_MAX_TILT_DEG = 1.0
+# More than FFmpeg has kinds of side data of a frame (33 in version 8).
+_MAX_SIDE_DATA = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a decoded frame is shown: mirrored left to right if `is_mirrored`, then turned clockwise."""
+
+    is_mirrored: bool
+    rotation_deg: int
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """Return what the display matrix of a frame says: of the container, of an SEI message, or of EXIF.
+
+    The matrix (a b u; c d v; x y w) of ISO/IEC 14496-12 moves a pixel (p, q) to (a p + c q, b p + d q); q points
+    downwards. A negative determinant is a mirror. The image of the vertical axis, (c, d), gives the angle either way.
+
+    Raises:
+        ProbeError: the angle is not a multiple of 90 degrees (unusual_rotation).
+    """
+    matrix = next((bytes(data) for data in side_data(frame) if data.type is Type.DISPLAYMATRIX), None)
+    if matrix is None:
+        return Orientation(False, 0)
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix[:36])
+    if not a * d - b * c:
+        return Orientation(False, 0)
+    angle_deg = math.degrees(math.atan2(-c, d))
+    quarters = round(angle_deg / 90)
+    if abs(angle_deg - 90 * quarters) > _MAX_TILT_DEG:
+        raise ProbeError(
+            "unusual_rotation",
+            f"its display matrix turns the picture by {angle_deg % 360:.0f} degrees; store it upright, or turned by "
+            "90, 180 or 270 degrees",
+            True,
+        )
+    return Orientation(a * d - b * c < 0, 90 * quarters % 360)
+
+
+def side_data(frame: VideoFrame) -> list[SideData]:
+    """Return the side data of a frame of the kinds that PyAV has names for."""
+    try:
+        return list(cast(Iterable[SideData], frame.side_data))
+    except ValueError:
+        # PyAV lists all or none, and FFmpeg has kinds without a name in PyAV, EXIF among them.
+        named = {cast(int, kind.value) for kind in Type}
+        graph = Graph()
+        nodes = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))]
+        nodes += [graph.add("sidedata", f"mode=delete:type={n}") for n in range(_MAX_SIDE_DATA) if n not in named]
+        graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+        graph.push(frame)
+        return list(cast(Iterable[SideData], graph.vpull().side_data))
+
+
+class PictureConverter:
+    """Makes RGB pictures of the frames of one video."""
+
+    def __init__(self, crop: Crop, orientation: Orientation) -> None:
+        self._reformatter = VideoReformatter()
+        self._crop = crop
+        self._orientation = orientation
+
+    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """Return uint8 RGB [H, W, 3], cropped and upright. It may be a view of memory that the next call reuses."""
+        rgb = self._reformatter.reformat(
+            _with_plain_chroma(frame), format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+        )
+        pixels = _rows(rgb.planes[0])[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+        crop = self._crop
+        pixels = pixels[crop.top : rgb.height - crop.bottom, crop.left : rgb.width - crop.right]
+        if self._orientation.is_mirrored:
+            pixels = pixels[:, ::-1]
+        return np.rot90(pixels, -(self._orientation.rotation_deg // 90))
+
+
+def _with_plain_chroma(frame: VideoFrame) -> VideoFrame:
+    """Return the frame, or a copy that states neither a chroma location nor fields, where libswscale would use them."""
+    pixel_format = frame.format
+    is_subsampled = (
+        pixel_format.chroma_width(frame.width) != frame.width
+        or pixel_format.chroma_height(frame.height) != frame.height
+    )
+    repeats_chroma = pixel_format.name in _REPEATED_CHROMA and frame.height % 2 == 0 and not frame.interlaced_frame
+    if not is_subsampled or repeats_chroma:
+        return frame
+    copy = VideoFrame(frame.width, frame.height, pixel_format.name)
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    for source, target in zip(frame.planes, copy.planes, strict=True):
+        width = min(source.line_size, target.line_size)
+        _rows(target)[:, :width] = _rows(source)[:, :width]
+    return copy
+
+
+def _rows(plane: VideoPlane) -> NDArray[np.uint8]:
+    """Return uint8 [H, bytes of a row with its padding], a view."""
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
