@@ -11,7 +11,8 @@ from typing import BinaryIO
 # files and addresses, and text, which it renders. A stored video may do neither.
 DEMUXERS = (
     "mov,matroska,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,flv,asf,ogg,mxf,nut,dv,rm,gxf,"
-    "yuv4mpegpipe,mjpeg,mjpeg_2000,gif,apng,mp3,aac,wav,flac,ac3,aiff,amr,w64,caf,opus"
+    "yuv4mpegpipe,mjpeg,mjpeg_2000,gif,apng,jpeg_pipe,png_pipe,webp_pipe,webp_anim,mp3,aac,wav,flac,ac3,aiff,amr,w64,"
+    "caf,opus"
 )
 _MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx", b"mfra", b"styp"}
 _IMAGES = (
@@ -24,11 +25,17 @@ _IMAGES = (
     (b"\xff\x0a", "JPEG XL"),
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
 )
-_IMAGE_BRANDS = {b"avif", b"heic", b"heix", b"mif1", b"msf1"}
+_IMAGE_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1"}
+_TS_PACKET, _TS_SYNC = 188, 0x47
+# Scrambling is looked for in this much of a file.
+_TS_BYTES = 4 << 20
 
 
 def image_kind(path: Path) -> str | None:
-    """The name of the still-image format that the file starts as, None where it is none (GIF and APNG may move)."""
+    """Return the name of the image format that the file starts as, None for other files.
+
+    Files of these formats may hold several pictures: only a demuxer counts them.
+    """
     head = _head(path)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
@@ -36,8 +43,40 @@ def image_kind(path: Path) -> str | None:
         return "AVIF or HEIF"
     for magic, name in _IMAGES:
         if head.startswith(magic):
-            return None if name == "PNG" and b"acTL" in head else name
+            return name
     return None
+
+
+def is_animated_webp(path: Path) -> bool:
+    """Tell whether the extended header of a WebP file says that it is animated."""
+    head = _head(path)
+    return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
+
+
+def is_one_photo(first_picture: bytes) -> bool:
+    """Tell whether a JPEG that is followed by more data is one photo all the same.
+
+    Cameras append previews and gain maps as further pictures, with an index of them ("MPF", CIPA DC-007), or a short
+    film behind the end of the picture.
+    """
+    return b"MPF\x00" in first_picture[: 1 << 16] or not first_picture.rstrip(b"\x00").endswith(b"\xff\xd9")
+
+
+def is_scrambled(path: Path, pid: int) -> bool:
+    """Tell whether most packets of an MPEG-TS stream say that they are scrambled (ISO/IEC 13818-1, 2.4.3.3)."""
+    with path.open("rb") as file:
+        data = file.read(_TS_BYTES)
+    # Packets of 188 bytes, with 4 bytes before each on Blu-ray discs, or 16 of parity after each.
+    start = data.find(_TS_SYNC)
+    size = next((n for n in (_TS_PACKET, 192, 204) if data[start : start + 9 * n : n] == bytes([_TS_SYNC]) * 9), 0)
+    if not size:
+        return False
+    controls = [
+        data[at + 3] >> 6
+        for at in range(start, len(data) - _TS_PACKET, size)
+        if (data[at + 1] & 0x1F) << 8 | data[at + 2] == pid and data[at + 3] & 0x10
+    ]
+    return sum(control > 1 for control in controls) * 2 > len(controls)
 
 
 def is_markup(path: Path) -> bool:

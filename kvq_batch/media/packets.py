@@ -17,13 +17,18 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
-from kvq_batch.media.containers import DEMUXERS
+from kvq_batch.media.containers import DEMUXERS, is_scrambled
 
 # Containers that state when each packet is shown. AVI and elementary streams do not: with reordered frames their
 # times are made up by the demuxer (an AVI with B frames gave other frames than asked for, measured).
 _TIMED_CONTAINERS = {
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "nut", "ivf", "yuv4mpegpipe", "gif", "apng",
 }  # fmt: skip
+
+# Sample entries of encrypted video in MP4 (ISO/IEC 14496-12, 8.12; FairPlay), and SAMPLE-AES in MPEG-TS.
+_ENCRYPTED_CODEC_TAGS = {"encv", "drmi", "\xdb\x00\x00\x00"}
+# What libavformat makes of ContentEncryption in Matroska, and of the protection of ASF and WMV.
+_ENCRYPTION_METADATA = {"enc_key_id", "ASF_Key_ID", "ASF_Protection_Type"}
 
 
 @contextmanager
@@ -61,6 +66,24 @@ def best_stream(container: InputContainer) -> VideoStream:
     if stream.codec_context is None:
         raise ProbeError("unknown_codec", "its video stream has a codec that no decoder here knows", True)
     return stream
+
+
+def refuse_encrypted(path: Path, container: InputContainer, stream: VideoStream) -> None:
+    """Raise a ProbeError (encrypted) if the container says that the whole stream is encrypted.
+
+    In MP4 single packets say it, too (`PacketIndex`): films often begin with some seconds that are not encrypted.
+    """
+    tags = {*container.metadata, *stream.metadata}
+    if stream.codec_tag in _ENCRYPTED_CODEC_TAGS:
+        raise _encrypted(f"a stream of type {stream.codec_tag!r}")
+    if named := tags & _ENCRYPTION_METADATA:
+        raise _encrypted(f"its header has {min(named)}")
+    if container.format.name == "mpegts" and is_scrambled(path, stream.id):
+        raise _encrypted("its packets are scrambled")
+
+
+def _encrypted(witness: str) -> ProbeError:
+    return ProbeError("encrypted", f"it is encrypted ({witness}); supply a clear copy", True)
 
 
 def is_hidden(codec: str, packet: "Packet[VideoStream]") -> bool:
@@ -102,6 +125,8 @@ class PacketIndex:
                     raise DecodeError(
                         "truncated", f"its data ends within frame {len(pts)} in coding order; upload it again", True
                     )
+                if packet.has_sidedata("encryption_info"):
+                    raise _encrypted(f"frame {len(pts)} in coding order")
                 if not pts:
                     self.first_packet = packet
                 pts.append(packet.pts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import av
 import av.error
 import numpy as np
 from av.packet import Packet
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.domain.video import Hdr, VideoFacts
-from kvq_batch.media.containers import image_kind, is_markup, missing_bytes
+from kvq_batch.media.containers import image_kind, is_animated_webp, is_markup, is_one_photo, missing_bytes
 from kvq_batch.media.cropping import Crop, crop_of
-from kvq_batch.media.packets import PacketIndex, best_stream, open_video, reason
+from kvq_batch.media.packets import PacketIndex, best_stream, open_video, reason, refuse_encrypted
 from kvq_batch.media.picture import orientation_of, side_data
 
 Counting = Literal["packets", "decoding"]
@@ -47,6 +48,7 @@ _MATRICES = {
     10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c", 14: "ictcp",
 }  # fmt: skip
 _RANGES = {1: "tv", 2: "pc"}
+_IMAGE_CONTAINERS = {"gif": "GIF", "apng": "APNG"}
 _FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
 
 _HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
@@ -104,11 +106,11 @@ class Probed:
 
 
 def probe(path: Path, limits: VideoLimits) -> Probed:
-    """The facts and the frame index of the video at `path`.
+    """Return the facts and the frame index of the video at `path`.
 
     Raises:
         ProbeError: the file holds no video that is scored (codes empty_file, not_a_video, truncated, still_image,
-            no_video, unknown_codec, frame_too_large, hdr_refused, no_frames).
+            no_video, unknown_codec, encrypted, frame_too_large, hdr_refused, unusual_rotation, no_frames).
         DecodeError: the packets cannot be read to their end (truncated), or its first frame does not decode.
     """
     _refuse_by_bytes(path)
@@ -117,20 +119,24 @@ def probe(path: Path, limits: VideoLimits) -> Probed:
         with open_video(path) as container:
             stream = best_stream(container)
             _refuse_size(stream, limits)
+            refuse_encrypted(path, container, stream)
+            _refuse_animated_webp(path, container.format.name)
             if absent:
                 raise DecodeError(
                     "truncated", f"{absent} bytes that its own headers declare are missing; upload it again", True
                 )
-            probed = _describe(path, limits, stream, PacketIndex(container, stream, path))
+            index = PacketIndex(container, stream, path)
+            _refuse_still(path, index)
+            return _describe(path, limits, stream, index)
     except ProbeError as error:
+        kind = image_kind(path) if error.code == "not_a_video" else None
+        if kind:
+            raise _still_image(kind) from error
         if absent and error.code == "not_a_video":
             raise ProbeError(
                 "truncated", f"it ends {absent} bytes before its headers say, its index with it; upload it again", True
             ) from error
         raise
-    if probed.container in ("gif", "apng") and probed.facts.num_frames == 1:
-        raise ProbeError("still_image", f"a {probed.container.upper()} of one frame; leave it out of the catalog", True)
-    return probed
 
 
 def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: PacketIndex) -> Probed:
@@ -283,8 +289,29 @@ def _refuse_by_bytes(path: Path) -> None:
         raise ProbeError(
             "not_a_video", "the file is HTML or XML, most likely a saved error page; upload it again", True
         )
-    if kind := image_kind(path):
-        raise ProbeError("still_image", f"the file is a {kind} image; leave it out of the catalog", True)
+
+
+def _refuse_animated_webp(path: Path, container_name: str) -> None:
+    """Refuse an animated WebP that libavformat opens as a still, as FFmpeg does before version 9."""
+    if container_name == "webp_pipe" and is_animated_webp(path):
+        raise ProbeError(
+            "unknown_codec",
+            f"it is an animated WebP, which FFmpeg {av.ffmpeg_version_info} does not decode; "
+            "convert it to MP4, WebM, GIF or APNG",
+            True,
+        )
+
+
+def _refuse_still(path: Path, index: PacketIndex) -> None:
+    """Refuse an image file that holds one picture."""
+    kind = image_kind(path) or _IMAGE_CONTAINERS.get(index.container_name)
+    is_jpeg = index.container_name in ("jpeg_pipe", "mjpeg")
+    if kind and (len(index.packet_pts) == 1 or (is_jpeg and is_one_photo(bytes(index.first_packet)))):
+        raise _still_image(kind)
+
+
+def _still_image(kind: str) -> ProbeError:
+    return ProbeError("still_image", f"the file is a still image ({kind}); leave it out of the catalog", True)
 
 
 def _refuse_size(stream: VideoStream, limits: VideoLimits) -> None:
