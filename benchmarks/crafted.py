@@ -1,7 +1,7 @@
-"""Files that no decoder survives or can finish: what the ways of `side_by_side` are tried with.
+"""Broken videos for `side_by_side`: truncated ones, and ones that kill or hang their decoder.
 
-No file is known that kills or hangs today's decoders, and none would be kept here: a name represents it, and the
-process that opens a video of that name gets the signal, or the endless wait, that a crafted file would earn it.
+No file is known that kills or hangs current decoders. The file name simulates one: a process that opens a video with
+that name is killed by SIGKILL, or never returns.
 """
 
 import os
@@ -20,17 +20,17 @@ _HANGER = "hangs-its-decoder"
 
 
 def killer(video: Path, folder: Path) -> Path:
-    """A copy of `video` whose decoder is killed with SIGKILL."""
+    """Copy `video` under a name that kills its decoder with SIGKILL."""
     return _named(video, folder, _KILLER)
 
 
 def hanger(video: Path, folder: Path) -> Path:
-    """A copy of `video` whose decoder never comes back."""
+    """Copy `video` under a name that hangs its decoder."""
     return _named(video, folder, _HANGER)
 
 
 def truncated(video: Path, folder: Path) -> Path:
-    """The first 60% of `video` with its index in front, as an upload that broke off."""
+    """Write the first 60% of `video`, with the index at the front, like an interrupted upload."""
     path = folder / f"{video.stem}-truncated.mp4"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-i", str(video)]
     subprocess.run([*command, "-c", "copy", "-movflags", "+faststart", str(path)], check=True)
@@ -40,11 +40,11 @@ def truncated(video: Path, folder: Path) -> Path:
 
 
 BROKEN: Mapping[str, Callable[[Path, Path], Path]] = {"truncated": truncated, "killer": killer, "hanger": hanger}
-"""Kinds of broken videos: each makes one of a whole video, in a folder."""
+"""Kinds of broken videos. Each function makes one from a complete video, in a folder."""
 
 
 def open_as_decoder(path: Path) -> None:
-    """What happens to the process that opens this file to decode it."""
+    """Kill or hang this process if the name of the file says so."""
     if _KILLER in path.name:
         os.kill(os.getpid(), signal.SIGKILL)
     while _HANGER in path.name:
@@ -52,7 +52,7 @@ def open_as_decoder(path: Path) -> None:
 
 
 def decode_crafted(task: DecodeTask, scratch_file: Path) -> VideoLayout:
-    """The decoding process's task over such files."""
+    """Decode like a decoding process, which such files kill or hang."""
     open_as_decoder(task.path)
     return decode_task(task, scratch_file)
 

@@ -1,10 +1,10 @@
-"""Core-seconds per standard clip (32 of 240 frames) of both decoders, beside a plain decode of the whole file.
+"""Measure core-seconds per standard clip (32 of 240 frames) of both decoders, and of a plain decode of the whole file.
 
     python -m benchmarks.decode [--repeats 2] [--files FILE ...]
 
-Without files it encodes noisy scenes of its own (8 s, 30 frames/s). Each figure is processor time of one process with
-one thread, the best of some turns, so that a busy machine matters little; what counts is the ratio. The last columns
-are our resize of the 32 frames to 448 x 448 and torch's of the same. It measures no process hand-over.
+Without files it encodes noisy scenes (8 s, 30 frames/s). Each figure is the processor time of one process with one
+thread, the best of several turns, so other load matters little; compare ratios. The last columns are the resize of the
+32 frames to 448 x 448 by this package and by torch. Passing frames between processes is not included.
 """
 
 import argparse
@@ -41,7 +41,7 @@ FILES = {
 
 
 def write_file(folder: Path, name: str) -> Path:
-    """One of `FILES`, encoded."""
+    """Encode one of `FILES`."""
     size, options = FILES[name]
     path = folder / name
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-threads", "2", "-f", "lavfi"]
@@ -51,10 +51,10 @@ def write_file(folder: Path, name: str) -> Path:
 
 
 def measure(path: Path, repeats: int) -> dict[str, Any]:
-    """Core-seconds of one file by what is done; None where decord is refused."""
+    """Return core-seconds of one file by step; None if decord is rejected for it."""
     torch.set_num_threads(1)
     probed = probe(path, VideoLimits())
-    wanted = np.unique(Sampling().indices(probed.facts.num_frames))
+    indices = np.unique(Sampling().indices(probed.facts.num_frames))
 
     def whole() -> None:
         with av.open(str(path)) as container:
@@ -65,11 +65,11 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
 
     def clip(decoder: DecoderName) -> None:
         reader, _ = open_reader(decoder)
-        for _ in reader.frames(path, probed, wanted, 1):
+        for _ in reader.frames(path, probed, indices, 1):
             pass
 
     reader, _ = open_reader("pyav")
-    frames = np.stack([rgb for _, rgb in reader.frames(path, probed, wanted, 1)])
+    frames = np.stack([rgb for _, rgb in reader.frames(path, probed, indices, 1)])
 
     def torch_resize() -> None:
         for frame in frames:
@@ -77,7 +77,7 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
             resized = torch.nn.functional.interpolate(planes, (448, 448), mode="bicubic", antialias=False)
             resized.clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
-    row: dict[str, Any] = {"frames": len(wanted), "of": probed.facts.num_frames}
+    row: dict[str, Any] = {"frames": len(indices), "of": probed.facts.num_frames}
     row["whole_s"] = best(whole, repeats)
     row["pyav_s"] = best(lambda: clip("pyav"), repeats)
     try:
@@ -92,7 +92,7 @@ def measure(path: Path, repeats: int) -> dict[str, Any]:
 
 
 def best(action: Callable[[], object], repeats: int) -> float:
-    """The least processor time of some turns, in seconds over all threads."""
+    """Return the least processor time of several turns, in seconds over all threads."""
     spent = []
     for _ in range(repeats):
         started = time.process_time()
@@ -102,7 +102,7 @@ def best(action: Callable[[], object], repeats: int) -> float:
 
 
 def in_a_process(path: Path, repeats: int) -> dict[str, Any]:
-    """`measure` in a process of its own, whose BLAS has one thread, as in a decoding process."""
+    """Run `measure` in a separate process with one BLAS thread, as in a decoding process."""
     command = [sys.executable, "-m", "benchmarks.decode", "--one", str(path), "--repeats", str(repeats)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -128,7 +128,7 @@ def main() -> None:
             cells = [path.name, f"{row['frames']} of {row['of']}", f"{whole:.2f} s"]
             for decoder in ("pyav_s", "decord_s"):
                 cost = row[decoder]
-                cells += ["refused", "-"] if cost is None else [f"{cost:.2f} s", f"{cost / whole:.2f}"]
+                cells += ["rejected", "-"] if cost is None else [f"{cost:.2f} s", f"{cost / whole:.2f}"]
             cells += [f"{row[column]:.2f} s" for column in ("probe_s", "resize_s", "torch_resize_s")]
             print("| " + " | ".join(cells) + " |", flush=True)
 

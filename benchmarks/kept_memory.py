@@ -1,9 +1,9 @@
-"""What a scorer on a CPU wins by keeping the memory that it frees, and how large it grows by it.
+"""Compare CPU scorers that keep freed memory with ones that return it: core-seconds and peak memory.
 
     python -m benchmarks.kept_memory [--models kvq-lite kvq-tiny] [--clips 6] [--rounds 3]
 
-Both ways score the same random clips, one thread, in processes of their own that take turns; the best of each counts.
-Core-seconds, as the pages that the system clears are its time. Weights of kvq-tiny are random, which costs the same.
+Both score the same random clips with one thread, in separate processes that take turns. The best of each is reported,
+in core-seconds, which include the time that the system needs to clear pages. Random weights of kvq-tiny cost the same.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from benchmarks.tables import print_table
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
 
-WAYS = ("given back", "kept")
+WAYS = ("returned", "kept")
 
 
 def score(model: str, way: str, clips: int) -> dict[str, float]:
-    """Core-seconds a clip and peak memory, of this process."""
+    """Return core-seconds per clip and peak memory of this process."""
     options = ModelOptions(model, "untrained" if model == "kvq-tiny" else None, num_threads=1)
     if way == "kept":
         scorer = registry.build(options)
@@ -46,7 +46,7 @@ def score(model: str, way: str, clips: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["kvq-lite", "kvq-tiny"])
-    parser.add_argument("--clips", type=int, default=6, help="that a process scores")
+    parser.add_argument("--clips", type=int, default=6, help="Clips per process.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", choices=["markdown", "json"], default="markdown")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -65,8 +65,8 @@ def main() -> None:
                 found[way].append(json.loads(done.stdout))
         best = {way: min(row["core_s"] for row in found[way]) for way in WAYS}
         for way in WAYS:
-            row: dict[str, Any] = {"model": model, "freed memory": way, "core-s a clip": round(best[way], 3)}
-            row["of given back"] = round(best[way] / best["given back"], 2)
+            row: dict[str, Any] = {"model": model, "freed memory": way, "core-s per clip": round(best[way], 3)}
+            row["relative to returned"] = round(best[way] / best["returned"], 2)
             row["peak RSS, MiB"] = round(max(one["peak_mib"] for one in found[way]))
             rows.append(row)
     print_table(rows, asked.output)

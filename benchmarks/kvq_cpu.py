@@ -1,12 +1,11 @@
-"""How fast the whole KVQ network is, beside the matrix products of the same process and a plain transcription.
+"""Measure the speed of the KVQ network, relative to matrix products in the same process and to a plain implementation.
 
     python -m benchmarks.kvq_cpu [--output markdown|json] [--threads 2] [--repeats 3] [--skip-plain]
 
-A few minutes on 2 cores: the plain transcription runs once, and bf16's deviation is taken on a quarter of the frame
-and half of the frames, because emulated bf16 is slow. Each row runs in a process of its own, so that its peak memory
-is its own; inside, products and network take turns, and the best of each counts: a share, not a time, is what survives
-a busy machine. Weights are random, which costs the same. It deliberately measures no decoding: that is
-`benchmarks/decode.py`'s.
+Takes a few minutes on 2 cores. The plain implementation runs once. The error of bf16 is measured on a quarter of the
+frame and half of the frames, because emulated bf16 is slow. Each row runs in a separate process, for its peak memory.
+There, products and network take turns, and the best of each is reported: their ratio depends little on other load.
+Weights are random, which costs the same. Decoding is measured by `benchmarks/decode.py`.
 """
 
 import argparse
@@ -28,12 +27,12 @@ from kvq_batch.models.kvq.config import PUBLISHED
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.models.kvq.untrained import untrained_tensors
 
-# Multiply-adds of the published sizes at [1, 3, 32, 448, 448], convolutions, linear layers and attention products
-# (KVQ_SPEC section 3.6); twice as many operations.
+# Multiply-adds of convolutions, linear layers and attention of the published sizes at [1, 3, 32, 448, 448] (KVQ_SPEC
+# section 3.6). Each is two operations.
 CLIP_GMAC = 984.6
 CLIP_SHAPE = (3, 32, 448, 448)
 DEVIATION_SHAPE = (3, 16, 224, 224)
-# Flags of /proc/cpuinfo that mean products in bf16 by the hardware; without one they are emulated in fp32.
+# Flags of /proc/cpuinfo of CPUs that multiply bf16 in hardware. Others emulate it in fp32.
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 CUDA_BATCHES = (1, 2, 4, 8)
 ROWS = ("ours fp32", "ours bf16", "plain fp32")
@@ -42,21 +41,21 @@ Row = dict[str, Any]
 
 
 def has_bf16_instructions() -> bool:
-    """Whether this CPU multiplies bf16 matrices by itself."""
+    """Return whether this CPU multiplies bf16 in hardware."""
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.exists() else []
     return any(flag in flags for flag in BF16_FLAGS)
 
 
 def product_gflops(dtype: torch.dtype, device: str, size: int) -> float:
-    """The best of some square matrix products, in GFLOP/s."""
+    """Return the best rate of several square matrix products, in GFLOP/s."""
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     best = min(seconds(lambda: a @ b, device) for _ in range(6))
     return 2 * size**3 / best / 1e9
 
 
 def seconds(action: Callable[[], object], device: str) -> float:
-    """How long an action takes, all that it queued on a GPU included."""
+    """Return the duration of an action, including what it queued on a GPU."""
     started = time.perf_counter()
     action()
     if device == "cuda":
@@ -65,7 +64,7 @@ def seconds(action: Callable[[], object], device: str) -> float:
 
 
 def measure(row: str, threads: int, repeats: int) -> Row:
-    """One row on the CPU, in this process: best seconds, best product rate beside it, their share, peak memory."""
+    """Measure one row on the CPU, in this process: best time, best rate of products, their ratio, peak memory."""
     torch.set_num_threads(threads)
     kind, precision = row.split()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -89,14 +88,14 @@ def measure(row: str, threads: int, repeats: int) -> Row:
         "seconds": min(times),
         "products_gflops": max(products),
         "share": rate / max(products),
-        # Pairs of one turn: closer in time, and so less a matter of what else ran.
+        # Ratios within a turn depend less on other load, because they are measured close in time.
         "median_share": sorted(2 * CLIP_GMAC / t / p for t, p in zip(times, products[:-1], strict=True))[repeats // 2],
         "peak_gib": peak_gib,
     }
 
 
 def deviation() -> Row:
-    """How far bf16 lies from fp32 on one clip: score, and mean and largest difference of the maps, in their spreads."""
+    """Compare bf16 with fp32 on one clip: scores, and mean and largest difference of maps in standard deviations."""
     tensors = {name: torch.from_numpy(tensor) for name, tensor in untrained_tensors(PUBLISHED).items()}
     clip = torch.randn(1, *DEVIATION_SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -109,7 +108,7 @@ def deviation() -> Row:
 
     texture, saliency = compare(exact.texture, rough.texture), compare(exact.saliency, rough.saliency)
     return {
-        "row": f"bf16 against fp32 at {[1, *DEVIATION_SHAPE]}",
+        "row": f"bf16 compared with fp32 at {[1, *DEVIATION_SHAPE]}",
         "score_fp32": exact.scores().item(),
         "score_bf16": rough.scores().item(),
         "texture_mean_max_of_std": texture,
@@ -118,7 +117,7 @@ def deviation() -> Row:
 
 
 def measure_cuda(repeats: int) -> list[Row]:
-    """Clips a second and share of the product rate on a GPU, per precision and batch."""
+    """Measure clips per second on a GPU, and their share of the product rate, by precision and batch size."""
     rows = []
     tensors = {name: torch.from_numpy(tensor).cuda() for name, tensor in untrained_tensors(PUBLISHED).items()}
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
@@ -138,12 +137,12 @@ def measure_cuda(repeats: int) -> list[Row]:
 
 
 def score(network: KvqNetwork, clips: Tensor) -> float:
-    """A forward pass that brings a number to the host, as scoring does."""
+    """Run a forward pass and copy a number to the host, as scoring does."""
     return float(network(clips).scores().sum())
 
 
 def in_own_process(row: str, threads: int, repeats: int) -> Row:
-    """`measure` or `deviation` in a process of its own."""
+    """Run `measure` or `deviation` in a separate process."""
     command = [sys.executable, "-m", "benchmarks.kvq_cpu", "--row", row, "--threads", str(threads)]
     done = subprocess.run([*command, "--repeats", str(repeats)], check=True, capture_output=True, text=True)
     found: Row = json.loads(done.stdout)
@@ -151,8 +150,8 @@ def in_own_process(row: str, threads: int, repeats: int) -> Row:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The table, and a line for what is not a row of it."""
-    lines = ["| KVQ at [1,3,32,448,448] | s/clip | products, GFLOP/s | share | median share | peak RSS, GiB |"]
+    """Return the Markdown table, and a line for each other measurement."""
+    lines = ["| KVQ at [1,3,32,448,448] | s per clip | products, GFLOP/s | share | median share | peak RSS, GiB |"]
     lines += ["|---|---|---|---|---|---|"]
     notes = []
     for row in rows:
@@ -177,7 +176,7 @@ def main() -> None:
     parser.add_argument("--output", choices=("markdown", "json"), default="markdown")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--skip-plain", action="store_true", help="leave the slow transcription out")
+    parser.add_argument("--skip-plain", action="store_true", help="Skip the slow plain implementation.")
     parser.add_argument("--row", choices=(*ROWS, "deviation"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
@@ -198,7 +197,7 @@ def main() -> None:
     if torch.cuda.is_available():
         rows += measure_cuda(options.repeats)
     else:
-        rows.append({"row": "cuda", "speed": "not measured: no GPU here"})
+        rows.append({"row": "cuda", "speed": "not measured: no GPU"})
     print(json.dumps(rows, indent=2) if options.output == "json" else markdown(rows))
 
 

@@ -1,8 +1,7 @@
-"""KVQ as its specification reads, one statement after the other, with every matrix in memory.
+"""Plain implementation of KVQ, written from KVQ_SPEC section 3 without code of the network.
 
-The other side of two comparisons: the yardstick of `benchmarks/kvq_cpu.py`, and an oracle of the tests, written from
-KVQ_SPEC section 3 and sharing no code with the network. It deliberately has no blocks, no fused attention and no
-speed, and takes 3.5 GiB and more at [1, 3, 32, 448, 448].
+The tests compare the network with it, and `benchmarks/kvq_cpu.py` compares its speed. It has no blocked computation and
+no fused attention, and needs 3.5 GiB at [1, 3, 32, 448, 448].
 """
 
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ Weights = Mapping[str, Tensor]
 
 
 def plain_forward(weights: Weights, config: KvqConfig, clips: Tensor) -> dict[str, Tensor]:
-    """score [B], texture, saliency and logits [B, D, H, W], levels [B, blocks, D, H, W] of clips [B, 3, T, H, W].
+    """Return score [B], texture, saliency and logits [B, D, H, W], and levels [B, blocks, D, H, W] of clips.
 
-    Computes in the dtype of `clips` and `weights`; float64 makes an oracle for float32.
+    `clips` is [B, 3, T, H, W]. The precision is that of `clips` and `weights`: use float64 as a reference for float32.
     """
     short = [-extent % step for extent, step in zip(clips.shape[2:], config.patch, strict=True)]
     padded = F.pad(clips, (0, short[2], 0, short[1], 0, short[0]))
@@ -59,7 +58,7 @@ def plain_forward(weights: Weights, config: KvqConfig, clips: Tensor) -> dict[st
 def block(
     x: Tensor, weights: Weights, name: str, config: KvqConfig, stage: int, odd: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """One block on [B, D, H, W, C] and, of a fusion block, its saliency [B, D, H, W] (sections 3.1 to 3.3)."""
+    """Apply one block to [B, D, H, W, C]; a fusion block also returns saliency [B, D, H, W] (sections 3.1 to 3.3)."""
     grid = x.shape[1:4]
     size = [min(extent, window) for extent, window in zip(grid, config.window, strict=True)]
     shift = [w // 2 if odd and extent > w else 0 for extent, w in zip(grid, config.window, strict=True)]
@@ -85,22 +84,23 @@ def block(
 
 
 def intra(normal: Tensor, weights: Weights, name: str, heads: int, config: KvqConfig, mask: Tensor) -> Tensor:
-    """Attention inside windows [B, W, N, C], with position bias and region mask (section 3.2)."""
+    """Apply attention inside windows [B, W, N, C], with position bias and region mask (section 3.2)."""
     query, key, value = qkv_heads(normal, weights, name, heads)
     tokens = normal.shape[2]
     extents = config.window
-    place = [(n // (extents[1] * extents[2]), (n // extents[2]) % extents[1], n % extents[2]) for n in range(tokens)]
-    spread = torch.tensor(place)[:, None] - torch.tensor(place)[None, :]
+    plane = extents[1] * extents[2]
+    coordinates = torch.tensor([(n // plane, n // extents[2] % extents[1], n % extents[2]) for n in range(tokens)])
+    offsets = coordinates[:, None] - coordinates[None, :]
     rows, columns = 2 * extents[1] - 1, 2 * extents[2] - 1
-    index = (spread[..., 0] + extents[0] - 1) * rows * columns
-    index = index + (spread[..., 1] + extents[1] - 1) * columns + spread[..., 2] + extents[2] - 1
+    index = (offsets[..., 0] + extents[0] - 1) * rows * columns
+    index = index + (offsets[..., 1] + extents[1] - 1) * columns + offsets[..., 2] + extents[2] - 1
     bias = weights[f"{name}.relative_position_bias_table"][index].permute(2, 0, 1)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias + mask[:, None]
     return dense((torch.softmax(scores, -1) @ value).transpose(2, 3).flatten(3), weights, f"{name}.proj")
 
 
 def cross(normal: Tensor, weights: Weights, name: str, heads: int, top_k: int) -> tuple[Tensor, Tensor]:
-    """Attention to selected windows [B, W, N, C] and the saliency of every token [B, W, N] (section 3.3)."""
+    """Apply attention to selected windows [B, W, N, C]; also return saliency [B, W, N] (section 3.3)."""
     query, key, value = qkv_heads(normal, weights, name, heads)
     clips, count, _, tokens, width = query.shape
     scale = width**-0.5
@@ -122,7 +122,7 @@ def cross(normal: Tensor, weights: Weights, name: str, heads: int, top_k: int) -
 
 
 def qkv_heads(normal: Tensor, weights: Weights, name: str, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, W, N, C] -> queries, keys and values, each [B, W, h, N, d]."""
+    """Return queries, keys and values [B, W, h, N, d] of windows [B, W, N, C]."""
     clips, count, tokens, width = normal.shape
     parts = dense(normal, weights, f"{name}.qkv").view(clips, count, tokens, 3, heads, width // heads)
     query, key, value = parts.permute(3, 0, 1, 4, 2, 5)
@@ -130,7 +130,7 @@ def qkv_heads(normal: Tensor, weights: Weights, name: str, heads: int) -> tuple[
 
 
 def region_mask(full: torch.Size, size: list[int], shift: list[int], like: Tensor) -> Tensor:
-    """-100 between tokens of different regions of the rolled grid, else 0: [W, N, N] (section 3.2)."""
+    """Return -100 between tokens of different regions of the rolled grid, else 0: [W, N, N] (section 3.2)."""
     region = torch.zeros(1, *full, 1)
     for axis in range(3):
         number = torch.zeros(full[axis])
@@ -145,20 +145,20 @@ def region_mask(full: torch.Size, size: list[int], shift: list[int], like: Tenso
 
 
 def merge(x: Tensor, weights: Weights, name: str) -> Tensor:
-    """Patch merging of [B, D, H, W, C] into [B, D, H / 2, W / 2, 2C]."""
+    """Merge patches of [B, D, H, W, C] into [B, D, H / 2, W / 2, 2C]."""
     x = F.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
     x = torch.cat([x[:, :, 0::2, 0::2], x[:, :, 1::2, 0::2], x[:, :, 0::2, 1::2], x[:, :, 1::2, 1::2]], -1)
     return norm(x, weights, f"{name}.norm") @ weights[f"{name}.reduction.weight"].T
 
 
 def head(features: Tensor, weights: Weights, name: str) -> Tensor:
-    """[B, C, D, H, W] -> [B, 1, D, H, W] (section 3.4)."""
+    """Return a head's map [B, 1, D, H, W] of features [B, C, D, H, W] (section 3.4)."""
     hidden = F.gelu(F.conv3d(features, weights[f"{name}.fc_hid.weight"], weights[f"{name}.fc_hid.bias"]))
     return F.conv3d(hidden, weights[f"{name}.fc_last.weight"], weights[f"{name}.fc_last.bias"])
 
 
 def cut(x: Tensor, size: list[int]) -> Tensor:
-    """[B, D, H, W, C] -> windows [B, W, N, C]."""
+    """Cut [B, D, H, W, C] into windows [B, W, N, C]."""
     clips, slots, rows, columns, width = x.shape
     d, h, w = size
     x = x.reshape(clips, slots // d, d, rows // h, h, columns // w, w, width).permute(0, 1, 3, 5, 2, 4, 6, 7)
@@ -166,17 +166,17 @@ def cut(x: Tensor, size: list[int]) -> Tensor:
 
 
 def paste(windows: Tensor, full: torch.Size, size: list[int]) -> Tensor:
-    """Windows [B, W, N, C] -> [B, D, H, W, C], the inverse of `cut`."""
+    """Join windows [B, W, N, C] to [B, D, H, W, C], the inverse of `cut`."""
     d, h, w = size
     x = windows.reshape(len(windows), full[0] // d, full[1] // h, full[2] // w, d, h, w, windows.shape[-1])
     return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(len(windows), *full, windows.shape[-1])
 
 
 def norm(x: Tensor, weights: Weights, name: str) -> Tensor:
-    """LayerNorm over the last axis, eps 1e-5."""
+    """Apply LayerNorm over the last axis, with eps 1e-5."""
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
 
 
 def dense(x: Tensor, weights: Weights, name: str) -> Tensor:
-    """A linear layer on the last axis."""
+    """Apply a linear layer to the last axis."""
     return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])

@@ -1,9 +1,9 @@
-"""What a label costs: core-seconds to make a version with each degradation, and to measure it.
+"""Measure core-seconds per label: making, measuring and storing a rendition with each degradation.
 
     python -m benchmarks.labels [--frames 16] [--size 448] [--repeats 2]
 
-Processor time of this process and its children, not the wall's, so that a busy machine does not count. The segment is
-a procedural scene with texture and motion; amounts are in the middle of the default ladders. Prints Markdown.
+Times are processor time of this process and its children, which other load does not change. The segment is a procedural
+scene with texture and motion; amounts are in the middle of the default ladders. Prints Markdown.
 """
 
 import argparse
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def core_s(action: Callable[[], T], repeats: int) -> tuple[T, float]:
-    """What `action` returns, and the least processor time that it took, children included."""
+    """Return the result of `action`, and its least processor time, with child processes."""
     best = float("inf")
     for _ in range(repeats):
         before = os.times()
@@ -40,35 +40,35 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--repeats", type=int, default=2)
-    asked = parser.parse_args()
-    segment = Segment(num_frames=asked.frames, height_px=asked.size, width_px=asked.size)
+    options = parser.parse_args()
+    segment = Segment(num_frames=options.frames, height_px=options.size, width_px=options.size)
     source = segment_of_scene("leaves", 1, segment)
     rows = []
     for name, amounts in DEFAULT_LADDERS.items():
         step = Step(name, amounts[len(amounts) // 2])
-        version, made_s = core_s(lambda step=step: apply(source, (step,), 1), asked.repeats)  # type: ignore[misc]
-        fidelity, measured_s = core_s(lambda version=version: measure(source, version), asked.repeats)  # type: ignore[misc]
-        kept, kept_s = core_s(lambda version=version: encode_lossless(version), asked.repeats)  # type: ignore[misc]
+        rendition, made_s = core_s(lambda step=step: apply(source, (step,), 1), options.repeats)  # type: ignore[misc]
+        fidelity, measured_s = core_s(lambda rendition=rendition: measure(source, rendition), options.repeats)  # type: ignore[misc]
+        stored, stored_s = core_s(lambda rendition=rendition: encode_lossless(rendition), options.repeats)  # type: ignore[misc]
         rows.append(
             {
                 "degradation": str(step),
                 "VMAF": f"{fidelity.vmaf.mean():.1f}",
                 "make, core-s": f"{made_s:.2f}",
                 "measure, core-s": f"{measured_s:.2f}",
-                "keep, core-s": f"{kept_s:.2f}",
-                "kept, kB": round(len(kept) / 1000),
+                "store, core-s": f"{stored_s:.2f}",
+                "stored, kB": round(len(stored) / 1000),
             }
         )
     print_table(rows)
     recipes = [Recipe(chain, (), 1) for chain in Renditions().chains]
 
-    def all_of_them() -> None:
+    def label_all() -> None:
         labeller = Labeler(source)
         for recipe in recipes:
             labeller.label(recipe)
 
-    _, whole_s = core_s(all_of_them, 1)
-    print(f"\nAll {len(recipes)} default versions of it: {3600 * len(recipes) / whole_s:.0f} labels a core-hour.")
+    _, total_s = core_s(label_all, 1)
+    print(f"\nAll {len(recipes)} default renditions of it: {3600 * len(recipes) / total_s:.0f} labels per core-hour.")
 
 
 if __name__ == "__main__":

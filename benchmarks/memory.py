@@ -1,11 +1,11 @@
-"""What a run holds in memory at most, by batch size: shared memory, the driver, its workers.
+"""Measure the peak memory of a run by batch size: shared memory, the driver, its workers.
 
     python -m benchmarks.memory [--models luma-sharpness] [--batch-sizes 1 64] [--videos 48]
 
-The videos are small, their clips are not: 32 frames of 448 x 448, 18.4 MiB each, whatever the file. A run is a process
-of its own, looked at five times a second. Shared memory is what the machine's has grown by: Ray's object store, and
-frames on their way from a decoder; of driver and workers it is the memory that is theirs alone.
-The clips of a call are inferred from `score_s`, of which those of one call have equal shares.
+The videos are small, but every clip has 32 frames of 448 x 448 (18.4 MiB). Each run is a separate process, sampled five
+times per second. Shared memory is the growth of the machine's: Ray's object store, and frames on the way from a
+decoder. Driver and workers are their private memory. The number of clips per call follows from `score_s`, which is
+equal for the clips of one call.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from kvq_batch.engine.score_run import run_job
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 from kvq_batch.planning.job_plan import plan_job
 
-_LOOK_EVERY_S = 0.2
+_SAMPLE_EVERY_S = 0.2
 
-# What the command line of a process holds, by what it is.
-_PARTS = {"(DecodeWorker)": "decode worker", "(ScoreWorker)": "scoring worker"}
+# Text in the command line of a process -> kind of process.
+_KINDS = {"(DecodeWorker)": "decode worker", "(ScoreWorker)": "scoring worker"}
 _SHARED = "/dev/shm"
 
 
 def run_one(folder: Path, model: str, batch_size: int, result_file: Path) -> None:
-    """The run, in this process; writes how many clips a call of the model had at most."""
+    """Execute the run in this process; write the largest number of clips per call of the model."""
     weights = "untrained" if model.startswith("kvq") else None
     cores = os.cpu_count() or 1
     workers = {"min": cores, "max": cores, "num_cpus": 0.5}
@@ -58,7 +58,7 @@ def run_one(folder: Path, model: str, batch_size: int, result_file: Path) -> Non
 
 
 def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[str, Any]:
-    """A row of the table."""
+    """Measure one run; return its row of the table."""
     with tempfile.TemporaryDirectory(prefix="kvq-", ignore_cleanup_errors=True) as temporary:
         result_file = Path(temporary) / "result.json"
         environment = {**os.environ, "RAY_TMPDIR": temporary, "TMPDIR": temporary}
@@ -73,7 +73,7 @@ def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[s
             str(result_file),
         ]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        tree, peaks = ProcessTree(process.pid), dict.fromkeys(("shared", "driver", *_PARTS.values()), 0)
+        tree, peaks = ProcessTree(process.pid), dict.fromkeys(("shared", "driver", *_KINDS.values()), 0)
         before = _shared_bytes()
         until = time.monotonic() + limit_s
         try:
@@ -81,28 +81,28 @@ def measure(folder: Path, model: str, batch_size: int, limit_s: float) -> dict[s
                 tree.sample()
                 peaks["shared"] = max(peaks["shared"], _shared_bytes() - before)
                 for pid in tree.pids:
-                    part = "driver" if pid == process.pid else _part(pid)
-                    if part is not None:
-                        peaks[part] = max(peaks[part], _held_bytes(pid))
-                time.sleep(_LOOK_EVERY_S)
+                    kind = "driver" if pid == process.pid else _kind(pid)
+                    if kind is not None:
+                        peaks[kind] = max(peaks[kind], _private_bytes(pid))
+                time.sleep(_SAMPLE_EVERY_S)
         finally:
             tree.kill()
             process.wait()
         if not result_file.exists():
-            raise SystemExit(f"{model}, batches of {batch_size}: it failed, or had no end in {limit_s:g} s (--limit-s)")
-        answer = json.loads(result_file.read_text())
-    row = {"model": model, "batch_size": batch_size, "videos": answer["num_scored"], "clips a call": answer["clips"]}
-    return row | {f"{part}, MiB": size >> 20 for part, size in peaks.items()} | {"all, MiB": tree.peak_bytes >> 20}
+            raise SystemExit(f"{model}, batch_size {batch_size}: failed, or did not end in {limit_s:g} s (--limit-s)")
+        found = json.loads(result_file.read_text())
+    row = {"model": model, "batch_size": batch_size, "videos": found["num_scored"], "clips per call": found["clips"]}
+    return row | {f"{kind}, MiB": size >> 20 for kind, size in peaks.items()} | {"all, MiB": tree.peak_bytes >> 20}
 
 
-def _part(pid: int) -> str | None:
+def _kind(pid: int) -> str | None:
     with suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-        return next((part for mark, part in _PARTS.items() if mark in words), None)
+        command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+        return next((kind for mark, kind in _KINDS.items() if mark in command), None)
     return None
 
 
-def _held_bytes(pid: int) -> int:
+def _private_bytes(pid: int) -> int:
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
             if line.startswith("RssAnon:"):
@@ -111,7 +111,7 @@ def _held_bytes(pid: int) -> int:
 
 
 def _shared_bytes() -> int:
-    """Of the whole machine."""
+    """Return the shared memory in use on the whole machine."""
     state = os.statvfs(_SHARED)
     return (state.f_blocks - state.f_bfree) * state.f_frsize
 
@@ -120,8 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["luma-sharpness", "kvq-tiny"])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--videos", type=int, default=48, help="a multiple of 6")
-    parser.add_argument("--limit-s", type=float, default=300.0, help="seconds that one run may take")
+    parser.add_argument("--videos", type=int, default=48, help="Number of videos, a multiple of 6.")
+    parser.add_argument("--limit-s", type=float, default=300.0, help="Time limit of one run, in seconds.")
     parser.add_argument("--output", choices=["markdown", "json"], default="markdown")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The training job: a frozen, fully checked description of a training, read from one TOML file."""
+"""Training job: a frozen, checked description of a training, read from one TOML file."""
 
 from typing import Literal
 
@@ -17,220 +17,236 @@ class TrainData(Section):
         description="List of labels: four fields a line (file, -1, -1, mos), or .csv, .parquet, .jsonl with columns."
     )
     scale: tuple[float, float] = Field(
-        description="Lowest and highest label that the study allows; a label outside is refused.", examples=[[0, 100]]
+        description="Lowest and highest possible label; a label outside is rejected.", examples=[[0, 100]]
     )
     id_column: str | None = Field(None, description="Column that names the video. Default: video_id, file, name, ...")
     label_column: str | None = Field(None, description="Column with the label. Default: mos, label, vmaf, ...")
     scene_column: str | None = Field(
         None,
-        description="Column that names the scene that renditions share, so that a scene is in one split. "
-        "Default: scene_id if there is one, else every video is its own scene.",
+        description="Column with the scene of a video; a scene is never in two splits. Default: scene_id if it exists, "
+        "else every video is its own scene.",
         examples=["scene_id"],
     )
     split_column: str | None = Field(
         None,
-        description='Column with "train" or "validation"; rows that say "test" are left alone. Default: split if there '
-        "is one, else training.validation_share of the scenes is held out.",
+        description='Column with "train" or "validation"; rows with "test" are not used. Default: split if it exists, '
+        "else training.validation_share of the scenes is held out.",
         examples=["split"],
     )
     cells_column: str | None = Field(
         None,
-        description="Column with a .npy file a video, float32 [slots, rows, columns]: labels of the texture map's "
-        "cells, in the labels' scale, NaN where there is none. Relative paths start at the list.",
+        description="Column with one .npy file per video, float32 [slots, rows, columns]: labels of the cells of the "
+        "texture map, in the same scale, NaN if a cell has none. Paths are relative to the list.",
         examples=["cells"],
     )
     views: int = Field(
         1,
         ge=1,
-        description="Clips drawn of each video: the first as for scoring, the others at random places.",
+        description="Clips of each video: the first as for scoring, the others at random positions.",
     )
     frames: str | None = Field(
         None,
-        description="Folder of the decoded frames, kept between trainings. Default: frames, below `out`.",
+        description="Folder for decoded frames, which later trainings reuse. Default: frames, below `out`.",
         examples=["/mnt/scratch/frames"],
     )
-    decoders: int = Field(2, ge=1, description="Videos that are decoded at a time.")
+    decoders: int = Field(2, ge=1, description="Number of videos that are decoded at the same time.")
 
 
 class TrainViews(Section):
-    """What a step sees of a video. Without `slots`: one of the whole clips that `data.views` keeps."""
+    """The part of a video that a step uses. Without `slots`: one of the `data.views` whole clips."""
 
     slots: int | None = Field(
         None,
         ge=1,
-        description="Keep this many slots of each video at its own size, and draw one of them for every step, its "
-        "fragments at random places. For videos of a label job: needs cells_column, and all of one length.",
+        description="Number of time slots to store per video at its own size; each step uses one of them, with "
+        "fragments at random positions. For videos of a label job: needs cells_column and videos of equal length.",
         examples=[2],
     )
     mix: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of views in which rectangles show another version of the same frames.",
+        description="Share of views in which rectangles show another rendition of the same frames.",
     )
-    mix_column: str = Field("segment", description="Column that names the frames that renditions share.")
-    flip: bool = Field(True, description="Mirror half of the views each way; turn half of them where they are square.")
+    mix_column: str = Field("segment", description="Column with the frames that renditions have in common.")
+    flip: bool = Field(True, description="Mirror half of the views each way; transpose half of the square ones.")
     contrast: float = Field(
         1.0,
         ge=1,
         le=4,
-        description="Change contrast by chance, by at most this factor either way, and where it is not 1 colours too.",
+        description="Change contrast at random, by at most this factor up or down; above 1, shift colours too.",
         examples=[1.6],
     )
 
     @model_validator(mode="after")
-    def _is_of_slots(self) -> "TrainViews":
+    def _check_mix(self) -> "TrainViews":
         if self.mix and self.slots is None:
-            raise ValueError("mix needs slots: whole clips are not mixed")
+            raise ValueError("mix needs slots: only views of slots can be mixed")
         return self
 
 
 class TrainModel(Section):
-    """Sizes of the network, and the weights that it starts from."""
+    """Sizes of the network, and its initial weights. The default of each size is that of the preset."""
 
     preset: Literal["published", "tiny"] = Field(
-        "published", description='Sizes: "published", or "tiny", the small member that the demo runs.'
+        "published", description='Sizes: "published", or "tiny", the small network of the demo.'
     )
-    embed_dim: int | None = Field(None, description="Channels of the first stage. Default: the preset's, as below.")
+    embed_dim: int | None = Field(None, description="Channels of the first stage. Default of all sizes: the preset's.")
     depths: tuple[int, ...] | None = Field(None, description="Blocks of each stage.", examples=[[2, 2, 6, 2]])
     num_heads: tuple[int, ...] | None = Field(None, description="Heads of each stage.", examples=[[3, 6, 12, 24]])
     top_k: tuple[int, ...] | None = Field(
-        None, description="Windows that fusion attention selects, 0 for a plain stage.", examples=[[0, 0, 8, 4]]
+        None,
+        description="Windows that cross-window attention selects in each stage, 0 for a stage without it.",
+        examples=[[0, 0, 8, 4]],
     )
-    patch: tuple[int, int, int] | None = Field(None, description="Patch: frames, rows, columns.", examples=[[2, 4, 4]])
-    window: tuple[int, int, int] | None = Field(None, description="Window, in tokens.", examples=[[8, 7, 7]])
-    mlp_ratio: int | None = Field(None, description="Width of the hidden layers of the blocks.", examples=[4])
+    patch: tuple[int, int, int] | None = Field(
+        None, description="Size of a patch: frames, rows, columns.", examples=[[2, 4, 4]]
+    )
+    window: tuple[int, int, int] | None = Field(
+        None, description="Size of a window in tokens: slots, rows, columns.", examples=[[8, 7, 7]]
+    )
+    mlp_ratio: int | None = Field(
+        None, description="Width of the hidden layers of the blocks, as a multiple of their channels.", examples=[4]
+    )
     head_hidden: int | None = Field(None, description="Width of the hidden layer of the heads.", examples=[64])
     num_frames: int | None = Field(None, description="Frames of a clip, a multiple of num_segments.", examples=[32])
-    num_segments: int | None = Field(None, description="Segments of a video that they come from.", examples=[8])
+    num_segments: int | None = Field(
+        None, description="Segments of a clip from which its frames are taken.", examples=[8]
+    )
     input_size: tuple[int, int] | None = Field(None, description="Height and width in pixels.", examples=[[448, 448]])
-    num_bands: int | None = Field(None, description="Bands of detail beside RGB at the input.", examples=[2])
+    num_bands: int | None = Field(None, description="Bands of detail to add to RGB at the input.", examples=[2])
     statistics: int | None = Field(
-        None, ge=0, le=1, description="1: tokens are made of statistics of their patches.", examples=[1]
+        None, ge=0, le=1, description="1: compute tokens from statistics of patches.", examples=[1]
     )
     stem_width: int | None = Field(
-        None, description="Channels of a convolutional stem in place of the patch embedding.", examples=[24]
+        None, description="Channels of a convolutional stem that replaces the patch embedding.", examples=[24]
     )
     fragments: tuple[int, int] | None = Field(
-        None, description="Rows and columns of native patches in place of resized frames.", examples=[[7, 7]]
+        None, description="Rows and columns of native patches that replace resized frames.", examples=[[7, 7]]
+    )
+    slot_by_slot: int | None = Field(
+        None, ge=0, le=1, description="1: run every time slot separately, as in views of slots.", examples=[1]
     )
     initialisation: Literal["published", "fan-in"] = Field(
-        "published", description='How weights are drawn: "published" (0.02), or "fan-in", better for small members.'
+        "published",
+        description='Scheme of random weights: "published" (std 0.02), or "fan-in", which suits small networks.',
     )
     start: str | None = Field(
-        None, description="Checkpoint to go on from: KVQ.pth, or a .safetensors of ours.", examples=["KVQ.pth"]
+        None, description="Checkpoint to start from: KVQ.pth, or a .safetensors of kvq-batch.", examples=["KVQ.pth"]
     )
     kinetics: str | None = Field(
         None,
-        description="Video-Swin file trained on Kinetics-400, as the start of the backbone.",
+        description="Video-Swin file trained on Kinetics-400, to start the backbone from.",
         examples=["swin_tiny_patch244_window877_kinetics400_1k.pth"],
     )
 
-    slot_by_slot: int | None = Field(
-        None, ge=0, le=1, description="1: every slot by itself, as views of single slots are.", examples=[1]
-    )
-
     @model_validator(mode="after")
-    def _one_start(self) -> "TrainModel":
+    def _check_start(self) -> "TrainModel":
         if self.start is not None and self.kinetics is not None:
-            raise ValueError("start and kinetics exclude each other: a checkpoint has a backbone already")
+            raise ValueError("start and kinetics exclude each other: a checkpoint already has a backbone")
         return self
 
 
 class TrainLoss(Section):
-    """What each term of the loss counts; 0 leaves it out."""
+    """Weight of each term of the loss; a term with weight 0 is not computed."""
 
-    plcc: float = Field(1.0, ge=0, description="Distance from a line through the labels.")
-    rank: float = Field(0.5, ge=0, description="Pairs in the wrong order.")
-    lpc: float = Field(0.02, ge=0, description="Agreement of the texture map with cubes seen alone; 0.05 in the paper.")
-    score: float = Field(0.0, ge=0, description="Absolute error of scores, with the labels' scale as 0 to 1.")
-    cells: float = Field(0.0, ge=0, description="Absolute error of labelled cells of the texture map, likewise.")
+    plcc: float = Field(1.0, ge=0, description="Linear correlation of scores with labels.")
+    rank: float = Field(0.5, ge=0, description="Pairs of clips in the wrong order.")
+    lpc: float = Field(
+        0.02, ge=0, description="Agreement of the texture map with cubes that are run separately; 0.05 in the paper."
+    )
+    score: float = Field(0.0, ge=0, description="Absolute error of scores, with the scale of the labels as 0 to 1.")
+    cells: float = Field(0.0, ge=0, description="Absolute error of labelled cells of the texture map, scaled likewise.")
     pairs: float = Field(
-        0.0, ge=0, description="Absolute error of differences between renditions of the same frames; needs renditions."
+        0.0,
+        ge=0,
+        description="Absolute error of differences between renditions; needs training.renditions of 2 or more.",
     )
     cube: tuple[int, int, int] = Field(
         (2, 32, 32),
-        description="Cubes of lpc: frames, rows, columns; [2, 32, 32] in the code, [2, 28, 28] in the paper.",
+        description="Size of lpc cubes: frames, rows, columns; [2, 32, 32] in the code, [2, 28, 28] in the paper.",
     )
 
 
 class TrainOptimiser(Section):
-    """AdamW."""
+    """Settings of AdamW."""
 
-    learning_rate: float = Field(5e-4, gt=0, description="Rate at its highest.")
-    backbone_factor: float = Field(0.1, gt=0, description="What the rate of the backbone is multiplied by.")
-    weight_decay: float = Field(0.05, ge=0, description="Decay of every tensor.")
-    warmup_steps: int = Field(0, ge=0, description="Steps until the rate is at its highest; a cosine follows.")
-    clip_norm: float | None = Field(None, gt=0, description="Bound of the gradient's norm.", examples=[1.0])
+    learning_rate: float = Field(5e-4, gt=0, description="Highest learning rate.")
+    backbone_factor: float = Field(0.1, gt=0, description="Factor of the learning rate of the backbone.")
+    weight_decay: float = Field(0.05, ge=0, description="Weight decay of every tensor.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up; a cosine follows.")
+    clip_norm: float | None = Field(None, gt=0, description="Largest norm of the gradient.", examples=[1.0])
     ema_decay: float = Field(
         0.999,
         ge=0,
         lt=1,
-        description="Decay of the averaged weights, which are validated and kept. 0: the last ones.",
+        description="Decay of the averaged weights, which are validated and saved. 0: use the last weights.",
     )
 
 
 class Training(Section):
-    """How long, on how much at a time, and what is held out."""
+    """Length, batches and validation of a training."""
 
-    steps: int = Field(ge=1, description="Steps of the training.", examples=[20000])
-    batch_size: int = Field(8, ge=2, description="Clips of a step, of all processes together.")
+    steps: int = Field(ge=1, description="Number of steps.", examples=[20000])
+    batch_size: int = Field(8, ge=2, description="Clips per step, over all processes.")
     renditions: int = Field(
         1,
         ge=1,
-        description="Consecutive clips of a batch that are renditions of the same frames (by views.mix_column), "
-        "seen at the same places: what differs between them is then the degradation alone.",
+        description="Number of consecutive clips of a batch that are renditions of the same frames (by "
+        "views.mix_column), cut at the same positions, so that they differ in degradation only.",
         examples=[4],
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout in the heads.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description='"fp32", or "bf16": products in half precision.')
-    seed: int = Field(0, ge=0, description="Everything that is drawn follows from it.")
-    validation_share: float = Field(0.1, ge=0, lt=1, description="Share of the scenes that is held out.")
-    validate_every: int = Field(500, ge=1, description="Steps between validations; the best weights are kept.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description='Precision of matrix products: "fp32" or "bf16". Weights are always fp32.'
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything that is random.")
+    validation_share: float = Field(0.1, ge=0, lt=1, description="Share of the scenes to hold out for validation.")
+    validate_every: int = Field(500, ge=1, description="Steps between validations; the best weights are saved.")
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many validations without a better one.", examples=[10]
+        None, ge=1, description="Stop after this number of validations without improvement.", examples=[10]
     )
 
 
 class TrainMachine(Section):
-    """Where it runs. Nothing here changes the weights that come out, but for rounding."""
+    """Device and processes. They change the resulting weights by rounding only."""
 
     device: Device = Field("cpu", description='"cpu" or "cuda".')
-    workers: int = Field(1, ge=1, description="Processes that train together, by Ray Train; one needs no Ray.")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of a process.", examples=[8])
-    recompute: bool = Field(False, description="Compute blocks again rather than keep them: less memory, more time.")
-    checkpoint_every: int = Field(100, ge=1, description="Steps that a crash may cost.")
+    workers: int = Field(1, ge=1, description="Number of processes that train together; 2 or more run on Ray Train.")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads per process.", examples=[8])
+    recompute: bool = Field(False, description="Recompute blocks in the backward pass: less memory, a third more time.")
+    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints; a crash loses at most these.")
     ray_address: str | None = Field(
-        None, description="Ray cluster for several workers. Default: a local Ray.", examples=["auto"]
+        None, description="Address of a Ray cluster for several workers. Default: a local Ray.", examples=["auto"]
     )
 
 
 class TrainJob(Section):
-    """Labelled videos, a network, and the checkpoint that comes out."""
+    """A training: labelled videos, a network, and the folder of the resulting checkpoint."""
 
-    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name of the model, as written in every row.")
+    name: str = Field(pattern=r"^[a-z0-9._-]+$", description="Name of the model, as in the rows of its scores.")
     version: str = Field(pattern=r"^[a-z0-9._-]+$", description="Version of the model.", examples=["1"])
     out: str = Field(min_length=1, description="Folder of this training: state, curves, checkpoint.")
     summary: str = Field("", description="One line about the model, for its card.")
-    training_data: str = Field(min_length=1, description="What it was trained on, for its card.")
-    licence: str = Field("", description="Licence of the weights, for its card.")
+    training_data: str = Field(min_length=1, description="Training data, for the card of the model.")
+    licence: str = Field("", description="Licence of the weights, for the card of the model.")
     data: TrainData
-    views: TrainViews = Field(TrainViews(), description="What a step sees of a video.")
+    views: TrainViews = Field(TrainViews(), description="The part of a video that a step uses.")
     model: TrainModel = Field(TrainModel(), description="The network.")
     loss: TrainLoss = Field(TrainLoss(), description="The loss.")
     optimiser: TrainOptimiser = Field(TrainOptimiser(), description="The optimiser.")
     training: Training
-    machine: TrainMachine = Field(TrainMachine(), description="Where it runs.")
-    limits: Limits = Field(Limits(), description="What decoding one video may cost.")
+    machine: TrainMachine = Field(TrainMachine(), description="Device and processes.")
+    limits: Limits = Field(Limits(), description="Limits of decoding one video.")
     storage: Storage = Field(Storage(), description="Object storage.")
 
     @model_validator(mode="after")
-    def _slots_have_labels(self) -> "TrainJob":
+    def _check_slots(self) -> "TrainJob":
         if self.views.slots is not None:
             if self.data.cells_column is None:
-                raise ValueError("views.slots needs data.cells_column: a slot's label is that of its cells")
+                raise ValueError("views.slots needs data.cells_column: the label of a slot is that of its cells")
             if not self.model.slot_by_slot:
-                raise ValueError("views.slots needs model.slot_by_slot = 1: else clips are scored by another network")
+                raise ValueError("views.slots needs model.slot_by_slot = 1: otherwise scoring runs slots differently")
             if self.data.views != 1:
                 raise ValueError("views.slots and data.views exclude each other: views are drawn from the slots")
         return self

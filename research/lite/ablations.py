@@ -1,10 +1,10 @@
-"""What each part of KVQ-Lite is worth: the same short training without it, three seeds, on sources never trained on.
+"""Ablations of KVQ-Lite: short trainings with one change each, three seeds, evaluated on scenes of the test split.
 
     python -m research.lite.ablations jobs/lite/train.toml --out ablations
 
-The job is the one that trains the shipped weights, with fewer steps; its list of labels must have a part "test".
-Rows are appended to OUT/runs.jsonl as they are found, and what is there is not trained again, so that the command
-can be stopped and typed again. Prints Markdown: mean and spread over seeds of the test set's figures.
+The job is the one that trained the included weights, with fewer steps; its label list must have a split "test". Results
+are appended to OUT/runs.jsonl, and runs in that file are not repeated, so the command can be stopped and started again.
+Prints Markdown: mean and standard deviation over seeds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from kvq_batch.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
 
-# What is changed in the job, section by section.
+# Changes to the job, by section.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "KVQ-Lite": {},
     "no statistics: a stem of two convolutions": {
@@ -67,18 +67,18 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def _place(row: Mapping[str, Any], seed: int) -> float:
-    """Where a source stands among all, 0 to 1, by chance."""
+def _random_rank(row: Mapping[str, Any], seed: int) -> float:
+    """Return a number from 0 to 1 that depends on the scene and the seed."""
     digest = hashlib.sha256(f"{seed}:{row['scene_id']}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-# Whose training leaves out which rows of the list of labels, by row and seed.
+# Rows of the label list that a variant does not train on, by row and seed.
 LEFT_OUT: dict[str, Callable[[Mapping[str, Any], int], bool]] = {
     "no procedural scenes": lambda row, seed: row["reference_content_id"].startswith("scene:"),
     "no pre-degraded sources": lambda row, seed: '"pre_degraded"' in row["segment"],
-    "half of the sources": lambda row, seed: _place(row, seed) >= 1 / 2,
-    "a quarter of the sources": lambda row, seed: _place(row, seed) >= 1 / 4,
+    "half of the sources": lambda row, seed: _random_rank(row, seed) >= 1 / 2,
+    "a quarter of the sources": lambda row, seed: _random_rank(row, seed) >= 1 / 4,
 }
 
 FIGURES = (
@@ -97,24 +97,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    job = load_train_job(asked.job)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    runs = asked.out / "runs.jsonl"
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    job = load_train_job(options.job)
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs = options.out / "runs.jsonl"
     found = [json.loads(line) for line in runs.read_text().splitlines()] if runs.exists() else []
     known = {(row["variant"], row["seed"], row["steps"]) for row in found}
     listed, _ = read_training_set(job.data, StorageOptions(), mix_column(job))
     for seed in SEEDS:
-        for name in asked.only:
-            if (name, seed, asked.steps) in known:
+        for name in options.only:
+            if (name, seed, options.steps) in known:
                 continue
-            row = _run(_changed(job, name, seed, asked.steps), name, listed, asked.out)
-            row |= {"variant": name, "seed": seed, "steps": asked.steps}
+            row = _run(_changed(job, name, seed, options.steps), name, listed, options.out)
+            row |= {"variant": name, "seed": seed, "steps": options.steps}
             with runs.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             found.append(row)
-    print_table(list(_summary([row for row in found if row["steps"] == asked.steps])))
+    print_table(list(_summary([row for row in found if row["steps"] == options.steps])))
 
 
 def _changed(job: TrainJob, name: str, seed: int, steps: int) -> TrainJob:
@@ -127,9 +127,9 @@ def _changed(job: TrainJob, name: str, seed: int, steps: int) -> TrainJob:
 
 
 def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> dict[str, Any]:
-    """One training and its test: figures by the names in FIGURES."""
+    """Train and test one variant; return its figures by the names in FIGURES."""
     config, settings = network_of(job), settings_of(job)
-    # Nothing is chosen by the validation here, and a quarter of it is quicker.
+    # The validation selects nothing here, so a quarter of it is enough.
     validation = [video for video in listed if video.split == "validation"][::4]
     videos = [video for video in listed if video.split == "train"] + validation
     if name in LEFT_OUT:
@@ -145,15 +145,15 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
     network = build_network(config, tensors, torch.bfloat16 if job.training.precision == "bf16" else torch.float32)
     tests = [dataclasses.replace(video, split=None) for video in listed if video.split == "test"]
     labels = _labels_of(job, tests)
-    # The first segment of each source: enough to tell variants apart, at a third of the time.
-    first = [place for place, row in enumerate(labels) if json.loads(row["segment"])["number"] == 0]
-    source = _source(job, [tests[place] for place in first], out)
-    scored = list(_scored(network, source, [labels[place] for place in first]))
+    # The first segment of each reference is enough to compare variants, and takes a third of the time.
+    first = [index for index, row in enumerate(labels) if json.loads(row["segment"])["number"] == 0]
+    source = _source(job, [tests[index] for index in first], out)
+    scored = list(_scored(network, source, [labels[index] for index in first]))
     return {f"{row['metric']} {row['of']}": row["value"] for row in rendition_rows(scored, n_resamples=100)}
 
 
 def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> RenditionFiles:
-    """The clips; resized ones are made of those at their own size, which are decoded already."""
+    """Return the clips; resized ones are made from the files of native size."""
     config = network_of(job)
     if all(config.fragments):
         made = build_clip_source(job, config, videos, out, lambda done, total: None)
@@ -178,7 +178,7 @@ def _resized(path: Path, size: tuple[int, int], folder: Path) -> Path:
 
 
 def _labels_of(job: TrainJob, videos: list[LabelledVideo]) -> list[Mapping[str, Any]]:
-    """The rows of the list of labels of these videos."""
+    """Return the rows of these videos in the label list."""
     import pyarrow.csv
 
     rows = {row["video_id"]: row for row in pyarrow.csv.read_csv(job.data.labels).to_pylist()}
@@ -186,8 +186,8 @@ def _labels_of(job: TrainJob, videos: list[LabelledVideo]) -> list[Mapping[str, 
 
 
 def _scored(network: Any, source: RenditionFiles, labels: list[Mapping[str, Any]]) -> Iterator[ScoredRendition]:
-    for place, row in enumerate(labels):
-        clips = source.read([place], None).clips
+    for index, row in enumerate(labels):
+        clips = source.read([index], None).clips
         with torch.inference_mode():
             maps = network(normalise(torch.from_numpy(clips)))
         yield ScoredRendition(
@@ -195,7 +195,7 @@ def _scored(network: Any, source: RenditionFiles, labels: list[Mapping[str, Any]
             frames_id=f"{row['scene_id']}/{row['segment']}",
             recipe=Recipe.from_json(row["recipe"]),
             label=row["mos"],
-            cells=np.load(source.cells[place]).astype(np.float64).mean(0),
+            cells=np.load(source.cells[index]).astype(np.float64).mean(0),
             score=float(maps.scores()[0]),
             texture=maps.texture[0].double().mean(0).numpy(),
         )

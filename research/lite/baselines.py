@@ -1,11 +1,11 @@
-"""Alternatives to KVQ-Lite: hand-made features with a kernel, and a plain CNN, on the same sources of the same set.
+"""Baselines of KVQ-Lite: hand-made features with a kernel regressor, and a plain CNN, on the same label set.
 
     python -m research.lite.baselines JOB --set DIR --frames DIR --steps N --seed S --out FILE.json
 
-JOB is the file that trains the shipped weights: views, losses and optimiser are its own. DIR holds labels.csv, as
-`kvq-batch labels export --format csv` writes it, with the splits train, validation and test; frames that are decoded
-already are found in --frames, features go into the set's folder. Tested are the versions of docs/model.md: the first
-segment of each test source, and distorted regions. Prints Markdown and writes every row as JSON.
+JOB is the job that trained the included weights; the CNN uses its views, losses and optimiser. --set is a folder with
+labels.csv from `kvq-batch labels export --format csv`, with the splits train, validation and test; features are stored
+there. --frames is the folder of decoded frames. The renditions of docs/model.md are tested: the first segment of each
+test reference, and distorted regions. Prints Markdown and writes all rows as JSON.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from research.lite.cnn import cnn_scores, train_cnn
 from research.lite.handcrafted import handcrafted_scores
 
 _KINDS = ("handmade", "cnn")
-# Of the CNN's training, in which whole validation sets are scored.
+# Number of validations in the training of the CNN.
 _NUM_VALIDATIONS = 4
 
 
@@ -38,25 +38,25 @@ def main() -> None:
     parser.add_argument("job", type=Path)
     parser.add_argument("--set", type=Path, required=True, dest="folder")
     parser.add_argument("--frames", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000, help="of the CNN")
-    parser.add_argument("--seed", type=int, default=0, help="of the CNN")
+    parser.add_argument("--steps", type=int, default=1000, help="Steps of the CNN.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the CNN.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--draws", type=int, default=1000, help="of whole sources, for the intervals")
+    parser.add_argument("--bootstrap-samples", type=int, default=1000, help="Resamples of scenes for the intervals.")
     parser.add_argument("--only", choices=_KINDS)
     parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    job = _with_steps(job_for_set(asked.job, asked.folder, asked.frames), asked.steps, asked.seed)
-    with threadpool_limits(asked.threads):
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    job = _with_steps(job_for_set(options.job, options.folder, options.frames), options.steps, options.seed)
+    with threadpool_limits(options.threads):
         rows = read_set(job)
-        kinds = _KINDS if asked.only is None else (asked.only,)
+        kinds = _KINDS if options.only is None else (options.only,)
         found = []
-        for name, facts, versions in _baselines(rows, job, asked.folder, kinds):
-            _tell(f"{name}: {json.dumps(facts)}")
-            figures = rendition_rows(versions, asked.draws)
+        for name, facts, renditions in _baselines(rows, job, options.folder, kinds):
+            _log(f"{name}: {json.dumps(facts)}")
+            figures = rendition_rows(renditions, options.bootstrap_samples)
             found.append({"baseline": name, **facts, "rows": [row for row in figures if row["value"] is not None]})
-            # A baseline that is found is kept, whatever becomes of the next one.
-            asked.out.write_text(json.dumps(found, indent=1) + "\n")
+            # Written after each baseline, so that a later failure loses nothing.
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
     print_table([_short(entry["baseline"], row) for entry in found for row in entry["rows"]])
 
 
@@ -67,14 +67,14 @@ def _baselines(
         for name, scores, facts in handcrafted_scores(rows, folder):
             yield f"hand-made features, {name}", facts, scored(rows, scores, None)
     if "cnn" in kinds:
-        trained = train_cnn(rows.learnt, settings_of(job), _Progress())
+        trained = train_cnn(rows.training, settings_of(job), _Progress())
         yield "CNN", trained.facts, scored(rows, *cnn_scores(trained.network, rows.test))
 
 
 def _with_steps(job: TrainJob, steps: int, seed: int) -> TrainJob:
     values = job.model_dump()
     values["training"] |= {"steps": steps, "seed": seed, "validate_every": max(1, steps // _NUM_VALIDATIONS)}
-    # Averaged over the same share of the training, or a short one would end with its beginning in the average.
+    # The average covers the same share of the training, so that a short one does not average its beginning.
     forgotten = (1 - job.optimiser.ema_decay) * max(1.0, job.training.steps / steps)
     values["optimiser"] |= {
         "warmup_steps": min(job.optimiser.warmup_steps, steps // 4),
@@ -84,22 +84,22 @@ def _with_steps(job: TrainJob, steps: int, seed: int) -> TrainJob:
 
 
 class _Progress:
-    """A line now and then."""
+    """Logger of the training of the CNN."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
 
     def __call__(self, step: int, loss: float, found: Validation | None) -> None:
         if found is not None:
-            _tell(f"CNN, step {step}, {self._passed()}: validation SRCC {found.srcc:.3f}, PLCC {found.plcc:.3f}")
+            _log(f"CNN, step {step}, {self._elapsed()}: validation SRCC {found.srcc:.3f}, PLCC {found.plcc:.3f}")
         elif step % 50 == 0:
-            _tell(f"CNN, step {step}, {self._passed()}: loss {loss:.4f}")
+            _log(f"CNN, step {step}, {self._elapsed()}: loss {loss:.4f}")
 
-    def _passed(self) -> str:
+    def _elapsed(self) -> str:
         return f"{time.monotonic() - self._started:.0f} s"
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -107,7 +107,7 @@ def _short(name: str, row: dict[str, Any]) -> dict[str, Any]:
     value = f"{row['value']:.3f}"
     value += "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
     figure = f"{row['metric']} {row['of']}"
-    return {"baseline": name, "figure": figure, "clips": row["clips"], "sources": row["scenes"], "value": value}
+    return {"baseline": name, "figure": figure, "clips": row["clips"], "scenes": row["scenes"], "value": value}
 
 
 if __name__ == "__main__":

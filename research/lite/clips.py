@@ -1,7 +1,4 @@
-"""The versions of an exported set of labels, split as its list says, decoded once, for the baselines.
-
-They are those that the training of a job reads, in the same order and from the same files. Nothing is scored here.
-"""
+"""Renditions of an exported label set for the baselines: those that a training job reads, from the same files."""
 
 import csv
 import dataclasses
@@ -29,45 +26,45 @@ LIST = "labels.csv"
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
-    """`learnt` holds the versions to train on and to choose by (its samples say which), `test` those of other sources.
+    """Renditions of a label set: `training` has the splits train and validation, `test` the split test.
 
-    Of a test source those count that docs/model.md compares: its first segment, whole, and every distorted region.
-    `recipes[i]` made the i-th version of `test`.
+    `test` has the renditions that docs/model.md compares: those of the first segment of each reference, and all with a
+    distorted region. `recipes[i]` made rendition i of `test`.
     """
 
-    learnt: RenditionFiles
+    training: RenditionFiles
     test: RenditionFiles
     recipes: Sequence[Recipe]
 
     def indices(self, split: str) -> list[int]:
-        """Return the indices of the samples of `learnt` in the split "train" or "validation"."""
-        return [index for index, sample in enumerate(self.learnt.samples) if sample.split == split]
+        """Return the indices of the samples of `training` in the split "train" or "validation"."""
+        return [index for index, sample in enumerate(self.training.samples) if sample.split == split]
 
 
 def job_for_set(path: Path, folder: Path, frames: Path) -> TrainJob:
-    """The training job of a file, with the list of the set in `folder` in place of its own, and frames in `frames`."""
+    """Return the training job of a file, with the label list in `folder` and decoded frames in `frames`."""
     job = load_train_job(path)
     data = job.data.model_dump() | {"labels": str(folder / LIST), "frames": str(frames)}
     return TrainJob.model_validate(job.model_dump() | {"data": data})
 
 
 def read_set(job: TrainJob) -> LabelledSet:
-    """The set of a job of `job_for_set`; what is not decoded yet is decoded.
+    """Return the label set of a job of `job_for_set`; decode renditions that are not decoded yet.
 
     Raises:
-        SpecError: a list, versions or labels that cannot be read, a part that is missing, or a job of whole clips.
+        SpecError: files or labels that cannot be read, a missing split, or a job of whole clips.
     """
     listed, _ = read_training_set(job.data, StorageOptions.from_spec(job.storage), mix_column(job))
-    parts: dict[str | None, list[LabelledVideo]] = {}
+    splits: dict[str | None, list[LabelledVideo]] = {}
     for video in listed:
-        parts.setdefault(video.split, []).append(video)
-    if set(parts) != {"train", "validation", "test"}:
-        found = ", ".join(sorted(map(str, parts)))
-        raise SpecError(f"{job.data.labels}: its versions are of the splits {found}; export it with all three")
+        splits.setdefault(video.split, []).append(video)
+    if set(splits) != {"train", "validation", "test"}:
+        found = ", ".join(sorted(map(str, splits)))
+        raise SpecError(f"{job.data.labels}: the splits are {found}. Export it with train, validation and test.")
     made = _made(Path(job.data.labels))
-    compared = [video for video in parts["test"] if made[video.video_id].is_compared]
+    compared = [video for video in splits["test"] if made[video.video_id].is_compared]
     return LabelledSet(
-        learnt=_decoded(job, parts["train"] + parts["validation"]),
+        training=_decoded(job, splits["train"] + splits["validation"]),
         test=_decoded(job, compared),
         recipes=[made[video.video_id].recipe for video in compared],
     )
@@ -76,24 +73,24 @@ def read_set(job: TrainJob) -> LabelledSet:
 def scored(
     rows: LabelledSet, scores: NDArray[np.float64], textures: NDArray[np.float64] | None
 ) -> list[ScoredRendition]:
-    """The versions of the test with their scores [n] and texture maps [n, row, column].
+    """Return the renditions of the test split with their scores [n] and texture maps [n, row, column].
 
-    Without textures those with a distorted region are left out, and the others have one cell, their score.
+    Without textures, renditions with a distorted region are omitted, and the others have one cell: their score.
     """
     found = []
-    for place, (sample, recipe) in enumerate(zip(rows.test.samples, rows.recipes, strict=True)):
+    for index, (sample, recipe) in enumerate(zip(rows.test.samples, rows.recipes, strict=True)):
         if textures is None and recipe.patches:
             continue
-        score = float(scores[place])
+        score = float(scores[index])
         found.append(
             ScoredRendition(
                 scene_id=sample.scene_id,
                 frames_id=sample.frames_id or sample.sample_id,
                 recipe=recipe,
                 label=sample.label,
-                cells=np.load(rows.test.cells[place]).astype(np.float64).mean(0),
+                cells=np.load(rows.test.cells[index]).astype(np.float64).mean(0),
                 score=score,
-                texture=np.full((1, 1), score) if textures is None else textures[place],
+                texture=np.full((1, 1), score) if textures is None else textures[index],
             )
         )
     return found
@@ -101,7 +98,7 @@ def scored(
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a version was made of: which segment of its source, and by which recipe."""
+    """Origin of a rendition: the segment of its reference, and the recipe."""
 
     segment: int
     recipe: Recipe
@@ -124,5 +121,5 @@ def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> RenditionFiles:
     named = [dataclasses.replace(video, split=None) if video.split == "test" else video for video in videos]
     source = build_clip_source(job, network_of(job), named, Path(job.out), lambda done, total: None)
     if not isinstance(source, RenditionFiles):
-        raise SpecError("the job trains on whole clips; the baselines need views.slots")
+        raise SpecError("The job trains on whole clips. Set views.slots: the baselines need it.")
     return source

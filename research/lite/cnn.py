@@ -1,7 +1,7 @@
-"""The second baseline: a plain convolutional network of no more parameters, trained as KVQ-Lite is trained.
+"""Baseline: a plain convolutional network with at most as many parameters as KVQ-Lite, trained in the same way.
 
-Same input (RGB and bands of detail), same drawn views, losses, optimiser, averaged weights and choice among them; what
-differs is the network: no windows, no saliency, and a score that is the mean of its texture map. It is kept in no file.
+Input (RGB and bands of detail), views, losses, optimiser, averaging and selection of weights are the same. The network
+has no windows and no saliency, and its score is the mean of its texture map. Its weights are not saved.
 """
 
 import time
@@ -29,12 +29,12 @@ from kvq_batch.training.settings import TrainSettings
 from kvq_batch.training.validation import Validation, validate
 
 WIDTHS = (32, 64, 128, 256)
-# Together 32: a cell of the texture map is a fragment of the frame.
+# Their product is 32, so a cell of the texture map is a fragment of the frame.
 _STRIDES = (4, 2, 2, 2)
 
 
 class Stage(nn.Module):
-    """A strided convolution, a norm over channels, and a residual convolution: [B, C, H, W] -> [B, C', H/s, W/s]."""
+    """Strided convolution, norm over channels, and residual convolution: [B, C, H, W] -> [B, C', H/s, W/s]."""
 
     def __init__(self, num_in: int, num_out: int, stride: int) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ class Stage(nn.Module):
 
 
 class PlainCnn(nn.Module):
-    """Answers as a KVQ network does, with saliency 1 everywhere, so that its losses and validation fit.
+    """CNN with the output of a KVQ network and saliency 1, so that the same losses and validation apply.
 
-    The frames of a slot enter together, as channels.
+    The frames of a slot are channels of its input.
     """
 
     def __init__(self, config: KvqConfig, dropout: float, compute_dtype: torch.dtype) -> None:
@@ -66,7 +66,7 @@ class PlainCnn(nn.Module):
         self.head = nn.Linear(WIDTHS[-1], 1)
 
     def forward(self, clips: Tensor) -> KvqMaps:
-        """Maps of normalised clips [B, 3, T, H, W]; texture [B, slots, H / 32, W / 32]."""
+        """Return the maps of normalised clips [B, 3, T, H, W]; texture is [B, slots, H / 32, W / 32]."""
         x = with_energy_bands(clips, self.config)
         batch, channels, frames, height, width = x.shape
         slot = self.config.patch[0]
@@ -78,13 +78,13 @@ class PlainCnn(nn.Module):
             x = self.stages(x)
         cells = self.head(self.dropout(x.float().permute(0, 2, 3, 1)))[..., 0]
         texture = cells.view(batch, slots, *cells.shape[1:])
-        nothing = torch.zeros_like(texture)
-        return KvqMaps(texture, torch.ones_like(texture), nothing, nothing[:, None], nothing[..., None])
+        zeros = torch.zeros_like(texture)
+        return KvqMaps(texture, torch.ones_like(texture), zeros, zeros[:, None], zeros[..., None])
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The network with the best averaged weights, and how it came to them."""
+    """The network with the best averaged weights, and facts about its training."""
 
     network: PlainCnn
     facts: dict[str, Any]
@@ -93,16 +93,16 @@ class Trained:
 def train_cnn(
     clips: RenditionFiles,
     settings: TrainSettings,
-    tell: Callable[[int, float, Validation | None], None] = lambda step, loss, found: None,
+    report: Callable[[int, float, Validation | None], None] = lambda step, loss, found: None,
 ) -> Trained:
-    """Trains on the part "train" of `clips`; `tell` hears (steps done, loss, validation or None) after each step.
+    """Train on the split "train" of `clips`; call `report` with (steps done, loss, validation or None) after each step.
 
     Raises:
-        SpecError: samples that cannot be trained on, or a term of the loss that this network does not have.
+        SpecError: samples that cannot be trained on, or a term of the loss that this network does not support.
         FatalError: the training diverged.
     """
     if settings.loss.lpc:
-        raise SpecError("loss.lpc compares cubes that the network sees alone; the baseline has it not: set it to 0")
+        raise SpecError("The CNN does not support loss.lpc. Set it to 0.")
     started = time.monotonic()
     split = split_samples(clips.samples, settings.scale, settings.validation_share, settings.seed)
     renditions = rendition_sets(clips.samples, split.train, settings.renditions)
@@ -110,7 +110,7 @@ def train_cnn(
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     network = PlainCnn(settings.config, settings.dropout, dtype)
     scoring = PlainCnn(settings.config, 0.0, dtype).eval()
-    # They ask for no more of a network than a PlainCnn has: parameters, and maps of clips.
+    # A PlainCnn has everything that these functions use of a KVQ network: parameters, and maps of clips.
     as_kvq, scoring_as_kvq = cast(KvqNetwork, network), cast(KvqNetwork, scoring)
     optimisation = Optimisation(as_kvq, settings.optimiser, settings.steps)
     group = SingleProcess()
@@ -118,8 +118,8 @@ def train_cnn(
     kept: dict[str, Tensor] = {}
     for step in range(settings.steps):
         torch.manual_seed(seed_of(settings.seed, "dropout", step))
-        places = batch_indices(split.train, settings.batch_size, step, settings.seed, renditions).tolist()
-        losses = compute_losses(as_kvq, _batch(clips, places, settings, step), settings.loss, settings.cube, group)
+        indices = batch_indices(split.train, settings.batch_size, step, settings.seed, renditions).tolist()
+        losses = compute_losses(as_kvq, _batch(clips, indices, settings, step), settings.loss, settings.cube, group)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimisation.update(step, group)
         found = None
@@ -128,7 +128,7 @@ def train_cnn(
             found = validate(scoring_as_kvq, clips, split.validation, settings.batch_size, step + 1, group)
             if best is None or found.agreement > best.agreement:
                 best, kept = found, {name: value.clone() for name, value in optimisation.ema_params.items()}
-        tell(step + 1, losses.terms["loss"], found)
+        report(step + 1, losses.terms["loss"], found)
     assert best is not None
     scoring.load_state_dict(kept)
     facts = {
@@ -146,19 +146,19 @@ def train_cnn(
 
 
 def cnn_scores(network: PlainCnn, clips: RenditionFiles) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores [n] of the fixed views of all clips, and their texture maps [n, row, column], means over slots."""
+    """Return scores [n] of the fixed views of all clips, and texture maps [n, row, column], means over slots."""
     scores, textures = [], []
-    for place in range(len(clips.samples)):
+    for index in range(len(clips.samples)):
         with torch.inference_mode():
-            maps = network(normalise(torch.from_numpy(clips.read([place], None).clips)))
+            maps = network(normalise(torch.from_numpy(clips.read([index], None).clips)))
         scores.append(float(maps.scores()[0]))
         textures.append(maps.texture[0].double().mean(0).numpy())
     return np.array(scores), np.stack(textures)
 
 
-def _batch(clips: RenditionFiles, places: list[int], settings: TrainSettings, step: int) -> TensorBatch:
-    """The views of these samples that a training of KVQ-Lite with these settings takes at this step."""
-    views = clips.read(places, seed_of(settings.seed, "view", step))
+def _batch(clips: RenditionFiles, indices: list[int], settings: TrainSettings, step: int) -> TensorBatch:
+    """Return the views of these samples that a training of KVQ-Lite with these settings uses at this step."""
+    views = clips.read(indices, seed_of(settings.seed, "view", step))
     low, high = settings.scale
     labels = torch.from_numpy((views.labels - low) / (high - low))
     cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low))

@@ -1,8 +1,7 @@
-"""Hand-made features of quality without a reference, of the frames of a clip at their own size.
+"""Hand-made features for no-reference quality, of the frames of a clip at native size, in numpy and scipy.
 
-What was known before networks: how much detail there is in each band, how natural its statistics are, grids of codecs,
-widths of edges, noise where nothing else is, steps of smooth light, what changes between frames. Most features are
-logarithms, as eyes and VMAF count in ratios. numpy and scipy alone; nothing is learnt here.
+They measure the detail in each band, natural scene statistics, block grids of codecs, widths of edges, noise in smooth
+areas, banding, and changes between frames. Most features are logarithms, because perception and VMAF depend on ratios.
 
 Axes: T frames, H rows, W columns. Luma is float32 in grey levels, 0 to 255.
 """
@@ -17,10 +16,10 @@ Real = NDArray[np.float32]
 Found = Iterator[tuple[str, float]]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# Below half a grey level there is only rounding.
+# Half a grey level: smaller values are rounding errors.
 _FLOOR = 0.5
 _NUM_BANDS = 4
-# As in BRISQUE (IEEE TIP 21(12), 2012), section III: sigma 7/6 over 7 pixels, 1 grey level beside the deviation.
+# As in BRISQUE (IEEE TIP 21(12), 2012), section III: sigma 7/6 over 7 pixels; 1 grey level is added to the deviation.
 _LOCAL_SIGMA = 7 / 6
 _NEIGHBOURS = {"right": (0, 1), "below": (1, 0), "falling": (1, 1), "rising": (1, -1)}
 _FLAT_BLOCK = 8
@@ -29,11 +28,11 @@ _EDGE_REACH = 5
 
 
 def features_of(frames: NDArray[np.uint8], slot_frames: int) -> dict[str, float]:
-    """The features of a clip uint8 RGB [T, H, W, 3] by name: of the first frame of its first slot, and of what follows.
+    """Return the features of a clip uint8 RGB [T, H, W, 3] by name; all are finite.
 
-    Every value is finite, whatever the frames are.
+    They are measured on the first frame of the first slot, and on the changes in that slot.
     """
-    # A second slot says nearly the same once more, for twice the time.
+    # A second slot takes twice the time and gives nearly the same values.
     first = frames[:1]
     luma = first @ _LUMA
     following = (frames[1:slot_frames] @ _LUMA) - luma
@@ -66,7 +65,7 @@ def _blurred(luma: Real, sigma: float) -> Real:
 
 
 def _halved(luma: Real) -> Real:
-    """Means of 2x2 pixels."""
+    """Return means of 2x2 pixels."""
     height, width = (extent // 2 * 2 for extent in luma.shape[1:])
     even = luma[:, :height, :width]
     total: Real = even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]
@@ -74,7 +73,7 @@ def _halved(luma: Real) -> Real:
 
 
 def _blocks(values: Real, side: int) -> Real:
-    """Means over blocks of `side` pixels, [T, H // side, W // side]."""
+    """Return means over blocks of `side` pixels, [T, H // side, W // side]."""
     num, height, width = len(values), values.shape[1] // side, values.shape[2] // side
     cut = values[:, : height * side, : width * side].reshape(num, height, side, width * side).mean(2)
     means: Real = cut.reshape(num, height, width, side).mean(3)
@@ -82,7 +81,7 @@ def _blocks(values: Real, side: int) -> Real:
 
 
 def _bands(luma: Real) -> Found:
-    """An octave each: how much detail, how unevenly it is spread over pixels and over the frame."""
+    """Yield, for each octave, the amount of detail and its spread over pixels and over the frame."""
     level = luma
     for number in range(_NUM_BANDS):
         coarse = _blurred(level, 0.8)
@@ -103,14 +102,14 @@ def _bands(luma: Real) -> Found:
 
 
 def _natural(luma: Real, scale: str, directions: tuple[str, ...]) -> Found:
-    """Statistics of mean-subtracted, contrast-normalised luma and of products of neighbours, as BRISQUE's."""
+    """Yield statistics of mean-subtracted, contrast-normalised luma and of products of neighbours, as in BRISQUE."""
     mean = _blurred(luma, _LOCAL_SIGMA)
     deviation = np.sqrt(np.abs(_blurred(luma * luma, _LOCAL_SIGMA) - mean * mean))
     normal = (luma - mean) / (deviation + 1)
     spread = float(np.abs(normal).mean())
     power = float((normal * normal).mean())
     yield f"{scale} normal power", _log(power)
-    # What the shape of a generalised Gaussian is read from.
+    # This ratio determines the shape of a generalised Gaussian.
     yield f"{scale} normal shape", _log(spread * spread / (power + 1e-6))
     yield f"{scale} local deviation", float(np.log(deviation + np.float32(_FLOOR)).mean())
     for name in directions:
@@ -129,7 +128,7 @@ def _natural(luma: Real, scale: str, directions: tuple[str, ...]) -> Found:
 
 
 def _grids(luma: Real) -> Found:
-    """Differences across the borders of blocks against those within, and how many blocks are flat."""
+    """Yield differences across block borders relative to those inside blocks, and the share of flat blocks."""
     profiles = [np.abs(np.diff(luma, axis=axis)).mean((0, 3 - axis)) for axis in (1, 2)]
     for side in (8, 16):
         own, best = [], []
@@ -139,8 +138,8 @@ def _grids(luma: Real) -> Found:
             ratios = np.log((whole + 0.05) / (others + 0.05))
             own.append(ratios[side - 1])
             best.append(ratios.max())
-        yield f"grid of {side} at its place", float(np.mean(own))
-        yield f"grid of {side} at any place", float(np.mean(best))
+        yield f"grid of {side} at fixed phase", float(np.mean(own))
+        yield f"grid of {side} at best phase", float(np.mean(best))
     means = _blocks(luma, _FLAT_BLOCK)
     variance = _blocks(luma * luma, _FLAT_BLOCK) - means * means
     yield "flat blocks", float((variance < _FLOOR).mean())
@@ -158,7 +157,7 @@ def _gradients(luma: Real) -> Found:
 
 
 def _edges(luma: Real) -> Found:
-    """Widths in pixels of the steepest edges: how far luma moves about them, through how steep they are."""
+    """Yield widths of the steepest edges in pixels: the luma range around an edge divided by its slope."""
     widths = []
     for turned in (luma, luma.transpose(0, 2, 1)):
         slope = np.abs(turned[:, ::2, 2:] - turned[:, ::2, :-2]) / 2
@@ -169,7 +168,7 @@ def _edges(luma: Real) -> Found:
         about = turned[frame[:, None], 4 * row[:, None], column[:, None] + _EDGE_REACH + 1 + reach]
         widths.append(np.ptp(about, axis=1) / slope[:, ::2][frame, row, column])
     every = np.concatenate(widths)
-    # No edge at all: as wide as can be seen.
+    # Without edges: the largest width that can be measured.
     low, middle, high = np.percentile(every, (10, 50, 90)) if len(every) else (2 * _EDGE_REACH,) * 3
     yield "narrow edges", _log(low)
     yield "common edges", _log(middle)
@@ -177,14 +176,14 @@ def _edges(luma: Real) -> Found:
 
 
 def _laplacian(luma: Real) -> Real:
-    """Of no slope and no curve (Immerkaer, CVIU 64(2), 1996): 36 times the variance of white noise."""
+    """Return a second difference that ignores slopes (Immerkaer, CVIU 64(2), 1996): 36 times the variance of noise."""
     across = luma[:, :, 2:] - 2 * luma[:, :, 1:-1] + luma[:, :, :-2]
     both: Real = across[:, 2:] - 2 * across[:, 1:-1] + across[:, :-2]
     return both
 
 
 def _noise(laplacian: Real) -> Found:
-    """Standard deviation of noise, in grey levels, where the frame is calmest and at large."""
+    """Yield the standard deviation of noise in grey levels, in the smoothest blocks and in typical ones."""
     size = _blocks(np.abs(laplacian), _FLAT_BLOCK) * np.float32(np.sqrt(np.pi / 2) / 6)
     calm, low, middle = np.percentile(size, (2, 15, 50))
     yield "noise in calm blocks", _log(calm, 0.05)
@@ -193,7 +192,7 @@ def _noise(laplacian: Real) -> Found:
 
 
 def _levels(luma: Real) -> Found:
-    """Banding: grey levels that are missing, and how few hold most pixels."""
+    """Yield measures of banding: the share of grey levels in use, and how few levels most pixels have."""
     counts = np.bincount(np.rint(luma).astype(np.uint8).ravel(), minlength=256).astype(np.float64)
     shares = counts[counts > 0] / counts.sum()
     span = np.ptp(np.flatnonzero(counts)) + 1
@@ -205,7 +204,7 @@ def _levels(luma: Real) -> Found:
 
 
 def _motion(following: Real, laplacian: Real) -> Found:
-    """What changes from a frame to the next, and how much of it is as fine as noise. 0 where slots have one frame."""
+    """Yield the change from one frame to the next, and its share of fine detail; 0 if slots have one frame."""
     if not following.size:
         following = np.zeros((1, 3, 3), np.float32)
     size = np.abs(following)
@@ -218,7 +217,7 @@ def _motion(following: Real, laplacian: Real) -> Found:
 
 
 def _light(first: NDArray[np.uint8], luma: Real) -> Found:
-    """Contrast, clipped light, and colourfulness (Hasler and Suesstrunk, SPIE 5007, 2003)."""
+    """Yield contrast, clipped luma, and colourfulness (Hasler and Suesstrunk, SPIE 5007, 2003)."""
     some = luma[:, ::2, ::2]
     dark, bright = np.percentile(some, (2, 98))
     red, green, blue = (first[:, ::2, ::2, channel].astype(np.float32) for channel in range(3))

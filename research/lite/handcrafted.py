@@ -1,7 +1,7 @@
-"""The first baseline: kernel ridge and support vectors over hand-made features, chosen on the validation sources.
+"""Baseline: kernel ridge and support vector regression on hand-made features, selected on the validation split.
 
-It has no texture map, and so no figures of regions. Features are computed once: a file a version, in a folder named by
-the code that made them.
+It has no texture map, so regions are not evaluated. Features are computed once and stored in one file per rendition, in
+a folder named by the digest of the code.
 """
 
 import hashlib
@@ -24,60 +24,60 @@ from research.lite.clips import LabelledSet
 
 Real = NDArray[np.float64]
 
-# Widths are in units of the number of features: standardised ones lie about sqrt(2 n) apart.
+# Kernel widths relative to the number of features: standardised vectors are about sqrt(2 n) apart.
 _GAMMAS = (0.3, 1.0, 2.0)
 _ALPHAS = (0.01, 0.03, 0.1, 0.3)
 _COSTS = (30.0, 100.0, 300.0)
-# Grey area of SVR, in points of VMAF.
+# Insensitive zone of SVR, in points of VMAF.
 _EPSILON = 2.0
-# Standardised features beyond this are foreign to the training set, and no distance says how foreign.
+# Standardised features beyond this are outliers of the training set, and are clipped.
 _CLIP = 4.0
 
 
 def handcrafted_scores(rows: LabelledSet, folder: Path) -> Iterator[tuple[str, Real, dict[str, Any]]]:
-    """Of each regressor its name, the scores of the test's versions, and what was chosen; features go into `folder`."""
-    learnt, test = version_features(rows.learnt, folder), version_features(rows.test, folder)
+    """Yield the name of each regressor, its scores of the test renditions, and facts; store features in `folder`."""
+    training, test = rendition_features(rows.training, folder), rendition_features(rows.test, folder)
     train, validation = rows.indices("train"), rows.indices("validation")
-    labels = np.array([sample.label for sample in rows.learnt.samples])
-    # Kernel ridge has no intercept: without it, it would draw scores towards 0.
+    labels = np.array([sample.label for sample in rows.training.samples])
+    # Kernel ridge has no intercept, so labels are centred.
     centre = labels[train].mean()
-    # Which settings are best shows on a third of the versions, of all sources, for a tenth of the time.
+    # Settings are selected on a third of the renditions, of all scenes, in a tenth of the time.
     few = train[::3]
     bounded = FunctionTransformer(np.clip, kw_args={"a_min": -_CLIP, "a_max": _CLIP})
     for name, candidates in (("kernel ridge", _ridges), ("SVR", _machines)):
         started = time.monotonic()
         best: tuple[float, dict[str, Any], Any] | None = None
-        for facts, regressor in candidates(learnt.shape[1]):
+        for facts, regressor in candidates(training.shape[1]):
             model = make_pipeline(StandardScaler(), bounded, regressor)
-            model.fit(learnt[few], labels[few] - centre)
-            srcc, plcc = correlations(model.predict(learnt[validation]), labels[validation])
+            model.fit(training[few], labels[few] - centre)
+            srcc, plcc = correlations(model.predict(training[validation]), labels[validation])
             if best is None or srcc + plcc > best[0]:
                 best = srcc + plcc, facts, model
         assert best is not None
         _, chosen, model = best
-        model.fit(learnt[train], labels[train] - centre)
-        srcc, plcc = correlations(model.predict(learnt[validation]), labels[validation])
-        facts = chosen | {"features": learnt.shape[1], "train_versions": len(train), "validation_srcc": srcc}
+        model.fit(training[train], labels[train] - centre)
+        srcc, plcc = correlations(model.predict(training[validation]), labels[validation])
+        facts = chosen | {"features": training.shape[1], "train_renditions": len(train), "validation_srcc": srcc}
         facts |= {"validation_plcc": plcc, "fit_s": round(time.monotonic() - started, 1)}
         yield name, np.asarray(model.predict(test) + centre, np.float64), facts
 
 
-def version_features(clips: RenditionFiles, folder: Path) -> Real:
-    """Features [version, feature] of clips, found in `folder` or computed and kept there."""
+def rendition_features(clips: RenditionFiles, folder: Path) -> Real:
+    """Return the features [rendition, feature] of clips, from files in `folder`; compute and store missing ones."""
     code = hashlib.sha256(Path(features.__file__).read_bytes()).hexdigest()[:12]
-    kept = folder / f"features-{code}"
-    kept.mkdir(parents=True, exist_ok=True)
-    return np.stack([_version(path, kept / path.name, clips.layout.slot_frames) for path in clips.frames])
+    stored = folder / f"features-{code}"
+    stored.mkdir(parents=True, exist_ok=True)
+    return np.stack([_features(path, stored / path.name, clips.layout.slot_frames) for path in clips.frames])
 
 
-def _version(frames: Path, kept: Path, slot_frames: int) -> Real:
-    if not kept.exists():
+def _features(frames: Path, stored: Path, slot_frames: int) -> Real:
+    if not stored.exists():
         found = features.features_of(np.asarray(load_array(frames)), slot_frames)
-        partial = kept.with_suffix(".partial")
+        partial = stored.with_suffix(".partial")
         with partial.open("wb") as file:
             np.save(file, np.array(list(found.values())), allow_pickle=False)
-        partial.replace(kept)
-    values: Real = np.load(kept, allow_pickle=False)
+        partial.replace(stored)
+    values: Real = np.load(stored, allow_pickle=False)
     return values
 
 

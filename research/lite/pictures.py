@@ -1,9 +1,9 @@
-"""Frames with a distorted region, and what KVQ-Lite makes of them: the pictures of docs/model.md.
+"""Draw the pictures of docs/model.md: frames with a distorted region, and KVQ-Lite's maps of them.
 
     python -m research.lite.pictures --out docs/pictures
 
-Each sheet is one procedural scene: clean, and with a rectangle that was blurred, made noisy, and coded to blocks; below
-each frame its saliency and its texture, in the colours of one common range. White lines show where the rectangle is.
+Each sheet shows one procedural scene: clean, and with a rectangle that is blurred, noisy, or coded with strong
+compression. Below each frame are its saliency and texture, on one colour scale. White lines mark the rectangle.
 """
 
 import argparse
@@ -39,27 +39,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="kvq-lite")
     parser.add_argument("--weights")
-    asked = parser.parse_args()
-    scorer = build(ModelOptions(asked.model, asked.weights))
-    asked.out.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    scorer = build(ModelOptions(options.model, options.weights))
+    options.out.mkdir(parents=True, exist_ok=True)
     for scene in SCENES:
-        # A drawing that no training has seen: seeds of label jobs are far below.
+        # No training uses this seed: those of label jobs are much smaller.
         source = segment_of_scene(scene, 1 << 20, SEGMENT)
-        draw_sheet(scorer, source, asked.out / f"regions-{scene}.png")
+        draw_sheet(scorer, source, options.out / f"regions-{scene}.png")
 
 
 def draw_sheet(scorer: Scorer, source: Planes, out: Path) -> None:
-    """One sheet: a column for each of RECIPES."""
-    versions = {name: make_rendition(source, recipe).to_rgb() for name, recipe in RECIPES.items()}
+    """Draw one sheet, with a column for each of RECIPES."""
+    renditions = {name: make_rendition(source, recipe).to_rgb() for name, recipe in RECIPES.items()}
     maps = {}
-    for name, frames in versions.items():
+    for name, frames in renditions.items():
         (prediction,) = scorer.score([clip_of(frames, scorer.spec.frames)])
         assert prediction.texture is not None
         assert prediction.saliency is not None
         maps[name] = (np.sqrt(prediction.saliency.mean(0)), prediction.texture.mean(0), prediction.raw_score)
     salience, texture = (np.stack([found[i] for found in maps.values()]) for i in (0, 1))
     bounds = ((float(salience.min()), float(salience.max())), (float(texture.min()), float(texture.max())))
-    columns = [outlined(column(versions[name][0], found[0], found[1], bounds), name) for name, found in maps.items()]
+    columns = [outlined(column(renditions[name][0], found[0], found[1], bounds), name) for name, found in maps.items()]
     sheet = Image.new("RGB", (len(columns) * (WIDTH_PX + MARGIN_PX), columns[0].height + TEXT_PX), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (panels, (name, found)) in enumerate(zip(columns, maps.items(), strict=True)):
@@ -69,7 +69,7 @@ def draw_sheet(scorer: Scorer, source: Planes, out: Path) -> None:
 
 
 def clip_of(frames: np.ndarray, request: FrameRequest) -> np.ndarray:
-    """The clip that a scorer would be given of a video of these frames."""
+    """Return the clip that a scorer gets of a video of these frames."""
     indices = request.sampling.indices(len(frames))
     assert request.size is not None
     assert request.fragments is not None
@@ -80,7 +80,7 @@ def clip_of(frames: np.ndarray, request: FrameRequest) -> np.ndarray:
 
 
 def outlined(panels: Image.Image, name: str) -> Image.Image:
-    """The column with the region's rectangle drawn into each of its three panels."""
+    """Draw the rectangle of the region into each of the three panels of a column."""
     if not RECIPES[name].patches:
         return panels
     scale = WIDTH_PX / SEGMENT.width_px

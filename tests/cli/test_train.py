@@ -90,8 +90,8 @@ class Material:
     def job(self, out: Path, labels: Path, **values: Any) -> Path:
         path = out.with_suffix(".toml")
         defaults = {"steps": 8, "dropout": 0.25, "workers": 1, "data": "", "loss": ""}
-        places = {"out": out, "labels": labels, "videos": self.folder / "videos", "frames": self.frames}
-        path.write_text(JOB.format(**places, **defaults | values))
+        paths = {"out": out, "labels": labels, "videos": self.folder / "videos", "frames": self.frames}
+        path.write_text(JOB.format(**paths, **defaults | values))
         return path
 
 
@@ -139,7 +139,7 @@ def test_four_field_list_is_read(material: Material, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(lines) + "\n")
     facts = json.loads(call(material.job(tmp_path / "out", labels), "--dry-run", "-o", "json").stdout)
-    assert (facts["videos"], facts["scenes"]) == (9, 9), "without a source every video is its own"
+    assert (facts["videos"], facts["scenes"]) == (9, 9), "without scene_id every video is its own scene"
 
 
 def test_split_column_is_used_and_test_ignored(material: Material, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_smallest_job_has_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"tabels": "x"}, "tabels: unknown key"),
         ({"name": None}, "name: "),
@@ -81,8 +81,8 @@ def test_smallest_job_has_defaults() -> None:
         ),
     ],
 )
-def test_invalid_key_is_named_by_dotted_path(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(SpecError, match=said) as caught:
+def test_invalid_key_is_named_by_dotted_path(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
         make_job(SMALLEST | change, "my.toml")
     assert str(caught.value).startswith("my.toml: 1 wrong key(s)")
 
@@ -110,7 +110,7 @@ def test_template_shows_every_default() -> None:
 
 
 def test_template_examples_are_valid() -> None:
-    """A key without a default shows an example; all of them together are a valid job, and none is a mere '...'."""
+    """A key without a default has an example, and all examples together are a valid job."""
     text = job_template()
     assert "..." not in re.sub(r"^# [^=]*$", "", text, flags=re.MULTILINE)
     switched_on = re.sub(r"^# e\.g\. (\w+ = )", r"\1", text, flags=re.MULTILINE)
@@ -160,7 +160,7 @@ def test_selection_parses_its_values() -> None:
         ("06:00", "UTC", "2026-01-10T05:59+00:00", "2026-01-10T06:00+00:00"),
         ("06:00", "UTC", "2026-01-10T06:00+00:00", "2026-01-11T06:00+00:00"),
         ("6:00", "Europe/Zurich", "2026-01-10T22:00+00:00", "2026-01-11T05:00+00:00"),
-        # The day there is another one than in UTC.
+        # The date there differs from that in UTC.
         ("06:00", "Asia/Tokyo", "2026-01-10T22:00+00:00", "2026-01-11T21:00+00:00"),
         # The nights on which the clocks change have 23 and 25 hours.
         ("06:00", "Europe/Zurich", "2026-03-28T05:30+00:00", "2026-03-29T04:00+00:00"),

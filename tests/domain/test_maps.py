@@ -9,7 +9,7 @@ from tests.support.results import make_maps
 
 
 def recomputed(stored: StoredMaps) -> float:
-    """mean(texture * saliency) in double precision, as SQL computes it."""
+    """Return mean(texture * saliency) in double precision, as SQL computes it."""
     row = stored.row()
     texture = row["texture"] * row["texture_scale"] + row["texture_offset"]
     saliency = (row["saliency"] * row["saliency_scale"] + row["saliency_offset"]) ** 2
@@ -26,7 +26,7 @@ def test_error_is_at_most_half_a_step(seed: int) -> None:
     assert texture_again.shape == saliency_again.shape == (16, 14, 14)
     assert texture_again.dtype == saliency_again.dtype == np.float32
     step = np.ptp(texture.astype(np.float64)) / LEVELS
-    # Half a step of rounding, and the shift that gives the score back.
+    # Half a step of rounding, plus the shift that makes the score exact.
     assert np.abs(texture_again - texture).max() <= 0.6 * step
     root_step = np.ptp(np.sqrt(saliency.astype(np.float64))) / LEVELS
     assert np.abs(np.sqrt(saliency_again) - np.sqrt(saliency)).max() <= 0.501 * root_step

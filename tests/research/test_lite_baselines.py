@@ -35,7 +35,7 @@ version = "1"
 out = "{folder}/out"
 training_data = "gratings"
 [data]
-videos = "{folder}/versions"
+videos = "{folder}/renditions"
 labels = "elsewhere.csv"
 scale = [0, 100]
 cells_column = "cells"
@@ -71,7 +71,7 @@ renditions = 2
 
 
 def clip_of(luma: NDArray[np.float64]) -> Clip:
-    """Two grey frames [2, H, W, 3] of planes [2, H, W]."""
+    """Return grey frames [2, H, W, 3] of planes [2, H, W]."""
     frames: Clip = np.rint(luma.clip(0, 255)).astype(np.uint8)[..., None].repeat(3, -1)
     return frames
 
@@ -87,7 +87,7 @@ def scene() -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(
-    ("name", "rises"),
+    ("name", "is_higher"),
     [
         ("band0 log rms", False),
         ("native local deviation", False),
@@ -96,10 +96,10 @@ def scene() -> NDArray[np.float64]:
         ("noise in common blocks", False),
     ],
 )
-def test_blur_changes_features_of_detail(scene: NDArray[np.float64], name: str, rises: bool) -> None:
+def test_blur_changes_features_of_detail(scene: NDArray[np.float64], name: str, is_higher: bool) -> None:
     blurred = np.stack([gaussian_filter(plane, 2.0) for plane in scene])
     before, after = features_of(clip_of(scene), 2)[name], features_of(clip_of(blurred), 2)[name]
-    assert (after > before) == rises
+    assert (after > before) == is_higher
 
 
 @pytest.mark.parametrize("name", ["noise in calm blocks", "fine change", "change median", "band0 calm blocks"])
@@ -118,10 +118,10 @@ def test_noise_feature_is_standard_deviation() -> None:
 def test_grids_frozen_frames_and_banding_change_features(scene: NDArray[np.float64]) -> None:
     blocks = scene.reshape(2, 16, 8, 20, 8).mean((2, 4), keepdims=True).repeat(8, 2).repeat(8, 4).reshape(scene.shape)
     plain, coarse = features_of(clip_of(scene), 2), features_of(clip_of(blocks), 2)
-    assert coarse["grid of 8 at its place"] > plain["grid of 8 at its place"] + 1
+    assert coarse["grid of 8 at fixed phase"] > plain["grid of 8 at fixed phase"] + 1
     assert coarse["flat blocks"] == 1
     shifted = features_of(clip_of(blocks[:, 3:, 3:]), 2)
-    assert shifted["grid of 8 at any place"] > shifted["grid of 8 at its place"]
+    assert shifted["grid of 8 at best phase"] > shifted["grid of 8 at fixed phase"]
     frozen = features_of(clip_of(scene[[0, 0]]), 2)
     assert frozen["no change"] == 1 > plain["no change"]
     banded = features_of(clip_of(scene // 16 * 16), 2)
@@ -144,29 +144,29 @@ def test_cnn_is_not_larger_than_kvq_lite() -> None:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with versions of six scenes, four each, and the list of their labels in set/labels.csv.
+    """A folder with four renditions of each of six scenes, and their label list in set/labels.csv.
 
-    Of scenes of the test there is a version of a second segment, too.
+    Scenes of the test split also have a rendition of a second segment.
     """
     folder = tmp_path_factory.mktemp("exported")
-    (folder / "versions").mkdir()
+    (folder / "renditions").mkdir()
     (folder / "set").mkdir()
-    parts = ("train", "train", "validation", "validation", "test", "test")
+    splits = ("train", "train", "validation", "validation", "test", "test")
     rng = np.random.default_rng(5)
     rows = []
-    for number, part in enumerate(parts):
-        # Planar YUV 4:2:0 of 4 frames of 96 x 96, a texture of its own.
+    for number, split in enumerate(splits):
+        # Planar YUV 4:2:0 of 4 frames of 96 x 96, each scene with another texture.
         luma = 128 + np.stack([gaussian_filter(rng.normal(0, 60, (96, 96)), 0.7)] * 4)
         raw = b"".join(plane.clip(16, 235).astype(np.uint8).tobytes() + bytes([128]) * (2 * 48 * 48) for plane in luma)
         source = from_raw(raw, 96, 96, Fraction(25))
         for steps, label in (((), 95), ((Step("blur", 1),), 70), ((Step("blur", 2),), 40), ((Step("h264", 40),), 20)):
             name = f"scene{number}-{label}"
-            (folder / "versions" / f"{name}.mkv").write_bytes(encode_lossless(apply(source, steps, 1)))
+            (folder / "renditions" / f"{name}.mkv").write_bytes(encode_lossless(apply(source, steps, 1)))
             np.save(folder / "set" / f"{name}.npy", np.full((2, 3, 3), label, np.float32))
             recipe = Recipe(steps, (), 1).to_json()
-            rows.append((f"{name}.mkv", label, f"scene{number}", '{"number": 0}', recipe, part, f"{name}.npy"))
-        if part == "test":
-            shutil.copy(folder / "versions" / f"{name}.mkv", folder / "versions" / f"scene{number}-later.mkv")
+            rows.append((f"{name}.mkv", label, f"scene{number}", '{"number": 0}', recipe, split, f"{name}.npy"))
+        if split == "test":
+            shutil.copy(folder / "renditions" / f"{name}.mkv", folder / "renditions" / f"scene{number}-later.mkv")
             rows.append((f"scene{number}-later.mkv", label, f"scene{number}", '{"number": 1}', *rows[-1][4:]))
     with (folder / "set" / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -181,7 +181,9 @@ def test_baselines_report_all_figures(
 ) -> None:
     def run(out: Path, *more: str) -> list[dict[str, object]]:
         options = ["--set", str(exported / "set"), "--frames", str(exported / "frames"), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", ["baselines", str(exported / "job.toml"), "--draws", "20", *options, *more])
+        monkeypatch.setattr(
+            sys, "argv", ["baselines", str(exported / "job.toml"), "--bootstrap-samples", "20", *options, *more]
+        )
         baselines.main()
         found: list[dict[str, object]] = json.loads(out.read_text())
         return found
@@ -198,7 +200,7 @@ def test_baselines_report_all_figures(
         assert rows["srcc", "(all)"]["scenes"] == 2
         assert -1 <= rows["srcc_within", "(all)"]["value"] <= 1
     assert "| CNN | srcc (all) | 8 | 2 |" in capsys.readouterr().out
-    # Frames and features are found again, and a seed gives the same network.
+    # Stored frames and features are reused, and equal seeds give equal networks.
     again = run(tmp_path / "again.json", "--steps", "3", "--seed", "1", "--only", "cnn")
     assert again[0]["rows"] == found[2]["rows"]
     assert len(list((exported / "set").glob("features-*/*.npy"))) == 24
@@ -207,8 +209,8 @@ def test_baselines_report_all_figures(
 def test_missing_split_and_unsupported_loss_are_rejected(exported: Path, tmp_path: Path) -> None:
     lines = (exported / "set" / "labels.csv").read_text().splitlines()
     (tmp_path / "labels.csv").write_text("\n".join(line for line in lines if ",test," not in line))
-    with pytest.raises(SpecError, match="splits train, validation; export it with all three"):
+    with pytest.raises(SpecError, match=r"splits are train, validation\. Export it"):
         read_set(job_for_set(exported / "job.toml", tmp_path, tmp_path / "frames"))
     job = job_for_set(exported / "job.toml", exported / "set", exported / "frames")
-    with pytest.raises(SpecError, match="lpc"):
-        train_cnn(read_set(job).learnt, dataclasses.replace(settings_of(job), loss=LossWeights(lpc=0.02)))
+    with pytest.raises(SpecError, match=r"does not support loss\.lpc"):
+        train_cnn(read_set(job).training, dataclasses.replace(settings_of(job), loss=LossWeights(lpc=0.02)))

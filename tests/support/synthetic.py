@@ -1,4 +1,4 @@
-"""A tiny training that needs no file: striped scenes under noise, whose label is how little noise there is."""
+"""Toy training without files: striped scenes with four levels of noise; the label decreases with the noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from kvq_batch.training.samples import Sample, Views
 from kvq_batch.training.settings import LossWeights, Machine, Optimiser, TrainSettings
 from kvq_batch.training.trainer import Trainer, TrainObserver
 
-# Fusion with windows to choose from and shifts, at toy cost.
+# A small network that has cross-window attention and shifted windows.
 TOY = KvqConfig(
     embed_dim=8,
     depths=(1, 2),
@@ -30,29 +30,29 @@ CARD = ModelCard("toy", "1", "", "trained", "a toy", training_data="stripes unde
 
 
 class Stripes:
-    """`num_sources` scenes with four levels of noise each; a view is mirrored by chance; the left half is labelled."""
+    """A `ClipSource` of noisy scenes, four levels each. Drawn views are mirrored at random; left cells have labels."""
 
-    def __init__(self, num_sources: int = 8) -> None:
-        self._levels = [(source, level) for source in range(num_sources) for level in range(4)]
+    def __init__(self, num_scenes: int = 8) -> None:
+        self._levels = [(scene, level) for scene in range(num_scenes) for level in range(4)]
         self.samples: Sequence[Sample] = [
-            Sample(f"{source}-{level}", f"scene-{source}", 100.0 - 30 * level, frames_id=f"scene-{source}")
-            for source, level in self._levels
+            Sample(f"{scene}-{level}", f"scene-{scene}", 100.0 - 30 * level, frames_id=f"scene-{scene}")
+            for scene, level in self._levels
         ]
 
-    def read(self, places: Sequence[int], draw: int | None) -> Views:
-        clips = [self._clip(place, draw) for place in places]
-        labels = np.array([self.samples[place].label for place in places])
-        cells = np.full((len(places), 4, 4, 4), np.nan, np.float32)
+    def read(self, indices: Sequence[int], draw: int | None) -> Views:
+        clips = [self._clip(index, draw) for index in indices]
+        labels = np.array([self.samples[index].label for index in indices])
+        cells = np.full((len(indices), 4, 4, 4), np.nan, np.float32)
         cells[..., :2] = labels[:, None, None, None]
         return Views(np.stack(clips), labels, cells)
 
-    def _clip(self, place: int, draw: int | None) -> NDArray[np.uint8]:
-        source, level = self._levels[place]
-        generator = np.random.default_rng(source)
+    def _clip(self, index: int, draw: int | None) -> NDArray[np.uint8]:
+        scene, level = self._levels[index]
+        generator = np.random.default_rng(scene)
         stripes = generator.integers(60, 196, (1, 1, 32, 3)).repeat(8, 0).repeat(32, 1)
-        noise = np.random.default_rng(1000 + place).normal(0, 18 * level, (8, 32, 32, 3))
+        noise = np.random.default_rng(1000 + index).normal(0, 18 * level, (8, 32, 32, 3))
         clip = np.clip(stripes + noise, 0, 255).astype(np.uint8)
-        is_mirrored = draw is not None and np.random.default_rng([draw, place]).random() < 0.5
+        is_mirrored = draw is not None and np.random.default_rng([draw, index]).random() < 0.5
         return np.ascontiguousarray(clip[:, :, ::-1]) if is_mirrored else clip
 
 

@@ -1,6 +1,6 @@
-"""A toy training in a process of its own, to be killed: `python -m tests.support.training_driver FOLDER [--resume]`.
+"""Toy training for tests that kill it: `python -m tests.support.training_driver FOLDER [--resume]`.
 
-Says on stdout, a line each, `step N` for every step that is done.
+Prints a line `step N` after every step.
 """
 
 import sys
@@ -11,7 +11,7 @@ from kvq_batch.training.trainer import NullObserver
 from tests.support.synthetic import toy_settings, toy_trainer
 
 
-class Speaker(NullObserver):
+class StepPrinter(NullObserver):
     def stepped(self, step: int, row: Mapping[str, float]) -> None:
         sys.stdout.write(f"step {step}\n")
         sys.stdout.flush()
@@ -19,7 +19,7 @@ class Speaker(NullObserver):
 
 def main() -> None:
     folder, is_resumed = Path(sys.argv[1]), "--resume" in sys.argv
-    toy_trainer(folder, toy_settings(), observer=Speaker()).train(resume=is_resumed)
+    toy_trainer(folder, toy_settings(), observer=StepPrinter()).train(resume=is_resumed)
 
 
 if __name__ == "__main__":

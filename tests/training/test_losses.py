@@ -50,7 +50,7 @@ def test_plcc_ignores_offset_and_scale() -> None:
 def test_rank_counts_pairs_in_wrong_order() -> None:
     labels = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     assert rank_loss(labels * 2 + 1, labels).item() == 0
-    # One pair, (1, 2), is wrong by 4; it stands twice in the matrix.
+    # One pair, (1, 2), is wrong by 4; the matrix has it twice.
     assert rank_loss(torch.tensor([0.0, 7.0, 3.0]), labels).item() == pytest.approx(8 / 6 / 5)
 
 
@@ -67,7 +67,7 @@ def test_terms_are_differentiable_by_finite_differences() -> None:
 def test_mean_error_has_a_small_weight() -> None:
     labels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     assert score_error(labels + 0.4, labels).item() == pytest.approx(0.05 * 0.4)
-    # Errors of -0.3, 0 and 0.6: 0.1 on the whole, and about that 0.4, 0.1 and 0.5.
+    # Errors of -0.3, 0 and 0.6 have the mean 0.1, and differ from it by 0.4, 0.1 and 0.5.
     predictions = (labels + torch.tensor([-0.3, 0.0, 0.6])).requires_grad_()
     loss = score_error(predictions, labels)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ def test_mean_error_has_a_small_weight() -> None:
 
 def test_pair_error_ignores_offsets_of_scenes() -> None:
     labels = torch.tensor([[0.9, 0.5, 0.4], [0.8, 0.2, 0.1]])
-    # Another offset for each scene costs nothing; 0.3 too much for one rendition of three counts in two of three pairs.
+    # Offsets of scenes cancel. An error of 0.3 in one rendition of three is part of two of three pairs.
     predictions = labels + torch.tensor([[0.1], [-0.4]])
     assert pair_error(predictions, labels).item() == pytest.approx(0, abs=1e-6)
     predictions[0, 1] += 0.3
@@ -90,7 +90,7 @@ def test_unlabelled_cells_have_no_gradient() -> None:
     cells = torch.tensor([[[[1.0, float("nan")], [float("nan"), 0.6]]]])
     loss = cell_error(texture, cells)
     loss.backward()  # type: ignore[no-untyped-call]
-    # Errors of -0.5 and 0.4, -0.05 on the whole.
+    # Errors of -0.5 and 0.4 have the mean -0.05.
     assert loss.item() == pytest.approx(0.45 + 0.05 * 0.05)
     assert texture.grad is not None
     assert texture.grad.flatten().tolist() == pytest.approx([-0.525, 0.0, 0.0, 0.475])
@@ -115,7 +115,7 @@ def test_cubes_are_cut_from_their_cells(cube: tuple[int, int, int], margin: int)
     pixels, clips = numbered_clips()
     cubes = cut_cubes(clips, TINY, cube).numpy()
     assert cubes.shape == (2 * 2 * 2 * 3, 3, *cube)
-    # Clip 1, slot 1, row 0, column 2: the last but three of all.
+    # Clip 1, slot 1, row 0, column 2 is the fourth from the end.
     y, x = margin, 64 + margin
     assert np.array_equal(cubes[-4], pixels[1, :, 2:4, y : y + cube[1], x : x + cube[2]])
     order = torch.arange(2 * 2 * 2 * 3).view(-1, 1, 1, 1)

@@ -10,7 +10,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.training.frame_files import RenditionFiles, ViewLayout
 from kvq_batch.training.samples import Sample
 
-FRAMING = ViewLayout(
+LAYOUT = ViewLayout(
     input_size=(16, 16), grid=(4, 4), is_cut=True, slot_frames=2, num_slots=4, frame_slots=(0, 1, 2, 3), flip=False
 )
 LABELS = (90.0, 30.0)
@@ -19,18 +19,18 @@ HEIGHT, WIDTH = 40, 60
 
 @pytest.fixture
 def files(tmp_path: Path) -> RenditionFiles:
-    """Two renditions of one source: every pixel of a frame says its version (red), row (green) and column (blue)."""
+    """Two renditions of one reference. Each pixel encodes its rendition (red), row (green) and column (blue)."""
     frames, cells = [], []
-    for version, label in enumerate(LABELS):
+    for rendition, label in enumerate(LABELS):
         pixels = np.zeros((4, HEIGHT, WIDTH, 3), np.uint8)
-        pixels[..., 0] = 100 * version + np.arange(4)[:, None, None]
+        pixels[..., 0] = 100 * rendition + np.arange(4)[:, None, None]
         pixels[..., 1], pixels[..., 2] = np.arange(HEIGHT)[:, None], np.arange(WIDTH)
-        frames.append(tmp_path / f"{version}.npy")
+        frames.append(tmp_path / f"{rendition}.npy")
         np.save(frames[-1], pixels)
-        cells.append(tmp_path / f"{version}-cells.npy")
+        cells.append(tmp_path / f"{rendition}-cells.npy")
         np.save(cells[-1], np.full((4, 5, 7), label, np.float32) + np.arange(4, dtype=np.float32)[:, None, None])
     samples = [Sample(f"v{n}", "scene", label, frames_id="same") for n, label in enumerate(LABELS)]
-    return RenditionFiles(samples, frames, cells, FRAMING)
+    return RenditionFiles(samples, frames, cells, LAYOUT)
 
 
 def test_fixed_view_is_cut_as_for_scoring(files: RenditionFiles) -> None:
@@ -38,7 +38,7 @@ def test_fixed_view_is_cut_as_for_scoring(files: RenditionFiles) -> None:
     views = files.read([1], None)
     assert views.clips.shape == (1, 4, 16, 16, 3)
     assert views.labels.tolist() == [30.0]
-    # Cells of 10 x 15 pixels, patches of 4 x 4 in their middles.
+    # Cells have 10 x 15 pixels, the patches in their middle 4 x 4.
     assert views.clips[0, 0, :, 0, 1].tolist() == [3, 4, 5, 6, 13, 14, 15, 16, 23, 24, 25, 26, 33, 34, 35, 36]
     assert views.clips[0, 0, 0, :4, 2].tolist() == [5, 6, 7, 8]
 
@@ -51,7 +51,7 @@ def test_drawn_view_is_one_labelled_slot(files: RenditionFiles) -> None:
         first = int(views.clips[0, 0, 0, 0, 0])
         assert views.clips[0, 1, 0, 0, 0] == first + 1
         assert views.cells is not None
-        # Frames 0 and 1 lie in slots 0 and 1 of the labels, whose mean is theirs.
+        # Frames 0 and 1 are in slots 0 and 1 of the labels; the label of the view is their mean.
         assert np.all(views.cells == 90 + first + 0.5)
         assert views.labels[0] == 90 + first + 0.5
         rows = views.clips[0, 0, :, 0, 1].reshape(4, 4)
@@ -63,37 +63,37 @@ def test_drawn_view_is_one_labelled_slot(files: RenditionFiles) -> None:
 
 
 def test_mixture_keeps_the_label_of_each_cell(files: RenditionFiles) -> None:
-    mixing = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=1.0))
+    mixing = dataclasses.replace(files, layout=dataclasses.replace(LAYOUT, mix=1.0))
     kinds = set()
     for draw in range(20):
         views = mixing.read([0], draw)
-        version = views.clips[0, 0, ::4, ::4, 0] // 100
+        rendition = views.clips[0, 0, ::4, ::4, 0] // 100
         assert views.cells is not None
-        assert np.array_equal(version, views.cells[0, 0] < 60)
+        assert np.array_equal(rendition, views.cells[0, 0] < 60)
         assert views.labels[0] == pytest.approx(views.cells.mean())
-        kinds.add(int(version.sum()))
+        kinds.add(int(rendition.sum()))
     assert 0 in kinds
     assert len(kinds) > 3
 
 
 def test_flips_move_pixels_and_cells_together(files: RenditionFiles) -> None:
-    turned = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=1.0, flip=True))
-    corners = set()
+    flipped = dataclasses.replace(files, layout=dataclasses.replace(LAYOUT, mix=1.0, flip=True))
+    orientations = set()
     for draw in range(60):
-        views = turned.read([0], draw)
+        views = flipped.read([0], draw)
         assert views.cells is not None
         assert np.array_equal(views.clips[0, 0, ::4, ::4, 0] // 100, views.cells[0, 0] < 60)
-        # Green is the row and blue the column that a pixel had: which way they grow says what was done.
+        # The directions in which green (row) and blue (column) increase identify the orientation.
         frame = views.clips[0, 0].astype(int)
-        corners.add((*np.sign(frame[-1, 0] - frame[0, 0])[1:], *np.sign(frame[0, -1] - frame[0, 0])[1:]))
-    assert len(corners) == 8
+        orientations.add((*np.sign(frame[-1, 0] - frame[0, 0])[1:], *np.sign(frame[0, -1] - frame[0, 0])[1:]))
+    assert len(orientations) == 8
 
 
 def test_contrast_keeps_labels(files: RenditionFiles) -> None:
     for path in files.frames:
-        # In the middle of the range, so that nothing is clipped.
+        # Values in the middle of the range are not clipped.
         np.save(path, np.load(path) // 2 + 90)
-    changed = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, contrast=1.5))
+    changed = dataclasses.replace(files, layout=dataclasses.replace(LAYOUT, contrast=1.5))
     gains = []
     for draw in range(40):
         plain, other = files.read([0], draw), changed.read([0], draw)
@@ -104,7 +104,7 @@ def test_contrast_keeps_labels(files: RenditionFiles) -> None:
 
 
 def test_view_depends_on_index_and_draw_only(files: RenditionFiles) -> None:
-    mixing = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, mix=0.5, flip=True))
+    mixing = dataclasses.replace(files, layout=dataclasses.replace(LAYOUT, mix=0.5, flip=True))
     both, alone = mixing.read([0, 1], 7), mixing.read([1], 7)
     assert np.array_equal(both.clips[1], alone.clips[0])
     assert both.cells is not None
@@ -114,16 +114,16 @@ def test_view_depends_on_index_and_draw_only(files: RenditionFiles) -> None:
 
 
 def test_renditions_share_positions_but_not_mixtures(files: RenditionFiles) -> None:
-    framing = dataclasses.replace(FRAMING, flip=True)
-    seen = dataclasses.replace(files, layout=framing)
-    places = set()
+    layout = dataclasses.replace(LAYOUT, flip=True)
+    flipped = dataclasses.replace(files, layout=layout)
+    positions = set()
     for draw in range(10):
-        views = seen.read([0, 1], draw)
-        # Red tells the version; green and blue, at which row and column a pixel was.
+        views = flipped.read([0, 1], draw)
+        # Green and blue encode the position of a pixel.
         assert np.array_equal(views.clips[0, 0, ..., 1:], views.clips[1, 0, ..., 1:])
-        places.add(views.clips[0].tobytes())
-    assert len(places) == 10
-    mixing = dataclasses.replace(files, layout=dataclasses.replace(framing, mix=1.0))
+        positions.add(views.clips[0].tobytes())
+    assert len(positions) == 10
+    mixing = dataclasses.replace(files, layout=dataclasses.replace(layout, mix=1.0))
     cells = [mixing.read([0, 1], draw).cells for draw in range(10)]
     assert any(found is not None and not np.array_equal(found[0] < 60, found[1] >= 60) for found in cells)
 
@@ -131,13 +131,13 @@ def test_renditions_share_positions_but_not_mixtures(files: RenditionFiles) -> N
 def test_uncut_views_are_whole_frames(files: RenditionFiles, tmp_path: Path) -> None:
     for path in files.frames:
         np.save(path, np.load(path)[:, :16, :16])
-    whole = dataclasses.replace(files, layout=dataclasses.replace(FRAMING, is_cut=False))
+    whole = dataclasses.replace(files, layout=dataclasses.replace(LAYOUT, is_cut=False))
     whole.check()
     assert whole.read([0], 3).clips[0, 0, :, 0, 1].tolist() == list(range(16))
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "said"),
+    ("name", "shape", "message"),
     [
         ("1.npy", (4, 12, 60, 3), "60x12 pixels, the network needs 16x16"),
         ("1.npy", (4, 40, 61, 3), "another rendition of the same frames is"),
@@ -146,10 +146,10 @@ def test_uncut_views_are_whole_frames(files: RenditionFiles, tmp_path: Path) -> 
     ],
 )
 def test_unsuitable_files_are_named(
-    files: RenditionFiles, tmp_path: Path, name: str, shape: tuple[int, ...], said: str
+    files: RenditionFiles, tmp_path: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     np.save(tmp_path / name, np.zeros(shape, np.float32 if "cells" in name else np.uint8))
-    with pytest.raises(SpecError, match=f"1.npy .*{said}"):
+    with pytest.raises(SpecError, match=f"1.npy .*{message}"):
         files.check()
 
 

@@ -12,30 +12,30 @@ from kvq_batch.training.samples import Sample, SplitName, batch_indices, data_di
 SCALE = (0.0, 100.0)
 
 
-def samples(num_sources: int = 10, renditions: int = 3) -> list[Sample]:
+def samples(num_scenes: int = 10, renditions: int = 3) -> list[Sample]:
     return [
-        Sample(f"s{source}-v{version}", f"s{source}", 10.0 * source + version)
-        for source in range(num_sources)
-        for version in range(renditions)
+        Sample(f"s{scene}-v{rendition}", f"s{scene}", 10.0 * scene + rendition)
+        for scene in range(num_scenes)
+        for rendition in range(renditions)
     ]
 
 
 def test_splits_share_no_scene() -> None:
     rows = samples()
     split = split_samples(rows, SCALE, share=0.25, seed=0)
-    parts = [{rows[place].scene_id for place in places} for places in (split.train, split.validation)]
-    assert not parts[0] & parts[1]
-    assert len(parts[1]) == 2
+    train, validation = ({rows[i].scene_id for i in indices} for indices in (split.train, split.validation))
+    assert not train & validation
+    assert len(validation) == 2
     assert sorted([*split.train, *split.validation]) == list(range(30))
     assert [*split_samples(rows, SCALE, 0.25, seed=0).validation] == [*split.validation]
     assert any([*split_samples(rows, SCALE, 0.25, seed).validation] != [*split.validation] for seed in range(1, 5))
 
 
 def test_declared_splits_are_kept() -> None:
-    parts: dict[int, SplitName] = {2: "validation", 7: "validation"}
-    rows = [Sample(s.sample_id, s.scene_id, s.label, parts.get(n // 3, "train")) for n, s in enumerate(samples())]
+    declared: dict[int, SplitName] = {2: "validation", 7: "validation"}
+    rows = [Sample(s.sample_id, s.scene_id, s.label, declared.get(n // 3, "train")) for n, s in enumerate(samples())]
     split = split_samples(rows, SCALE, share=0.5, seed=0)
-    assert {rows[place].scene_id for place in split.validation} == {"s2", "s7"}
+    assert {rows[i].scene_id for i in split.validation} == {"s2", "s7"}
 
 
 def test_share_of_zero_holds_out_nothing() -> None:
@@ -70,7 +70,7 @@ def test_scene_in_two_splits_is_rejected() -> None:
 
 def test_single_scene_is_rejected() -> None:
     with pytest.raises(SpecError, match="All 3 samples are of 1 scene"):
-        split_samples(samples(num_sources=1), SCALE, 0.1, 0)
+        split_samples(samples(num_scenes=1), SCALE, 0.1, 0)
 
 
 def test_constant_labels_are_rejected() -> None:
@@ -103,7 +103,7 @@ def test_renditions_of_a_set_stay_together() -> None:
     assert sets is not None
     assert sets.count == 4
     drawn = np.concatenate([batch_indices(train, 8, step, 0, sets) for step in range(6)])
-    frames = np.array([rows[place - 2].frames_id for place in drawn]).reshape(-1, 4)
+    frames = np.array([rows[i - 2].frames_id for i in drawn]).reshape(-1, 4)
     assert all(len(set(row)) == 1 for row in frames)
     for epoch in range(3):
         assert set(drawn[16 * epoch : 16 * epoch + 16].tolist()) == set(train.tolist())

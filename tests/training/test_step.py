@@ -198,9 +198,9 @@ def test_initial_weights_follow_their_scheme() -> None:
     again = initial_tensors(SMALL, "fan-in", seed=1)
     other = initial_tensors(SMALL, "fan-in", seed=2)
     name = "fragments_backbone.layers.1.blocks.0.mlp.fc1.weight"
-    # A normal distribution cut at two deviations has 0.88 of the deviation.
+    # A normal distribution truncated at two standard deviations has 0.88 of the standard deviation.
     assert small[name].std().item() == pytest.approx(0.88 * 24**-0.5, rel=0.05)
-    # A branch starts small, and the texture about the middle of the scale: nothing has to grow a constant first.
+    # Branches start small, and the texture starts near the middle of the scale.
     ends = small[name.replace("fc1", "fc2")]
     assert ends.std().item() == pytest.approx(0.3 * 0.88 * ends.shape[1] ** -0.5, rel=0.05)
     maps = build_network(SMALL, small)(torch.randn(2, 3, SMALL.num_frames, *SMALL.input_size))

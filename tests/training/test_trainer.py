@@ -30,7 +30,7 @@ from tests.support.synthetic import CARD, Stripes, toy_settings, toy_trainer
 
 
 def bits(folder: Path) -> dict[str, object]:
-    """Everything that a training leaves, but for the time that it took."""
+    """Return all results of a training, except durations."""
     with safe_open(folder / "state.safetensors", framework="numpy") as file:
         header = json.loads(file.metadata()["kvq_batch.training"])
     curve = [{k: v for k, v in row.items() if k != "seconds"} for row in read_curve(folder / "curve.csv")]
@@ -51,7 +51,7 @@ def bits(folder: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training that nothing disturbed."""
+    """A training without interruptions."""
     folder = tmp_path_factory.mktemp("whole") / "training"
     outcome = toy_trainer(folder, toy_settings()).train()
     assert outcome.progress.is_finished
@@ -70,12 +70,12 @@ def test_training_improves_on_unseen_scenes(tmp_path: Path) -> None:
     best = max(row["srcc"] + row["plcc"] for row in validations)
     assert outcome.progress.best_agreement == pytest.approx(best)
     assert best > 1.6
-    # What was kept is the checkpoint of the best validation, and scores as it did there.
+    # The saved checkpoint is that of the best validation, and gives the same scores.
     with (tmp_path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     scorer = registry.build(ModelOptions("kvq", str(outcome.best)))
     stripes = Stripes()
-    by_id = {sample.sample_id: place for place, sample in enumerate(stripes.samples)}
+    by_id = {sample.sample_id: index for index, sample in enumerate(stripes.samples)}
     clips = stripes.read([by_id[row["sample_id"]] for row in rows], None).clips
     found = [prediction.raw_score for prediction in scorer.score(list(clips))]
     assert np.allclose(found, [float(row["raw_score"]) for row in rows], atol=1e-6)
@@ -101,13 +101,13 @@ def test_equal_seeds_give_equal_bits(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stops_after", [0, 3, 4, 7])
 def test_stopped_training_resumes_to_equal_bits(whole: Path, tmp_path: Path, stops_after: int) -> None:
-    asked = itertools.count()
-    outcome = toy_trainer(tmp_path, toy_settings()).train(should_stop=lambda: next(asked) >= stops_after)
+    calls = itertools.count()
+    outcome = toy_trainer(tmp_path, toy_settings()).train(should_stop=lambda: next(calls) >= stops_after)
     assert not outcome.progress.is_finished
     assert outcome.progress.step == stops_after + 1
     assert toy_trainer(tmp_path, toy_settings()).train(resume=True).progress.is_finished
     assert bits(tmp_path) == bits(whole)
-    # Once more does nothing.
+    # Resuming a finished training changes nothing.
     assert toy_trainer(tmp_path, toy_settings()).train(resume=True).progress.step == 12
     assert bits(tmp_path) == bits(whole)
 
@@ -144,7 +144,7 @@ def test_changed_settings_are_not_resumed(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "copy")
     with pytest.raises(SpecError, match="other values of the settings"):
         toy_trainer(tmp_path / "copy", toy_settings(dropout=0.1)).train(resume=True)
-    trainer = Trainer(toy_settings(), Machine(), Stripes(num_sources=9), tmp_path / "copy", CARD)
+    trainer = Trainer(toy_settings(), Machine(), Stripes(num_scenes=9), tmp_path / "copy", CARD)
     with pytest.raises(SpecError, match="other values of the labels"):
         trainer.train(resume=True)
     assert bits(tmp_path / "copy") == bits(whole)
@@ -160,8 +160,8 @@ def test_damaged_state_is_rejected(whole: Path, tmp_path: Path, keep: int) -> No
     assert state.stat().st_size == keep
 
 
-class Falling(NullObserver):
-    """Notes validations."""
+class ValidationLog(NullObserver):
+    """Records validations."""
 
     def __init__(self) -> None:
         self.found: list[tuple[int, bool]] = []
@@ -171,7 +171,7 @@ class Falling(NullObserver):
 
 
 def test_patience_ends_the_training(tmp_path: Path) -> None:
-    observer = Falling()
+    observer = ValidationLog()
     settings = toy_settings(steps=200, patience=2)
     outcome = toy_trainer(tmp_path, settings, Machine(checkpoint_every=500), observer=observer).train()
     assert outcome.progress.is_finished
@@ -196,8 +196,8 @@ def test_bf16_training_improves(tmp_path: Path) -> None:
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
-class Nameless(Stripes):
-    """Nobody knows of which frames its samples are renditions."""
+class WithoutFramesId(Stripes):
+    """A clip source whose samples have no frames_id."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,11 +205,11 @@ class Nameless(Stripes):
 
 
 class Mislabelled(Stripes):
-    """Its views change labels to what no scale allows."""
+    """A clip source whose views have labels outside the scale."""
 
-    def read(self, places: Sequence[int], draw: int | None) -> Views:
-        views = super().read(places, draw)
-        return Views(views.clips, np.full(len(places), 101.0))
+    def read(self, indices: Sequence[int], draw: int | None) -> Views:
+        views = super().read(indices, draw)
+        return Views(views.clips, np.full(len(indices), 101.0))
 
 
 def test_view_labels_outside_scale_end_training(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_invalid_renditions_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"loss.pairs compares .* Set training.renditions to 2 or more"):
         toy_settings(loss=LossWeights(pairs=1.0))
     with pytest.raises(SpecError, match="sample '0-0' has no frames_id"):
-        Trainer(toy_settings(renditions=2), Machine(), Nameless(), tmp_path, CARD)
+        Trainer(toy_settings(renditions=2), Machine(), WithoutFramesId(), tmp_path, CARD)
 
 
 def test_pair_loss_decreases(tmp_path: Path) -> None:
