@@ -7,9 +7,12 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("kvq_batch", "cluster", "docs", "jobs", "benchmarks", "research", "tests")
 SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml"}
 PHRASES = {
-    r"\btold\b": "reported, logged, printed, sent",
-    r"\btells? (of|what|how|whether|apart|who|why|where)\b": "reports, shows, says",
-    r"\bstands? (in|for|beside|there|as|below|above|here|under|together)\b": "is, is stored in, is listed in",
+    r"(?<![A-Za-z])[Tt]old(?![a-z])": "reported, logged, printed, sent",
+    r"\b[Tt]ells? (of|what|how|whether|apart|who|why|where)\b": "reports, shows, says",
+    r"(?<![A-Za-z])[Ss]tands?[ _](in|for|beside|there|as|below|above|here|under|together|over|still|out|at)\b": (
+        "is, is stored in, is listed in"
+    ),
+    r"(?<![A-Za-z])[Ss]tands?_": "is, is stored in, is listed in",
     r"\bgoes on\b": "continues, resumes",
     r"\bin vain\b": "wasted",
     r"\bfor good\b": "permanently",
@@ -17,7 +20,8 @@ PHRASES = {
     r"\brefused by name\b": "rejected with an error that names it",
     r"\bheld against\b": "compared with",
     r"\bso many\b": "n, or a number",
-    r"(?<![Tt]here )\b(is|are) no (?!longer\b|more\b|later\b|larger\b|less\b|one\b)[a-z]+": "is not a",
+    r"(?<![Tt]here )\b(is|are|was|were) no (?!longer\b|more\b|later\b|larger\b|less\b|one\b)[`\"']?\w+": "is not a",
+    r"(?<![a-z])(?<!there_)(is|are)_no_": "is not a",
     r"\b[Tt]his module (does not|knows|computes no|opens no|reads no|writes no|holds no|touches no)": "nothing",
 }
 

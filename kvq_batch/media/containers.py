@@ -48,13 +48,13 @@ def image_kind(path: Path) -> str | None:
 
 
 def is_animated_webp(path: Path) -> bool:
-    """Tell whether the extended header of a WebP file says that it is animated."""
+    """Return whether the extended header of a WebP file says that it is animated."""
     head = _head(path)
     return head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def is_one_photo(first_picture: bytes) -> bool:
-    """Tell whether a JPEG that is followed by more data is one photo all the same.
+    """Return whether a JPEG that is followed by more data is one photo all the same.
 
     Cameras append previews and gain maps as further pictures, with an index of them ("MPF", CIPA DC-007), or a short
     film behind the end of the picture.
@@ -63,7 +63,7 @@ def is_one_photo(first_picture: bytes) -> bool:
 
 
 def is_scrambled(path: Path, pid: int) -> bool:
-    """Tell whether most packets of an MPEG-TS stream say that they are scrambled (ISO/IEC 13818-1, 2.4.3.3)."""
+    """Return whether most packets of an MPEG-TS stream say that they are scrambled (ISO/IEC 13818-1, 2.4.3.3)."""
     with path.open("rb") as file:
         data = file.read(_TS_BYTES)
     # Packets of 188 bytes, with 4 bytes before each on Blu-ray discs, or 16 of parity after each.

@@ -128,7 +128,7 @@ class _Session:
         self._stack.close()
 
     def reopen(self) -> None:
-        """Stands at the first packet again."""
+        """Seek to the first packet."""
         self._stack.close()
         self._container = self._stack.enter_context(open_video(self._path))
         self._stream = best_stream(self._container)

@@ -55,14 +55,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "one band": {"model": {"num_bands": 1}},
     "no mixing": {"views": {"mix": 0.0}},
-    "versions one by one, no pairs": {"training": {"renditions": 1}, "loss": {"pairs": 0.0}},
+    "single renditions, no pairs": {"training": {"renditions": 1}, "loss": {"pairs": 0.0}},
     "with the lpc loss (0.02)": {"loss": {"lpc": 0.02}},
-    "no fusion attention across windows": {"model": {"top_k": (1, 1)}},
+    "no cross-window attention": {"model": {"top_k": (1, 1)}},
     "saliency of the last stage only": {"model": {"top_k": (0, 1)}},
     "no procedural scenes": {},
-    "no pre-degraded sources": {},
-    "half of the sources": {},
-    "a quarter of the sources": {},
+    "no pre-degraded references": {},
+    "half of the scenes": {},
+    "a quarter of the scenes": {},
     "frames resized to 224, no fragments": {"model": {"fragments": (0, 0)}},
 }
 
@@ -76,17 +76,17 @@ def _random_rank(row: Mapping[str, Any], seed: int) -> float:
 # Rows of the label list that a variant does not train on, by row and seed.
 LEFT_OUT: dict[str, Callable[[Mapping[str, Any], int], bool]] = {
     "no procedural scenes": lambda row, seed: row["reference_content_id"].startswith("scene:"),
-    "no pre-degraded sources": lambda row, seed: '"pre_degraded"' in row["segment"],
-    "half of the sources": lambda row, seed: _random_rank(row, seed) >= 1 / 2,
-    "a quarter of the sources": lambda row, seed: _random_rank(row, seed) >= 1 / 4,
+    "no pre-degraded references": lambda row, seed: '"pre_degraded"' in row["segment"],
+    "half of the scenes": lambda row, seed: _random_rank(row, seed) >= 1 / 2,
+    "a quarter of the scenes": lambda row, seed: _random_rank(row, seed) >= 1 / 4,
 }
 
 FIGURES = (
     ("srcc", "(all)", "SRCC"),
-    ("srcc_within", "(all)", "within a source"),
+    ("srcc_within", "(all)", "within a scene"),
     ("falling_steps", "(all)", "falling steps"),
     ("auc", "(all), alone", "AUC alone"),
-    ("auc", "(all), against the clean version", "AUC against clean"),
+    ("auc", "(all), against the clean rendition", "AUC with clean clip"),
 )
 
 

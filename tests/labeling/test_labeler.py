@@ -31,7 +31,7 @@ def test_a_ladder_falls() -> None:
     assert scores[0] > scores[1] + 5 > scores[2] + 10
 
 
-def test_cells_bear_the_version_that_stands_in_them() -> None:
+def test_cells_have_the_label_of_their_rendition() -> None:
     labeller = Labeler(pristine(), kept_bytes=1)
     good, bad = Recipe((Step("h264", 20),), seed=3), Recipe((Step("h264", 45),), seed=3)
     mixed = labeller.label(Recipe(good.steps, (Patch(Cells(1, 1, 2, 3), bad.steps),), seed=3))

@@ -50,7 +50,7 @@ def test_frames_get_the_size_of_the_segment(framing: FramingMode) -> None:
     assert np.array_equal(planes.data, segment_of_frames(frames(), 29.97, segment).data)
 
 
-def test_native_pixels_stand_in_the_source() -> None:
+def test_native_pixels_equal_the_source() -> None:
     source = frames()
     rgb = segment_of_frames(source, 25, SEGMENT).to_rgb().astype(int)
     differences = [

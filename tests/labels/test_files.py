@@ -140,7 +140,7 @@ def test_labels_find_their_videos_by_exact_names_in_order() -> None:
     assert (found.num_unlabelled, found.unlabelled) == (1, ("two/same.mp4",))
 
 
-def test_a_similar_name_is_no_name() -> None:
+def test_similar_name_is_not_matched() -> None:
     found = matched("x1.mp44", "X1.mp4", "x1_.mp4")
     assert found.video_of == (None, None, None)
     assert {why for _, why in found.unmatched} == {"no such video"}

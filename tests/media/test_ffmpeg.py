@@ -24,7 +24,7 @@ def test_it_has_what_labels_need() -> None:
         require_filter("nonsense")
 
 
-def test_a_refusal_is_told() -> None:
+def test_error_of_ffmpeg_is_reported() -> None:
     with pytest.raises(LabelError) as caught:
         run_ffmpeg(["-f", "rawvideo", "-i", "-", "-f", "null", "-"], b"x")
     assert caught.value.code == "ffmpeg_failed"

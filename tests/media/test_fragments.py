@@ -21,7 +21,7 @@ def coded(height: int, width: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize(("num_pixels", "num_wanted", "num_patches"), [(448, 224, 7), (1080, 224, 7), (541, 96, 3)])
-def test_patches_stand_in_the_middle_of_their_cells(num_pixels: int, num_wanted: int, num_patches: int) -> None:
+def test_patches_are_in_the_middle_of_cells(num_pixels: int, num_wanted: int, num_patches: int) -> None:
     places = patch_offsets(num_pixels, num_wanted, num_patches).reshape(num_patches, -1)
     cell = num_pixels / num_patches
     assert (np.diff(places, axis=1) == 1).all()

@@ -124,7 +124,7 @@ def test_limits(material: Material) -> None:
     assert probe(material("pq.mp4"), VideoLimits(hdr="as-is")).facts.color_transfer == "smpte2084"
 
 
-def test_a_missing_file_is_no_property_of_its_bytes(material: Material) -> None:
+def test_missing_file_is_not_permanent(material: Material) -> None:
     with pytest.raises(ItemError) as caught:
         probe(material.folder / "nowhere.mp4", LIMITS)
     assert caught.value.code == "file_not_found"

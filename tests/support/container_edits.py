@@ -66,6 +66,6 @@ def add_to_video(track: bytes, elements: bytes) -> bytes:
 
 
 def _fits(track: bytes, at: int) -> bool:
-    """Tell whether a Video element starts here: its first child is the width, or the interlacing flag."""
+    """Return whether a Video element starts here: its first child is the width, or the interlacing flag."""
     width = 9 - track[at].bit_length()
     return track[at + width : at + width + 1] in (b"\xb0", b"\x9a")
