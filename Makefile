@@ -29,7 +29,8 @@ test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest $(SERIAL_TESTS)
 
 test-faults: $(STAMP) ## run every fault of docs/reliability.md and all whole runs, with real kills; long
-	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research -m ''
+	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research \
+		tests/media -m ''
 
 test-metrics: $(STAMP) ## run a real Prometheus: check every dashboard query and alert
 	$(BIN)/python -m pytest tests/engine/test_metrics.py tests/engine/test_prometheus.py -m ''

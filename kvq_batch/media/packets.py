@@ -29,6 +29,15 @@ _TIMED_CONTAINERS = {
 _ENCRYPTED_CODEC_TAGS = {"encv", "drmi", "\xdb\x00\x00\x00"}
 # What libavformat makes of ContentEncryption in Matroska, and of the protection of ASF and WMV.
 _ENCRYPTION_METADATA = {"enc_key_id", "ASF_Key_ID", "ASF_Protection_Type"}
+# Codecs of which no packet consists of zeros.
+_NEVER_ZERO = {
+    "h264", "hevc", "vvc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "h263", "flv1", "mjpeg", "prores",
+    "dnxhd", "theora",
+}  # fmt: skip
+_MIN_ZEROS = 16
+# A header may declare this much more than its packets show: rounding, priming of audio, a last frame that is held.
+_END_SLACK_S = 0.5
+_END_SLACK_SHARE = 0.01
 
 
 @contextmanager
@@ -117,6 +126,7 @@ class PacketIndex:
         is_shown: list[bool] = []
         self.last_duration_s = 0.0
         num_bytes = 0
+        end_pts = 0
         try:
             for packet in container.demux(stream):
                 if not packet.size:
@@ -127,8 +137,16 @@ class PacketIndex:
                     )
                 if packet.has_sidedata("encryption_info"):
                     raise _encrypted(f"frame {len(pts)} in coding order")
+                if self.codec in _NEVER_ZERO and _is_zero(packet):
+                    raise DecodeError(
+                        "truncated",
+                        f"Frame {len(pts)} in coding order consists of zeros: the file was never written completely. "
+                        "Upload it again.",
+                        True,
+                    )
                 if not pts:
                     self.first_packet = packet
+                end_pts = max(end_pts, (packet.pts or 0) + (packet.duration or 0))
                 pts.append(packet.pts)
                 is_key.append(packet.is_keyframe)
                 is_shown.append(not packet.is_discard and not is_hidden(self.codec, packet))
@@ -145,6 +163,8 @@ class PacketIndex:
         self.packet_pts = np.array([p if p is not None else -1 for p in pts], np.int64)
         steps = np.diff(np.unique(np.array([p for p in pts if p is not None], np.int64)))
         self.step_s = float(np.median(steps)) * self.time_base_s if len(steps) else 0.0
+        self.end_s = end_pts * self.time_base_s
+        self.max_step_s = float(steps.max()) * self.time_base_s if len(steps) else 0.0
         self.packet_is_key = np.array(is_key, np.bool_)
         shown = np.flatnonzero(np.array(is_shown, np.bool_))
         self.frame_packets = shown[np.argsort(self.packet_pts[shown], kind="stable")]
@@ -156,6 +176,46 @@ class PacketIndex:
             and len(np.unique(self.packet_pts[shown])) == len(shown)
             and bool(self.packet_pts[shown].min() >= self.packet_pts[0])
         )
+
+
+def has_cut_samples(container: InputContainer, num_bytes: int) -> bool:
+    """Return whether the index of an MP4 lists a sample that ends beyond `num_bytes`, the size of the file."""
+    return any(e.pos + e.size > num_bytes for stream in container.streams for e in stream.index_entries)
+
+
+def refuse_early_end(path: Path, declared_s: float, index: PacketIndex) -> None:
+    """Compare the duration in the header with the end of the packets.
+
+    Raises:
+        DecodeError: no stream, video or other, comes close to the declared duration (truncated).
+    """
+    slack_s = max(_END_SLACK_S, _END_SLACK_SHARE * declared_s, 2 * index.max_step_s)
+    if index.end_s + slack_s >= declared_s:
+        return
+    end_s = _last_end_s(path)
+    if end_s + slack_s < declared_s:
+        raise DecodeError(
+            "truncated",
+            f"The file is incomplete: its header declares {declared_s:.2f} s, its packets end after {end_s:.2f} s. "
+            "Upload it again.",
+            True,
+        )
+
+
+def _last_end_s(path: Path) -> float:
+    """Return the end of the last packet of all streams: sound may be longer than the pictures."""
+    with open_video(path) as container:
+        ends = (
+            ((packet.pts or 0) + (packet.duration or 0)) * packet.time_base
+            for packet in container.demux()
+            if packet.size
+        )
+        return float(max(ends, default=0))
+
+
+def _is_zero(packet: "Packet[VideoStream]") -> bool:
+    data = memoryview(packet)
+    return len(data) >= _MIN_ZEROS and not data[0] and not any(data[:_MIN_ZEROS]) and not any(data)
 
 
 def _can_skip_unreferenced(stream: VideoStream) -> bool:

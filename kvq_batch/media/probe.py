@@ -21,9 +21,17 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.domain.video import Hdr, VideoFacts
-from kvq_batch.media.containers import image_kind, is_animated_webp, is_markup, is_one_photo, missing_bytes
+from kvq_batch.media.containers import check_completeness, image_kind, is_animated_webp, is_markup, is_one_photo
 from kvq_batch.media.cropping import Crop, crop_of
-from kvq_batch.media.packets import PacketIndex, best_stream, open_video, reason, refuse_encrypted
+from kvq_batch.media.packets import (
+    PacketIndex,
+    best_stream,
+    has_cut_samples,
+    open_video,
+    reason,
+    refuse_early_end,
+    refuse_encrypted,
+)
 from kvq_batch.media.picture import orientation_of, side_data
 
 Counting = Literal["packets", "decoding"]
@@ -114,27 +122,33 @@ def probe(path: Path, limits: VideoLimits) -> Probed:
         DecodeError: the packets cannot be read to their end (truncated), or its first frame does not decode.
     """
     _refuse_by_bytes(path)
-    absent = missing_bytes(path)
+    completeness = check_completeness(path)
     try:
         with open_video(path) as container:
             stream = best_stream(container)
             _refuse_size(stream, limits)
             refuse_encrypted(path, container, stream)
             _refuse_animated_webp(path, container.format.name)
-            if absent:
+            if completeness.loss:
+                raise DecodeError("truncated", f"The file is incomplete: {completeness.loss}. Upload it again.", True)
+            if completeness.has_cut_samples and has_cut_samples(container, path.stat().st_size):
                 raise DecodeError(
-                    "truncated", f"{absent} bytes that its own headers declare are missing; upload it again", True
+                    "truncated",
+                    "The file is incomplete: its index lists samples that are missing. Upload it again.",
+                    True,
                 )
             index = PacketIndex(container, stream, path)
+            if completeness.duration_s is not None:
+                refuse_early_end(path, completeness.duration_s, index)
             _refuse_still(path, index)
             return _describe(path, limits, stream, index)
     except ProbeError as error:
         kind = image_kind(path) if error.code == "not_a_video" else None
         if kind:
             raise _still_image(kind) from error
-        if absent and error.code == "not_a_video":
+        if completeness.loss and error.code == "not_a_video":
             raise ProbeError(
-                "truncated", f"it ends {absent} bytes before its headers say, its index with it; upload it again", True
+                "truncated", f"The file is incomplete: {completeness.loss}. Upload it again.", True
             ) from error
         raise
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kvq_batch.domain.errors import DecodeError, ItemError, ProbeError
-from kvq_batch.media.containers import missing_bytes
+from kvq_batch.media.containers import check_completeness
 from kvq_batch.media.probe import VideoLimits, probe
 from tests.support.material import Material
 
@@ -111,9 +111,9 @@ def test_truncated_files_fail_and_are_permanent(material: Material, name: str) -
     assert caught.value.permanent
 
 
-def test_whole_files_miss_no_bytes(material: Material) -> None:
+def test_whole_files_lack_nothing(material: Material) -> None:
     for name in ("h264.mp4", "h264-fragmented.mp4", "h264.mkv", "vp8.webm", "mjpeg.avi", "h264.ts"):
-        assert missing_bytes(material(name)) == 0, name
+        assert check_completeness(material(name)).loss is None, name
 
 
 def test_limits(material: Material) -> None:

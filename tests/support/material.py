@@ -15,12 +15,14 @@ from kvq_batch.domain.errors import FatalError
 _SOURCE = "testsrc2=size={size}:rate={rate}:duration={seconds}"
 
 
-def ffmpeg(*arguments: str) -> None:
-    """Runs the bundled ffmpeg; its last line of errors is the exception's text."""
+def ffmpeg(*arguments: str, output: Path | None = None) -> None:
+    """Run the bundled ffmpeg; its errors are the exception's text. What it writes to a pipe goes to `output`."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-threads", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
-        raise FatalError(f"ffmpeg {' '.join(arguments)}: {done.stderr.strip()}")
+        raise FatalError(f"ffmpeg {' '.join(arguments)}: {done.stderr.decode(errors='replace').strip()}")
+    if output is not None:
+        output.write_bytes(done.stdout)
 
 
 def encode(path: Path, *options: str, size: str = "320x240", rate: str = "25", seconds: float = 4.0) -> Path:
