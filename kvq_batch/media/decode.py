@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kvq_batch.domain.errors import DecodeError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipFrames, ClipPolicy, DecodedClip, VideoFacts, Window
-from kvq_batch.media.decoders import DecoderChoice, FrameReader, choose_decoder, open_reader
+from kvq_batch.media.decoders import FRAME_ORDER, DecoderChoice, FrameReader, choose_decoder, open_reader
 from kvq_batch.media.fragments import splice
 from kvq_batch.media.probe import Probed, VideoLimits, probe
 from kvq_batch.media.resize import resize
@@ -92,19 +92,21 @@ def decode_clips(
 
 
 def frames_in(probed: Probed, window: Window) -> tuple[int, int]:
-    """Frames [first, last) that are shown within the window; a frame belongs to the window in which it starts."""
+    """Return the frames [first, last) that start within the window; if none does, the frame on screen at its start."""
     first, last = np.searchsorted(probed.times_s, (window.start_s - 1e-9, window.end_s - 1e-9), side="left")
+    if first == last and window.start_s < min(window.end_s, probed.facts.duration_s):
+        first = max(0, first - 1)
     return int(first), int(last)
 
 
 def _plan(probed: Probed, window: Window, clip_index: int, request: FrameRequest, key: str) -> NDArray[np.int64]:
-    """Frame numbers int64 [T] of one clip."""
+    """Return the frame numbers, int64 [T], of one clip."""
     first, last = frames_in(probed, window)
     if last <= first:
         raise DecodeError(
             "empty_window",
-            f"clip {clip_index} ({window.start_s:g} s to {window.end_s:g} s) holds no frame of a video of "
-            f"{probed.facts.duration_s:g} s; correct its start and end in the catalog",
+            f"The window from {window.start_s:g} s to {window.end_s:g} s contains no frame: the video ends at "
+            f"{probed.facts.duration_s:g} s. Correct start_s and end_s of this row in the catalog.",
             True,
         )
     return first + request.sampling.indices(last - first, f"{key}#{clip_index}")
@@ -213,15 +215,30 @@ class VideoLayout:
 
 
 def decode_task(task: DecodeTask, scratch_file: Path) -> VideoLayout:
-    """Probes and decodes the clips of a task into `scratch_file`, which it makes.
+    """Probe and decode the clips of a task into `scratch_file`, which it creates.
+
+    If frames leave the decoder in another order than the container says, the frames are counted by decoding instead.
 
     Raises:
         ProbeError, DecodeError: as `probe` and `decode_clips`.
-        TransientError: no room in the scratch folder.
+        TransientError: the scratch folder is full.
     """
     started = time.process_time()
     probed = task.probed or probe(task.path, task.limits)
     timings = Timings(probe_s=time.process_time() - started)
+    try:
+        return _decode_probed(task, probed, timings, scratch_file)
+    except DecodeError as error:
+        if error.code != FRAME_ORDER or task.probed:
+            raise
+    scratch_file.unlink()
+    started = time.process_time()
+    probed = probe(task.path, task.limits, "decoding")
+    timings.probe_s += time.process_time() - started
+    return _decode_probed(task, probed, timings, scratch_file)
+
+
+def _decode_probed(task: DecodeTask, probed: Probed, timings: Timings, scratch_file: Path) -> VideoLayout:
     reader, decoder = open_reader(choose_decoder(probed, task.decoder))
     clips = task.clips
     windows = clips.windows(probed.facts.duration_s) if isinstance(clips, ClipPolicy) else list(clips)

@@ -24,6 +24,9 @@ from kvq_batch.media.probe import Probed
 DecoderChoice = Literal["auto", "pyav", "decord"]
 DecoderName = Literal["pyav", "decord"]
 
+FRAME_ORDER = "frame_order"
+"""Code of the error that packets do not tell the order of the frames; counting decoded frames does."""
+
 _READERS = {
     "pyav": ("av", "kvq_batch.media.pyav_reader"),
     "decord": ("decord", "kvq_batch.media.decord_reader"),
@@ -84,6 +87,10 @@ def _unfit_for_decord(probed: Probed) -> str | None:
         return f"its container is {probed.container}"
     if probed.counting != "packets":
         return "its frames can only be found by counting"
+    if probed.has_time_jumps:
+        return "its clock starts again in the middle"
+    if len(probed.packet_is_key) > 1 and probed.packet_is_key.all() and facts.codec not in ("mjpeg", "rawvideo"):
+        return "every frame is marked as a keyframe, which is true of few files"
     if probed.has_open_groups:
         return "frames stand before the keyframe that they follow in the file (open groups)"
     if facts.rotation_deg or facts.is_mirrored:

@@ -1,28 +1,37 @@
-"""The packets of a video's stream: opened safely, walked once without decoding, and judged.
+"""Packets of a video stream: opens files safely and indexes their packets without decoding them.
 
-The number of frames, their times and the keyframes come from here. It decodes nothing, and says with
-`has_reliable_times` where packets do not tell the frames.
+The index gives the number of frames, their times and the keyframes. `has_reliable_times` is false where the packets do
+not tell these.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import av
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.format import Flags
 from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.media.containers import DEMUXERS, is_scrambled
 
+# As in ffmpeg (`-dts_delta_threshold`): in a container whose clock may start again, a longer gap is such a new start.
+_TS_DISCONT = cast(int, Flags.ts_discont.value)
+_MAX_GAP_S = 10.0
+_MAX_STEP_BACK_S = 0.1
+
 # Containers that state when each packet is shown. AVI and elementary streams do not: with reordered frames their
 # times are made up by the demuxer (an AVI with B frames gave other frames than asked for, measured).
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _TIMED_CONTAINERS = {
-    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "nut", "ivf", "yuv4mpegpipe", "gif", "apng",
+    _MP4, "matroska,webm", "mpegts", "flv", "nut", "ivf", "yuv4mpegpipe", "gif", "apng",
 }  # fmt: skip
 
 # Sample entries of encrypted video in MP4 (ISO/IEC 14496-12, 8.12; FairPlay), and SAMPLE-AES in MPEG-TS.
@@ -108,7 +117,11 @@ def is_hidden(codec: str, packet: "Packet[VideoStream]") -> bool:
 
 
 class PacketIndex:
-    """One walk over the packets of a stream: times, flags, sizes; and its first decoded frame."""
+    """Index of the packets of a stream, in decoding order: times, flags, sizes.
+
+    `packet_pts` has no jumps: where the container's clock starts again (`has_time_jumps`), it is the time that players
+    show. `last_duration_s` is how long the last frame is shown, 0 if the container does not say it plausibly.
+    """
 
     def __init__(self, container: InputContainer, stream: VideoStream, path: Path) -> None:
         self.container_name = container.format.name
@@ -118,13 +131,15 @@ class PacketIndex:
         self.is_intra_only = stream.codec_context.codec.intra_only
         self.average_rate = float(stream.average_rate or stream.guessed_rate or 0)
         self.can_skip_unreferenced = _can_skip_unreferenced(stream)
+        end_s = _declared_end_s(container, stream)
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
         pts: list[int | None] = []
+        dts: list[int | None] = []
+        durations: list[int] = []
         is_key: list[bool] = []
         is_shown: list[bool] = []
-        self.last_duration_s = 0.0
         num_bytes = 0
         end_pts = 0
         try:
@@ -148,9 +163,10 @@ class PacketIndex:
                     self.first_packet = packet
                 end_pts = max(end_pts, (packet.pts or 0) + (packet.duration or 0))
                 pts.append(packet.pts)
+                dts.append(packet.dts)
+                durations.append(packet.duration or 0)
                 is_key.append(packet.is_keyframe)
                 is_shown.append(not packet.is_discard and not is_hidden(self.codec, packet))
-                self.last_duration_s = float((packet.duration or 0) * self.time_base_s)
                 num_bytes += packet.size
         except av.error.FFmpegError as error:
             raise DecodeError(
@@ -161,21 +177,56 @@ class PacketIndex:
         if self.container_name == "yuv4mpegpipe":
             _check_y4m(path, num_bytes // len(pts))
         self.packet_pts = np.array([p if p is not None else -1 for p in pts], np.int64)
-        steps = np.diff(np.unique(np.array([p for p in pts if p is not None], np.int64)))
+        self.container_pts = self.packet_pts
+        if container.format.flags & _TS_DISCONT and None not in pts and None not in dts:
+            self.packet_pts = self.container_pts - _jumps(dts, durations, self.time_base_s)
+        self.has_time_jumps = not np.array_equal(self.packet_pts, self.container_pts)
+        steps = np.diff(np.unique(self.packet_pts[[p is not None for p in pts]]))
         self.step_s = float(np.median(steps)) * self.time_base_s if len(steps) else 0.0
         self.end_s = end_pts * self.time_base_s
         self.max_step_s = float(steps.max()) * self.time_base_s if len(steps) else 0.0
         self.packet_is_key = np.array(is_key, np.bool_)
         shown = np.flatnonzero(np.array(is_shown, np.bool_))
         self.frame_packets = shown[np.argsort(self.packet_pts[shown], kind="stable")]
+        self.has_unique_times = None not in pts and len(np.unique(self.packet_pts[shown])) == len(shown) > 0
+        # The decoder says that frames are reordered, yet the packets are in order: their times are decoding times.
+        are_decoding_times = stream.codec_context.has_b_frames and len(pts) > 1 and np.all(np.diff(self.packet_pts) > 0)
         self.has_reliable_times = (
             (self.container_name in _TIMED_CONTAINERS or self.is_intra_only)
-            and None not in pts
+            and self.has_unique_times
             and is_key[0]
-            and len(shown) > 0
-            and len(np.unique(self.packet_pts[shown])) == len(shown)
+            and not are_decoding_times
             and bool(self.packet_pts[shown].min() >= self.packet_pts[0])
         )
+        self.last_duration_s = self._last_duration_s(durations, end_s) if len(shown) else 0.0
+
+    def _last_duration_s(self, durations: list[int], end_s: float) -> float:
+        last = self.frame_packets[-1]
+        last_s = float(self.packet_pts[last]) * self.time_base_s
+        duration_s = durations[last] * self.time_base_s
+        if self.container_name == _MP4 and self.has_reliable_times:
+            # With reordered frames, the durations of packets are steps in decoding order.
+            duration_s = max(duration_s, end_s - last_s)
+        if duration_s < self.step_s / 2:
+            return 0.0  # one tick, which some muxers write for the last packet
+        is_ordinary = duration_s <= 10 * (self.step_s or 1.0)
+        return duration_s if is_ordinary or last_s + duration_s <= end_s + self.step_s else 0.0
+
+
+def _declared_end_s(container: InputContainer, stream: VideoStream) -> float:
+    """Return the end of the stream, or else of the file, on the clock of the container; 0 if it declares neither."""
+    if stream.duration:
+        return float((stream.duration + (stream.start_time or 0)) * (stream.time_base or 1))
+    return ((container.duration or 0) + max(container.start_time or 0, 0)) / av.time_base
+
+
+def _jumps(dts: list[int | None], durations: list[int], time_base_s: float) -> NDArray[np.int64]:
+    """Return by how much the container's clock has jumped before each packet, int64 [packets], as ffmpeg finds it."""
+    times = np.array(dts, np.int64)
+    gaps = np.diff(times) - np.array(durations[:-1], np.int64)
+    is_jump = np.abs(gaps) * time_base_s > _MAX_GAP_S
+    is_jump |= np.diff(times) * time_base_s < -_MAX_STEP_BACK_S
+    return np.concatenate([[0], np.cumsum(np.where(is_jump, gaps, 0))]).astype(np.int64)
 
 
 def has_cut_samples(container: InputContainer, num_bytes: int) -> bool:

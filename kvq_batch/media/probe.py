@@ -1,8 +1,8 @@
-"""Everything that is known of a video before a clip of it is decoded, and the index that its frames are found by.
+"""Facts of a video, and the index that finds its frames, before a clip is decoded.
 
-Headers lie about the number of frames, so the packets are walked once, without decoding: one packet is one frame, its
-presentation time names it. Where that does not hold (missing or doubled times, fields as packets, frames before the
-first keyframe) every frame is decoded once and counted. It never guesses a frame count from duration times rate.
+The number of frames in a header can be wrong, so all packets are read once, without decoding: a packet is a frame, and
+its presentation time identifies it. Where that does not hold (missing, repeated or contradicted times, fields as
+packets, frames before the first keyframe), every frame is decoded once and counted.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,6 @@ from typing import Literal
 import av
 import av.error
 import numpy as np
-from av.packet import Packet
 from av.sidedata.sidedata import Type
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -95,6 +94,7 @@ class Probed:
     counting: Counting
     can_skip_unreferenced: bool
     crop: Crop
+    has_time_jumps: bool
     packet_pts: NDArray[np.int64]
     packet_is_key: NDArray[np.bool_]
     frame_packets: NDArray[np.int64]
@@ -113,8 +113,10 @@ class Probed:
         return bool(len(keys) and np.any((self.packet_pts < self.packet_pts[keys[group]]) & (group >= 0)))
 
 
-def probe(path: Path, limits: VideoLimits) -> Probed:
+def probe(path: Path, limits: VideoLimits, counting: Counting = "packets") -> Probed:
     """Return the facts and the frame index of the video at `path`.
+
+    With `counting` "decoding", frames are counted by decoding them, even if the packets seem to tell the frames.
 
     Raises:
         ProbeError: the file holds no video that is scored (codes empty_file, not_a_video, truncated, still_image,
@@ -141,7 +143,7 @@ def probe(path: Path, limits: VideoLimits) -> Probed:
             if completeness.duration_s is not None:
                 refuse_early_end(path, completeness.duration_s, index)
             _refuse_still(path, index)
-            return _describe(path, limits, stream, index)
+            return _describe(path, limits, stream, index, counting)
     except ProbeError as error:
         kind = image_kind(path) if error.code == "not_a_video" else None
         if kind:
@@ -153,32 +155,32 @@ def probe(path: Path, limits: VideoLimits) -> Probed:
         raise
 
 
-def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: PacketIndex) -> Probed:
-    """Facts from one decoded frame and the index; decodes the whole file only where its packets do not count."""
+def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: PacketIndex, counting: Counting) -> Probed:
+    """Return facts from one decoded frame and the index; decode the whole file only where packets are not frames."""
     field_order = _field_order_name(stream.codec_context.field_order)
     is_interlaced = field_order not in ("progressive", "unknown")
     are_fields_packets = is_interlaced and index.codec in ("h264", "hevc", "vc1")
-    counting: Counting = "packets" if index.has_reliable_times and not are_fields_packets else "decoding"
+    if not index.has_reliable_times or are_fields_packets:
+        counting = "decoding"
     color = _ContainerColor(stream.codec_context.color_primaries, stream.codec_context.color_trc)
     decoded_pts: list[int | None] = []
-    first = _first_frame(stream, limits, index.first_packet) if counting == "packets" else None
+    first = _first_frame(path, limits, stream, index) if counting == "packets" else None
     if first is None:
+        counting = "decoding"
         first, decoded_pts = _decode_all(path, limits)
     crop = crop_of(path, stream)
     picture = _picture_facts(first, crop, color, stream, limits)
     time_base_s = index.time_base_s
     if counting == "packets":
-        pts = index.packet_pts[index.frame_packets]
-        frame_packets, times_s = index.frame_packets, (pts - pts[0]) * time_base_s
+        frame_packets = index.frame_packets
+        pts = index.packet_pts[frame_packets]
+        times_s = (pts - pts[0]) * time_base_s
     else:
         frame_packets = np.empty(0, np.int64)
         times_s = _counted_times(decoded_pts, index)
     steps = np.diff(times_s)
     step_s = float(np.median(steps)) if len(steps) else 0.0
-    # One tick, or an hour: what some muxers write for the last packet is not a duration.
-    is_plausible = step_s / 2 <= index.last_duration_s <= 10 * (step_s or 1.0)
-    last_s = index.last_duration_s if is_plausible else 0.0
-    last_s = last_s or step_s or (1 / index.average_rate if index.average_rate else _LONE_FRAME_S)
+    last_s = index.last_duration_s or step_s or (1 / index.average_rate if index.average_rate else _LONE_FRAME_S)
     duration_s = float(times_s[-1]) + last_s
     facts = replace(
         picture,
@@ -195,6 +197,7 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
         counting=counting,
         can_skip_unreferenced=index.can_skip_unreferenced and not is_interlaced and counting == "packets",
         crop=crop,
+        has_time_jumps=index.has_time_jumps and counting == "packets",
         packet_pts=index.packet_pts,
         packet_is_key=index.packet_is_key,
         frame_packets=frame_packets,
@@ -202,11 +205,21 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
     )
 
 
-def _first_frame(stream: VideoStream, limits: VideoLimits, packet: "Packet[VideoStream]") -> VideoFrame | None:
-    """What the first packet alone decodes to; the rest of its group is not worth the time (0.4 s at 1080p)."""
+def _first_frame(path: Path, limits: VideoLimits, stream: VideoStream, index: PacketIndex) -> VideoFrame | None:
+    """Return the first frame that is shown; None if the first packet is not a keyframe, whatever its flag says.
+
+    The first packet alone is decoded: the rest of its group is not worth the time (0.4 s at 1080p).
+    """
     context = _prepare(stream, limits)
     try:
-        return next(iter([*context.decode(packet), *context.decode(None)]), None)
+        if not index.first_packet.is_discard:
+            frame = next(iter([*context.decode(index.first_packet), *context.decode(None)]), None)
+            return frame if frame is not None and frame.key_frame else None
+        # An edit list starts behind the keyframe, whose picture the decoder does not return.
+        with open_video(path) as container:
+            stream = best_stream(container)
+            _prepare(stream, limits)
+            return next(container.decode(stream), None)
     except av.error.FFmpegError as error:
         raise _undecodable(error) from error
 
@@ -282,12 +295,20 @@ def _picture_facts(
 
 
 def _counted_times(decoded_pts: list[int | None], index: PacketIndex) -> NDArray[np.float64]:
-    """Seconds from the first frame, float64 [frames]: as decoded where they rise, else evenly spaced."""
+    """Return seconds from the first frame, float64 [frames].
+
+    The k-th decoded frame has the k-th time of the packets. Where packets and frames differ in number, it has the time
+    that the decoder returns; where these do not rise, the frames are evenly spaced.
+    """
+    if index.has_unique_times and len(index.frame_packets) == len(decoded_pts):
+        pts = index.packet_pts[index.frame_packets]
+        return np.asarray((pts - pts[0]) * index.time_base_s, np.float64)
     known = [p for p in decoded_pts if p is not None]
     if len(known) == len(decoded_pts):
-        times_s = (np.array(known, np.float64) - known[0]) * index.time_base_s
-        if np.all(np.diff(times_s) > 0):
-            return times_s
+        without_jumps = dict(zip(index.container_pts.tolist(), index.packet_pts.tolist(), strict=True))
+        times = np.array([without_jumps.get(p, p) for p in known], np.int64)
+        if np.all(np.diff(times) > 0):
+            return np.asarray((times - times[0]) * index.time_base_s, np.float64)
     step_s = index.step_s or (1 / index.average_rate if index.average_rate else _LONE_FRAME_S)
     return np.arange(len(decoded_pts), dtype=np.float64) * step_s
 
