@@ -27,6 +27,9 @@ _TS_DISCONT = cast(int, Flags.ts_discont.value)
 _MAX_GAP_S = 10.0
 _MAX_STEP_BACK_S = 0.1
 
+# Frames are drawn over earlier ones. After a seek, the APNG decoder returned wrong frames (measured).
+_NEVER_SEEKABLE = {"gif", "apng"}
+
 # Containers that state when each packet is shown. AVI and elementary streams do not: with reordered frames their
 # times are made up by the demuxer (an AVI with B frames gave other frames than asked for, measured).
 _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
@@ -186,6 +189,8 @@ class PacketIndex:
         self.end_s = end_pts * self.time_base_s
         self.max_step_s = float(steps.max()) * self.time_base_s if len(steps) else 0.0
         self.packet_is_key = np.array(is_key, np.bool_)
+        if self.container_name in _NEVER_SEEKABLE:
+            self.packet_is_key[1:] = False
         shown = np.flatnonzero(np.array(is_shown, np.bool_))
         self.frame_packets = shown[np.argsort(self.packet_pts[shown], kind="stable")]
         self.has_unique_times = None not in pts and len(np.unique(self.packet_pts[shown])) == len(shown) > 0
@@ -198,19 +203,23 @@ class PacketIndex:
             and not are_decoding_times
             and bool(self.packet_pts[shown].min() >= self.packet_pts[0])
         )
-        self.last_duration_s = self._last_duration_s(durations, end_s) if len(shown) else 0.0
+        self.last_duration_s = self._last_duration_s(dts, durations, end_s) if len(shown) else 0.0
 
-    def _last_duration_s(self, durations: list[int], end_s: float) -> float:
+    def _last_duration_s(self, dts: list[int | None], durations: list[int], end_s: float) -> float:
         last = self.frame_packets[-1]
-        last_s = float(self.packet_pts[last]) * self.time_base_s
-        duration_s = durations[last] * self.time_base_s
+        duration = durations[last]
         if self.container_name == _MP4 and self.has_reliable_times:
-            # With reordered frames, the durations of packets are steps in decoding order.
-            duration_s = max(duration_s, end_s - last_s)
+            # Durations are steps in decoding order there: the last step ends as much later as frames are delayed.
+            coded_last = self.frame_packets.max()
+            delay = int(self.packet_pts.min()) - (dts[0] or 0)
+            end = (dts[coded_last] or 0) + durations[coded_last] + delay
+            duration = max(duration, end - int(self.packet_pts[last]))
+        duration_s = duration * self.time_base_s
         if duration_s < self.step_s / 2:
             return 0.0  # one tick, which some muxers write for the last packet
         is_ordinary = duration_s <= 10 * (self.step_s or 1.0)
-        return duration_s if is_ordinary or last_s + duration_s <= end_s + self.step_s else 0.0
+        is_declared = float(self.packet_pts[last]) * self.time_base_s + duration_s <= end_s + self.step_s
+        return duration_s if is_ordinary or is_declared else 0.0
 
 
 def _declared_end_s(container: InputContainer, stream: VideoStream) -> float:

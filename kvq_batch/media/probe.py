@@ -206,7 +206,7 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
 
 
 def _first_frame(path: Path, limits: VideoLimits, stream: VideoStream, index: PacketIndex) -> VideoFrame | None:
-    """Return the first frame that is shown; None if the first packet is not a keyframe, whatever its flag says.
+    """Return the first frame that is shown; None if decoding does not start with it, whatever the packets say.
 
     The first packet alone is decoded: the rest of its group is not worth the time (0.4 s at 1080p).
     """
@@ -215,11 +215,12 @@ def _first_frame(path: Path, limits: VideoLimits, stream: VideoStream, index: Pa
         if not index.first_packet.is_discard:
             frame = next(iter([*context.decode(index.first_packet), *context.decode(None)]), None)
             return frame if frame is not None and frame.key_frame else None
-        # An edit list starts behind the keyframe, whose picture the decoder does not return.
+        # An edit list starts after the keyframe, whose picture the decoder does not return.
         with open_video(path) as container:
             stream = best_stream(container)
             _prepare(stream, limits)
-            return next(container.decode(stream), None)
+            frame = next(container.decode(stream), None)
+            return frame if frame is not None and frame.pts == index.packet_pts[index.frame_packets[0]] else None
     except av.error.FFmpegError as error:
         raise _undecodable(error) from error
 
