@@ -57,7 +57,9 @@ FACTS = VideoFacts(
     "tv",
 )
 EMPTY = np.empty(0, np.int64)
-PROBED = Probed(FACTS, "none", 0, "packets", False, NO_CROP, False, EMPTY, EMPTY.astype(bool), EMPTY, EMPTY.astype(float))
+PROBED = Probed(
+    FACTS, "none", 0, "packets", False, NO_CROP, False, EMPTY, EMPTY.astype(bool), EMPTY, EMPTY.astype(float)
+)
 
 
 class FreeFrames:
