@@ -12,7 +12,9 @@
         LabelError       no rendition of it can be made or measured
       TransientError   retried with a cap, then becomes one of the others
         OutOfMemoryError   a batch does not fit: retried in halves
+        DeviceLostError    the process cannot use its GPU any more: it ends, its work is retried in another one
         HeadUnavailableError  the head of the cluster does not answer
+          NotSubmittedError     it did not accept a job, either
       FatalError       stop; what is committed stays committed, the run can be resumed  exit 1
 
 Foreign exceptions are translated where their library is owned, with `from`. Errors cross processes, so every
@@ -49,8 +51,16 @@ class OutOfMemoryError(TransientError):
     """A batch of clips does not fit into the memory of its device; a smaller one may."""
 
 
+class DeviceLostError(TransientError):
+    """The GPU is of no more use to this process, whatever it scores next."""
+
+
 class HeadUnavailableError(TransientError):
     """The head of a cluster does not answer, or answers that it is not ready."""
+
+
+class NotSubmittedError(HeadUnavailableError):
+    """The head of a cluster did not accept a job, and does not know it."""
 
 
 class FatalError(KvqBatchError):

@@ -105,6 +105,7 @@ class Scorer(Protocol):
         """Return one prediction per clip, in order; each clip is uint8 RGB [T, H, W, 3] as `spec.frames` requests.
 
         Raises:
-            OutOfMemoryError: the clips do not fit into memory; the memory of the attempt has been freed.
+            OutOfMemoryError: the clips do not fit into memory; the memory of the attempt has been freed. The caller
+                also recognises the errors of CUDA libraries (`models/device_errors.py`).
         """
         ...

@@ -1,12 +1,14 @@
 """The scoring stage of one model: adds the model's results to tables of clips.
 
 A worker builds its model once, and fails if the weights differ from those that the driver saw. A batch that raises is
-scored again clip by clip, so that one bad clip costs only itself. A batch that does not fit into memory is halved. The
-driver decides about retries.
+scored again clip by clip, so that one bad clip costs only itself. A batch that does not fit into memory is halved. A
+worker whose GPU context is broken ends its process: each further clip would fail. The driver decides about retries.
 """
 
 import logging
+import os
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import FatalError, OutOfMemoryError
+from kvq_batch.domain.errors import DeviceLostError, FatalError, OutOfMemoryError
 from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelOptions, Prediction, Scorer
 from kvq_batch.engine.stream import RESULT, clip_pixels, maps_to_stream
+from kvq_batch.models.device_errors import first_line, is_device_lost, is_out_of_memory
 from kvq_batch.models.registry import build
 from kvq_batch.storage.redact import redact
 
@@ -67,7 +70,13 @@ class ScoreWorker:
         results: list[dict[str, Any] | None] = [None] * clips.num_rows
         frames, shapes = clips[f"frames_{settings.request}"], clips[f"shape_{settings.request}"]
         pixels = [clip_pixels(frames, shapes, int(row)) for row in rows]
-        for row, result in zip(rows, self._batches.score(pixels), strict=True):
+        try:
+            scored = self._batches.score(pixels)
+        except DeviceLostError as error:
+            # Ray starts the process again and retries the block once, as after a crash; then the driver takes over.
+            _LOG.critical("ending this worker: %s", redact(str(error)))
+            os._exit(1)
+        for row, result in zip(rows, scored, strict=True):
             results[int(row)] = result
         kept = clips.drop_columns([f"frames_{r}" for r in settings.drops])
         return kept.append_column(f"result_{settings.model_index}", pa.array(results, RESULT))
@@ -97,7 +106,7 @@ class Batches:
                 else:
                     # The clip is too large, not the batch: use the previous size for the next clips.
                     self.size = size_before
-                    results.append({"error": "out_of_memory", "message": f"{message}; give the model a larger GPU"})
+                    results.append({"error": "out_of_memory", "message": f"{message}; give the model more memory"})
         return results
 
 
@@ -106,6 +115,7 @@ def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict
 
     Raises:
         OutOfMemoryError: the clips do not fit into memory together.
+        DeviceLostError: this process cannot score any clip any more.
     """
     started = time.perf_counter()
     try:
@@ -113,12 +123,20 @@ def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict
         results = [_result(prediction) for _, prediction in predictions]
     except OutOfMemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - the worker's outermost frame: any model, any exception
+    except Exception as error:
+        if is_out_of_memory(error, len(clips)):
+            # The frames of the traceback hold what the model had made so far.
+            traceback.clear_frames(error.__traceback__)
+            raise OutOfMemoryError(f"{len(clips)} clip(s) do not fit: {first_line(error)}") from error
+        if is_device_lost(error):
+            raise DeviceLostError(f"its GPU cannot be used any more: {first_line(error)}") from error
         if len(clips) == 1:
             return [{"error": type(error).__name__, "message": redact(str(error))}]
-        return [result for clip in clips for result in score_clips(scorer, [clip])]
-    share_s = (time.perf_counter() - started) / len(clips)
-    return [result | {"score_s": share_s} for result in results]
+    else:
+        share_s = (time.perf_counter() - started) / len(clips)
+        return [result | {"score_s": share_s} for result in results]
+    # After the handler, so that the errors of single clips do not have the batch's as their context.
+    return [result for clip in clips for result in score_clips(scorer, [clip])]
 
 
 def _result(prediction: Prediction) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from kvq_batch.config.job import Job
 from kvq_batch.config.load import make_job
-from kvq_batch.domain.errors import FatalError, OutOfMemoryError
+from kvq_batch.domain.errors import DeviceLostError, FatalError, OutOfMemoryError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
 from kvq_batch.engine.score_worker import Batches, ScoreSettings, ScoreWorker, score_clips
@@ -85,6 +86,68 @@ def test_batch_size_is_remembered_between_blocks() -> None:
     batches = Batches(NarrowScorer(capacity=1), 8)
     assert len(batches.score([clip(1)] * 3)) == 3
     assert batches.size == 1
+
+
+@dataclass
+class GpuScorer(PickyScorer):
+    """Raises `error` for calls with a clip of 99, and for all later calls if it `is_sticky`."""
+
+    error: Exception = field(default_factory=RuntimeError)
+    is_sticky: bool = True
+    is_lost: bool = False
+
+    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        self.calls.append(len(clips))
+        has_error = any(clip.max() == 99 for clip in clips)
+        self.is_lost |= has_error and self.is_sticky
+        if has_error or self.is_lost:
+            raise self.error
+        return [Prediction(float(clip.mean())) for clip in clips]
+
+
+def test_lost_device_gives_no_result() -> None:
+    scorer = GpuScorer(error=torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nAdvice"))
+    with pytest.raises(
+        DeviceLostError, match="cannot be used any more: CUDA error: an illegal memory access"
+    ) as caught:
+        Batches(scorer, 4).score([clip(value) for value in (1, 2, 99, 4)])
+    assert "Advice" not in str(caught.value)
+    assert scorer.calls == [4]
+
+
+def test_device_lost_at_single_clip_gives_no_result() -> None:
+    """cuBLAS without a handle may mean a full GPU: only a smaller batch shows that the context is broken."""
+
+    class Scorer(GpuScorer):
+        def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+            if len(clips) == 1:
+                self.error = RuntimeError("CUDA error: device-side assert triggered")
+            return super().score(clips)
+
+    scorer = Scorer(error=RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"))
+    with pytest.raises(DeviceLostError, match="device-side assert"):
+        Batches(scorer, 4).score([clip(value) for value in (99, 2, 3, 4)])
+    assert scorer.calls == [4, 2, 1]
+
+
+def test_harmless_cuda_error_fails_only_its_clip() -> None:
+    error = torch.AcceleratorError("CUDA error: invalid configuration argument")
+    results = Batches(GpuScorer(error=error, is_sticky=False), 4).score([clip(value) for value in (1, 99, 3, 4)])
+    assert [result.get("raw_score") for result in results] == [1, None, 3, 4]
+    assert results[1]["error"] == "AcceleratorError"
+
+
+def test_cuda_out_of_memory_halves_batch() -> None:
+    class Scorer(PickyScorer):
+        def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+            if len(clips) > 2:
+                raise torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`")
+            return super().score(clips)
+
+    batches = Batches(scorer := Scorer(), 8)
+    results = batches.score([clip(value) for value in range(1, 9)])
+    assert [result["raw_score"] for result in results] == list(range(1, 9))
+    assert (batches.size, scorer.calls) == (2, [2, 2, 2, 2])
 
 
 def test_worker_rejects_other_weights_than_driver() -> None:

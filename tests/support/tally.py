@@ -30,11 +30,18 @@ ALLOCATED_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """`file` gets one line per clip, a clip takes `seconds`, and `shift` is added to every score."""
+    """`file` gets one line per clip, a clip takes `seconds`, and `shift` is added to every score.
+
+    With `device_error`, a black clip does not kill the process: it and all later clips of the process raise a
+    RuntimeError with this text, as after an error that breaks a CUDA context. With `capacity`, calls with more clips
+    raise the error of cuBLAS without memory.
+    """
 
     file: str
     seconds: float = 0.0
     shift: float = 0.0
+    device_error: str = ""
+    capacity: int | None = None
 
     def write(self, path: Path) -> Path:
         path.write_text(json.dumps(asdict(self)))
@@ -47,13 +54,20 @@ class TallyScorer:
     def __init__(self, spec: ScorerSpec, tally: Tally) -> None:
         self.spec = spec
         self._tally = tally
+        self._is_device_lost = False
 
     def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Return one prediction per clip uint8 RGB [T, H, W, 3]; each is counted when it is finished."""
+        if self._tally.capacity is not None and len(clips) > self._tally.capacity:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         return [self._score(clip) for clip in clips]
 
     def _score(self, clip: NDArray[np.uint8]) -> Prediction:
         time.sleep(self._tally.seconds)
+        if self._tally.device_error:
+            self._is_device_lost |= bool(clip.mean() < BLACK)
+            if self._is_device_lost:
+                raise RuntimeError(self._tally.device_error)
         if clip.mean() < BLACK:
             # What the kernel does to a process that needs too much memory, but long before memory runs out.
             block = b"1" * ALLOCATED_BYTES

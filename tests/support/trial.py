@@ -46,6 +46,8 @@ class Trial:
         names: Sequence[str],
         store: S3Location | None = None,
         seconds: float = 0.05,
+        device_error: str = "",
+        capacity: int | None = None,
         **job: Any,
     ) -> None:
         self.folder = folder
@@ -67,7 +69,7 @@ class Trial:
                 (folder / "videos").mkdir(exist_ok=True)
                 (folder / "videos" / name).write_bytes(content)
         root = store.uri if store else str(folder)
-        weights = Tally(str(self.tally), seconds).write(folder / "tally.json")
+        weights = Tally(str(self.tally), seconds, 0.0, device_error, capacity).write(folder / "tally.json")
         values: dict[str, Any] = {
             "name": "trial",
             "tables": f"{root}/tables",

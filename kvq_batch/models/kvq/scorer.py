@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
+from kvq_batch.models.device_errors import first_line, is_out_of_memory
 from kvq_batch.models.host_memory import keep_freed_memory
 from kvq_batch.models.kvq.checkpoint import Checkpoint
 from kvq_batch.models.kvq.network import build_network
@@ -65,13 +66,14 @@ class KvqScorer:
         batches = [clips] if self._is_batched else [[clip] for clip in clips]
         try:
             return [prediction for batch in batches for prediction in self._score_batch(batch)]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error, len(batches[0])):
+                raise
             # The frames of the traceback still reference the tensors of the failed batch.
             traceback.clear_frames(error.__traceback__)
             torch.cuda.empty_cache()
-            first_line = next(iter(str(error).splitlines()), "")
             shape = "x".join(map(str, clips[0].shape))
-            raise OutOfMemoryError(f"{len(clips)} clip(s) of {shape} do not fit: {first_line}") from error
+            raise OutOfMemoryError(f"{len(clips)} clip(s) of {shape} do not fit: {first_line(error)}") from error
 
     @torch.inference_mode()
     def _score_batch(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
