@@ -161,6 +161,19 @@ class Limits(Section):
         8192 * 4320, gt=0, description="Largest frame, width times height; a larger one fails."
     )
     max_memory_bytes: int = Field(4 * 2**30, gt=0, description="Memory of one decoding process.")
+    worker_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds without progress (one video, or one block of clips) after which a worker is replaced.",
+    )
+
+    @model_validator(mode="after")
+    def _worker_outlasts_decoder(self) -> "Limits":
+        if self.worker_timeout_s <= self.timeout_s:
+            raise ValueError(
+                f"worker_timeout_s ({self.worker_timeout_s:g}) must be more than timeout_s ({self.timeout_s:g})"
+            )
+        return self
 
 
 class Decode(Section):

@@ -102,16 +102,16 @@ class DecodeWorker:
         self._fetcher, self._decoder = settings.media.start(self.task_function)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="fetch")
 
-    def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
-        """Yield rows of the stream: several videos per table, or several clips of a long video."""
+    def __call__(self, items: pa.Table) -> Iterator[pa.Table | None]:
+        """Yield rows of the stream, several videos per table or several clips of a long video; None is progress."""
         rows = items.to_pylist()
         decoded = StreamRows(len(self._settings.requests))
         fetched = [self._fetch(row) for row in rows[:1]]
         for number, row in enumerate(rows):
             fetched += [self._fetch(following) for following in rows[number + 1 : number + 2]]
             for _ in self._decode_item(row, fetched.pop(0), decoded):
-                if decoded.num_bytes >= TABLE_BYTES:
-                    yield decoded.take()
+                yield decoded.take() if decoded.num_bytes >= TABLE_BYTES else None
+            yield None
         if len(decoded):
             yield decoded.take()
 

@@ -25,6 +25,7 @@ from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.metrics import Queues, instrument
 from kvq_batch.engine.ray_internals import StepCallback
+from kvq_batch.engine.watchdog import watched
 from kvq_batch.storage.redact import redact
 
 MAX_TASK_RETRIES = 1
@@ -113,10 +114,14 @@ class PipelineStage:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
-    """All stages of a job's pipeline, in order. `queues` has the lengths of their input queues, in the driver only."""
+    """All stages of a job's pipeline, in order. `queues` has the lengths of their input queues, in the driver only.
+
+    A worker without progress for `worker_timeout_s` is killed and replaced.
+    """
 
     job_name: str
     stages: Sequence[PipelineStage]
+    worker_timeout_s: float
     queues: Queues = field(default_factory=Queues)
 
 
@@ -134,7 +139,7 @@ def results(blocks: Sequence[pa.Table], spec: PipelineSpec, is_alone: bool, canc
     dataset = ray.data.from_blocks(list(blocks))
     for stage in spec.stages:
         tags = {"job_name": spec.job_name, "stage": stage.name, "model": stage.model}
-        dataset = _add_stage(dataset, stage, tags, 1 if is_alone else BLOCKS_IN_FLIGHT)
+        dataset = _add_stage(dataset, stage, tags, 1 if is_alone else BLOCKS_IN_FLIGHT, spec.worker_timeout_s)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     except (RayError, RuntimeError, OSError, ValueError) as error:
@@ -149,13 +154,15 @@ def _describe(error: Exception) -> str:
     return f"the Ray pipeline failed: {type(error).__name__}: {redact(str(error))}"
 
 
-def _add_stage(dataset: Dataset, stage: PipelineStage, tags: Mapping[str, str], blocks_in_flight: int) -> Dataset:
+def _add_stage(
+    dataset: Dataset, stage: PipelineStage, tags: Mapping[str, str], blocks_in_flight: int, worker_timeout_s: float
+) -> Dataset:
     with warnings.catch_warnings():
         # Ray 2.60 deprecates these two options but has no replacement yet. Their default is "without limit", so an
         # input that kills its worker would make the run endless.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return dataset.map_batches(
-            instrument(stage.worker, tags),
+            instrument(watched(stage.worker, worker_timeout_s), tags),
             fn_constructor_args=(stage.settings,),
             batch_size=None,
             batch_format="pyarrow",

@@ -11,13 +11,14 @@ import logging
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import cast
 
 from kvq_batch.config.labels import RENDITIONS_PER_BLOCK
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
 from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.row_types import RunRow, StoredRunRow
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Writer
 
@@ -48,7 +49,7 @@ SELECT
 class CrashedRun:
     """A crashed run: its newest row in `runs`, and what the tables hold of it. Times are those of its workers."""
 
-    row: dict[str, Any]
+    row: StoredRunRow
     num_scored: int
     num_failed: int
     first_scored_at: datetime | None
@@ -107,8 +108,10 @@ def close_crashed_runs(writer: Writer) -> list[CrashedRun]:
             f"its process died; {run.num_scored + run.num_failed} of {run.row['num_planned']} results were committed, "
             f"at most {run.max_repeated} more were computed and are computed again"
         )
-        row: dict[str, Any] = {name: value for name, value in run.row.items() if name not in ("run_id", "commit_seq")}
-        row |= {
+        # The writer adds these two.
+        values = {name: value for name, value in run.row.items() if name not in ("run_id", "commit_seq")}
+        row: RunRow = {
+            **cast(RunRow, values),
             "state": "crashed",
             "num_scored": run.num_scored,
             "num_failed": run.num_failed,
@@ -130,8 +133,8 @@ def find_crashed_runs(tables: Tables, shard: Shard) -> list[CrashedRun]:
     with connect() as connection:
         connection.register("runs", tables.dataset("runs"))
         with translate_read_errors(tables.uri):
-            rows = connection.sql(_UNFINISHED).to_arrow_table().to_pylist(maps_as_pydicts="strict")
-            rows = [row for row in rows if shard.excludes(_shard_of(row))]
+            unfinished = connection.sql(_UNFINISHED).to_arrow_table().to_pylist(maps_as_pydicts="strict")
+            rows: list[StoredRunRow] = [row for row in unfinished if shard.excludes(_shard_of(row))]
             if not rows:
                 return []
             connection.register("scores", tables.dataset("scores"))
@@ -146,7 +149,7 @@ def find_crashed_runs(tables: Tables, shard: Shard) -> list[CrashedRun]:
             return crashed
 
 
-def _shard_of(row: dict[str, Any]) -> Shard:
+def _shard_of(row: StoredRunRow) -> Shard:
     """Return the shard of a run; label runs, and runs of earlier versions, name none."""
     text = json.loads(row["job_spec"]).get("select", {}).get("shard")
     return WHOLE if text is None else Shard.parse(text)

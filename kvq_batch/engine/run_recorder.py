@@ -24,6 +24,7 @@ from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.work_tracker import FinishedRows, WorkTracker
 from kvq_batch.planning.estimate import Usage, WorkerPool, total_usage
 from kvq_batch.planning.plan import store_plan
+from kvq_batch.tables.row_types import RunRow
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Writer
 
@@ -35,7 +36,8 @@ class RunSummary:
     """The outcome of one run.
 
     `num_planned`, `num_scored`, `num_failed`, `num_remaining` and `num_retried` count tasks: (video, model) in a
-    scoring run, renditions in a label run. `num_videos` counts the rows of the catalog, or the references.
+    scoring run, renditions in a label run. `num_videos` counts the rows of the catalog, or the references;
+    `num_videos_planned` those that this run takes, `num_videos_done` those of them without an open task.
     `startup_s` is the time before the first result, None without results. Hours are those of the cores and GPUs that
     the workers held (`planning/estimate.py`); `cost` is None without prices. `work_s` is the time that workers spent
     on what came back, by stage.
@@ -51,6 +53,7 @@ class RunSummary:
     num_remaining: int
     num_retried: int
     num_videos_planned: int
+    num_videos_done: int
     num_videos_failed: int
     seconds: float
     startup_s: float | None
@@ -81,11 +84,7 @@ class RunSummary:
 
     @property
     def videos_per_s(self) -> float:
-        return (self.num_videos_planned * self.reached_share) / self.seconds if self.seconds else 0.0
-
-    @property
-    def reached_share(self) -> float:
-        return 1 - self.num_remaining / self.num_planned if self.num_planned else 0.0
+        return self.num_videos_done / self.seconds if self.seconds else 0.0
 
     @property
     def results_per_worker_hour(self) -> float:
@@ -139,10 +138,6 @@ class RunRecorder(ABC):
     def _pools_with_work(self) -> tuple[WorkerPool, ...]:
         """Return the worker pools with the work that came back from them; empty if hours are not recorded."""
         return ()
-
-    def _run_columns(self, summary: RunSummary) -> dict[str, Any]:
-        """Return further columns of the row in `runs`."""
-        return {"models": [], "num_removed": 0}
 
     def _package_versions(self) -> list[tuple[str, str]]:
         return [(name, version(name)) for name in self.packages] + [("python", platform.python_version())]
@@ -209,6 +204,7 @@ class RunRecorder(ABC):
             num_remaining=tracker.num_open + self.num_left_out + num_unsaved,
             num_retried=tracker.num_retried,
             num_videos_planned=tracker.num_videos,
+            num_videos_done=tracker.num_videos_done,
             num_videos_failed=tracker.num_videos_failed,
             seconds=seconds,
             startup_s=None if self._first_result is None else self._first_result - self._started,
@@ -224,25 +220,29 @@ class RunRecorder(ABC):
         return total_usage(self._pools_with_work(), seconds) if self._tracker.num_tasks else Usage()
 
     def _write_run(self, summary: RunSummary) -> None:
+        self._writer.write_run(make_rows("runs", [self._run_row(summary)]))
+
+    def _run_row(self, summary: RunSummary) -> RunRow:
+        """Return the row of `runs`; subclasses add what they know."""
         is_over = summary.state != "running"
-        row: dict[str, Any] = {
+        return {
             "job": self.job.name,
             "job_spec": json.dumps(self._inputs.job_spec),
             "catalog": self._inputs.catalog_name,
             "catalog_root": self._inputs.catalog_root,
             "state": summary.state,
+            "models": [],
             "num_videos": summary.num_videos,
             "num_planned": summary.num_planned,
             "planned_by_reason": list(summary.planned_by_reason.items()),
             "num_scored": summary.num_scored,
             "num_failed": summary.num_failed,
             "num_remaining": summary.num_remaining,
+            "num_removed": 0,
             "started_at": self._started_at,
             "finished_at": datetime.now(UTC) if is_over else None,
             "seconds": summary.seconds if is_over else None,
             "startup_s": summary.startup_s,
             "versions": self._package_versions(),
             "message": summary.message,
-            **self._run_columns(summary),
         }
-        self._writer.write_run(make_rows("runs", [row]))

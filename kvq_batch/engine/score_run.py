@@ -27,7 +27,7 @@ from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
 from kvq_batch.planning.plan import tasks_to_items
 from kvq_batch.storage.options import display_uri
 from kvq_batch.tables.calibrations import unknown_cards
-from kvq_batch.tables.row_types import FailureRow, ModelRow
+from kvq_batch.tables.row_types import FailureRow, ModelRow, RunRow
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Batch, Writer
 
@@ -158,7 +158,7 @@ def _pipeline(plan: JobPlan, decode_worker: type[Any]) -> PipelineSpec:
         drops, size = plan.models.drops_after(model_index), model.section.batch_size
         settings = ScoreSettings(model.options, model.ref.model_id, model_index, model.request, drops, size)
         stages.append(PipelineStage(ScoreWorker, settings, model.section.workers, "score", model.ref.name))
-    return PipelineSpec(plan.job.name, stages)
+    return PipelineSpec(plan.job.name, stages, plan.job.limits.worker_timeout_s)
 
 
 class ScoreRecorder(RunRecorder):
@@ -202,10 +202,11 @@ class ScoreRecorder(RunRecorder):
         work = (decode_s, *self._scores.score_s_by_model)
         return tuple(replace(pool, work_s=seconds) for pool, seconds in zip(self._pools, work, strict=True))
 
-    def _run_columns(self, summary: RunSummary) -> dict[str, Any]:
+    def _run_row(self, summary: RunSummary) -> RunRow:
         estimate = self._plan.estimate
         expected = estimate.usage
-        columns: dict[str, Any] = {
+        row: RunRow = {
+            **super()._run_row(summary),
             "models": [
                 {"name": m.ref.name, "model_id": m.ref.model_id, "fingerprint": m.ref.fingerprint}
                 for m in self._plan.models.models
@@ -216,16 +217,17 @@ class ScoreRecorder(RunRecorder):
             "expected_gpu_hours": expected.gpu_hours if expected else None,
             "expected_cost": estimate.cost,
         }
-        return columns if summary.state == "running" else columns | self._measured_columns(summary)
+        return row if summary.state == "running" else self._with_measurements(row, summary)
 
-    def _measured_columns(self, summary: RunSummary) -> dict[str, Any]:
-        """Return what an ended run measured; the estimates of later plans read it (`planning/past_runs.py`)."""
+    def _with_measurements(self, row: RunRow, summary: RunSummary) -> RunRow:
+        """Return `row` with what an ended run measured; the estimates of later plans read it (`past_runs.py`)."""
         decode, *scoring = self._pools_with_work()
         names = [stage.name for stage in scoring]
         return {
+            **row,
             "startup_s": summary.startup_s or 0.0,
             "decode_work_s": decode.work_s,
-            "score_work_s": [(stage.name, stage.work_s) for stage in scoring],
+            "score_work_s": list(zip(names, self._scores.score_s_by_model, strict=True)),
             "num_scored_by_model": list(zip(names, self._scores.num_scored_by_model, strict=True)),
             "core_hours": summary.core_hours,
             "gpu_hours": summary.gpu_hours,

@@ -179,7 +179,7 @@ class WorkTracker(ABC):
             for item in np.flatnonzero(self._open)
             for model_index in self.open_models(int(item), int(self._open[item]))
         ]
-        error, message = WORKER_DIED, "the worker process died"
+        error, message = WORKER_DIED, "the worker process died, or was killed after limits.worker_timeout_s"
         if lost and was_preempted and self._preempted_attempts_left:
             self._preempted_attempts_left -= 1
             self.max_attempts += 1

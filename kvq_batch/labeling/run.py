@@ -47,7 +47,7 @@ def _prepare(plan: LabelPlan, writer: Writer, options: RunOptions) -> PreparedRu
     return PreparedRun(
         tracker=tracker,
         recorder=LabelRecorder(plan, tracker, writer),
-        pipeline=PipelineSpec(job.name, [stage]),
+        pipeline=PipelineSpec(job.name, [stage], job.limits.worker_timeout_s),
         make_blocks=make_blocks,
         decode=job.make,
         labels=RunLabels(job.name, [("label", LABELS_MODEL)], ("fetch", "probe", "decode", "label")),

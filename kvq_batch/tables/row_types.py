@@ -175,6 +175,13 @@ class RunRow(TypedDict):
     message: str
 
 
+class StoredRunRow(RunRow):
+    """A row of `runs` as it is read from the table."""
+
+    run_id: str
+    commit_seq: int
+
+
 class LabelRow(TypedDict):
     label_id: str
     video_id: str

@@ -37,6 +37,11 @@ def wait_for_commits(driver: "subprocess.Popen[str]", at_least: int) -> None:
         pass
 
 
+def slow(names: list[str]) -> list[str]:
+    """Return names of videos that take 0.3 s to decode."""
+    return [f"slow-{name}" for name in names]
+
+
 def max_repeated(trial: Trial, num_kills: int) -> int:
     """Return the clips that the workers of the scoring pool can hold when they are killed."""
     model = trial.job.models[0]
@@ -52,7 +57,9 @@ def max_repeated(trial: Trial, num_kills: int) -> int:
     ],
 )
 def test_killed_process_loses_no_score(make_trial: MakeTrial, report: Report, kind: str) -> None:
-    trial = make_trial(names_of(48, "page", "segfault"), seconds=0.1)
+    names = names_of(48, "page", "segfault")
+    # The stage whose process is killed is the slower one, so that it has work until the end.
+    trial = make_trial(names, seconds=0.1) if kind == SCORE_WORKER else make_trial(slow(names), seconds=0.0)
     # Fixed seed; the times are spread over the first attempt.
     times = sorted(random.Random(f"kill {kind}").sample(range(1, 36), NUM_KILLS))
     killed: set[Process] = set()
@@ -84,7 +91,8 @@ def test_only_bad_videos_fail(make_trial: MakeTrial, report: Report) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", [DECODE_WORKER, SCORE_WORKER])
 def test_paused_worker_costs_only_time(make_trial: MakeTrial, kind: str) -> None:
-    trial = make_trial(names_of(24, "page"))
+    names = names_of(24, "page")
+    trial = make_trial(names, seconds=0.2) if kind == SCORE_WORKER else make_trial(slow(names), seconds=0.0)
     with trial.start() as driver:
         wait_for_commits(driver, 1)
         victim = workers_of(driver, kind)[0]
@@ -124,3 +132,55 @@ def test_stopped_decoder_is_replaced(make_trial: MakeTrial) -> None:
     assert check(trial) == 0
     (slow,) = trial.ask("SELECT error, final FROM failures WHERE error <> 'not_a_video'")
     assert (slow["error"], slow["final"]) == ("decode_timeout", False)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", [DECODE_WORKER, SCORE_WORKER])
+def test_stopped_worker_is_replaced(make_trial: MakeTrial, report: Report, kind: str) -> None:
+    limits = {"timeout_s": 10, "worker_timeout_s": 20}
+    names = names_of(48, "page")
+    if kind == SCORE_WORKER:
+        trial = make_trial(names, seconds=0.1, limits=limits)
+    else:
+        trial = make_trial(slow(names), seconds=0.0, limits=limits)
+    with trial.start() as driver:
+        wait_for_commits(driver, 1)
+        victim = workers_of(driver, kind)[0]
+        os.kill(victim.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_for_end([victim])
+        noticed_s = time.monotonic() - stopped
+        assert wait_for(driver, "finished") == f"finished scored {len(trial.healthy)}"
+    assert noticed_s < limits["worker_timeout_s"] + 2
+    repeated = check(trial)
+    assert repeated <= max_repeated(trial, 1)
+    report(f"{kind} stopped, replaced after {noticed_s:.0f} s: {repeated} repeated | {max_repeated(trial, 1)} at most")
+
+
+@pytest.mark.faults
+def test_hang_in_native_code_costs_one_video(make_trial: MakeTrial, report: Report) -> None:
+    limits = {"timeout_s": 3, "worker_timeout_s": 6}
+    trial = make_trial(names_of(16, "stuck"), limits=limits)
+    trial.finish()
+    repeated = check(trial)
+    assert repeated <= max_repeated(trial, 2)
+    report(f"a decode worker hangs with the GIL: {repeated} repeated | {max_repeated(trial, 2)} at most")
+
+
+@pytest.mark.faults
+def test_lost_gpu_costs_one_video(make_trial: MakeTrial, report: Report) -> None:
+    error = "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`"
+    trial = make_trial(names_of(24, "page", "black"), device_error=error)
+    trial.finish()
+    repeated = check(trial)
+    assert repeated <= max_repeated(trial, 2)
+    assert trial.ask("SELECT * FROM failures WHERE message LIKE '%CUDA%'") == []
+    report(f"a clip breaks the CUDA context: {repeated} repeated | {max_repeated(trial, 2)} at most")
+
+
+@pytest.mark.faults
+def test_gpu_without_memory_for_batch_scores_all(make_trial: MakeTrial) -> None:
+    trial = make_trial(names_of(24, "page"), capacity=1)
+    trial.finish()
+    assert check(trial) == 0
+    assert [row["error"] for row in trial.ask("SELECT error FROM failures")] == ["not_a_video"]

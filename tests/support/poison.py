@@ -3,13 +3,17 @@
 page      is HTML                                segfault  its decoder crashes with SIGSEGV
 hang      its decoder never answers              eat       its decoder allocates memory without limit
 worker    its decoder kills the worker           black     its scorer allocates memory until it is killed (`tally.py`)
+stuck     its worker hangs in native code that holds the GIL, before it decodes
+
+A good video with "slow" in its name takes 0.3 s to decode.
 """
 
+import ctypes
 import os
 import signal
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kvq_batch.engine.decode_worker import DecodeWorker
 from kvq_batch.media.decode import DecodeTask, VideoLayout, decode_task
@@ -22,6 +26,7 @@ ERRORS = {
     "eat": "out_of_memory",
     "worker": "worker_died",
     "black": "worker_died",
+    "stuck": "worker_died",
 }
 """Final error of each kind in `failures`."""
 
@@ -33,6 +38,8 @@ def kind_of(video_id: str) -> str | None:
 
 def misbehave(task: DecodeTask, scratch_file: Path) -> VideoLayout:
     kind = kind_of(task.key)
+    if "slow" in task.key:
+        time.sleep(0.3)
     if kind == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif kind == "hang":
@@ -51,3 +58,9 @@ class PoisonedDecodeWorker(DecodeWorker):
     """The decode worker with children that run `misbehave`."""
 
     task_function: ClassVar[str] = "tests.support.poison:misbehave"
+
+    def _fetch(self, item: dict[str, Any]) -> Any:
+        if kind_of(item["video_id"]) == "stuck":
+            # A call through PyDLL keeps the GIL: no thread of Python runs any more.
+            ctypes.PyDLL(None).sleep(3600)
+        return super()._fetch(item)
