@@ -6,9 +6,11 @@ Progress and messages go to stderr, the plan and the summary to stdout.
 import logging
 import shlex
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,6 +22,7 @@ from kvq_batch.cli.progress import RunProgress
 
 if TYPE_CHECKING:
     from kvq_batch.config.job import Job
+    from kvq_batch.config.labels import LabelJob
     from kvq_batch.engine.run_recorder import RunSummary
     from kvq_batch.planning.job_models import JobModel
     from kvq_batch.planning.job_plan import JobPlan
@@ -165,20 +168,51 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
             **cost,
         }
     )
-    tables = planned.job.tables
     if not summary.num_planned:
         is_whole = planned.plan.num_selected == planned.catalog.num_rows and not planned.plan.num_other_reasons
         output.note(
             f"nothing to score: every {'video of the catalog' if is_whole else 'selected video'} has its result"
         )
     if summary.num_failed:
-        output.note(f"{summary.num_failed} failed; to list them:  {command_line('failures list', tables)}")
+        output.note(f"{summary.num_failed} failed; to list them:  {tables_command('failures list', planned.job)}")
     if summary.num_scored:
         query = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
-        output.note(f'to see the scores:  {command_line("query", tables)} "{query}"')
+        output.note(f"to see the scores:  {tables_command('query', planned.job, query)}")
         output.warn_untrained(_untrained(planned))
     if summary.num_remaining:
         output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")
+    limit = planned.job.run.max_failure_share
+    exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
+
+
+@contextmanager
+def tables_or_temporary(tables: str | None) -> Iterator[str]:
+    """Yield `tables`; without them, yield a folder for tables that is deleted at the end."""
+    if tables is not None:
+        yield tables
+        return
+    with tempfile.TemporaryDirectory(prefix="kvq-batch-score-") as folder:
+        yield str(Path(folder) / "tables")
+
+
+def finish_with_scores(summary: "RunSummary", planned: "JobPlan", output: Output) -> None:
+    """Print the score or the failure of each video, and exit with the code of the outcome."""
+    from kvq_batch.tables.questions import list_outcomes
+    from kvq_batch.tables.session import open_session
+
+    with open_session(planned.job.tables) as session:
+        outcomes = list_outcomes(session)
+    columns = outcomes.column_names
+    if output.format is Format.TABLE:
+        failed = ("error", "message") * bool(summary.num_failed)
+        columns = ["video_id", "mos", "raw_score", *failed]
+    output.rows(outcomes.to_pylist(), columns)
+    models = ", ".join(model.spec.card.model_id for model in planned.models.models)
+    output.note(
+        f"{models}: {summary.num_scored} scored, {summary.num_failed} failed, {summary.num_remaining} remaining in "
+        f"{summary.seconds:.1f} s; to keep the scores and their maps, add --tables FOLDER"
+    )
+    output.warn_untrained(_untrained(planned))
     limit = planned.job.run.max_failure_share
     exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
 
@@ -214,3 +248,17 @@ def _untrained(planned: "JobPlan") -> list[str]:
 def command_line(name: str, argument: object) -> str:
     """Return a command that can be pasted into a shell."""
     return f"kvq-batch {name} {shlex.quote(str(argument))}"
+
+
+def tables_command(name: str, job: "Job | LabelJob", *arguments: str) -> str:
+    """Return a command on the tables of a job that can be pasted into a shell."""
+    options = {"--endpoint-url": job.storage.endpoint_url, "--region": job.storage.region}
+    words = [*arguments, *(word for option, value in options.items() if value for word in (option, value))]
+    return " ".join([command_line(name, job.tables), *map(shlex.quote, words)])
+
+
+def continue_command(name: str, job_file: Path, run_id: str | None, shard: str | None = None) -> str:
+    """Return what a user does to continue a run; the driver of a submitted job has a copy of the job file only."""
+    if run_id is not None:
+        return "submit the job again"
+    return command_line(name, job_file) + (f" --shard {shard}" if shard else "")

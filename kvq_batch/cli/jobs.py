@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvq_batch.cli.execution import command_line, execute, finish, plan_with_status, show_plan
+from kvq_batch.cli.execution import (
+    command_line,
+    continue_command,
+    execute,
+    finish,
+    finish_with_scores,
+    plan_with_status,
+    show_plan,
+    tables_or_temporary,
+)
 from kvq_batch.cli.logs import use_json_log
 from kvq_batch.cli.options import (
     AddressOption,
@@ -29,7 +38,6 @@ from kvq_batch.cli.options import (
     RunIdOption,
     SampleOption,
     ShardOption,
-    TablesOption,
     TimeZoneOption,
     WeightsOption,
     WhereOption,
@@ -198,7 +206,7 @@ def run(
     if dry_run:
         return show_plan(planned, Output(output))
     summary = execute(planned, context, address, run_id)
-    finish(summary, planned, Output(output), command_line("run", job) + (f" --shard {shard}" if shard else ""))
+    finish(summary, planned, Output(output), continue_command("run", job, run_id, shard))
     return None
 
 
@@ -208,7 +216,14 @@ def score(
         str,
         typer.Argument(metavar="SOURCE", help="Video, folder, prefix, glob or catalog file.", show_default=False),
     ],
-    tables: TablesOption,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            "--tables",
+            help="Folder or s3:// prefix that keeps the results. Default: print the scores only.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = "kvq-lite",
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
@@ -232,23 +247,29 @@ def score(
 ) -> None:
     """Score a video, a folder or a catalog without a job file.
 
-    Works like `run` with default settings. The exit code is 3 after any
-    failure, and 4 if the budget ends before the plan.
+    Works like `run` with default settings. Without --tables it prints the
+    score or the failure of each video, and keeps nothing. The exit code is 3
+    after any failure, and 4 if the budget ends before the plan.
 
     Examples:
 
+      $ kvq-batch score videos/
+      $ kvq-batch score videos/ --output csv > scores.csv
       $ kvq-batch score videos/ --tables quality/
       $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
     if log == "json":
         use_json_log(context)
-    planned = plan_with_status(
-        override_job(score_job(source, tables, model, weights, device, endpoint_url, region), context)
-    )
-    if dry_run:
-        return show_plan(planned, Output(output))
-    summary = execute(planned, context, address)
-    finish(summary, planned, Output(output), "the same command")
+    with tables_or_temporary(tables) as folder:
+        job = score_job(source, folder, model, weights, device, endpoint_url, region)
+        planned, out = plan_with_status(override_job(job, context)), Output(output)
+        if dry_run:
+            return show_plan(planned, out)
+        summary = execute(planned, context, address)
+        if tables is None:
+            finish_with_scores(summary, planned, out)
+        else:
+            finish(summary, planned, out, "the same command")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Queries behind `status`, `failures` and `query --views`: totals, runs, models, failures, columns of the views.
+"""Queries behind `status`, `score`, `failures` and `query --views`: totals, runs, models, failures, view columns.
 
 Each function takes an open `Session` and returns rows or a `pa.Table`. How they are printed is decided by the caller.
 """
@@ -60,6 +60,12 @@ SELECT stage, error, permanent, count(DISTINCT video_id) AS videos, max(failed_a
 FROM ({failures}) GROUP BY ALL ORDER BY videos DESC, stage, error
 """
 
+_OUTCOMES = """
+SELECT video_id, mos, raw_score, model_id, model_origin, NULL AS error, NULL AS message FROM scores_latest
+UNION ALL BY NAME SELECT video_id, model_id, error, message FROM unresolved_failures
+ORDER BY video_id, model_id
+"""
+
 _COLUMNS = """
 SELECT table_name, column_name, lower(data_type) AS type FROM information_schema.columns
 ORDER BY table_name, ordinal_position
@@ -69,6 +75,11 @@ ORDER BY table_name, ordinal_position
 def count_totals(session: Session) -> dict[str, Any]:
     """Return the numbers of videos, runs, scores and failures, and the last score and commit."""
     return dict(session.sql(_TOTALS).to_pylist()[0])
+
+
+def list_outcomes(session: Session) -> pa.Table:
+    """Return one row per video and model: its score, or why it has none."""
+    return session.sql(_OUTCOMES)
 
 
 def list_models(session: Session) -> pa.Table:

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -169,3 +170,34 @@ def test_score_of_a_broken_file_exits_with_3(command: Command, tmp_path: Path) -
     (failure,) = ask(tmp_path, "SELECT video_id, stage, final FROM failures WHERE final")
     assert failure == {"video_id": "page.mp4", "stage": "probe", "final": True}
     assert command.left() == []
+
+
+def test_score_without_tables_prints_scores(command: Command, tmp_path: Path) -> None:
+    write_demo_clips(tmp_path / "videos", 1, SHAPE, DEGRADATIONS[:2])
+    (tmp_path / "videos" / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
+
+    def score(*arguments: str) -> tuple[str, str]:
+        running = command.start("score", "videos", "--model", "luma-sharpness", *arguments)
+        stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
+        assert running.returncode == 3, stderr
+        assert not list(Path(tempfile.gettempdir()).glob("kvq-batch-score-*"))
+        return stdout, stderr
+
+    rows = json.loads(score("--output", "json")[0])
+    assert list(rows[0]) == ["video_id", "mos", "raw_score", "model_id", "model_origin", "error", "message"]
+    *scored, failed = rows
+    assert (failed["video_id"], failed["error"], failed["raw_score"]) == ("page.mp4", "not_a_video", None)
+    assert [row["error"] for row in scored] == [None, None]
+
+    # The same scores as with tables.
+    running = command.start("score", "videos", "--model", "luma-sharpness", "--tables", "tables")
+    running.communicate(timeout=CLEANUP_TIMEOUT_S)
+    stored = ask(tmp_path, "SELECT video_id, raw_score FROM scores_latest ORDER BY video_id")
+    assert [{name: row[name] for name in ("video_id", "raw_score")} for row in scored] == stored
+
+    stdout, stderr = score()
+    assert stdout.splitlines()[0].split() == ["video_id", "mos", "raw_score", "error", "message"]
+    assert len(stdout.splitlines()) == 4
+    assert "2 scored, 1 failed, 0 remaining" in stderr
+    assert "to keep the scores and their maps, add --tables FOLDER" in stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tables", "videos"]
