@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kvq_batch.cli.execution import command_line, exit_with_outcome, observer_of, stop_on_signals
+from kvq_batch.cli.execution import continue_command, exit_with_outcome, observer_of, stop_on_signals, tables_command
 from kvq_batch.cli.logs import status, use_json_log
 from kvq_batch.cli.options import (
     AddressOption,
@@ -67,7 +67,7 @@ def make(
     observer = observer_of(context, {"make": planned.job.make.workers.max}, "renditions", "labelled")
     with stop_on_signals() as stop, observer:
         summary = run_labels(planned, observer, RunOptions(address, stop=stop, run_id=run_id))
-    _finish(summary, planned, out, command_line("labels make", job))
+    _finish(summary, planned, out, continue_command("labels make", job, run_id))
 
 
 @app.command()
@@ -236,14 +236,13 @@ def _finish(summary: "RunSummary", planned: "LabelPlan", output: Output, again: 
             "labels_per_worker_hour": round(summary.results_per_worker_hour),
         }
     )
-    tables = planned.job.tables
     if not summary.num_planned:
         output.note("nothing to make: every rendition has its label")
     if summary.num_failed:
-        output.note(f"{summary.num_failed} failed; to list them:  {command_line('failures list', tables)}")
+        output.note(f"{summary.num_failed} failed; to list them:  {tables_command('failures list', planned.job)}")
     if summary.num_scored:
         query = "SELECT scene_id, name, vmaf FROM labels ORDER BY scene_id, vmaf"
-        output.note(f'to see the labels:  {command_line("query", tables)} "{query}"')
+        output.note(f"to see the labels:  {tables_command('query', planned.job, query)}")
         output.note("The labels are VMAF against the reference, not opinions of people.")
     if summary.num_remaining:
         output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")

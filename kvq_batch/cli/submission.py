@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvq_batch import __version__
+from kvq_batch.cli.execution import command_line
 from kvq_batch.cli.jobs import override_job
 from kvq_batch.cli.options import (
     DeadlineOption,
@@ -32,7 +33,7 @@ from kvq_batch.cli.options import (
     WhereOption,
 )
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.domain.errors import HeadUnavailableError, SpecError
+from kvq_batch.domain.errors import HeadUnavailableError, NotSubmittedError, SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.config.job import Job
@@ -135,6 +136,7 @@ def submit(
     1 if the driver is lost too often, 130 if the job is stopped.
     """
     from kvq_batch.engine.job_package import pack
+    from kvq_batch.engine.job_submission import submit as submit_job
 
     if restarts is not None and not wait:
         raise SpecError("--restarts requires --wait: this command restarts lost drivers, Ray does not.")
@@ -145,10 +147,11 @@ def submit(
     if dry_run:
         _show(submission, out)
     elif wait:
-        _submit_and_wait(submission, _connect(address), DEFAULT_RESTARTS if restarts is None else restarts, out)
+        again = f"{command_line('submit', job)} --wait"
+        _submit_and_wait(submission, _connect(address), DEFAULT_RESTARTS if restarts is None else restarts, out, again)
     else:
         api, request = _connect(address), submission.request(1)
-        api.submit(request)
+        submit_job(api, request)
         out.record({**_ids(request), "address": api.address, **describe_package(package)})
         out.note(f"Show its log:  {_command('logs', request.job_id, api)} --follow")
 
@@ -329,7 +332,8 @@ def parse_resources(texts: list[str]) -> dict[str, float]:
     return resources
 
 
-def _submit_and_wait(submission: JobSubmission, api: "JobApi", restarts: int, out: Output) -> None:
+def _submit_and_wait(submission: JobSubmission, api: "JobApi", restarts: int, out: Output, again: str) -> None:
+    """Submit and follow a job, and exit with its code; `again` is the command that continues it after its budget."""
     from kvq_batch.engine.job_submission import ResubmitPolicy, submit_and_wait
 
     started, requests = datetime.now(UTC), []
@@ -340,6 +344,8 @@ def _submit_and_wait(submission: JobSubmission, api: "JobApi", restarts: int, ou
 
     try:
         result = submit_and_wait(api, make_request, out.aside, ResubmitPolicy(restarts))
+    except NotSubmittedError:
+        raise
     except (KeyboardInterrupt, HeadUnavailableError):
         job_id = requests[-1].job_id
         out.note(f"{job_id} keeps running. Show its log:  {_command('logs', job_id, api)} --follow")
@@ -352,8 +358,11 @@ def _submit_and_wait(submission: JobSubmission, api: "JobApi", restarts: int, ou
         "submitted": result.num_submitted,
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
     })  # fmt: skip
-    if result.exit_code:
+    if result.status == "stopped (budget)":
+        out.note(f"{result.job_id} stopped at its budget; to continue:  {again} --address {shlex.quote(api.address)}")
+    elif result.exit_code:
         out.note(f"{result.job_id} {result.status.lower()}: {result.message}")
+    if result.exit_code:
         raise typer.Exit(result.exit_code)
 
 

@@ -2,6 +2,7 @@
 
 `submit_and_wait` submits a job and follows it to its end:
 
+    the head fails to accept the job        try again for up to `submit_timeout_s`
     the driver exits                        return its exit code, success or failure; no resubmission
     someone stops the job                   return 130, as for Ctrl-C
     the driver is killed (SIGKILL)          submit again: its node was lost, or out of memory
@@ -35,16 +36,20 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient, JobType
 
-from kvq_batch.domain.errors import HeadUnavailableError, KvqBatchError, SpecError, UnknownJobError
+from kvq_batch.domain.errors import HeadUnavailableError, KvqBatchError, NotSubmittedError, SpecError, UnknownJobError
 from kvq_batch.engine.job_package import JobPackage
 from kvq_batch.storage.redact import redact, summarize_error
 
 _LOGGER = logging.getLogger(__name__)
 
-Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+RayStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+Status = RayStatus | Literal["stopped (budget)"]
 Result = TypeVar("Result")
 
 INTERRUPTED = 130
+
+BUDGET_ENDED = 4
+"""Exit code of a driver whose budget or deadline ended before its plan."""
 
 STOP_WAIT_S = 300
 """Seconds between SIGTERM and SIGKILL when a job is stopped, so that the driver can commit. Ray's default is 3."""
@@ -97,8 +102,9 @@ class SubmitRequest:
 class SubmittedJob:
     """State of a submitted job as the cluster reports it.
 
-    `exit_code` is that of the driver: negative after a signal, None if the driver did not exit or Ray did not see it.
-    Times are in UTC.
+    `status` is Ray's, but "stopped (budget)" for a driver that its budget stopped, which Ray calls FAILED. `exit_code`
+    is that of the driver: negative after a signal, None if the driver did not exit or Ray did not see it. Times are in
+    UTC.
     """
 
     job_id: str
@@ -112,7 +118,7 @@ class SubmittedJob:
 
     @property
     def is_over(self) -> bool:
-        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+        return self.status not in ("PENDING", "RUNNING")
 
 
 class JobApi:
@@ -212,8 +218,8 @@ class JobApi:
     def _http_error(self, status: int, text: str) -> KvqBatchError:
         if status == 404:
             return UnknownJobError(
-                f"{self.address}: {text}; `kvq-batch jobs` lists the jobs that the head knows (a restarted head "
-                "forgets earlier jobs)"
+                f"{self.address}: {text}; `kvq-batch jobs --address {self.address}` lists the jobs that the head "
+                "knows (a restarted head forgets earlier jobs)"
             )
         if status >= 500:
             return HeadUnavailableError(f"The head at {self.address} fails ({status}): {_last_line(text)}")
@@ -271,10 +277,15 @@ class _CallThread(threading.Thread, Generic[Result]):
 
 
 def _submitted_job(details: JobDetails) -> SubmittedJob:
+    metadata = details.metadata or {}
+    status: Status = cast(RayStatus, str(details.status))
+    # Jobs of other programs give their own meaning to the code.
+    if status == "FAILED" and details.driver_exit_code == BUDGET_ENDED and "run_id" in metadata:
+        status = "stopped (budget)"
     return SubmittedJob(
         job_id=details.submission_id or "",
-        status=cast(Status, str(details.status)),
-        metadata=details.metadata or {},
+        status=status,
+        metadata=metadata,
         started=_utc(details.start_time),
         ended=_utc(details.end_time),
         exit_code=details.driver_exit_code,
@@ -303,11 +314,13 @@ def _last_line(text: str) -> str:
 class ResubmitPolicy:
     """How long `submit_and_wait` waits, and how often it submits again.
 
-    `restarts` limits the submissions after the first; `head_timeout_s` the time without an answer of the head; `poll_s`
-    is the time between two requests; `backoff_s` the wait before the first restart, doubled for each further one.
+    `restarts` limits the submissions after the first; `submit_timeout_s` the time until the head accepts the first one;
+    `head_timeout_s` the time without an answer of the head later on; `poll_s` is the time between two requests;
+    `backoff_s` the wait before the first restart, doubled for each further one.
     """
 
     restarts: int = 3
+    submit_timeout_s: float = 60.0
     head_timeout_s: float = 900.0
     poll_s: float = 2.0
     backoff_s: float = 5.0
@@ -352,11 +365,12 @@ def submit_and_wait(
     `write_log` receives the driver's log as it arrives.
 
     Raises:
+        NotSubmittedError: the head did not accept the first submission within `submit_timeout_s`.
         HeadUnavailableError: the head did not answer for `head_timeout_s`; the job may still run.
         SpecError: the head rejects the job.
     """
     number, request = 1, make_request(1)
-    api.submit(request)
+    submit(api, request, policy)
     while True:
         _LOGGER.info("Submitted %s.", request.job_id)
         job = asyncio.run(_watch(api, request.job_id, write_log, policy))
@@ -376,7 +390,7 @@ def submit_and_wait(
         )
         time.sleep(backoff_s)
         number, request = number + 1, make_request(number + 1)
-        _submit_again(api, request, policy)
+        _submit(api, request, policy.head_timeout_s, policy.poll_s)
 
 
 def follow(
@@ -400,27 +414,41 @@ def wait_for_end(api: JobApi, job_id: str, longest_s: float = 1.5 * STOP_WAIT_S)
     return job
 
 
-def _submit_again(api: JobApi, request: SubmitRequest, policy: ResubmitPolicy) -> None:
-    outage = _Outage(policy)
+def submit(api: JobApi, request: SubmitRequest, policy: ResubmitPolicy = ResubmitPolicy()) -> None:
+    """Submit a job; if the head fails, try again for up to `submit_timeout_s`. The job is submitted once at most.
+
+    Raises:
+        NotSubmittedError: the head did not accept the job, and does not know it.
+        HeadUnavailableError: the head did not answer at the end; the job may run.
+        SpecError: the head rejects the job.
+    """
+    _submit(api, request, policy.submit_timeout_s, policy.poll_s)
+
+
+def _submit(api: JobApi, request: SubmitRequest, timeout_s: float, poll_s: float) -> None:
+    outage = _Outage(timeout_s)
     while True:
         try:
             return api.submit(request)
         except HeadUnavailableError as error:
-            outage.record(error)
-        time.sleep(policy.poll_s)
+            failure = error
         try:
             # The head may have started the job although its answer was lost.
             api.job(request.job_id)
-        except (UnknownJobError, HeadUnavailableError):
-            continue
-        return None
+        except UnknownJobError:
+            outage.record(NotSubmittedError(f"{request.job_id} was not submitted: {failure}"))
+        except HeadUnavailableError:
+            outage.record(HeadUnavailableError(f"{failure}; {request.job_id} may have been submitted"))
+        else:
+            return None
+        time.sleep(poll_s)
 
 
 async def _watch(
     api: JobApi, job_id: str, write_log: Callable[[str], None], policy: ResubmitPolicy
 ) -> SubmittedJob | None:
     """Pass on the log of a job; return the job when it is over, or None when the head does not know it."""
-    log, outage = _LogReader(api, job_id, write_log), _Outage(policy)
+    log, outage = _LogReader(api, job_id, write_log), _Outage(policy.head_timeout_s)
     reading: asyncio.Task[None] | None = None
     while True:
         try:
@@ -468,10 +496,10 @@ class _LogReader:
 
 
 class _Outage:
-    """Time since the head stopped answering; logged once, and an error after `head_timeout_s`."""
+    """Time since the head stopped answering; logged once, and an error after `timeout_s`."""
 
-    def __init__(self, policy: ResubmitPolicy) -> None:
-        self._timeout_s = policy.head_timeout_s
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._since: float | None = None
 
     def record(self, error: HeadUnavailableError) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from kvq_batch.domain.errors import HeadUnavailableError, SpecError, UnknownJobError
+from kvq_batch.domain.errors import HeadUnavailableError, NotSubmittedError, SpecError, UnknownJobError
 from kvq_batch.engine.job_package import JobPackage
 from kvq_batch.engine.job_submission import (
     JobApi,
@@ -26,11 +26,12 @@ from kvq_batch.engine.job_submission import (
     exit_code_of,
     follow,
     is_lost,
+    submit,
     submit_and_wait,
     wait_for_end,
 )
 
-FAST = ResubmitPolicy(restarts=2, head_timeout_s=0.2, poll_s=0.01, backoff_s=0.0)
+FAST = ResubmitPolicy(restarts=2, submit_timeout_s=0.2, head_timeout_s=0.2, poll_s=0.01, backoff_s=0.0)
 
 Answer = SubmittedJob | Exception
 Item = TypeVar("Item")
@@ -173,9 +174,27 @@ def test_resubmission_waits_for_the_head_and_submits_once() -> None:
     assert head.submitted == ["j1"]
 
 
-def test_failed_first_submission_is_an_error_at_once() -> None:
-    with pytest.raises(HeadUnavailableError):
-        run(Head([DONE], submits=[UNAVAILABLE]))
+def test_first_submission_is_retried_and_submitted_once() -> None:
+    # The head fails twice, and does not know the job; then it accepts it.
+    head = Head([UNKNOWN, UNKNOWN, job(), DONE], submits=[UNAVAILABLE, UNAVAILABLE, None])
+    assert run(head) == SubmissionResult("j1", "SUCCEEDED", 0, 1, "")
+    assert head.submitted == ["j1"]
+    # It accepts the job although it answers with an error.
+    head = Head([job(), DONE], submits=[UNAVAILABLE])
+    assert run(head).exit_code == 0
+    assert head.submitted == []
+
+
+def test_job_that_is_never_accepted_was_not_submitted() -> None:
+    with pytest.raises(NotSubmittedError, match="j1 was not submitted: no head"):
+        run(Head([UNKNOWN], submits=[UNAVAILABLE]))
+    # A head that answers neither request may run the job.
+    with pytest.raises(HeadUnavailableError, match="no head; j1 may have been submitted") as raised:
+        run(Head([UNAVAILABLE], submits=[UNAVAILABLE]))
+    assert not isinstance(raised.value, NotSubmittedError)
+
+
+def test_rejected_job_is_an_error_at_once() -> None:
     with pytest.raises(SpecError):
         run(Head([DONE], submits=[SpecError("no")]))
 
@@ -237,6 +256,11 @@ class _HttpHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    do_PUT = do_POST
+
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""
 
@@ -250,7 +274,7 @@ def _no_dashboard_address(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("status", "text", "error", "message"),
     [
-        (404, "Job j does not exist", UnknownJobError, "Job j does not exist; `kvq-batch jobs` lists"),
+        (404, "Job j does not exist", UnknownJobError, "Job j does not exist; `kvq-batch jobs --address http:"),
         (500, "Traceback:\nKeyError: 'x'", HeadUnavailableError, r"fails \(500\): KeyError: 'x'$"),
         (503, "", HeadUnavailableError, r"fails \(503\): no reason given"),
         (400, "bad id: password=planted", SpecError, r"rejects the request \(400\): bad id"),
@@ -265,6 +289,36 @@ def test_http_errors_are_translated(status: int, text: str, error: type[Exceptio
         with pytest.raises(error, match=message) as raised:
             api.job("j")
         assert "planted" not in str(raised.value)
+
+
+def details(**values: object) -> str:
+    """Return the Job API's answer for a failed job of ours."""
+    found: dict[str, object] = {"type": "SUBMISSION", "status": "FAILED", "entrypoint": "true", "submission_id": "j"}
+    return json.dumps(found | {"driver_exit_code": 4, "metadata": {"run_id": "r"}} | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "code"),
+    [
+        ({}, "stopped (budget)", 4),
+        ({"driver_exit_code": 3}, "FAILED", 3),
+        ({"metadata": {}}, "FAILED", 4),
+        ({"metadata": None}, "FAILED", 4),
+        ({"status": "STOPPED"}, "STOPPED", 130),
+    ],
+)
+def test_run_that_its_budget_stopped_has_not_failed(values: dict[str, object], status: str, code: int) -> None:
+    with HttpHead(200, details(**values)) as head:
+        found = JobApi(head.address).job("j")
+    assert (found.status, found.is_over, exit_code_of(found), is_lost(found)) == (status, True, code, False)
+
+
+def test_head_that_fails_to_accept_a_job_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    with HttpHead(500, "Traceback:\nOSError: disk full") as head:
+        api = JobApi(head.address)
+        with pytest.raises(HeadUnavailableError, match=r"fails \(500\): OSError: disk full"):
+            submit(api, make_request(1), FAST)
+    assert [message for message in caplog.messages if "waiting up to 0.2 s" in message]
 
 
 def test_head_that_hangs_is_unavailable_after_the_time_limit() -> None:
