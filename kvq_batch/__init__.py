@@ -21,16 +21,26 @@ __all__ = ["__version__", "open"]
 __version__ = "0.1.0"
 
 
-def open(uri: str, endpoint_url: str | None = None, region: str | None = None) -> "Session":
+def open(
+    uri: str,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    memory_limit: str = "4GB",
+    timeout_s: float | None = 600,
+) -> "Session":
     """Open a read-only SQL session over the tables below `uri` (a folder or s3:// prefix).
 
     `sql(text)` of the session returns a pa.Table. The session shows the tables as they are now. Close it, or use it in
     a `with` block. `endpoint_url` and `region` are for stores other than AWS; keys come from the AWS credential chain.
+    A query fails with a SpecError if it takes longer than `timeout_s` (None: no limit), or if its work or its result
+    needs more memory than `memory_limit`.
 
     Raises:
-        SpecError: there are no tables below `uri`, they are out of reach, or they have another format version.
+        SpecError: there are no tables below `uri`, they are out of reach or have another format version, or a limit is
+            invalid.
     """
     from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.sandbox import QueryLimits
     from kvq_batch.tables.session import open_session
 
-    return open_session(uri, StorageOptions(endpoint_url, region))
+    return open_session(uri, StorageOptions(endpoint_url, region), QueryLimits(memory_limit, timeout_s))

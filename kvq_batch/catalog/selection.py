@@ -14,6 +14,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.database import connect
+from kvq_batch.tables.sandbox import Sandbox, check_expression
 
 _INDEX = "__kvq_index"
 
@@ -25,15 +26,13 @@ def matching_indices(table: pa.Table, condition: str, key: str) -> pa.Array:
         SpecError: with `key`, if it is not a condition over these columns, or accesses anything else.
     """
     try:
-        with duckdb.connect(config={"enable_external_access": "false"}) as connection:
-            # DuckDB would otherwise resolve unknown table names to Python variables.
-            connection.execute("SET python_enable_replacements = false")
-            connection.execute("SET lock_configuration = true")
-            expression = duckdb.SQLExpression(condition)
+        expression = check_expression(condition, key)
+        with Sandbox() as sandbox:
             indices = pa.array(range(table.num_rows), pa.int64())
-            connection.register("catalog", table.append_column(_INDEX, indices))
-            found: pa.Table = connection.table("catalog").filter(expression).select(_INDEX).to_arrow_table()
-    except duckdb.Error as error:
+            sandbox.connection.register("catalog", table.append_column(_INDEX, indices))
+            sandbox.lock()
+            found = sandbox.query(f'SELECT "{_INDEX}" FROM catalog WHERE ({expression})')
+    except (duckdb.Error, SpecError) as error:
         raise SpecError(f"{key} = {condition!r} is not a valid condition: {summarize_error(error, 400)}") from error
     return found.column(0).combine_chunks().sort()
 

@@ -14,6 +14,7 @@ from kvq_batch.domain.errors import SpecError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from kvq_batch.tables.sandbox import QueryLimits
     from kvq_batch.tables.session import Session
 
 # Queries over these views show results of models, so a warning about untrained models applies.
@@ -60,11 +61,20 @@ def query(
         str | None, typer.Argument(metavar="SQL", help="One SELECT (or EXPLAIN), quoted.", show_default=False)
     ] = None,
     views: Annotated[bool, typer.Option("--views", help="List the views and their columns.")] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Stop the query after this time.")
+    ] = 600,
+    memory_limit: Annotated[
+        str, typer.Option("--memory-limit", metavar="SIZE", help="Memory of the query, and of its result.")
+    ] = "4GB",
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Query the tables in SQL (DuckDB), read-only.
+
+    A query is one SELECT (with PIVOT, if you like), EXPLAIN, DESCRIBE, SUMMARIZE
+    or SHOW. It reads the views, and no file. Ctrl-C stops it (exit code 130).
 
     Views: scores_latest (the current score of each video and model), regions
     (cells of the maps), catalog, scores, clips, maps, failures, models, runs.
@@ -78,11 +88,12 @@ def query(
           FROM regions GROUP BY ALL ORDER BY ALL" --output csv
     """
     from kvq_batch.tables.questions import list_untrained_models, list_view_columns
+    from kvq_batch.tables.sandbox import QueryLimits
 
     if views == (sql is not None):
         raise SpecError('Pass either a query ("SELECT ...") or --views.')
     out = Output(output)
-    with open_tables(tables, endpoint_url, region) as session:
+    with open_tables(tables, endpoint_url, region, QueryLimits(memory_limit, timeout)) as session:
         if sql is None:
             out.rows(list_view_columns(session), ["view", "column", "type", "meaning"])
             return
@@ -126,12 +137,15 @@ def maps(
     output.warn_untrained([drawn.model_id] if drawn.model_origin == "untrained" else [])
 
 
-def open_tables(tables: str, endpoint_url: str | None, region: str | None) -> "Session":
+def open_tables(
+    tables: str, endpoint_url: str | None, region: str | None, limits: "QueryLimits | None" = None
+) -> "Session":
     """Open a read-only session over the tables. Raises: SpecError if there are none."""
     from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.sandbox import DEFAULT_LIMITS
     from kvq_batch.tables.session import open_session
 
-    return open_session(tables, StorageOptions(endpoint_url, region))
+    return open_session(tables, StorageOptions(endpoint_url, region), limits or DEFAULT_LIMITS)
 
 
 def _run_query(session: "Session", sql: str) -> "pa.Table":

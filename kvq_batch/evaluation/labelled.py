@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labels.files import Labels
 from kvq_batch.labels.matching import Matching, NamedVideo, match_labels
+from kvq_batch.tables.sandbox import check_expression
 from kvq_batch.tables.session import Session
 
 MAX_SEGMENTS = 100
@@ -84,7 +85,8 @@ def join_labels(session: Session, labels: Labels, options: JoinOptions = JoinOpt
         SpecError: an invalid SQL expression, a model without scores, no label with a video, a video without a
             reference, or more than MAX_SEGMENTS segments.
     """
-    listed = session.sql(_VIDEOS.format(key=options.key or "NULL")).to_pylist()
+    key = "NULL" if options.key is None else check_expression(options.key, "--key")
+    listed = session.sql(_VIDEOS.format(key=key)).to_pylist()
     videos = [NamedVideo(row["video_id"], row["uri"], row["key"]) for row in listed]
     matching = match_labels(labels.names, videos, by_key=options.key is not None, shown=MAX_NAMED)
     index_of = {video_id: index for index, video_id in enumerate(matching.video_of) if video_id is not None}
@@ -107,7 +109,7 @@ def join_labels(session: Session, labels: Labels, options: JoinOptions = JoinOpt
 def _scores(session: Session, labels: Labels, options: JoinOptions) -> pa.Table:
     """Return the scores of all videos. Expressions that are columns of the labels are filled in later."""
     expressions = {
-        name: "NULL" if text is None or labels.column(text) is not None else text
+        name: "NULL" if text is None or labels.column(text) is not None else check_expression(text, f"--{name}")
         for name, text in (("by", options.by), ("reference", options.reference))
     }
     return session.sql(_SCORES.format(**expressions))

@@ -9,6 +9,7 @@ from typing import Literal
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.tables.sandbox import check_expression
 from kvq_batch.tables.session import Session
 
 Target = Literal["labels", "opinions", "teacher"]
@@ -63,8 +64,8 @@ def training_rows(
     Raises:
         SpecError: DuckDB rejects the condition or the expression, or no row matches.
     """
-    selected = "SELECT *" if split_sql is None else f"SELECT *, ({split_sql}) AS split"
-    condition = f"({where})" if where else "true"
+    selected = "SELECT *" if split_sql is None else f"SELECT *, ({check_expression(split_sql, '--split-sql')}) AS split"
+    condition = f"({check_expression(where, '--where')})" if where else "true"
     if target == "labels":
         rows = session.sql(f"{selected} FROM ({_SELECT_LABELS.format(rows=_LABELS, where=condition)})")
     elif target == "opinions":

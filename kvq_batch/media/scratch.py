@@ -52,7 +52,7 @@ class ScratchDirectory:
 
 def scratch_directories(root: Path) -> set[Path]:
     """The scratch directories under `root`, of the living and of the dead."""
-    return set(root.glob(f"{_PREFIX}*"))
+    return set(root.glob(f"{_PREFIX}[0-9]*-*"))
 
 
 def sweep(root: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from kvq_batch.tables.sandbox import check_expression
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.views import describe_views
 
@@ -95,11 +96,10 @@ def list_runs(session: Session, limit: int, is_short: bool = False) -> pa.Table:
 def select_failures(view: str, error: str | None = None, stage: str | None = None, where: str | None = None) -> str:
     """Return SQL for the rows of `view` (failures or unresolved_failures) that match all given filters.
 
-    `where` is a condition in SQL over the columns of the view.
+    `where` is a condition in SQL over the columns of the view. Raises: SpecError if it is not one expression.
     """
     conditions = [f"{column} = '{_escape(value)}'" for column, value in (("error", error), ("stage", stage)) if value]
-    # The line break ends a comment in `where`.
-    conditions += [f"({where}\n)"] if where else []
+    conditions += [f"({check_expression(where, '--where')})"] if where else []
     return f"SELECT * FROM {view}" + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvq_batch.tables.database import SPILL_FOLDER, connect
+from kvq_batch.tables.database import connect
 
 
 def test_spill_files_are_not_in_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_spill_files_are_not_in_current_folder(tmp_path: Path, monkeypatch: pyte
         query = "SELECT count(*) FROM (SELECT i FROM range(3000000) t(i) ORDER BY hash(i), i DESC OFFSET 1)"
         assert connection.execute(query).fetchall() == [(2_999_999,)]
         (folder,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
-        assert folder == str(tmp_path / "scratch" / SPILL_FOLDER)
-        assert (tmp_path / "scratch" / SPILL_FOLDER).is_dir()
-    assert not list((tmp_path / "scratch").rglob("*.tmp"))
+        assert Path(folder).parent == tmp_path / "scratch"
+        assert Path(folder).stat().st_mode & 0o777 == 0o700
+    assert list((tmp_path / "scratch").iterdir()) == []
     assert not (tmp_path / ".tmp").exists()
