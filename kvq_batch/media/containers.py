@@ -18,6 +18,7 @@ from typing import BinaryIO
 # fetch other files and addresses, and text, which it renders; a stored video must do neither.
 DEMUXERS = (
     "mov,matroska,avi,mpegts,mpegtsraw,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,flv,asf,ogg,mxf,nut,dv,rm,gxf,"
+    "h261,h263,dirac,vc1,dnxhd,evc,apv,wtv,"
     "yuv4mpegpipe,mjpeg,mjpeg_2000,gif,apng,jpeg_pipe,png_pipe,webp_pipe,webp_anim,mp3,aac,wav,flac,ac3,aiff,amr,w64,"
     "caf,opus"
 )

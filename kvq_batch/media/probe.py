@@ -52,8 +52,11 @@ _TRANSFERS = {
 }  # fmt: skip
 _MATRICES = {
     0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco", 9: "bt2020nc",
-    10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c", 14: "ictcp",
+    10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c", 14: "ictcp", 15: "ipt-c2",
+    16: "ycgco-re", 17: "ycgco-ro",
 }  # fmt: skip
+# What libswscale knows coefficients of, and 2, "unspecified".
+_CONVERTED_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}
 _RANGES = {1: "tv", 2: "pc"}
 _IMAGE_CONTAINERS = {"gif": "GIF", "apng": "APNG"}
 _FIELD_ORDERS = {1: "progressive", 2: "tt", 3: "bb", 4: "tb", 5: "bt"}
@@ -120,7 +123,8 @@ def probe(path: Path, limits: VideoLimits, counting: Counting = "packets") -> Pr
 
     Raises:
         ProbeError: the file holds no video that is scored (codes empty_file, not_a_video, truncated, still_image,
-            no_video, unknown_codec, encrypted, frame_too_large, hdr_refused, unusual_rotation, no_frames).
+            no_video, unknown_codec, encrypted, frame_too_large, hdr_refused, unsupported_color, unusual_rotation,
+            no_frames).
         DecodeError: the packets cannot be read to their end (truncated), or its first frame does not decode.
     """
     _refuse_by_bytes(path)
@@ -262,10 +266,11 @@ def _picture_facts(
     """Return what one decoded frame and its stream say; counts and times are left 0.
 
     Raises:
-        ProbeError: hdr_refused, frame_too_large, unusual_rotation.
+        ProbeError: hdr_refused, frame_too_large, unusual_rotation, unsupported_color.
     """
     pixel_format = frame.format.name
     transfer = _name(_TRANSFERS, frame.color_trc, color.transfer)
+    _refuse_matrix(frame.colorspace)
     _refuse_hdr(transfer, limits)
     _refuse_dolby_vision(frame, transfer, stream.codec_context.codec_tag)
     _refuse_pixels(frame.width, frame.height, limits)
@@ -360,6 +365,16 @@ def _refuse_pixels(width: int, height: int, limits: VideoLimits) -> None:
             "frame_too_large",
             f"a frame has {width} x {height} pixels, the limit is {limits.max_frame_pixels}; raise the job's limit, "
             "and the memory with it, to score it",
+            True,
+        )
+
+
+def _refuse_matrix(number: int) -> None:
+    if number not in _CONVERTED_MATRICES:
+        name = _MATRICES.get(number, f"number {number} of ITU-T H.273")
+        raise ProbeError(
+            "unsupported_color",
+            f"its matrix is {name}, which FFmpeg does not convert to RGB; convert the video to BT.709",
             True,
         )
 

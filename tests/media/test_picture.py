@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvq_batch.domain.errors import ProbeError
+from kvq_batch.domain.errors import FatalError, ProbeError
 from kvq_batch.media.probe import VideoLimits, probe
 from tests.support.container_edits import add_box, add_to_video, box, edit_track, element
 from tests.support.material import Material, encode, ffmpeg
@@ -184,6 +184,16 @@ def test_hdr_of_the_container_alone(tmp_path: Path, extension: str, transfer: st
         probe(path, VideoLimits())
     assert caught.value.code == "hdr_refused"
     assert probe(path, VideoLimits(hdr="as-is")).facts.color_transfer == transfer
+
+
+@pytest.mark.parametrize("matrix", ["ycgco", "bt2020c", "ictcp", "chroma-derived-nc"])
+def test_a_matrix_without_conversion_is_refused(tmp_path: Path, matrix: str) -> None:
+    path = encode(tmp_path / "matrix.mkv", "-c:v", "ffv1", "-vf", f"setparams=colorspace={matrix}", seconds=0.1)
+    with pytest.raises(FatalError):  # ffmpeg does not convert it either
+        reference_frames(path)
+    with pytest.raises(ProbeError, match=f"its matrix is {matrix}") as caught:
+        probe(path, VideoLimits())
+    assert caught.value.code == "unsupported_color"
 
 
 def dolby_metadata() -> bytes:

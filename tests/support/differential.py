@@ -1,0 +1,105 @@
+"""Compare our decoder with the command line of ffmpeg on odd files.
+
+    python -m tests.support.differential [--first 0] [--last 50] [--seed 13] [--name TEXT]
+
+It prints one line per file that is not equal, and the counts. Frames must be equal bit for bit: both sides use the same
+arithmetic of libavcodec and libswscale, with the same flags.
+"""
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from kvq_batch.domain.errors import FatalError, ItemError
+from kvq_batch.domain.frames import Sampling
+from kvq_batch.media.decoders import open_reader
+from kvq_batch.media.probe import VideoLimits, probe
+from tests.support.odd_files import SEED, OddFile, odd_files
+from tests.support.reference import reference_frames
+
+Verdict = Literal["equal", "refused", "differs", "not made"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    A refusal is right for damaged files, and for colours that ffmpeg cannot convert either. Any other is a difference.
+    """
+
+    file: OddFile
+    verdict: Verdict
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.file.name}: {self.detail}"
+
+
+def compare(file: OddFile) -> Outcome:
+    """Make a file, and compare the frames that a model would get, and some more, with those of ffmpeg."""
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            path = file.make(Path(name))
+        except FatalError as error:
+            return Outcome(file, "not made", str(error)[-200:])
+        try:
+            return _compare(file, path)
+        except ItemError as error:
+            is_right = file.is_damaged or error.code == "unsupported_color"
+            return Outcome(file, "refused" if is_right else "differs", f"{error.code}: {error.message}")
+
+
+def _compare(file: OddFile, path: Path) -> Outcome:
+    probed = probe(path, VideoLimits())
+    num_frames = probed.facts.num_frames
+    sampled = np.unique(Sampling().indices(num_frames))
+    few = np.unique(np.random.default_rng(len(file.name)).integers(0, num_frames, 3))
+    reader, _ = open_reader("pyav")
+    frames = [(n, rgb.copy()) for wanted in (few, sampled) for n, rgb in reader.frames(path, probed, wanted, 1)]
+    try:
+        truth = reference_frames(path, stream=probed.stream_index)
+    except FatalError as error:
+        return Outcome(file, "differs", f"only ffmpeg refuses: {str(error)[-200:]}")
+    if len(truth) != num_frames:
+        return Outcome(file, "differs", f"{num_frames} frames, in ffmpeg {len(truth)}")
+    for number, rgb in frames:
+        if rgb.shape != truth[number].shape:
+            return Outcome(file, "differs", f"frame {number} has shape {rgb.shape}, in ffmpeg {truth[number].shape}")
+    apart = {n: int(np.abs(rgb.astype(int) - truth[n]).max()) for n, rgb in frames}
+    worst = max(apart, key=lambda n: apart[n])
+    if apart[worst]:
+        num = sum(difference > 0 for difference in apart.values())
+        return Outcome(file, "differs", f"{num} of {len(apart)} frames, frame {worst} by {apart[worst]} levels")
+    return Outcome(file, "equal")
+
+
+def compare_all(files: Iterable[OddFile]) -> list[Outcome]:
+    """Compare files, and print those that are not equal as they are found."""
+    outcomes = []
+    for file in files:
+        outcomes.append(compare(file))
+        if outcomes[-1].verdict != "equal":
+            print(outcomes[-1], flush=True)
+    return outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--last", type=int)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--name", default="", help="only files whose name contains this")
+    arguments = parser.parse_args()
+    files = [file for file in odd_files(arguments.seed) if arguments.name in file.name]
+    counts = Counter(outcome.verdict for outcome in compare_all(files[arguments.first : arguments.last]))
+    print(f"{sum(counts.values())} of {len(files)} files:", dict(counts))
+
+
+if __name__ == "__main__":
+    main()
