@@ -221,7 +221,11 @@ class _Session:
             self.reopen()  # the container's index is by time: read from the start
             return
         pts = self._probed.packet_pts
-        self._container.seek(int(pts[packet]), stream=self._stream, backward=True)
+        try:
+            self._container.seek(int(pts[packet]), stream=self._stream, backward=True)
+        except av.error.PermissionError:
+            self.reopen()  # -1 of libavformat: the container has no index; read from the start
+            return
         packets = self._read()
         first = next(packets, None)
         indices = np.flatnonzero(pts == first.pts) if first is not None else np.empty(0, np.int64)

@@ -77,7 +77,7 @@ _CONTAINERS: dict[str, str] = {
     "h263": "avi mkv 3gp h263 mov",
     "flv1": "flv mkv avi",
     "theora": "ogv mkv nut",
-    "mjpeg": "avi mov mkv mjpeg mp4 nut mxf",
+    "mjpeg": "avi mov mkv mjpeg mp4 nut",
     "ffv1": "mkv avi nut mov",
     "ffv1-gop": "mkv avi nut mov",
     "huffyuv": "avi mkv",
@@ -100,7 +100,7 @@ _CONTAINERS: dict[str, str] = {
     "cfhd": "mov mkv avi",
     "hap": "mov",
     "speedhq": "avi mov",
-    "rv20": "rm mkv",
+    "rv20": "rm",
     "raw": "y4m avi nut mov mkv",
     "gif": "gif",
     "apng": "apng",
@@ -109,7 +109,6 @@ _SAMPLES: dict[str, str] = {
     "h264.mkv": "yuvj420p yuv422p yuv444p yuv420p10le yuv422p10le yuv444p10le gray gray10le nv12",
     "hevc.mkv": "yuv422p yuv444p yuv420p10le yuv422p10le yuv444p10le yuv420p12le gray gbrp",
     "vp9.webm": "yuv422p yuv440p yuv444p yuv420p10le yuv422p10le yuv444p12le gbrp",
-    "vp8.webm": "yuva420p",
     "av1.mkv": "yuv420p10le",
     "mpeg2.ts": "yuv422p",
     "mjpeg.mov": "yuvj422p yuvj444p",
@@ -156,6 +155,7 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "hevc-intra-refresh": ("hevc.mkv", ("-x265-params", f"{_X265}:intra-refresh=1")),
     "hevc-lossless": ("hevc.mkv", ("-x265-params", f"{_X265}:lossless=1")),
     "hevc-field": ("hevc.mkv", ("-x265-params", f"{_X265}:interlace=tff")),
+    "alpha": ("vp8.webm", ("-pix_fmt", "yuva420p", "-auto-alt-ref", "0")),
     "alt-ref": ("vp8.webm", ("-auto-alt-ref", "1", "-lag-in-frames", "16", "-deadline", "good")),
     "vp9-alt-ref": ("vp9.webm", ("-auto-alt-ref", "1", "-lag-in-frames", "16", "-deadline", "good")),
     "vp9-alt-ref-mp4": ("vp9.mp4", ("-auto-alt-ref", "1", "-lag-in-frames", "16", "-deadline", "good")),
@@ -164,7 +164,7 @@ _FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vp9-resilient": ("vp9.webm", ("-error-resilient", "1")),
     "film-grain": ("av1.mkv", ("-svtav1-params", "lp=1:film-grain=20")),
     "low-delay": ("av1.mp4", ("-svtav1-params", "lp=1:pred-struct=1")),
-    "mpeg2-interlaced": ("mpeg2.ts", ("-flags", "+ildct+ilme", "-top", "1")),
+    "mpeg2-interlaced": ("mpeg2.ts", ("-flags", "+ildct+ilme", "-vf", "setfield=tff")),
     "mpeg2-no-b": ("mpeg2.mpg", ("-bf", "0")),
     "mpeg2-intra": ("mpeg2.mkv", ("-g", "1", "-bf", "0")),
     "mpeg2-slices": ("mpeg2.ts", ("-slices", "4")),
@@ -213,11 +213,13 @@ _COLOURS = {
     "ycgco": "setparams=colorspace=ycgco",
     "top-left": "setparams=chroma_location=topleft",
 }
+_DAMAGE = ("flips", "zeros", "cut", "hole", "tail")
 _TURNS = ("0 flip", "90", "90 flip", "180", "180 flip", "270", "270 flip")
 _CHANGED = {
     "starts-late": "h264.mp4 h264.mkv hevc.mp4 vp9.webm mpeg4.mp4 mpeg2.ts av1.mp4 h264.ts mjpeg.mov",
     "joined": "h264.ts hevc.ts mpeg2.ts mpeg2.mpg h264.h264 hevc.hevc mpeg2.m2v mpeg4.m4v",
-    "head-lost": "h264.ts hevc.ts mpeg2.ts mpeg2.mpg h264.h264 hevc.hevc mpeg2.m2v mpeg4.m4v",
+    # Not MPEG-4 part 2, whose only header is at the start.
+    "head-lost": "h264.ts hevc.ts mpeg2.ts mpeg2.mpg h264.h264 hevc.hevc mpeg2.m2v",
     "all-keys": "h264.mp4 mpeg4.mp4 ffv1-gop.mov hevc.mp4 mpeg2.mov",
     "audio": "h264.mp4 h264.mkv h264.ts hevc.mp4 vp9.webm mpeg2.mpg",
 }
@@ -236,7 +238,7 @@ class OddFile:
 
     @property
     def is_damaged(self) -> bool:
-        return self.change in ("flips", "zeros", "cut", "hole", "tail")
+        return self.change in _DAMAGE
 
     @property
     def extension(self) -> str:
@@ -294,7 +296,7 @@ def _all(rng: random.Random) -> Iterator[OddFile]:
     for change, bases in _CHANGED.items():
         for base in bases.split():
             yield OddFile(f"{base} {change}", _encoder(base), change=change)
-    for number, damage in enumerate(("flips", "zeros", "cut", "hole", "tail")):
+    for number, damage in enumerate(_DAMAGE):
         for codec, extension in rng.sample(pairs, 16):
             yield OddFile(f"{codec}.{extension} {damage}", _CODECS[codec], change=damage, seed=number)
 
