@@ -34,8 +34,8 @@ class Outcome:
     """What became of one file.
 
     A refusal is right for damaged files, and for files that ffmpeg does not play. Any other is a difference. Damage is
-    `undetected` if frames of a damaged file are not those of ffmpeg: what a decoder conceals depends on where it started.
-    That is accepted of `UNCHECKED_CODECS` only.
+    `undetected` if frames of a damaged file are not those of ffmpeg: a decoder conceals damage according to where it
+    started. That is accepted of `UNCHECKED_CODECS` only.
     """
 
     file: OddFile
