@@ -1,12 +1,8 @@
 """Readers of the authors' files: the published checkpoint, and the Kinetics-400 backbone that training starts from.
 
-The files are pickles. `torch.load` reads them with `weights_only=True`, which builds tensors and the numpy scalars of
-the published `validation_results` only, and runs no code.
+Entries other than the "state_dict" are ignored, for example the metrics in "validation_results".
 """
 
-import pickle
-import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +14,12 @@ from kvq_batch.domain.errors import CheckpointError
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.models.kvq.checkpoint import Checkpoint, check_tensors, digest
 from kvq_batch.models.kvq.config import INDEX_SUFFIX, PUBLISHED, KvqConfig, tensor_shapes
+from kvq_batch.models.kvq.torch_file import NumpyValue, read_torch_file
 
 # Counters that the thop profiler leaves in a model that is saved after profiling.
 _PROFILER_SUFFIXES = (".total_ops", ".total_params")
 _PROFILER_KEYS = ("total_ops", "total_params")
-# What rebuilds a pickled numpy scalar, under the names that numpy 1 and numpy 2 write.
-_SCALAR: Any = np.float64(0).__reduce__()[0]
-_SCALAR_GLOBALS: list[Any] = [
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    np.dtypes.Int32DType,
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_SCALAR, "numpy._core.multiarray.scalar"),
-]
-# What a damaged file makes torch's unpickler raise; it has no error of its own.
-_DAMAGE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, OSError,
-    AssertionError, ArithmeticError, struct.error,
-)  # fmt: skip
+_NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
 
 def load_published(path: Path, config: KvqConfig = PUBLISHED, name: str = "kvq") -> Checkpoint:
@@ -49,9 +31,8 @@ def load_published(path: Path, config: KvqConfig = PUBLISHED, name: str = "kvq")
         CheckpointError: a file that cannot be read, or tensors of another network.
     """
     source = str(path)
-    state = {key.removeprefix("module."): value for key, value in _state_dict(path).items()}
-    kept = {key: value for key, value in state.items() if not _is_derived(key)}
-    tensors = check_tensors({key: _array(key, value, source) for key, value in kept.items()}, config, source)
+    arrays = {key: _array(key, value, source) for key, value in _state_dict(path).items() if not _is_derived(key)}
+    tensors = check_tensors(arrays, config, source)
     card = ModelCard(
         name=name,
         version="published",
@@ -75,7 +56,7 @@ def load_kinetics(path: Path, config: KvqConfig = PUBLISHED) -> dict[str, NDArra
     """
     source = str(path)
     wanted = {key: shape for key, shape in tensor_shapes(config).items() if key.startswith("fragments_backbone.")}
-    state = {key.removeprefix("module."): value for key, value in _state_dict(path).items()}
+    state = _state_dict(path)
     tensors: dict[str, NDArray[np.float32]] = {}
     for key, shape in wanted.items():
         origin = "backbone." + key.removeprefix("fragments_backbone.").replace(".attn.cross_windowattn.", ".attn.")
@@ -92,27 +73,14 @@ def load_kinetics(path: Path, config: KvqConfig = PUBLISHED) -> dict[str, NDArra
 
 
 def _state_dict(path: Path) -> dict[str, Any]:
-    """The "state_dict" level of a pickled checkpoint, read without running anything that is in it."""
-    try:
-        # Opened here: given a path, torch goes by its suffix and may read another format.
-        with path.open("rb") as file, torch.serialization.safe_globals(_SCALAR_GLOBALS), warnings.catch_warnings():
-            # Old files make torch warn about its own storage classes, which says nothing to our reader.
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused: it is damaged, or a pickle that builds more than tensors and could run code "
-            f"({_first_line(error)}); get the weights from their source, or convert them to safetensors there"
-        ) from error
-    except _DAMAGE as error:
-        raise CheckpointError(
-            f"{path}: no readable checkpoint ({type(error).__name__}: {_first_line(error)}); it is truncated or no "
-            "checkpoint, fetch it again"
-        ) from error
+    """Return the "state_dict" of a file, by names without "module."."""
+    content = read_torch_file(path)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f"{path}: no 'state_dict' of named tensors at its top level; it is another file")
-    return state
+        raise CheckpointError(
+            f"{path}: there is no 'state_dict' of named tensors at the top level. Use a file in the published format."
+        )
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def _is_derived(key: str) -> bool:
@@ -120,11 +88,22 @@ def _is_derived(key: str) -> bool:
 
 
 def _array(key: str, value: object, source: str) -> NDArray[Any]:
+    """Return a tensor or parameter as an array; types that numpy does not have (bfloat16) become float32."""
+    if isinstance(value, NumpyValue):
+        raise CheckpointError(f"{source}: {key} is a numpy value, expected a tensor.")
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-        raise CheckpointError(f"{source}: {key} is a {type(value).__name__}, not a dense tensor")
-    array: NDArray[Any] = (value.float() if value.is_floating_point() else value).numpy()
+        raise CheckpointError(f"{source}: {key} is a {_kind(value)}, expected a dense tensor.")
+    try:
+        # Parameters require gradients, which numpy arrays do not have.
+        tensor = value.detach().resolve_conj().resolve_neg()
+        is_known = tensor.dtype in _NUMPY_FLOATS or not tensor.is_floating_point()
+        array: NDArray[Any] = (tensor if is_known else tensor.float()).numpy()
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{source}: {key} is a {_kind(value)}, expected a dense tensor of numbers.") from error
     return array
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]
+def _kind(value: object) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{str(value.layout).removeprefix('torch.')} tensor of {str(value.dtype).removeprefix('torch.')}"
