@@ -1,11 +1,12 @@
-"""Which decoder reads a video, and the one protocol that both implement.
+"""The choice of the decoder of a video, and the protocol of decoders.
 
-The choice is a rule on what was probed and is stored in every row; an error of one decoder never leads to the other, as
-the same file would then score differently on two machines. Measured (benchmarks/decode.py): PyAV needs less time than
-decord for the frames of a standard clip, as it leaves out what nothing refers to, and gave every frame exactly. decord
-(libavcodec of 2018) gave wrong frames without a word for open groups, MPEG-TS, MPEG-4 part 2, 10 bit and odd 4:2:0
-sizes, conceals damage, and reads neither AV1 nor rotation. So "auto" is PyAV, and decord is there by name, for who must
-repeat the published pipeline, where it gave PyAV's pixels. This module imports neither library.
+The choice depends on the probed facts only and is stored in every row. If a decoder fails, the other is not tried:
+the same file would then get different scores on two machines.
+
+"auto" is PyAV. It needs less time for a standard clip (benchmarks/decode.py), as it does not decode frames that no other
+refers to, and returned every frame exactly. decord contains libavcodec of 2018. Without an error it returns wrong frames
+for open groups, MPEG-TS, MPEG-4 part 2, 10 bits and odd sizes in 4:2:0; it conceals damage and reads neither AV1 nor
+rotation. It exists to repeat the published pipeline on files for which it returns the same pixels as PyAV.
 """
 
 from collections.abc import Iterator
@@ -31,11 +32,11 @@ _READERS = {
     "pyav": ("av", "kvq_batch.media.pyav_reader"),
     "decord": ("decord", "kvq_batch.media.decord_reader"),
 }
-# Where decord gave PyAV's pixels, frame by frame (tests/media/test_decoders.py).
+# Files for which decord returns the pixels of PyAV (tests/media/test_decoders.py).
 _DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mjpeg", "rawvideo"}
 _DECORD_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p"}
 _DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi", "yuv4mpegpipe"}
-_DECORD_MIN_WIDTH = 64  # 16 pixels wide came out with 6 channels
+_DECORD_MIN_WIDTH = 64  # it returned 6 channels for a width of 16
 
 
 class FrameReader(Protocol):
@@ -44,19 +45,18 @@ class FrameReader(Protocol):
     def frames(
         self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Each wanted frame once, as (number, uint8 RGB [H, W, 3], upright); `wanted` is sorted without repeats.
+        """Yield each wanted frame once, as (number, uint8 RGB [H, W, 3]); `wanted` is sorted and unique.
 
-        The array may be a view of the decoder's memory, good until the next frame is asked for. YUV becomes RGB by
-        the frame's own matrix and range (BT.601 and limited where unsaid), with swscale's bicubic flags.
+        Frames are cropped and upright (`picture`). The array may be a view of memory that the next frame overwrites.
 
         Raises:
-            DecodeError: a wanted frame does not come out exactly as coded; never another one in its place.
+            DecodeError: a wanted frame cannot be decoded exactly. No other frame is returned instead.
         """
         ...
 
 
 def choose_decoder(probed: Probed, choice: DecoderChoice = "auto") -> DecoderName:
-    """The decoder of this video, by rule.
+    """Return the decoder of this video.
 
     Raises:
         DecodeError: the job names decord, and decord cannot read this video exactly (decoder_unsuitable).
@@ -65,13 +65,13 @@ def choose_decoder(probed: Probed, choice: DecoderChoice = "auto") -> DecoderNam
         return "pyav"
     if reason := _unfit_for_decord(probed):
         raise DecodeError(
-            "decoder_unsuitable", f'decord cannot read it exactly: {reason}; say decoder = "auto" in the job', True
+            "decoder_unsuitable", f'decord cannot read it exactly: {reason}; set decoder = "auto" in the job', True
         )
     return "decord"
 
 
 def open_reader(name: DecoderName) -> tuple[FrameReader, str]:
-    """The reader and "name version", which is recorded with every score."""
+    """Return the reader and "name version", which is stored with every score."""
     package, module = _READERS[name]
     reader: FrameReader = import_module(module).READER
     return reader, f"{name} {version(package)}"
@@ -92,7 +92,7 @@ def _unfit_for_decord(probed: Probed) -> str | None:
     if len(probed.packet_is_key) > 1 and probed.packet_is_key.all() and facts.codec not in ("mjpeg", "rawvideo"):
         return "every frame is marked as a keyframe, which is true of few files"
     if probed.has_open_groups:
-        return "frames stand before the keyframe that they follow in the file (open groups)"
+        return "frames are shown before the keyframe that precedes them in the file (open groups)"
     if facts.rotation_deg or facts.is_mirrored:
         return "it is rotated or mirrored"
     if probed.crop != NO_CROP:

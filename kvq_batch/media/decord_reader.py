@@ -1,8 +1,7 @@
 """Frames by number through decord, the decoder of the published pipeline.
 
-It exists to repeat that pipeline and to check PyAV against; `decoders.choose_decoder` says what it may be given. It
-does not rotate, and trusts decord with no file whose number of frames differs from the probed one. What decord itself
-does not tell, this cannot: it conceals damage, and starts in the middle of a gradual refresh.
+`decoders.choose_decoder` decides which files it gets. Files are rejected if decord counts other frames than the probe.
+decord conceals damage and starts in the middle of a gradual refresh without an error, so this reader does, too.
 """
 
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ class DecordReader:
                 raise DecodeError(
                     "decoder_unsuitable",
                     f"decord counts {len(video)} frames, the file holds {probed.facts.num_frames}; "
-                    'say decoder = "auto" in the job',
+                    'set decoder = "auto" in the job',
                     True,
                 )
             for number in wanted.tolist():

@@ -1,8 +1,8 @@
-"""Native-resolution patches spliced into one small frame, so that a model sees pixels as they were coded.
+"""Small frames that are made of patches at native resolution, so that a model gets pixels as they were coded.
 
-Resizing to a model's input hides blocks, noise and softness; a patch from each cell of a grid shows them all, and the
-cell of a texture map that lies under it speaks for that cell of the frame. Places are fixed: the same video gives the
-same score; only a training draws them. This module chooses no frames.
+Resizing hides blocks, noise and softness. A patch from each cell of a grid keeps them, and a cell of the texture map
+describes the cell of the frame that its patch came from. Positions are fixed, so the same video gives the same score;
+only training draws them.
 """
 
 import math
@@ -14,10 +14,10 @@ from kvq_batch.media.resize import resize
 
 
 def splice(frame: NDArray[np.uint8], grid: tuple[int, int], out: NDArray[np.uint8]) -> None:
-    """Fills `out` uint8 [h, w, 3] with `grid` (rows, columns) patches of `frame` uint8 [H, W, 3], row by row.
+    """Fill `out` uint8 [h, w, 3] with `grid` (rows, columns) patches of `frame` uint8 [H, W, 3], row by row.
 
-    A patch is cut from the middle of its cell; the same places in every frame of one size. A frame that is too small
-    to give whole patches is first enlarged, by the bicubic of KVQ_SPEC section 2, keeping its shape.
+    A patch is cut from the middle of its cell. A frame that is too small for whole patches is enlarged first, with the
+    bicubic of KVQ_SPEC section 2 and its aspect ratio kept.
     """
     height, width = out.shape[:2]
     factor = max(height / frame.shape[0], width / frame.shape[1])
@@ -32,13 +32,13 @@ def splice(frame: NDArray[np.uint8], grid: tuple[int, int], out: NDArray[np.uint
 def patch_offsets(
     num_pixels: int, num_wanted: int, num_patches: int, rng: np.random.Generator | None = None
 ) -> NDArray[np.int64]:
-    """Pixels of one axis that the patches take, int64 [num_wanted], in order: the middle of each of equal cells.
+    """Return the pixels of one axis that the patches take, int64 [num_wanted]: the middle of each of equal cells.
 
-    `rng` draws another place within each cell, as FAST-VQA does in training.
+    `rng` draws another position within each cell, as FAST-VQA does in training.
     """
     edges = np.arange(num_patches + 1, dtype=np.int64) * num_pixels // num_patches
     size = num_wanted // num_patches
     room = np.diff(edges) - size
     starts = edges[:-1] + (room // 2 if rng is None else rng.integers(0, room + 1))
-    places: NDArray[np.int64] = (starts[:, None] + np.arange(size)).reshape(-1)
-    return places
+    offsets: NDArray[np.int64] = (starts[:, None] + np.arange(size)).reshape(-1)
+    return offsets

@@ -1,7 +1,6 @@
-"""One clip of one local file, still or moving, as a model asks for it: for sets that are measured file by file.
+"""Clips and frames of trusted local files, decoded in the calling process.
 
-It runs in the process that calls it, so that it is for files of one's own; what comes from elsewhere is decoded in a
-child (`isolation`).
+Files from elsewhere are decoded in a child process (`isolation`).
 """
 
 from collections.abc import Sequence
@@ -20,15 +19,15 @@ from kvq_batch.media.probe import VideoLimits, probe
 
 STILL_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
-# What a conversion to 8 bit RGB changes in nothing but form; a transparent pixel keeps its colour, as OpenCV has it.
+# Modes that become 8-bit RGB without loss. A transparent pixel keeps its colour, as in OpenCV.
 _MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "1")
 
 
 def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> NDArray[np.uint8]:
-    """The clip, uint8 RGB [T, H, W, 3]: a still `num_still_frames` times, of a video the frames that `request` draws.
+    """Return a clip, uint8 RGB [T, H, W, 3]: a still `num_still_frames` times, or the frames of a video for `request`.
 
     Raises:
-        ProbeError, DecodeError: a file that is missing, damaged, or of a kind that is not read.
+        ProbeError, DecodeError: the file is missing, damaged, or not supported.
     """
     if path.suffix.lower() in STILL_EXTENSIONS:
         frame = _still(path)
@@ -37,14 +36,14 @@ def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> ND
         return np.repeat(out[None], num_still_frames, axis=0)
     probed = probe(path, VideoLimits())
     reader, _ = open_reader(choose_decoder(probed))
-    # Frame times are exact to their time base, the duration may be rounded below the last of them.
+    # The duration may be rounded to less than the time of the last frame.
     whole = [Window(0.0, max(probed.facts.duration_s, float(probed.times_s[-1]) + 1e-6))]
     (clip,) = decode_clips(path, probed, whole, [request], path.name, range(1), Decoding(reader))
     return clip.frames[0].pixels
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
-    """The frames `indices` (presentation order, repeats allowed), uint8 RGB [H, W, 3], upright, native size.
+    """Return the frames `indices` (presentation order, repeats allowed), uint8 RGB [H, W, 3], upright, native size.
 
     Raises:
         ProbeError, DecodeError: as `probe` and the readers.
@@ -57,7 +56,7 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
 
 
 def _still(path: Path) -> NDArray[np.uint8]:
-    """The upright picture, uint8 RGB [H, W, 3]."""
+    """Return the upright picture, uint8 RGB [H, W, 3]."""
     try:
         with Image.open(path) as picture:
             if picture.mode not in _MODES:

@@ -1,8 +1,7 @@
-"""Clips as encoders and VMAF see them: 8-bit Y, U and V planes, chroma at half of the size both ways.
+"""Clips as encoders and VMAF use them: 8-bit Y, U and V planes, with chroma at half of the size both ways.
 
-Everything that is done to a clip to make labels is done here in this form, so that the source is compared with what
-was really made of it, and no second conversion of colour stands between them. Colour is BT.601 in video range, what
-swscale takes where nothing is said, and what the scoring path makes RGB of.
+Labels are made of clips in this form, so a rendition is compared with its reference without a second conversion of
+colour. Colour is BT.601 in limited range: what libswscale assumes where a file states none, in scoring, too.
 
 Legend: T frames, H rows, W columns, 3 = RGB.
 """
@@ -45,11 +44,11 @@ class Planes:
 
     @property
     def raw_arguments(self) -> list[str]:
-        """What tells ffmpeg that its standard input is these frames."""
+        """Arguments of ffmpeg that describe these frames as its standard input."""
         return ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", self.size, "-r", str(self.frame_rate), "-i", "-"]
 
     def planes(self) -> list[NDArray[np.uint8]]:
-        """Views of `data`: Y [T, H, W], U and V [T, H / 2, W / 2]."""
+        """Return views of `data`: Y [T, H, W], U and V [T, H / 2, W / 2]."""
         height, width = self.height_px, self.width_px
         luma, half = height * width, (height // 2, width // 2)
         chroma = half[0] * half[1]
@@ -61,14 +60,14 @@ class Planes:
         ]
 
     def with_planes(self, planes: list[NDArray[np.uint8]]) -> "Planes":
-        """The same clip with other pixels, or with fewer of its frames."""
+        """Return the same clip with other pixels, or with fewer frames."""
         return replace(self, data=np.concatenate([plane.reshape(len(plane), -1) for plane in planes], axis=1))
 
     def with_raw(self, raw: bytes, what: str) -> "Planes":
-        """The same clip with the frames that ffmpeg answered.
+        """Return the same clip with the frames that ffmpeg returned.
 
         Raises:
-            LabelError: they are not as many (frames_lost); `what` names what was done.
+            LabelError: their number differs (frames_lost); `what` names what was done.
         """
         if len(raw) != self.data.nbytes:
             given = len(raw) / (self.data.nbytes / self.num_frames)
@@ -76,10 +75,10 @@ class Planes:
         return replace(self, data=np.frombuffer(raw, np.uint8).reshape(self.data.shape))
 
     def pasted(self, other: "Planes", cells: Cells) -> "Planes":
-        """This clip with the rectangle `cells` of `other`.
+        """Return this clip with the rectangle `cells` of `other`.
 
         Raises:
-            LabelError: the rectangle does not lie within the frame (cells_outside).
+            LabelError: the rectangle is not within the frame (cells_outside).
         """
         rows, columns = cell_grid(self.height_px, self.width_px)
         if cells.top + cells.rows > rows or cells.left + cells.columns > columns:
@@ -100,7 +99,7 @@ class Planes:
         return self.with_planes(made)
 
     def to_rgb(self) -> NDArray[np.uint8]:
-        """uint8 RGB [T, H, W, 3], converted as the scoring path converts decoded frames."""
+        """Return uint8 RGB [T, H, W, 3], converted as decoded frames are converted for scoring."""
         rgb = np.empty((self.num_frames, self.height_px, self.width_px, 3), np.uint8)
         reformatter = VideoReformatter()
         for t, flat in enumerate(self.data):
@@ -111,7 +110,7 @@ class Planes:
 
 
 def cell_grid(height_px: int, width_px: int) -> tuple[int, int]:
-    """Rows and columns of whole cells in a frame."""
+    """Return the rows and columns of whole cells in a frame."""
     return height_px // CELL_PX, width_px // CELL_PX
 
 
@@ -122,18 +121,18 @@ def from_raw(raw: bytes, height_px: int, width_px: int, frame_rate: Fraction) ->
 
 
 def stacked(upper: Planes, lower: Planes) -> Planes:
-    """One clip of twice the height with both clips in it, one above the other: neither can get ahead of the other."""
+    """Return a clip of twice the height with one clip above the other, so that their frames stay together."""
     both = [np.concatenate(pair, axis=1) for pair in zip(upper.planes(), lower.planes(), strict=True)]
     return replace(upper.with_planes(both), height_px=2 * upper.height_px)
 
 
 def encode_lossless(clip: Planes) -> bytes:
-    """A Matroska file whose frames are those of `clip`, bit for bit. Raises: LabelError where ffmpeg fails."""
+    """Return a Matroska file with exactly the frames of `clip`. Raises LabelError where ffmpeg fails."""
     options = ["-c:v", "libx264", "-preset", "veryfast", "-qp", "0", "-colorspace", "smpte170m", "-color_range", "tv"]
     return run_ffmpeg([*clip.raw_arguments, *options, "-bitexact", "-f", "matroska", "-"], clip.data.tobytes())
 
 
 def decode_lossless(data: bytes, height_px: int, width_px: int, frame_rate: Fraction) -> Planes:
-    """The clip that `encode_lossless` was given. Raises: LabelError where ffmpeg fails."""
+    """Return the clip that `encode_lossless` got. Raises LabelError where ffmpeg fails."""
     reading = ["-i", "-", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
     return from_raw(run_ffmpeg(reading, data), height_px, width_px, frame_rate)

@@ -1,14 +1,15 @@
-"""The bicubic resize that KVQ was published with, in numpy, so that a decode process need not import torch.
+"""The bicubic resize of the published KVQ code, in numpy: decode processes do not import torch.
 
-KVQ_SPEC section 2: float32, a = -0.75, align_corners false, no antialiasing, clamp to 0..255, round half to even, and
-a frame that has the size already is returned untouched. Both passes are products with a banded matrix, cut into blocks
-of output rows (columns), so that the work is matrix products of a few hundred rows instead of gathers.
-Against torch: at most 1 grey level apart, where a value lies within 0.01 of a tie and the sums are added in another
-order. Of noise and grain that is 2e-5 to 5e-5 of the values, of blurred or coarsely coded 720p up to 1.6e-3, of
-lettering in two flat colours at 1080p 2.2e-3, of one flat colour none. It does not antialias on purpose: from
-torchvision 0.17 on the same call does, and the scores are others.
+KVQ_SPEC section 2: float32, a = -0.75, align_corners false, no antialiasing, clamp to 0..255, round half to even. A
+frame that has the size already is returned unchanged. Since torchvision 0.17 the same call antialiases, which changes
+the scores.
 
-Legend: F frames, H rows, W columns, 3 = RGB, t source rows (columns) that a block of outputs reads.
+Both passes are products with a banded matrix, in blocks of output rows (columns): matrix products of a few hundred rows
+are faster than gathers. Results differ from torch's by at most 1 level, where a value is within 0.01 of a tie and sums
+are added in another order. That is 2e-5 to 5e-5 of the values of noise and grain, up to 1.6e-3 of blurred or coarsely
+coded 720p, 2.2e-3 of lettering in two flat colours at 1080p, and none of one flat colour.
+
+Legend: H rows, W columns, 3 = RGB, t source rows (columns) that a block of outputs reads.
 """
 
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _A = np.float32(-0.75)
-# Blocks small enough that a block's float rows stay in the second-level cache (43 rows of 1080p: 1 MB), measured best
-# of 8, 16, 32 and 64 for 1080p -> 448.
+# The float rows of a block fit into the second-level cache (43 rows of 1080p: 1 MB). Fastest of 8, 16, 32 and 64 for
+# 1080p to 448.
 _BLOCK = 16
 
 
@@ -28,7 +29,7 @@ _BLOCK = 16
 class _Band:
     """Outputs [first, last) of one axis as a product with inputs [low, high).
 
-    `weights` is float32 [last-first, t] for rows; for columns its transpose, as they stand on the right.
+    `weights` is float32 [last-first, t] for rows, and the transpose for columns, which multiply from the right.
     """
 
     first: int
@@ -39,10 +40,9 @@ class _Band:
 
 
 def bicubic_taps(num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Clamped source positions int64 [num_out, 4] and weights float32 [num_out, 4] of one axis.
+    """Return clamped source positions int64 [num_out, 4] and weights float32 [num_out, 4] of one axis.
 
-    Keys' kernel with a = -0.75 around src = (num_in / num_out) * (i + 0.5) - 0.5, computed in float32 as the
-    published code's library does.
+    Keys' kernel with a = -0.75 around src = (num_in / num_out) * (i + 0.5) - 0.5, in float32 as in torch.
     """
     scale = np.float32(num_in) / np.float32(num_out)
     source = scale * (np.arange(num_out, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
@@ -63,7 +63,7 @@ def bicubic_taps(num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDArray[
 
 @lru_cache(maxsize=32)
 def _bands(num_in: int, num_out: int, channels: int) -> tuple[_Band, ...]:
-    """The axis cut into blocks; with `channels` > 1 each weight acts on interleaved channels of one pixel."""
+    """Return the blocks of an axis. With `channels` > 1 each weight is repeated for the channels of a pixel."""
     positions, weights = bicubic_taps(num_in, num_out)
     bands = []
     for first in range(0, num_out, _BLOCK):
@@ -79,9 +79,10 @@ def _bands(num_in: int, num_out: int, channels: int) -> tuple[_Band, ...]:
 
 
 def resize(frames: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """Frames uint8 [..., h, w, 3] of `size` (h, w) from frames uint8 [..., H, W, 3]; `frames` itself where it fits.
+    """Return frames uint8 [..., h, w, 3] of `size` (h, w) for frames uint8 [..., H, W, 3].
 
-    With `out` (uint8 [..., h, w, 3]) the result is written there, whatever the size, and returned.
+    Frames that have the size are returned as they are. With `out` (uint8 [..., h, w, 3]) the result is written there
+    and `out` is returned.
     """
     height, width = frames.shape[-3:-1]
     if (height, width) == size:
@@ -101,11 +102,11 @@ def _each(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def _resize_frame(frame: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8]) -> None:
-    """One frame uint8 [H, W, 3] into `out` uint8 [h, w, 3]: rows first, because their memory is contiguous."""
+    """Resize a frame uint8 [H, W, 3] into `out` uint8 [h, w, 3], rows first, as their memory is contiguous."""
     height, width = frame.shape[:2]
     rows = frame.reshape(height, width * 3)
     down = _bands(height, size[0], 1)
-    # One float buffer for all blocks, which stays in the cache: fresh ones cost more than the conversion.
+    # All blocks share one float buffer that stays in the cache. New buffers cost more than the conversion.
     source = np.empty((max(band.high - band.low for band in down), width * 3), np.float32)
     mixed = np.empty((size[0], width * 3), np.float32)
     for band in down:
