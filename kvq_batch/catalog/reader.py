@@ -10,7 +10,9 @@ import pyarrow.compute as pc
 
 from kvq_batch.catalog.selection import matching_indices
 from kvq_batch.catalog.source import read_source
+from kvq_batch.catalog.text_files import KnownTypes
 from kvq_batch.config.job import Catalog
+from kvq_batch.domain.column_types import fold_name, is_usable_name
 from kvq_batch.domain.errors import SpecError, shorten_list
 from kvq_batch.storage.listing import VIDEO_EXTENSIONS, split_glob
 from kvq_batch.storage.options import StorageOptions, absolute, display_uri, display_uris
@@ -40,20 +42,26 @@ def catalog_root(spec: Catalog) -> str:
     return display_uri(absolute(split_glob(spec.source).root))
 
 
-def read_catalog(spec: Catalog, options: StorageOptions, extensions: frozenset[str] = VIDEO_EXTENSIONS) -> pa.Table:
+def read_catalog(
+    spec: Catalog,
+    options: StorageOptions,
+    extensions: frozenset[str] = VIDEO_EXTENSIONS,
+    known: KnownTypes | None = None,
+) -> pa.Table:
     """Return the videos of the catalog: the columns of CANONICAL, then all columns of the source under their names.
 
     A canonical column is read from the column that `spec.columns` names, otherwise from the one with the same name; a
     missing optional one is null. Addresses are absolute. Rows keep the order of the source. `extensions` are those of
-    the files that a listing includes.
+    the files that a listing includes. Columns that are text in `known` are read as text where the format has no types.
 
     Raises:
-        SpecError: the source cannot be read or is empty, columns are missing or ambiguous, ids or addresses are missing
-            or repeated, a segment ends before it starts, or `where` is invalid.
+        SpecError: the source cannot be read or is empty, columns are missing, unnamed or ambiguous, ids or addresses
+            are missing or repeated, a segment ends before it starts, or `where` is invalid.
     """
     name = display_uri(spec.source)
     columns = {field.name: getattr(spec.columns, field.name) or field.name for field in CANONICAL}
-    raw, folder = read_source(spec.source, tuple(columns[text] for text in _TEXTS), options, extensions)
+    texts = {fold_name(columns[text]): pa.string() for text in _TEXTS}
+    raw, folder = read_source(spec.source, {**(known or {}), **texts}, options, extensions)
     if raw.num_rows == 0:
         raise SpecError(f"{name}: the catalog has no rows; add videos or use another catalog")
     if folder is None:
@@ -95,8 +103,11 @@ def write_catalog(table: pa.Table, out: str, options: StorageOptions | None = No
 def _check_names(name: str, raw: pa.Table, columns: dict[str, str], spec: Catalog) -> None:
     existing = ", ".join(raw.column_names)
     folded: dict[str, str] = {}
-    for column in raw.column_names:
-        twin = folded.setdefault(column.lower(), column)
+    for number, column in enumerate(raw.column_names, 1):
+        if not is_usable_name(column):
+            reason = "has a name with a NUL character" if column else "has no name (pandas writes its index like this)"
+            raise SpecError(f"{name}: column {number} of {len(raw.column_names)} {reason}; name it or remove it")
+        twin = folded.setdefault(fold_name(column), column)
         if raw.column_names.count(column) > 1 or twin != column:
             raise SpecError(f"{name}: columns {twin!r} and {column!r} have the same name in SQL; rename one")
     for ours, theirs in columns.items():
@@ -111,7 +122,7 @@ def _check_names(name: str, raw: pa.Table, columns: dict[str, str], spec: Catalo
 
 def _canonical(name: str, raw: pa.Table, columns: dict[str, str]) -> pa.Table:
     arrays = [_column(name, raw, columns[field.name], field) for field in CANONICAL]
-    others = [column for column in raw.column_names if column.lower() not in CANONICAL.names]
+    others = [column for column in raw.column_names if fold_name(column) not in CANONICAL.names]
     return pa.table([*arrays, *(raw[column] for column in others)], names=[*CANONICAL.names, *others])
 
 

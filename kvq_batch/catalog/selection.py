@@ -10,13 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvq_batch.config.selection import Select
+from kvq_batch.domain.column_types import fold_name
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.database import connect
 from kvq_batch.tables.sandbox import Sandbox, check_expression
-
-_INDEX = "__kvq_index"
 
 
 def matching_indices(table: pa.Table, condition: str, key: str) -> pa.Array:
@@ -28,13 +27,22 @@ def matching_indices(table: pa.Table, condition: str, key: str) -> pa.Array:
     try:
         expression = check_expression(condition, key)
         with Sandbox() as sandbox:
+            index = _unused_name(table, "row_index")
             indices = pa.array(range(table.num_rows), pa.int64())
-            sandbox.connection.register("catalog", table.append_column(_INDEX, indices))
+            sandbox.connection.register("catalog", table.append_column(index, indices))
             sandbox.lock()
-            found = sandbox.query(f'SELECT "{_INDEX}" FROM catalog WHERE ({expression})')
+            found = sandbox.query(f'SELECT "{index}" FROM catalog WHERE ({expression})')
     except (duckdb.Error, SpecError) as error:
         raise SpecError(f"{key} = {condition!r} is not a valid condition: {summarize_error(error, 400)}") from error
     return found.column(0).combine_chunks().sort()
+
+
+def _unused_name(table: pa.Table, name: str) -> str:
+    """Return `name` with as many underscores as it needs to be none of the columns of `table`."""
+    taken = {fold_name(column) for column in table.column_names}
+    while name in taken:
+        name += "_"
+    return name
 
 
 def find_column(table: pa.Table, name: str, key: str) -> str:
@@ -44,7 +52,7 @@ def find_column(table: pa.Table, name: str, key: str) -> str:
         SpecError: with `key` and the existing columns, if there is none.
     """
     for column in table.column_names:
-        if column.casefold() == name.strip('"').casefold():
+        if fold_name(column) in (fold_name(name), fold_name(name.strip('"'))):
             return str(column)
     raise SpecError(f"{key}: the catalog has no column {name!r}; its columns are {', '.join(table.column_names)}")
 

@@ -1,20 +1,25 @@
-"""Reads the raw rows of a catalog from a Parquet, CSV or JSONL file, or from a listing of a folder, prefix or glob.
+"""Reads the raw rows of a catalog from a Parquet, CSV or JSONL file, a Delta table, or a listing of videos.
 
 Types are kept, except that columns with ids and addresses are always read as text: "007" stays "007". The rows are
 checked in `catalog.reader`.
 """
 
+import lzma
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
+from kvq_batch.catalog.text_files import KnownTypes, read_csv, read_jsonl
+from kvq_batch.domain.column_types import fold_name
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.storage.lake_tables import find_lake_tables, read_delta_table
 from kvq_batch.storage.listing import (
     VIDEO_EXTENSIONS,
     Pattern,
@@ -37,17 +42,19 @@ from kvq_batch.storage.options import (
 from kvq_batch.storage.redact import summarize_error
 
 CATALOG_EXTENSIONS = ("parquet", "csv", "jsonl", "ndjson")
-_BLOCK_BYTES = 16 * 2**20
+_COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "xz": "xz"}
+_TEXT_FILE = re.compile(r"(?i)\.(csv|jsonl|ndjson)\.(gz|bz2|xz)$")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _PRIVATE = r"(?s)(?:^|/)\.|(?:^|/)_[^/]*(?:/.*)?\.parquet$"
 
 
 def read_source(
-    source: str, names: tuple[str, ...], options: StorageOptions, extensions: frozenset[str] = VIDEO_EXTENSIONS
+    source: str, known: KnownTypes, options: StorageOptions, extensions: frozenset[str] = VIDEO_EXTENSIONS
 ) -> tuple[pa.Table, str | None]:
     """Return all rows of `source`, and the folder that its relative addresses start from (None for a listing).
 
-    The columns `names` are read as text. `extensions` are those of the files that a listing includes. A listing has the
-    columns video_id, uri, content_id and size_bytes.
+    Columns that are text in `known` are read as text where the format has no types. `extensions` are those of the
+    files that a listing includes. A listing has the columns video_id, uri, content_id and size_bytes.
 
     Raises:
         SpecError: the source does not exist, cannot be read, has an unknown format, or contains no video.
@@ -60,10 +67,11 @@ def read_source(
         if extension not in CATALOG_EXTENSIONS:
             raise SpecError(
                 f"{display_uri(source)}: unknown catalog format: expected a file that ends in "
-                f"{', '.join(f'.{name}' for name in CATALOG_EXTENSIONS)}, or a folder, prefix or glob of videos"
+                f"{', '.join(f'.{name}' for name in CATALOG_EXTENSIONS)} (text also with .gz, .bz2 or .xz), or a "
+                "folder, prefix or glob of videos"
             )
-        return _read_file(source, extension, names, options), absolute(source).rpartition("/")[0]
-    return _read_folder(source, pattern, names, options, extensions)
+        return _read_file(source, extension, known, options), absolute(source).rpartition("/")[0]
+    return _read_folder(source, pattern, known, options, extensions)
 
 
 def _is_file(source: str, extension: str, extensions: frozenset[str], options: StorageOptions) -> bool:
@@ -81,12 +89,15 @@ def _is_file(source: str, extension: str, extensions: frozenset[str], options: S
 
 
 def _read_folder(
-    source: str, pattern: Pattern, names: tuple[str, ...], options: StorageOptions, extensions: frozenset[str]
+    source: str, pattern: Pattern, known: KnownTypes, options: StorageOptions, extensions: frozenset[str]
 ) -> tuple[pa.Table, str | None]:
     root = absolute(pattern.root)
     listing = list_files(root, options)
     start = len(_listed_root(root, options))
     relative = pc.utf8_slice_codeunits(listing["path"], start)
+    lake_tables = find_lake_tables(relative)
+    if pattern.glob is None and lake_tables.get("") == "Delta":
+        return read_delta_table(root, options), root
     known_extension = rf"(?i)\.(?:{'|'.join(sorted(extensions))}|parquet)$"
     is_kept = pc.match_substring_regex(relative, pattern=known_extension)
     if pattern.glob is not None:
@@ -102,11 +113,52 @@ def _read_folder(
         return _listing(root, relative, listing), None
     if num_parquet < listing.num_rows:
         raise SpecError(f"{display_uri(source)}: contains both videos and Parquet files; select one kind with a glob")
+    paths = relative.to_pylist()
+    _check_no_lake_table(root, paths, lake_tables)
     uris = [_to_uri(root, path, options) for path in listing["path"].to_pylist()]
-    tables = [_read_file(uri, "parquet", names, options) for uri in uris]
-    with _translate_arrow_errors(source):
+    tables = [_read_file(uri, "parquet", known, options) for uri in uris]
+    tables = _with_partitions(tables, [_hive_partition(path) for path in paths])
+    with _translate_read_errors(source):
         table = pa.concat_tables(tables, promote_options="permissive")
     return table, root
+
+
+def _check_no_lake_table(root: str, paths: list[str], lake_tables: dict[str, str]) -> None:
+    """Raises: SpecError if a Parquet file belongs to a table whose log decides which files count."""
+    for folder, table_format in lake_tables.items():
+        if any(path.startswith(folder) for path in paths):
+            action = "give its folder as the source"
+            if table_format != "Delta":
+                action = "export its current rows to a Parquet file"
+            raise SpecError(
+                f"{display_uri(f'{root}/{folder}')}: is a table of {table_format}, whose log decides which Parquet "
+                f"files count; {action}"
+            )
+
+
+def _hive_partition(path: str) -> dict[str, str | None]:
+    """Return the columns that the folders of a path name: `country=DE/day=1/x.parquet`."""
+    pairs = (folder.partition("=") for folder in path.split("/")[:-1])
+    values = {unquote(name): unquote(value) for name, mark, value in pairs if mark and name}
+    return {name: None if value == _HIVE_NULL else value for name, value in values.items()}
+
+
+def _with_partitions(tables: list[pa.Table], partitions: list[dict[str, str | None]]) -> list[pa.Table]:
+    """Return the tables with the columns of their folders: whole numbers if all values are, otherwise text."""
+    for name in dict.fromkeys(name for partition in partitions for name in partition):
+        values = [partition.get(name) for partition in partitions]
+        is_number = all(value is None or _is_whole_number(value) for value in values)
+        kind = pa.int64() if is_number else pa.string()
+        for index, (table, value) in enumerate(zip(tables, values, strict=True)):
+            # Some engines write the column into the files, too.
+            if fold_name(name) not in map(fold_name, table.column_names):
+                scalar = pa.scalar(int(value) if is_number and value is not None else value, kind)
+                tables[index] = table.append_column(name, pa.repeat(scalar, table.num_rows))
+    return tables
+
+
+def _is_whole_number(text: str) -> bool:
+    return re.fullmatch(r"0|-?[1-9][0-9]{0,17}", text) is not None
 
 
 def _listed_root(root: str, options: StorageOptions) -> str:
@@ -133,59 +185,35 @@ def _listing(root: str, relative: pa.ChunkedArray | None, listing: pa.Table) -> 
 
 
 def _extension(source: str) -> str:
-    name = source.rpartition("/")[2]
+    """Return the extension of the last part of an address, in lower case, without that of a compression."""
+    name = _TEXT_FILE.sub(r".\1", source.rpartition("/")[2])
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def _read_file(uri: str, extension: str, names: tuple[str, ...], options: StorageOptions) -> pa.Table:
+def _read_file(uri: str, extension: str, known: KnownTypes, options: StorageOptions) -> pa.Table:
+    name = display_uri(uri)
     readers: dict[str, Callable[[Any], pa.Table]] = {
         "parquet": lambda file: pq.read_table(file),
-        "csv": lambda file: _read_csv(file, names),
-        "jsonl": lambda file: _read_jsonl(file, names),
-        "ndjson": lambda file: _read_jsonl(file, names),
+        "csv": lambda file: read_csv(file, name, known),
+        "jsonl": lambda file: read_jsonl(file, name, known),
+        "ndjson": lambda file: read_jsonl(file, name, known),
     }
+    compressed = _TEXT_FILE.search(uri)
+    compression = _COMPRESSIONS[compressed[2].lower()] if compressed else None
     with translate_storage_errors(uri):
         file_system, path = filesystem(uri, options)
-        with file_system.open(path, "rb") as file, _translate_arrow_errors(uri):
+        with _translate_read_errors(uri), file_system.open(path, "rb", compression=compression) as file:
             table = readers[extension](file)
+            # Arrow's readers of JSON and Parquet do not check that texts are UTF-8.
+            table.validate(full=True)
     return table
 
 
 @contextmanager
-def _translate_arrow_errors(uri: str) -> Iterator[None]:
-    """Translate exceptions of Arrow's readers into a SpecError with the address."""
+def _translate_read_errors(uri: str) -> Iterator[None]:
+    """Translate exceptions of the readers into a SpecError with the address."""
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeError, EOFError, zlib.error, lzma.LZMAError) as error:
         message = f"{display_uri(uri)}: cannot be read as a catalog: {summarize_error(error, 300)}"
         raise SpecError(message) from error
-
-
-def _read_csv(file: Any, names: tuple[str, ...]) -> pa.Table:
-    return pyarrow.csv.read_csv(
-        file,
-        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        # Keys of object stores may contain line breaks.
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        # Only an empty field is null: a film may have the title "NA".
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
-        ),
-    )
-
-
-def _read_jsonl(file: Any, names: tuple[str, ...]) -> pa.Table:
-    blocks = pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)
-    names = tuple(dict.fromkeys(names))
-    schema = pa.schema([(name, pa.string()) for name in names])
-    try:
-        table = pyarrow.json.read_json(
-            file, blocks, pyarrow.json.ParseOptions(explicit_schema=schema, newlines_in_values=True)
-        )
-    except pa.ArrowInvalid:
-        # The ids may be JSON numbers, and then all of them are.
-        file.seek(0)
-        return pyarrow.json.read_json(file, blocks, pyarrow.json.ParseOptions(newlines_in_values=True))
-    # Columns of the explicit schema are present even if no line has them.
-    absent = [name for name in names if table[name].null_count == table.num_rows]
-    return table.drop_columns(absent)

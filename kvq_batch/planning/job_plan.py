@@ -14,6 +14,7 @@ import pyarrow as pa
 from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.reader import catalog_root, read_catalog
 from kvq_batch.catalog.selection import filter_shard
+from kvq_batch.catalog.stored_columns import known_types, stored_columns
 from kvq_batch.config.job import Job, Workers
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.estimate import DECODE, Cluster, Estimate, WorkerPool, estimate, forecast
@@ -22,6 +23,7 @@ from kvq_batch.planning.past_runs import measured_throughput
 from kvq_batch.planning.plan import Plan, check_roots, make_plan, tasks_to_items
 from kvq_batch.storage.options import StorageOptions, check_reachable, display_uri
 from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import CATALOG
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,14 +55,17 @@ def plan_job(job: Job) -> JobPlan:
     check_reachable(job.tables, storage)
     _LOG.info("checking the models")
     models = describe_models(job)
+    tables = Tables.open_if_any(job.tables, storage)
+    known = CATALOG.arrow() if tables is None else tables.arrow_schema("catalog")
     _LOG.info("reading the catalog %s", display_uri(job.catalog.source))
     # A run of one shard resolves no content ids of other shards, and does not look for removed videos there.
-    catalog = filter_shard(read_catalog(job.catalog, storage), job.select.scope)
+    catalog = filter_shard(read_catalog(job.catalog, storage, known=known_types(known)), job.select.scope)
+    # Rejects what a run could not store.
+    stored_columns(catalog, known)
     root = catalog_root(job.catalog)
     _LOG.info("resolving the content ids of %d videos", catalog.num_rows)
     catalog = resolve_content_ids(catalog, storage)
     _LOG.info("comparing the catalog with the tables")
-    tables = Tables.open_if_any(job.tables, storage)
     if tables is not None:
         check_roots(tables, catalog, root)
     plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models], job.select)

@@ -20,6 +20,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kvq_batch.domain.column_types import same_type
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
 from kvq_batch.storage.options import join, translate_storage_errors
@@ -146,18 +147,9 @@ def _check_footer(name: str, file: LoggedFile, footer: pq.FileMetaData) -> Itera
 def _check_types(name: str, file: LoggedFile, found: pa.Schema, expected: pa.Schema) -> Iterator[Finding]:
     for field in found:
         index = expected.get_field_index(field.name)
-        if index >= 0 and not _is_same_type(field.type, expected.field(index).type):
+        if index >= 0 and not same_type(field.type, expected.field(index).type):
             message = f"column {field.name!r} is {field.type}, in the table it is {expected.field(index).type}"
             yield Finding("error", "wrong_type", name, file.path, message)
-
-
-def _is_same_type(one: pa.DataType, other: pa.DataType) -> bool:
-    """Compare types without the names that writers give to the items of lists and maps."""
-    if pa.types.is_list(one) and pa.types.is_list(other):
-        return _is_same_type(one.value_type, other.value_type)
-    if pa.types.is_map(one) and pa.types.is_map(other):
-        return _is_same_type(one.key_type, other.key_type) and _is_same_type(one.item_type, other.item_type)
-    return bool(one.equals(other))
 
 
 def _files_not_in_log(

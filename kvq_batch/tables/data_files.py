@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
+from kvq_batch.domain.column_types import LossyConversionError, convert
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.tables.delta import BOUNDED_COLUMNS
 from kvq_batch.tables.schemas import TableSchema
@@ -70,8 +71,8 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, table: str) -> pa.ChunkedArr
     if column.type == field.type:
         return column
     try:
-        return column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return convert(column, field.type)
+    except LossyConversionError as error:
         raise FatalError(
             f"Rows for table {table!r}: cannot convert column {field.name!r} from {column.type} to {field.type}: "
             f"{error}"

@@ -16,6 +16,7 @@ from deltalake import CommitProperties, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
+from kvq_batch.domain.column_types import same_type
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
@@ -24,6 +25,7 @@ from kvq_batch.storage.options import display_uri, join, translate_storage_error
 from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.data_files import DataFile, align_to_schema, make_data_files
 from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schema_changes import change_catalog_schema, extend_schema
 from kvq_batch.tables.schemas import COUNTER_BITS, DATA_TABLES, RESULT_TABLES, find_schema
 from kvq_batch.tables.transactions import application_id, claim_transactions
 
@@ -77,6 +79,8 @@ class Writer:
         self._counter = 0
         # {table: version up to which its log is known to have no newer writer}
         self._checked_versions: dict[str, int] = {}
+        # {table: columns of the data files that were written last}
+        self._schemas: dict[str, pa.Schema] = {}
         self.epoch, self.progress_before = self._claim()
 
     @property
@@ -97,9 +101,8 @@ class Writer:
         return self._commit({"opinions": rows})
 
     def write_catalog(self, rows: pa.Table) -> int:
-        """Append rows of `catalog_changes`, and add their new columns first. Return the `commit_seq`."""
-        self.tables.add_columns("catalog", rows.schema)
-        return self._commit({"catalog": rows})
+        """Append rows of `catalog_changes`, with new columns and wider types. Return the `commit_seq`."""
+        return self._commit({"catalog": rows}, catalog_schema=rows.schema)
 
     def write_run(self, rows: pa.Table, run_id: str | None = None) -> int:
         """Append the state of this run, or of the crashed run `run_id`. Return the `commit_seq`."""
@@ -127,7 +130,12 @@ class Writer:
             f"{display_uri(self.tables.uri)}: other runs keep starting on these tables. Start only one run at a time."
         )
 
-    def _commit(self, rows_by_table: Mapping[str, pa.Table | None], run_id: str | None = None) -> int:
+    def _commit(
+        self,
+        rows_by_table: Mapping[str, pa.Table | None],
+        run_id: str | None = None,
+        catalog_schema: pa.Schema | None = None,
+    ) -> int:
         started = time.perf_counter()
         self._counter += 1
         commit_seq = self.commit_seq
@@ -135,11 +143,17 @@ class Writer:
         for name, rows in rows_by_table.items():
             if rows is None or rows.num_rows == 0:
                 continue
-            schema = find_schema(name)
-            full = align_to_schema(rows, schema, self.tables.arrow_schema(name), run_id or self.run_id, commit_seq)
+            schema, target = find_schema(name), self.tables.arrow_schema(name)
+            if catalog_schema is not None:
+                target = extend_schema(target, catalog_schema)
+            self._schemas[name] = target
+            full = align_to_schema(rows, schema, target, run_id or self.run_id, commit_seq)
             files[name] = list(make_data_files(full, schema, commit_seq))
         for name, made in files.items():
             self._store(name, made)
+        if catalog_schema is not None and files:
+            # Only now, when the rows are known to be writable: a schema that no row fits would block every later run.
+            change_catalog_schema(self.tables, catalog_schema)
         for name, made in files.items():
             self._append(name, made, commit_seq)
         size_bytes = sum(file.content.size for made in files.values() for file in made)
@@ -163,6 +177,7 @@ class Writer:
                 # The check costs requests, so it is made only if the version changed since the last one.
                 if self.tables.delta(name).version() != self._checked_versions.get(name):
                     self._check_not_overtaken(name, commit_seq)
+                self._check_types(name)
                 try:
                     actions = [file.action for file in files]
                     return self._log(name, actions, [Transaction(self._application, commit_seq)])
@@ -188,6 +203,21 @@ class Writer:
         newest = self.tables.delta(name).transaction_version(self._application)
         if newest is not None and newest >= commit_seq:
             raise self._taken_over(name)
+
+    def _check_types(self, name: str) -> None:
+        """Raises: FatalError if the log no longer has the columns in which the data files are written."""
+        found = self.tables.arrow_schema(name)
+        changed = [
+            field.name
+            for field in self._schemas[name]
+            for index in (found.get_field_index(field.name),)
+            if index < 0 or not same_type(found.field(index).type, field.type)
+        ]
+        if changed:
+            raise FatalError(
+                f"{display_uri(self.tables.uri)}: another process changed column {changed[0]!r} of table {name!r} "
+                f"while run {self.run_id} wrote to it. Start the job again."
+            )
 
     def _log(self, name: str, actions: list[AddAction], transactions: list[Transaction]) -> None:
         delta = self.tables.delta(name)

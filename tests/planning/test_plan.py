@@ -271,19 +271,10 @@ def test_types_unknown_to_delta_are_cast(tables: Tables, writer: Writer) -> None
     assert "Country" in catalog_changes(tables, again, "nightly").column_names
 
 
-@pytest.mark.parametrize(
-    ("column", "message"),
-    [
-        (pa.array(["1"]), r"'views' is string, but int64 in the table"),
-        (pa.array([1.5]), r"'views' is double, but int64 in the table"),
-        (pa.array([2**63], pa.uint64()), r"'views'"),
-        (pa.array([5], pa.duration("s")), r"'views' is duration"),
-    ],
-)
-def test_changed_column_type_is_rejected(tables: Tables, writer: Writer, column: Any, message: str) -> None:
+def test_unstorable_column_is_rejected(tables: Tables, writer: Writer) -> None:
     writer.write_catalog(catalog_changes(tables, make_catalog(["a"], views=pa.array([7])), "nightly"))
-    with pytest.raises(SpecError, match=message):
-        catalog_changes(tables, make_catalog(["a"], views=column), "nightly")
+    with pytest.raises(SpecError, match=r"'views' \(duration\[s\]\) cannot be stored.*cast it or remove it"):
+        catalog_changes(tables, make_catalog(["a"], views=pa.array([5], pa.duration("s"))), "nightly")
 
 
 def test_narrower_numbers_are_cast(tables: Tables, writer: Writer) -> None:

@@ -1,0 +1,155 @@
+"""Changes of the columns of the table `catalog`: new ones, wider types, and removal of a column that a user made.
+
+A new column is an entry in the log. Another type or a removed column means that every data file is written again, in
+one commit that replaces all files and the schema: Delta has no other way that all readers understand. Each file is read
+on its own and not as a dataset, because a column that is to be removed may be what makes the dataset unreadable.
+"""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, Schema
+from deltalake.exceptions import CommitFailedError
+
+from kvq_batch.domain.column_types import convert, merge_types, same_type, storable_type
+from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.objects import put_file
+from kvq_batch.storage.options import display_uri, join, translate_storage_errors
+from kvq_batch.storage.retry import RetryPolicy
+from kvq_batch.tables.data_files import DataFile, make_data_file
+from kvq_batch.tables.delta import LoggedFile, Tables
+from kvq_batch.tables.schemas import CATALOG
+
+_COMMIT_ATTEMPTS = 10
+
+ChangeSchema = Callable[[pa.Schema], pa.Schema]
+
+
+def extend_schema(schema: pa.Schema, rows: pa.Schema) -> pa.Schema:
+    """Return `schema` with types that can also hold those of `rows`, and with the new columns of `rows`."""
+    fields = [
+        field if index < 0 else field.with_type(_merge(field.type, rows.field(index).type))
+        for field in schema
+        for index in (rows.get_field_index(field.name),)
+    ]
+    return pa.schema([*fields, *(field for field in rows if schema.get_field_index(field.name) < 0)], schema.metadata)
+
+
+def _merge(known: pa.DataType, new: pa.DataType) -> pa.DataType:
+    # Earlier releases stored null types, which no value fits.
+    return known if same_type(known, new) else merge_types(storable_type(known) or pa.null(), new)
+
+
+def change_catalog_schema(tables: Tables, rows: pa.Schema) -> None:
+    """Make the table `catalog` able to hold `rows`: add new columns, and convert those with other types.
+
+    Raises:
+        SpecError: the table is out of reach, or a data file cannot be read.
+        FatalError: a data file cannot be written, or other commits keep coming first.
+    """
+
+    def change(schema: pa.Schema) -> pa.Schema:
+        return extend_schema(schema, rows)
+
+    _change(tables, change)
+
+
+def drop_catalog_column(tables: Tables, name: str) -> int:
+    """Remove a user's column from the table `catalog`, with its values. Return the number of files written again.
+
+    Raises:
+        SpecError: there is no such column, or it is one of ours; or the table is out of reach.
+        FatalError: a data file cannot be written, or other commits keep coming first.
+    """
+    check_droppable(tables, name)
+
+    def change(schema: pa.Schema) -> pa.Schema:
+        return pa.schema([field for field in schema if field.name != name], schema.metadata)
+
+    return _change(tables, change)
+
+
+def check_droppable(tables: Tables, name: str) -> None:
+    """Raises: SpecError if the table `catalog` has no user's column of this name."""
+    if name in CATALOG.names:
+        raise SpecError(f"column {name!r} of table 'catalog' is a column of kvq-batch and cannot be dropped")
+    users = [repr(column) for column in tables.arrow_schema("catalog").names if column not in CATALOG.names]
+    if repr(name) not in users:
+        known = ", ".join(users) or "none"
+        raise SpecError(f"table 'catalog' has no column {name!r}; the columns of your catalogs are: {known}")
+
+
+def _change(tables: Tables, change: ChangeSchema) -> int:
+    """Give the table the schema `change(schema)`. Return the number of data files written again."""
+    for _ in range(_COMMIT_ATTEMPTS):
+        tables.refresh("catalog")
+        before = tables.arrow_schema("catalog")
+        after = change(before)
+        kept = [after.field(index) for field in before if (index := after.get_field_index(field.name)) >= 0]
+        if len(kept) == len(before) and all(map(_is_same_field, before, kept)):
+            tables.add_columns("catalog", after)
+            return 0
+        files = tables.data_files("catalog")
+        converted = [_converted(tables, file, after) for file in files]
+        with translate_storage_errors(join(tables.uri, "catalog")):
+            try:
+                _replace_all(tables, converted, after)
+            except CommitFailedError:
+                # Another commit came first: its rows have to be converted, too.
+                continue
+        return len(files)
+    raise FatalError(
+        f"{display_uri(tables.uri)}: table 'catalog' gets commits faster than its columns can be changed. Start the "
+        "job again when less is written."
+    )
+
+
+def _is_same_field(one: pa.Field, other: pa.Field) -> bool:
+    return one.name == other.name and same_type(one.type, other.type)
+
+
+def _converted(tables: Tables, file: LoggedFile, schema: pa.Schema) -> DataFile:
+    """Return the rows of a data file in another schema, as a data file that is stored and not yet committed."""
+    try:
+        with tables.open_data_file("catalog", file) as source:
+            rows = pq.ParquetFile(source).read()
+    except (pa.ArrowException, *FOREIGN_ERRORS) as error:
+        raise SpecError(
+            f"{display_uri(tables.uri)}: data file {file.path} cannot be read: {explain_error(error)}; run "
+            "`kvq-batch tables check`"
+        ) from error
+    columns = [
+        convert(rows.column(index), field.type) if index >= 0 else pa.nulls(rows.num_rows, field.type)
+        for field in schema
+        for index in (rows.schema.get_field_index(field.name),)
+    ]
+    made = make_data_file(
+        pa.Table.from_arrays(columns, schema=schema.remove_metadata()),
+        CATALOG,
+        file.partition,
+        f"{file.high.get('commit_seq', 0):016x}-converted",
+    )
+    try:
+        put_file(join(join(tables.uri, "catalog"), made.path), made.content.to_pybytes(), tables.options, RetryPolicy())
+    except FOREIGN_ERRORS as error:
+        raise FatalError(
+            f"{display_uri(tables.uri)}: table 'catalog' cannot be written: {explain_error(error)}. Nothing was "
+            "changed."
+        ) from error
+    return made
+
+
+def _replace_all(tables: Tables, files: list[DataFile], schema: pa.Schema) -> None:
+    """Commit `files` and `schema` in place of all data files. Raises: CommitFailedError after another commit."""
+    delta = tables.delta("catalog")
+    delta.create_write_transaction(
+        [file.action for file in files],
+        mode="overwrite",
+        schema=Schema.from_arrow(schema),
+        partition_by=[],
+        # A later version has rows that are not in `files`.
+        commit_properties=CommitProperties(max_commit_retries=0),
+    )
+    delta.update_incremental()
