@@ -58,7 +58,7 @@ FACTS = VideoFacts(
 )
 EMPTY = np.empty(0, np.int64)
 PROBED = Probed(
-    FACTS, "none", 0, "packets", False, NO_CROP, False, EMPTY, EMPTY.astype(bool), EMPTY, EMPTY.astype(float)
+    FACTS, "none", 0, "packets", False, NO_CROP, False, False, EMPTY, EMPTY.astype(bool), EMPTY, EMPTY.astype(float)
 )
 
 

@@ -89,8 +89,8 @@ def _unfit_for_decord(probed: Probed) -> str | None:
         return "its frames can only be found by counting"
     if probed.has_time_jumps:
         return "its clock starts again in the middle"
-    if len(probed.packet_is_key) > 1 and probed.packet_is_key.all() and facts.codec not in ("mjpeg", "rawvideo"):
-        return "every frame is marked as a keyframe, which is true of few files"
+    if probed.has_false_keyframes:
+        return "its container marks frames as keyframes that are not"
     if probed.has_open_groups:
         return "frames are shown before the keyframe that precedes them in the file (open groups)"
     if facts.rotation_deg or facts.is_mirrored:

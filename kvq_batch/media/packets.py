@@ -145,6 +145,7 @@ class PacketIndex:
         is_shown: list[bool] = []
         num_bytes = 0
         end_pts = 0
+        self.second_packet: Packet[VideoStream] | None = None
         try:
             for packet in container.demux(stream):
                 if not packet.size:
@@ -164,6 +165,8 @@ class PacketIndex:
                     )
                 if not pts:
                     self.first_packet = packet
+                elif self.second_packet is None:
+                    self.second_packet = packet
                 end_pts = max(end_pts, (packet.pts or 0) + (packet.duration or 0))
                 pts.append(packet.pts)
                 dts.append(packet.dts)

@@ -84,11 +84,13 @@ class _ContainerColor:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """Facts of a video and where its frames are.
+    """Facts of a video and the index of its frames.
 
-    `packet_pts` int64 and `packet_is_key` bool, both [packets], in decoding order; `frame_packets` int64 [frames] maps
-    a frame, in presentation order, to its packet; `times_s` float64 [frames] from the first frame. With `counting`
-    "decoding" there is no such map (`frame_packets` is empty): frames are found by counting decoded ones.
+    `packet_pts` int64 and `packet_is_key` bool, both [packets], are in decoding order. `frame_packets` int64 [frames]
+    maps a frame, in presentation order, to its packet; `times_s` float64 [frames] counts from the first frame. With
+    `counting` "decoding" there is no such map (`frame_packets` is empty): frames are found by counting decoded ones.
+    With `has_time_jumps`, `packet_pts` differs from the times in the file, whose clock starts again; with
+    `has_false_keyframes`, `packet_is_key` differs from the flags in the file.
     """
 
     facts: VideoFacts
@@ -98,6 +100,7 @@ class Probed:
     can_skip_unreferenced: bool
     crop: Crop
     has_time_jumps: bool
+    has_false_keyframes: bool
     packet_pts: NDArray[np.int64]
     packet_is_key: NDArray[np.bool_]
     frame_packets: NDArray[np.int64]
@@ -182,6 +185,7 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
     else:
         frame_packets = np.empty(0, np.int64)
         times_s = _counted_times(decoded_pts, index)
+    packet_is_key = _checked_keyframes(path, limits, stream, index) if counting == "packets" else index.packet_is_key
     steps = np.diff(times_s)
     step_s = float(np.median(steps)) if len(steps) else 0.0
     last_s = index.last_duration_s or step_s or (1 / index.average_rate if index.average_rate else _LONE_FRAME_S)
@@ -203,7 +207,8 @@ def _describe(path: Path, limits: VideoLimits, stream: VideoStream, index: Packe
         crop=crop,
         has_time_jumps=index.has_time_jumps and counting == "packets",
         packet_pts=index.packet_pts,
-        packet_is_key=index.packet_is_key,
+        has_false_keyframes=not np.array_equal(packet_is_key, index.packet_is_key),
+        packet_is_key=packet_is_key,
         frame_packets=frame_packets,
         times_s=times_s,
     )
@@ -227,6 +232,35 @@ def _first_frame(path: Path, limits: VideoLimits, stream: VideoStream, index: Pa
             return frame if frame is not None and frame.pts == index.packet_pts[index.frame_packets[0]] else None
     except av.error.FFmpegError as error:
         raise _undecodable(error) from error
+
+
+def _checked_keyframes(path: Path, limits: VideoLimits, stream: VideoStream, index: PacketIndex) -> NDArray[np.bool_]:
+    """Return which packets are keyframes, bool [packets].
+
+    A container that does not know keyframes marks all packets (MP4 without `stss`). If the second one is not a
+    keyframe for the decoder, all of them are looked up; decoders skip other frames where they can.
+    """
+    if index.second_packet is None or not index.packet_is_key.all():
+        return index.packet_is_key
+    context = stream.codec_context if stream.codec_context.is_open else _prepare(stream, limits)
+    try:
+        if context.is_open:
+            context.flush_buffers()
+        frames = [*context.decode(index.second_packet), *context.decode(None)]
+    except av.error.FFmpegError:
+        frames = []
+    if frames and frames[0].key_frame:
+        return index.packet_is_key
+    with open_video(path) as container:
+        stream = best_stream(container)
+        _prepare(stream, limits).skip_frame = "NONKEY"
+        try:
+            keys = [frame.pts for frame in container.decode(stream) if frame.key_frame]
+        except av.error.FFmpegError as error:
+            raise _undecodable(error) from error
+    is_key = np.isin(index.container_pts, [pts for pts in keys if pts is not None])
+    is_key[0] = True
+    return is_key
 
 
 def _decode_all(path: Path, limits: VideoLimits) -> tuple[VideoFrame, list[int | None]]:

@@ -61,6 +61,14 @@ def test_false_keyframes(folder: Path, name: str, change: Change) -> None:
     assert_as_ffmpeg(remux(source(folder, name), folder / f"{change.__name__}-{name}", change))
 
 
+@pytest.mark.parametrize("name", ["mpeg4.mp4", "h263.mov", "hevc.mkv", "hevc-open-gop.mp4", "ffv1.mkv"])
+def test_true_keyframes_are_looked_up(folder: Path, name: str) -> None:
+    path = remux(source(folder, name), folder / f"looked-up-{name}", mark_all_as_keyframes)
+    is_key = probe(path, VideoLimits()).packet_is_key
+    assert 1 < np.count_nonzero(is_key) < 10
+    assert np.array_equal(is_key, probe(source(folder, name), VideoLimits()).packet_is_key)
+
+
 @pytest.mark.parametrize("name", ["mpeg4.mp4", "h264.mp4", "hevc-open-gop.mp4"])
 @pytest.mark.parametrize("extension", ["mp4", "mkv"])
 def test_file_starts_without_a_keyframe(folder: Path, name: str, extension: str) -> None:
@@ -87,7 +95,7 @@ def test_animations_are_never_entered_in_the_middle(tmp_path: Path) -> None:
         assert_as_ffmpeg(encode(tmp_path / name, "-r", "10", *options, size="160x96"))
 
 
-def test_decord_gets_no_file_of_keyframes_only(folder: Path) -> None:
+def test_decord_is_rejected_for_false_keyframes(folder: Path) -> None:
     path = remux(source(folder, "hevc-open-gop.mp4"), folder / "decord.mp4", mark_all_as_keyframes)
     with pytest.raises(DecodeError, match="keyframe") as caught:
         choose_decoder(probe(path, VideoLimits()), "decord")
