@@ -7,6 +7,7 @@ network predict in units of the labels. Both count the mean error of a batch at 
 clips is chance, and at full weight it pushes all predictions up and down together.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,11 @@ from kvq_batch.training.process_group import ProcessGroup
 from kvq_batch.training.settings import LossWeights
 
 _EPS = 1e-8
+_MIN_STD = 1e-3
+"""Smallest standard deviation that values are divided by; predictions and labels have a range of about 1.
+
+Without it, the gradient of equal or nearly equal values grows without bound, as 1 / standard deviation.
+"""
 _MEAN_ERROR_WEIGHT = 0.05
 """Weight of the mean error of all predictions of a batch."""
 
@@ -117,7 +123,10 @@ def lpc_losses(texture: Tensor, of_cubes: Tensor) -> Tensor:
     Local perception consistency; the published term is the mean over a batch. Standard deviations are unbiased and the
     maps are compared by their cosine, so that the 1e-8 added to a deviation counts as published.
     """
-    return 1 - torch.nn.functional.cosine_similarity(_unit_maps(texture), _unit_maps(of_cubes), dim=1)
+    found, expected = _unit_maps(texture), _unit_maps(of_cubes)
+    # The norm is sqrt(n - 1), and less for maps that are nearly constant: those are not scaled up again.
+    smallest_norm = math.sqrt(found.shape[1]) / 2
+    return 1 - torch.nn.functional.cosine_similarity(found, expected, dim=1, eps=smallest_norm)
 
 
 def score_error(predictions: Tensor, labels: Tensor) -> Tensor:
@@ -205,9 +214,9 @@ def _error_about_mean(errors: Tensor) -> Tensor:
 
 
 def _standardise(values: Tensor) -> Tensor:
-    return (values - values.mean()) / (values.std(correction=0) + _EPS)
+    return (values - values.mean()) / (values.std(correction=0).clamp_min(_MIN_STD) + _EPS)
 
 
 def _unit_maps(maps: Tensor) -> Tensor:
     flat = maps.flatten(1)
-    return (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + _EPS)
+    return (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True).clamp_min(_MIN_STD) + _EPS)

@@ -47,6 +47,48 @@ def test_plcc_ignores_offset_and_scale() -> None:
     assert plcc_loss(10 * found + 3, labels).item() == pytest.approx(plcc_loss(found, labels).item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-9, 1e-7, 1e-5, 1e-4, 1e-3])
+def test_plcc_gradient_of_equal_values_is_bounded(spread: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, other = torch.randn(2, 8, dtype=torch.float64, generator=generator)
+    nearly_equal = (0.4 + spread * noise).to(dtype)
+    for predictions, labels in ((nearly_equal, other.to(dtype)), (other.to(dtype), nearly_equal), (nearly_equal,) * 2):
+        predictions = predictions.clone().requires_grad_()
+        loss = plcc_loss(predictions, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert predictions.grad is not None
+        assert 0 <= loss.item() <= 0.5
+        # 88 for standardised labels, see below.
+        assert predictions.grad.norm().item() < 200
+
+
+def test_plcc_gradient_of_equal_predictions_points_to_labels() -> None:
+    labels = np.array([0.1, 0.5, 0.2, 0.9])
+    predictions = torch.full((4,), 0.3, dtype=torch.float64, requires_grad=True)
+    plcc_loss(predictions, torch.from_numpy(labels)).backward()  # type: ignore[no-untyped-call]
+    standardised = (labels - labels.mean()) / labels.std()
+    # z = 0 and rho = 0: the gradient by z is -t / (4 n), and z = (p - mean p) / 0.001.
+    assert predictions.grad is not None
+    assert predictions.grad.numpy() == pytest.approx(-standardised / (4 * 4) / 1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1e-7, 1e-5, 1e-3])
+def test_lpc_gradient_of_constant_maps_is_bounded(spread: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, other = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64, generator=generator)
+    flat = (0.4 + spread * noise).to(dtype)
+    for texture, cubes in ((flat, other.to(dtype)), (other.to(dtype), flat), (flat, flat)):
+        maps = [values.clone().requires_grad_() for values in (texture, cubes)]
+        losses = lpc_losses(*maps)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        assert torch.isfinite(losses).all()
+        for values in maps:
+            assert values.grad is not None
+            assert values.grad.norm().item() < 2000
+
+
 def test_rank_counts_pairs_in_wrong_order() -> None:
     labels = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     assert rank_loss(labels * 2 + 1, labels).item() == 0
