@@ -21,7 +21,7 @@ from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress
 
 if TYPE_CHECKING:
-    from kvq_batch.config.job import Job
+    from kvq_batch.config.job import ExecutorName, Job
     from kvq_batch.config.labels import LabelJob
     from kvq_batch.engine.run_recorder import RunSummary
     from kvq_batch.planning.job_models import JobModel
@@ -88,7 +88,11 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
 
 
 def execute(
-    planned: "JobPlan", context: typer.Context, address: str | None = None, run_id: str | None = None
+    planned: "JobPlan",
+    context: typer.Context,
+    address: str | None = None,
+    run_id: str | None = None,
+    executor: "ExecutorName | None" = None,
 ) -> "RunSummary":
     """Run the plan with progress on stderr; Ctrl-C stops it at the next result."""
     from kvq_batch.engine.run import RunOptions
@@ -98,7 +102,7 @@ def execute(
     score_workers = sum(model.workers.max for model in job.models)
     observer = observer_of(context, {"decode": job.decode.workers.max, "score": score_workers})
     with stop_on_signals() as stop, observer:
-        return run_job(planned, observer, RunOptions(address=address, stop=stop, run_id=run_id))
+        return run_job(planned, observer, RunOptions(address=address, stop=stop, run_id=run_id, executor=executor))
 
 
 def observer_of(

@@ -24,6 +24,7 @@ from kvq_batch.cli.options import (
     DeviceOption,
     DryRunOption,
     EndpointOption,
+    ExecutorOption,
     IncludePermanentOption,
     JobArgument,
     LogOption,
@@ -177,6 +178,7 @@ def run(
     deadline: DeadlineOption = None,
     time_zone: TimeZoneOption = None,
     address: AddressOption = None,
+    executor: ExecutorOption = None,
     run_id: RunIdOption = None,
     dry_run: DryRunOption = False,
     log: LogOption = "auto",
@@ -205,7 +207,7 @@ def run(
     planned = plan_with_status(override_job(load_job(job), context))
     if dry_run:
         return show_plan(planned, Output(output))
-    summary = execute(planned, context, address, run_id)
+    summary = execute(planned, context, address, run_id, executor)
     finish(summary, planned, Output(output), continue_command("run", job, run_id, shard))
     return None
 
@@ -239,6 +241,7 @@ def score(
     deadline: DeadlineOption = None,
     time_zone: TimeZoneOption = None,
     address: AddressOption = None,
+    executor: ExecutorOption = None,
     dry_run: DryRunOption = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
@@ -265,7 +268,7 @@ def score(
         planned, out = plan_with_status(override_job(job, context)), Output(output)
         if dry_run:
             return show_plan(planned, out)
-        summary = execute(planned, context, address)
+        summary = execute(planned, context, address, executor=executor)
         if tables is None:
             finish_with_scores(summary, planned, out)
         else:

@@ -41,7 +41,16 @@ EndpointOption = Annotated[
 RegionOption = Annotated[str | None, typer.Option("--region", help="Region of the bucket.", show_default=False)]
 AddressOption = Annotated[
     str | None,
-    typer.Option("--address", help="Ray cluster to run on. Default: a local Ray for this run.", show_default=False),
+    typer.Option("--address", help="Ray cluster to run on. Default: this machine.", show_default=False),
+]
+ExecutorOption = Annotated[
+    Literal["auto", "local", "ray"] | None,
+    typer.Option(
+        "--executor",
+        help="local: threads of this process. ray: a Ray cluster. auto: local for up to 1000 videos without --address "
+        "and with at most one GPU.",
+        show_default="auto",
+    ),
 ]
 # `submit` chooses the run id before the run starts, so that its user can look for it.
 RunIdOption = Annotated[str | None, typer.Option("--run-id", hidden=True)]

@@ -16,6 +16,8 @@ from kvq_batch.config.selection import Select
 from kvq_batch.domain.scorer import Device, Precision
 from kvq_batch.domain.video import ClipPolicy, Hdr
 
+ExecutorName = Literal["auto", "local", "ray"]
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -202,6 +204,11 @@ class Run(Section):
     breaker_in_a_row: int = Field(50, ge=1, description="Stop after this many failures in a row with the same error.")
     breaker_share: float = Field(
         0.2, gt=0, le=1, description="Stop the run if this share of the first 500 videos failed with the same error."
+    )
+    executor: ExecutorName = Field(
+        "auto",
+        description='"local": threads of one process on this machine. "ray": a Ray cluster. "auto": local for at most '
+        "1000 videos without ray_address, custom resources or several GPUs.",
     )
     ray_address: str | None = Field(
         None,

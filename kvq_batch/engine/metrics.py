@@ -15,16 +15,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
-from ray.util import metrics as ray_metrics
 
 if TYPE_CHECKING:
+    from kvq_batch.engine.executor.base import Queues
     from kvq_batch.engine.observer import Observer
     from kvq_batch.engine.rows import Row
     from kvq_batch.engine.run_recorder import State
@@ -132,17 +132,6 @@ METRICS = (
 )
 
 
-@dataclass(slots=True)
-class Queues:
-    """Blocks that wait for each (stage, model), as Ray Data last reported in this process; a pickled copy is empty."""
-
-    stages: tuple[tuple[str, str], ...] = ()
-    lengths: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def __reduce__(self) -> tuple[type["Queues"], tuple[()]]:
-        return (Queues, ())
-
-
 class Telemetry:
     """Exports values of this process with `tags` on each; does nothing outside a Ray process."""
 
@@ -180,6 +169,8 @@ class Telemetry:
 
 
 def _make_ray_metric(spec: MetricSpec) -> Any:
+    from ray.util import metrics as ray_metrics
+
     match spec.kind:
         case "counter":
             return ray_metrics.Counter(spec.name, spec.description, spec.tags)
@@ -256,7 +247,7 @@ class MetricsObserver:
         labels: RunLabels,
         tracker: "WorkTracker",
         writer: "Writer",
-        queues: Queues,
+        queues: "Queues",
         observer: "Observer",
         outcome: Callable[[], "State"],
     ) -> None:

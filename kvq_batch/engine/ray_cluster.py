@@ -1,9 +1,7 @@
-"""Connection to a Ray cluster for one run: start or join, redirected output, clean-up of scratch files, preemptions.
+"""Connection to a Ray cluster for one run: start or join, redirected output, preemptions.
 
     with ray_cluster(pools, address):      a local Ray, or the one at the address; disconnected at the end
         monitor = PreemptionMonitor()      reports whether nodes were preempted
-        with cleanup_scratch(decode):      removes files of killed workers from this machine
-            ...
 
 Inside `ray_cluster`, the output of Ray goes to the logger `kvq_batch.ray` at level DEBUG: stdout is for data, stderr
 for progress or for one JSON object per line.
@@ -14,31 +12,21 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from math import ceil
-from pathlib import Path
 
 import ray
 from ray.exceptions import AuthenticationError
 
-from kvq_batch.config.job import Decode, Workers
+from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.engine import ray_internals
-from kvq_batch.engine.pipeline import configure_ray_data
-from kvq_batch.media.scratch import scratch_directories, sweep
-from kvq_batch.storage.fetch import remove_stale_folders
 
 LOGGER = logging.getLogger("kvq_batch.ray")
 
 STDERR = 2
-
-CLEANUP_TIMEOUT_S = 30.0
-"""Longest wait for killed workers to exit. On a machine with eight times more load than cores they took over 5 s
-(measured). `cleanup_scratch` waits only while files are left."""
 
 
 @contextmanager
@@ -58,7 +46,6 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
         connect(target, needed["CPU"])
         try:
             _check_size(needed)
-            configure_ray_data()
             yield
         finally:
             ray.shutdown()
@@ -162,26 +149,6 @@ def _log_lines(read_end: int) -> None:
         for line in lines:
             if line.strip():
                 LOGGER.debug(line.rstrip())
-
-
-@contextmanager
-def cleanup_scratch(decode: Decode) -> Iterator[None]:
-    """Remove frames and fetched files that workers of the block leave behind on this machine.
-
-    Ray kills its workers, so they cannot clean up themselves. Folders of living processes are kept. On other machines
-    of a cluster, the next worker that starts there removes the leftover files.
-    """
-    shared_memory, scratch = Path(decode.shared_memory), Path(decode.scratch or tempfile.gettempdir())
-    before = scratch_directories(shared_memory)
-    try:
-        yield
-    finally:
-        deadline = time.monotonic() + CLEANUP_TIMEOUT_S
-        sweep(shared_memory)
-        while scratch_directories(shared_memory) - before and time.monotonic() < deadline:
-            time.sleep(0.1)
-            sweep(shared_memory)
-        remove_stale_folders(scratch)
 
 
 class PreemptionMonitor:

@@ -15,7 +15,7 @@ from typing import cast
 
 from kvq_batch.config.labels import RENDITIONS_PER_BLOCK
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
+from kvq_batch.engine.executor.base import BLOCKS_IN_FLIGHT
 from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.row_types import RunRow, StoredRunRow

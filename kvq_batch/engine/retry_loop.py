@@ -17,8 +17,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from kvq_batch.domain.errors import FatalError, KvqBatchError
+from kvq_batch.engine.executor.base import Cancel
 from kvq_batch.engine.observer import Observer
-from kvq_batch.engine.pipeline import Cancel
 from kvq_batch.engine.run_recorder import State
 from kvq_batch.engine.stopping import StopCondition
 from kvq_batch.engine.work_tracker import WorkTracker

@@ -1,7 +1,7 @@
-"""The generic run: execute a plan of any kind on Ray and commit its results from this process.
+"""The generic run: execute a plan of any kind and commit its results from this process.
 
     lease -> close crashed runs -> plan again if the tables changed -> record the plan
-          -> start Ray -> retry loop -> record the outcome
+          -> open the executor (threads here, or Ray) -> retry loop -> record the outcome
 
 Scoring runs (`engine/score_run.py`) and label runs (`labeling/run.py`) build what differs: a
 `PreparedRun`.
@@ -10,6 +10,7 @@ Scoring runs (`engine/score_run.py`) and label runs (`labeling/run.py`) build wh
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -17,14 +18,15 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from kvq_batch.config.budget import Budget
-from kvq_batch.config.job import Decode, Job
+from kvq_batch.config.job import Decode, ExecutorName, Job
 from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.domain.shard import WHOLE, Shard
+from kvq_batch.engine.decode_worker import cleanup_scratch
+from kvq_batch.engine.executor.base import Cancel, OpenExecutor, PipelineSpec, choose_executor
+from kvq_batch.engine.executor.local import local_executor
 from kvq_batch.engine.metrics import MetricsObserver, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
-from kvq_batch.engine.pipeline import Cancel, PipelineSpec, results
-from kvq_batch.engine.ray_cluster import PreemptionMonitor, cleanup_scratch, ray_cluster
 from kvq_batch.engine.recovery import close_crashed_runs
 from kvq_batch.engine.retry_loop import record_failure_on_error, run_attempts
 from kvq_batch.engine.run_recorder import RunRecorder, RunSummary, State
@@ -42,14 +44,16 @@ _LOG = logging.getLogger(__name__)
 class RunOptions:
     """Options of a run that are not part of its job.
 
-    `address` overrides the job's Ray address. `worker` replaces the class of the first stage's workers. Set `stop` to
-    end the run early. `run_id` sets the id of the run, for callers that must know it in advance.
+    `address` and `executor` override the job's Ray address and executor. `worker` replaces the class of the first
+    stage's workers. Set `stop` to end the run early. `run_id` sets the id of the run, for callers that must know it in
+    advance.
     """
 
     address: str | None = None
     worker: type[Any] | None = None
     stop: threading.Event | None = None
     run_id: str | None = None
+    executor: ExecutorName | None = None
 
 
 DEFAULT_OPTIONS = RunOptions()
@@ -135,21 +139,38 @@ def _execute(
             return "stopped", f"reached budget.max_videos = {budget.max_videos}"
         return "finished", ""
 
-    def pipeline(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
-        return results(run.make_blocks(items, is_alone), run.pipeline, is_alone, cancel)
-
     with record_failure_on_error(recorder):
         if tracker.num_videos or run.connects_without_work:
-            pools = [stage.workers for stage in run.pipeline.stages]
-            with (
-                cleanup_scratch(run.decode),
-                ray_cluster(pools, options.address or recorder.job.run.ray_address),
-                MetricsObserver(
-                    run.labels, tracker, writer, run.pipeline.queues, observer, lambda: outcome()[0]
-                ) as metrics,
-            ):
-                has_new_preemptions = PreemptionMonitor().has_new_preemptions
-                run_attempts(tracker, recorder, pipeline, lease, metrics, stop, has_new_preemptions)
+            with ExitStack() as stack:
+                stack.enter_context(cleanup_scratch(run.decode))
+                executor = stack.enter_context(_open_executor(run, recorder.job, options))
+
+                def pipeline(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
+                    return executor.results(run.make_blocks(items, is_alone), run.pipeline, is_alone, cancel)
+
+                if executor.exports_metrics:
+                    metrics = MetricsObserver(
+                        run.labels, tracker, writer, run.pipeline.queues, observer, lambda: outcome()[0]
+                    )
+                    observer = stack.enter_context(metrics)
+                run_attempts(tracker, recorder, pipeline, lease, observer, stop, executor.has_new_preemptions)
     summary = recorder.close(*outcome())
     summary.check()
     return summary
+
+
+def _open_executor(run: PreparedRun, job: Job | LabelJob, options: RunOptions) -> OpenExecutor:
+    """Return the executor for the run, as a context manager.
+
+    Raises:
+        SpecError: the local executor is asked for and cannot run the job, or the cluster cannot be used.
+    """
+    address, stages = options.address or job.run.ray_address, run.pipeline.stages
+    name, reason = choose_executor(options.executor or job.run.executor, address, stages, run.tracker.num_videos)
+    _LOG.info("executor: %s (%s)", name, reason)
+    if name == "local":
+        return local_executor()
+    # Imported here because importing Ray takes a second.
+    from kvq_batch.engine.executor.ray import ray_executor
+
+    return ray_executor([stage.workers for stage in stages], address)

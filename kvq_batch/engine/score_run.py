@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
+from kvq_batch.engine.executor.base import PipelineSpec, PipelineStage, make_blocks
 from kvq_batch.engine.metrics import RunLabels
 from kvq_batch.engine.observer import Observer
-from kvq_batch.engine.pipeline import PipelineSpec, PipelineStage, make_blocks
 from kvq_batch.engine.rows import ClipResult, Failure, clip_row, failure_row, map_row, score_row
 from kvq_batch.engine.run import DEFAULT_OPTIONS, PreparedRun, RunOptions, execute_run
 from kvq_batch.engine.run_recorder import RunInputs, RunRecorder, RunSummary
@@ -132,7 +132,9 @@ def _prepare(plan: JobPlan, writer: Writer, options: RunOptions) -> PreparedRun:
     job, models = plan.job, plan.models.models
     items = tasks_to_items(plan.plan.tasks, models, job.budget.max_videos)
     tracker = ScoreTracker(items, models, job.run.max_attempts, CircuitBreaker.from_spec(job.run))
-    videos_per_block = block_size(job)
+    # A small catalog is cut into at least two blocks for each decoder: with one large block, the others would idle.
+    num_blocks = 2 * job.decode.workers.max
+    videos_per_block = max(1, min(block_size(job), items.num_rows // num_blocks))
     return PreparedRun(
         tracker=tracker,
         recorder=ScoreRecorder(plan, tracker, writer),
@@ -157,7 +159,7 @@ def _pipeline(plan: JobPlan, decode_worker: type[Any]) -> PipelineSpec:
     for model_index, model in enumerate(plan.models.models):
         drops, size = plan.models.drops_after(model_index), model.section.batch_size
         settings = ScoreSettings(model.options, model.ref.model_id, model_index, model.request, drops, size)
-        stages.append(PipelineStage(ScoreWorker, settings, model.section.workers, "score", model.ref.name))
+        stages.append(PipelineStage(ScoreWorker, settings, model.section.workers, "score", model.ref.name, size))
     return PipelineSpec(plan.job.name, stages, plan.job.limits.worker_timeout_s)
 
 

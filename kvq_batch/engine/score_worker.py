@@ -2,11 +2,11 @@
 
 A worker builds its model once, and fails if the weights differ from those that the driver saw. A batch that raises is
 scored again clip by clip, so that one bad clip costs only itself. A batch that does not fit into memory is halved. A
-worker whose GPU context is broken ends its process: each further clip would fail. The driver decides about retries.
+worker whose GPU context is broken raises DeviceLostError: each further clip would fail. The driver decides about
+retries.
 """
 
 import logging
-import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class ScoreSettings:
 
 
 class ScoreWorker:
-    """Callable that Ray Data builds once per actor.
+    """Worker that scores clips with one model.
 
     Raises:
         FatalError: the weights on this machine differ from those that the driver saw.
@@ -61,8 +61,15 @@ class ScoreWorker:
             )
         self._batches = Batches(scorer, settings.batch_size)
 
+    def close(self) -> None:
+        """Do nothing: the model is freed with the worker."""
+
     def __call__(self, clips: pa.Table) -> pa.Table:
-        """Return the clips with the column `result_m`, without the frames in `drops`."""
+        """Return the clips with the column `result_m`, without the frames in `drops`.
+
+        Raises:
+            DeviceLostError: this process cannot score any clip any more.
+        """
         settings = self._settings
         model_mask = clips["model_mask"].to_numpy()
         has_frames = clips[f"shape_{settings.request}"].is_valid().to_numpy()
@@ -70,13 +77,7 @@ class ScoreWorker:
         results: list[dict[str, Any] | None] = [None] * clips.num_rows
         frames, shapes = clips[f"frames_{settings.request}"], clips[f"shape_{settings.request}"]
         pixels = [clip_pixels(frames, shapes, int(row)) for row in rows]
-        try:
-            scored = self._batches.score(pixels)
-        except DeviceLostError as error:
-            # Ray starts the process again and retries the block once, as after a crash; then the driver takes over.
-            _LOG.critical("ending this worker: %s", redact(str(error)))
-            os._exit(1)
-        for row, result in zip(rows, scored, strict=True):
+        for row, result in zip(rows, self._batches.score(pixels), strict=True):
             results[int(row)] = result
         kept = clips.drop_columns([f"frames_{r}" for r in settings.drops])
         return kept.append_column(f"result_{settings.model_index}", pa.array(results, RESULT))

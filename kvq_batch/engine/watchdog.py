@@ -9,6 +9,7 @@ Ray Data's own detection of hanging tasks only logs a warning (2.60).
 
 import ctypes
 import faulthandler
+import logging
 import os
 import signal
 import threading
@@ -18,6 +19,11 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import pyarrow as pa
+
+from kvq_batch.domain.errors import DeviceLostError
+from kvq_batch.storage.redact import redact
+
+_LOG = logging.getLogger(__name__)
 
 # <time.h>, <bits/types/sigevent_t.h> of glibc and musl on Linux.
 _CLOCK_MONOTONIC = 1
@@ -105,7 +111,7 @@ class Watchdog:
 def watched(worker: type, timeout_s: float) -> type:
     """Return a class that works like `worker` and is killed if one step of it takes longer than `timeout_s`.
 
-    A step is the construction of the worker, or what it does between two values that it yields. It may yield None for
+    It also ends its process when it raises DeviceLostError. A step is the construction of the worker, or what it does between two values that it yields. It may yield None for
     progress without a table. The class keeps the name of `worker`, which is how Ray names its processes.
     """
     return type(worker.__name__, (_WatchedWorker,), {"worker": worker, "timeout_s": timeout_s})
@@ -132,5 +138,9 @@ class _WatchedWorker:
                     self._watchdog.rest()
                     yield step.pop()
                 self._watchdog.work()
+        except DeviceLostError as error:
+            # Ray starts the process again and retries the block once, as after a crash; then the driver takes over.
+            _LOG.critical("ending this worker: %s", redact(str(error)))
+            os._exit(1)
         finally:
             self._watchdog.rest()

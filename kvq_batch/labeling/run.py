@@ -5,9 +5,9 @@ from typing import Any
 import pyarrow as pa
 
 from kvq_batch.config.labels import RENDITIONS_PER_BLOCK
+from kvq_batch.engine.executor.base import PipelineSpec, PipelineStage
 from kvq_batch.engine.metrics import RunLabels
 from kvq_batch.engine.observer import Observer
-from kvq_batch.engine.pipeline import PipelineSpec, PipelineStage
 from kvq_batch.engine.run import DEFAULT_OPTIONS, PreparedRun, RunOptions, execute_run
 from kvq_batch.engine.run_recorder import RunInputs, RunRecorder, RunSummary
 from kvq_batch.engine.stopping import CircuitBreaker

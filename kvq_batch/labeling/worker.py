@@ -49,11 +49,15 @@ class LabelSettings:
 
 
 class LabelWorker:
-    """Callable that Ray Data builds once per actor."""
+    """Worker that decodes a segment in a child process and labels its renditions."""
 
     def __init__(self, settings: LabelSettings) -> None:
         self._settings = settings
         self._fetcher, self._decoder = settings.media.start()
+
+    def close(self) -> None:
+        """Kill the child that decodes."""
+        self._decoder.__exit__(None, None, None)
 
     @cached_property
     def _ffmpeg(self) -> str:

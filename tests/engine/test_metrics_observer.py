@@ -12,9 +12,9 @@ import pytest
 
 from kvq_batch.domain.errors import FatalError, FetchError, LabelError
 from kvq_batch.engine import metrics
-from kvq_batch.engine.metrics import MetricsObserver, MetricSpec, Queues, RunLabels
+from kvq_batch.engine.executor.base import Cancel, Queues
+from kvq_batch.engine.metrics import MetricsObserver, MetricSpec, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
-from kvq_batch.engine.pipeline import Cancel
 from kvq_batch.engine.retry_loop import record_failure_on_error, run_attempts
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run_recorder import State

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kvq_batch.config.budget import Budget
-from kvq_batch.engine.pipeline import BLOCKS_IN_FLIGHT
+from kvq_batch.engine.executor.base import BLOCKS_IN_FLIGHT
 from tests.support.driver import wait_for
 from tests.support.processes import Process, named
 from tests.support.trial import Trial, check, names_of, wait_for_end

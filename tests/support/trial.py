@@ -81,7 +81,7 @@ class Trial:
                 "shared_memory": str(shared_memory),
             },
             "limits": {"timeout_s": 60, "max_memory_bytes": 512 << 20},
-            "run": {"commit_every_s": 0.1, "max_attempts": 2},
+            "run": {"executor": "ray", "commit_every_s": 0.1, "max_attempts": 2},
         }
         if store:
             values["storage"] = {"endpoint_url": store.options.endpoint_url, "region": store.options.region}

@@ -1,4 +1,4 @@
-"""The Ray Data pipeline of a run: items -> one actor pool per stage -> result tables.
+"""The Ray executor: a Ray Data pipeline with one actor pool per stage, on this machine or a cluster.
 
 Choices, and why:
 
@@ -10,10 +10,9 @@ Choices, and why:
 
 import logging
 import re
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 
 import pyarrow as pa
 import ray
@@ -23,16 +22,15 @@ from ray.util.annotations import RayDeprecationWarning
 
 from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.metrics import Queues, instrument
+from kvq_batch.engine.executor.base import BLOCKS_IN_FLIGHT, Cancel, Executor, PipelineSpec, PipelineStage
+from kvq_batch.engine.metrics import instrument
+from kvq_batch.engine.ray_cluster import PreemptionMonitor, ray_cluster
 from kvq_batch.engine.ray_internals import StepCallback
 from kvq_batch.engine.watchdog import watched
 from kvq_batch.storage.redact import redact
 
 MAX_TASK_RETRIES = 1
 """Times that Ray retries a block whose worker died. After that the driver runs each of its videos alone."""
-
-BLOCKS_IN_FLIGHT = 2
-"""Blocks sent to one worker at a time: the current one and the next. All of them are lost if it dies."""
 
 _CANCEL = "kvq_batch.cancel"
 _QUEUES = "kvq_batch.queues"
@@ -41,23 +39,6 @@ _OWN_ERROR = re.compile(r"^kvq_batch\.domain\.errors\.\w+: (.+)$", re.MULTILINE)
 
 MAX_RESTARTS = 20
 """Times that Ray restarts one worker before it removes it from the pool."""
-
-
-class Cancel:
-    """Cancels the pipeline that runs in this process. A copy in another process is never set."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def __reduce__(self) -> tuple[type["Cancel"], tuple[()]]:
-        # Ray Data pickles its whole context for the workers, and an event cannot be pickled.
-        return (Cancel, ())
-
-    def set(self) -> None:
-        self._event.set()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
 
 
 class CancelledError(RuntimeError):
@@ -74,7 +55,7 @@ class _EachStep(StepCallback):
             raise CancelledError("the run was stopped")
 
 
-def configure_ray_data() -> None:
+def _configure_ray_data() -> None:
     """Set the options that Ray Data reads from its context; call once per driver, after `ray.init`."""
     context = DataContext.get_current()
     context.max_errored_blocks = -1
@@ -93,57 +74,46 @@ def configure_ray_data() -> None:
     logger.propagate = False
 
 
-def make_blocks(items: pa.Table, block_size: int) -> list[pa.Table]:
-    """Return `items` in blocks of at most `block_size` rows."""
-    return [items.slice(start, block_size).combine_chunks() for start in range(0, items.num_rows, block_size)]
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineStage:
-    """One stage: the class of its workers, their settings, and the size of the pool.
-
-    `name` and `model` (or "") are labels of the metrics.
-    """
-
-    worker: type
-    settings: object
-    workers: Workers
-    name: str
-    model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineSpec:
-    """All stages of a job's pipeline, in order. `queues` has the lengths of their input queues, in the driver only.
-
-    A worker without progress for `worker_timeout_s` is killed and replaced.
-    """
-
-    job_name: str
-    stages: Sequence[PipelineStage]
-    worker_timeout_s: float
-    queues: Queues = field(default_factory=Queues)
-
-
-def results(blocks: Sequence[pa.Table], spec: PipelineSpec, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
-    """Yield result tables in any order. A block whose worker died too often is missing.
-
-    With `is_alone` a worker gets one block at a time, so that a block is lost only because of its own input.
+@contextmanager
+def ray_executor(pools: Sequence[Workers], address: str | None) -> Iterator[Executor]:
+    """Connect to the Ray cluster at `address`, or start a local one, with room for the smallest size of `pools`.
 
     Raises:
-        FatalError: the whole pipeline failed, for example because no worker can build its model, or `cancel` was set.
+        SpecError: the cluster cannot be reached, or is too small for the pools.
+        FatalError: this process is already connected to a cluster.
     """
-    spec.queues.stages = tuple((stage.name, stage.model) for stage in spec.stages)
-    DataContext.get_current().set_config(_CANCEL, cancel)
-    DataContext.get_current().set_config(_QUEUES, spec.queues)
-    dataset = ray.data.from_blocks(list(blocks))
-    for stage in spec.stages:
-        tags = {"job_name": spec.job_name, "stage": stage.name, "model": stage.model}
-        dataset = _add_stage(dataset, stage, tags, 1 if is_alone else BLOCKS_IN_FLIGHT, spec.worker_timeout_s)
-    try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    except (RayError, RuntimeError, OSError, ValueError) as error:
-        raise FatalError(_describe(error)) from error
+    with ray_cluster(pools, address):
+        _configure_ray_data()
+        yield _RayExecutor()
+
+
+class _RayExecutor:
+    """Implements `Executor`; needs a connection to Ray."""
+
+    exports_metrics = True
+
+    def __init__(self) -> None:
+        self._preemptions = PreemptionMonitor()
+
+    def has_new_preemptions(self) -> bool:
+        """See `Executor.has_new_preemptions`."""
+        return self._preemptions.has_new_preemptions()
+
+    def results(
+        self, blocks: Sequence[pa.Table], spec: PipelineSpec, is_alone: bool, cancel: Cancel
+    ) -> Iterator[pa.Table]:
+        """See `Executor.results`; raises FatalError too when `cancel` was set."""
+        spec.queues.stages = tuple((stage.name, stage.model) for stage in spec.stages)
+        DataContext.get_current().set_config(_CANCEL, cancel)
+        DataContext.get_current().set_config(_QUEUES, spec.queues)
+        dataset = ray.data.from_blocks(list(blocks))
+        for stage in spec.stages:
+            tags = {"job_name": spec.job_name, "stage": stage.name, "model": stage.model}
+            dataset = _add_stage(dataset, stage, tags, 1 if is_alone else BLOCKS_IN_FLIGHT, spec.worker_timeout_s)
+        try:
+            yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        except (RayError, RuntimeError, OSError, ValueError) as error:
+            raise FatalError(_describe(error)) from error
 
 
 def _describe(error: Exception) -> str:

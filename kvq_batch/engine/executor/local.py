@@ -1,0 +1,234 @@
+"""The local executor: the stages run in threads of this process, connected by bounded queues; no Ray.
+
+    blocks -> threads of stage 1 -> queue -> threads of stage 2 -> ... -> queue -> the driver
+
+A decoding worker has a child process of its own, so a video that crashes or hangs its decoder costs one video, as on
+Ray. A model runs in this process: if it crashes the process, the run ends, and the next one continues it.
+"""
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from math import inf
+from typing import Any
+
+import pyarrow as pa
+
+from kvq_batch.domain.errors import DeviceLostError, FatalError, KvqBatchError
+from kvq_batch.engine.executor.base import Cancel, Executor, PipelineSpec, PipelineStage
+from kvq_batch.storage.redact import redact
+
+_LOG = logging.getLogger(__name__)
+
+MAX_QUEUED_BYTES = 256 * 2**20
+"""Bytes that wait between two stages before the first of them pauses: 13 clips of 32 frames of 448 x 448."""
+
+POLL_S = 0.1
+"""Longest time until a waiting thread notices that the run was cancelled."""
+
+
+@contextmanager
+def local_executor() -> Iterator[Executor]:
+    """Yield an executor; workers are built when they are first needed and closed at the end."""
+    with ExitStack() as stack:
+        yield _LocalExecutor(stack)
+
+
+class _LocalExecutor:
+    """Implements `Executor`. Keeps idle workers, so that later attempts do not load a model again."""
+
+    exports_metrics = False
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._idle: dict[int, list[Any]] = {}
+        self._lock = threading.Lock()
+
+    def has_new_preemptions(self) -> bool:
+        """See `Executor.has_new_preemptions`: a process is not preempted without its run."""
+        return False
+
+    def results(
+        self, blocks: Sequence[pa.Table], spec: PipelineSpec, is_alone: bool, cancel: Cancel
+    ) -> Iterator[pa.Table]:
+        """See `Executor.results`. Ends early when `cancel` is set."""
+        execution = _Execution(cancel)
+        queue = _Queue(execution.is_stopped)
+        for block in blocks:
+            queue.put(block)
+        queue.producer_ended()
+        for index, stage in enumerate(spec.stages):
+            num_threads = min(stage.workers.max, os.cpu_count() or 1, len(blocks))
+            max_rows = 1 if is_alone or not index else stage.batch_size
+            following = _Queue(execution.is_stopped, 2 * stage.batch_size, MAX_QUEUED_BYTES, num_threads)
+            for number in range(num_threads):
+                work = partial(self._work, index, stage, queue, following, max_rows, execution)
+                execution.start(work, name=f"{stage.name}-{stage.model or number}")
+            queue = following
+        try:
+            while (table := queue.get(1)) is not None:
+                yield table
+        finally:
+            execution.stop()
+            self._close_if_cancelled(cancel)
+            execution.join()
+        if execution.error is not None:
+            raise execution.error
+
+    def _work(
+        self, index: int, stage: PipelineStage, queue: "_Queue", following: "_Queue", max_rows: int, run: "_Execution"
+    ) -> None:
+        """Run one worker of the stage until its input ends or the execution is stopped."""
+        try:
+            worker = self._take_worker(index, stage)
+            while (table := queue.get(max_rows)) is not None:
+                _call(worker, stage, table, following)
+                del table
+            with self._lock:
+                self._idle[index].append(worker)
+        except KvqBatchError as error:
+            run.fail(FatalError(f"a worker failed: {error}"))
+        except Exception as error:  # noqa: BLE001 - the worker's outermost frame: no worker can be built
+            _LOG.debug("a worker of stage %s cannot start", stage.name, exc_info=True)
+            run.fail(FatalError(f"a worker failed: {type(error).__name__}: {redact(str(error))}"))
+        finally:
+            following.producer_ended()
+
+    def _take_worker(self, index: int, stage: PipelineStage) -> Any:
+        with self._lock:
+            idle = self._idle.setdefault(index, [])
+            if idle:
+                return idle.pop()
+        worker = stage.worker(stage.settings)
+        with self._lock:
+            self._stack.callback(worker.close)
+        return worker
+
+    def _close_if_cancelled(self, cancel: Cancel) -> None:
+        # A worker in the middle of a long video ends only with its child process.
+        if cancel.is_set():
+            with self._lock:
+                self._idle.clear()
+                self._stack.close()
+
+
+def _call(worker: Any, stage: PipelineStage, table: pa.Table, following: "_Queue") -> None:
+    """Call the worker and pass its results on. After an exception the rest of the table's results are missing."""
+    try:
+        output = worker(table)
+        with closing(_one(output) if isinstance(output, pa.Table) else output) as tables:
+            del output
+            for result in tables:
+                if result is not None and not following.put(result):
+                    return
+    except DeviceLostError as error:
+        # There is no other process to retry in.
+        raise FatalError(f"{error}; start the job again, and on Ray (--executor ray) if it happens often") from error
+    except Exception as error:  # noqa: BLE001 - the worker's outermost frame: the driver retries what is missing
+        _LOG.warning("stage %s failed: %s: %s", stage.name, type(error).__name__, redact(str(error)))
+        _LOG.debug("traceback", exc_info=True)
+
+
+def _one(table: pa.Table) -> Generator[pa.Table]:
+    yield table
+
+
+class _Execution:
+    """The threads of one call of `results`, and the first error that ends it."""
+
+    def __init__(self, cancel: Cancel) -> None:
+        self._cancel = cancel
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.error: FatalError | None = None
+
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set() or self._cancel.is_set()
+
+    def start(self, work: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def fail(self, error: FatalError) -> None:
+        self.error = self.error or error
+        self.stop()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+class _Queue:
+    """Tables between two stages, bounded by rows and bytes. A table larger than the bounds passes alone."""
+
+    def __init__(
+        self,
+        is_stopped: Callable[[], bool],
+        max_rows: float = inf,
+        max_bytes: float = inf,
+        num_producers: int = 1,
+    ) -> None:
+        self._is_stopped = is_stopped
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._num_producers = num_producers
+        self._tables: deque[pa.Table] = deque()
+        self._num_rows = 0
+        self._num_bytes = 0
+        self._changed = threading.Condition()
+
+    def put(self, table: pa.Table) -> bool:
+        """Add the table as soon as there is room; return False if the execution was stopped before."""
+        with self._changed:
+            while self._is_full():
+                if self._is_stopped():
+                    return False
+                self._changed.wait(POLL_S)
+            self._tables.append(table)
+            self._num_rows += table.num_rows
+            self._num_bytes += table.nbytes
+            self._changed.notify_all()
+        return not self._is_stopped()
+
+    def get(self, max_rows: int) -> pa.Table | None:
+        """Return the waiting tables, joined up to `max_rows` rows; None after the last one or if stopped."""
+        with self._changed:
+            while not self._tables:
+                if not self._num_producers or self._is_stopped():
+                    return None
+                self._changed.wait(POLL_S)
+            if self._is_stopped():
+                return None
+            taken = [self._take()]
+            num_rows = taken[0].num_rows
+            while self._tables and num_rows + self._tables[0].num_rows <= max_rows:
+                taken.append(self._take())
+                num_rows += taken[-1].num_rows
+            self._changed.notify_all()
+        # Without a copy: a column of pixels has one chunk for each row.
+        return taken[0] if len(taken) == 1 else pa.concat_tables(taken)
+
+    def producer_ended(self) -> None:
+        """Note that one producer ended; after the last one `get` returns None."""
+        with self._changed:
+            self._num_producers -= 1
+            self._changed.notify_all()
+
+    def _take(self) -> pa.Table:
+        table = self._tables.popleft()
+        self._num_rows -= table.num_rows
+        self._num_bytes -= table.nbytes
+        return table
+
+    def _is_full(self) -> bool:
+        if not self._tables:
+            return False
+        return self._num_rows >= self._max_rows or self._num_bytes >= self._max_bytes
