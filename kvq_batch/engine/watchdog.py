@@ -111,8 +111,9 @@ class Watchdog:
 def watched(worker: type, timeout_s: float) -> type:
     """Return a class that works like `worker` and is killed if one step of it takes longer than `timeout_s`.
 
-    It also ends its process when it raises DeviceLostError. A step is the construction of the worker, or what it does between two values that it yields. It may yield None for
-    progress without a table. The class keeps the name of `worker`, which is how Ray names its processes.
+    It also ends its process when it raises DeviceLostError. A step is the construction of the worker, or what it does
+    between two values that it yields. It may yield None for progress without a table. The class keeps the name of
+    `worker`, which is how Ray names its processes.
     """
     return type(worker.__name__, (_WatchedWorker,), {"worker": worker, "timeout_s": timeout_s})
 
