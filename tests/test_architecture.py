@@ -144,7 +144,8 @@ def test_broad_excepts_are_in_workers_and_app_only() -> None:
     pattern = re.compile(r"except (Base)?Exception\b|except:")
     found = {name_of(path) for path in MODULES if pattern.search(path.read_text())}
     workers = {"kvq_batch.engine.decode_worker", "kvq_batch.engine.score_worker", "kvq_batch.labeling.worker"}
-    allowed = {"kvq_batch.cli.app", *workers}
+    # Threads of the local executor, like Ray's processes, outlive a worker that raises.
+    allowed = {"kvq_batch.cli.app", "kvq_batch.engine.executor.local", *workers}
     assert found <= allowed, f"catches everything: {sorted(found - allowed)}"
 
 
