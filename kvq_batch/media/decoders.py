@@ -1,12 +1,12 @@
 """The choice of the decoder of a video, and the protocol of decoders.
 
-The choice depends on the probed facts only and is stored in every row. If a decoder fails, the other is not tried:
-the same file would then get different scores on two machines.
+The choice depends on the probed facts only and is stored in every row. If a decoder fails, the other is not tried: the
+same file would then get different scores on two machines.
 
-"auto" is PyAV. It needs less time for a standard clip (benchmarks/decode.py), as it does not decode frames that no other
-refers to, and returned every frame exactly. decord contains libavcodec of 2018. Without an error it returns wrong frames
-for open groups, MPEG-TS, MPEG-4 part 2, 10 bits and odd sizes in 4:2:0; it conceals damage and reads neither AV1 nor
-rotation. It exists to repeat the published pipeline on files for which it returns the same pixels as PyAV.
+"auto" is PyAV. It needs less time for a standard clip (benchmarks/decode.py), as it does not decode frames that no
+other refers to, and returned every frame exactly. decord contains libavcodec of 2018. Without an error it returns wrong
+frames for open groups, MPEG-TS, MPEG-4 part 2, 10 bits and odd sizes in 4:2:0; it conceals damage and reads neither AV1
+nor rotation. It exists to repeat the published pipeline on files for which it returns the same pixels as PyAV.
 """
 
 from collections.abc import Iterator
