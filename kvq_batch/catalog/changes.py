@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 from kvq_batch.catalog.reader import check_catalog
 from kvq_batch.catalog.selection import shard_condition
 from kvq_batch.catalog.stored_columns import stored_columns
-from kvq_batch.domain.column_types import TEXT, LossyConversionError, convert, is_usable_name, same_type
+from kvq_batch.domain.column_types import TEXT, LossyConversionError, convert, same_type
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
@@ -56,8 +56,9 @@ def catalog_changes(tables: Tables | None, catalog: pa.Table, catalog_name: str,
     if tables is None or not tables.delta("catalog").file_uris():
         return today
     with connect() as connection, translate_read_errors(tables.uri):
-        today = _register_known(connection, tables.dataset("catalog"), today)
-        differs = _register_today(connection, today, known)
+        dataset = tables.dataset("catalog")
+        today = _register_known(connection, dataset, today)
+        differs = _register_today(connection, today, dataset.schema)
         indices = connection.execute(_CHANGED.format(differs=differs), {"catalog": catalog_name}).fetchall()
         query = _REMOVED.format(in_shard=shard_condition(shard))
         removed = connection.execute(query, {"catalog": catalog_name}).fetchall()
@@ -81,7 +82,7 @@ def _to_rows(catalog: pa.Table, catalog_name: str, others: Mapping[str, pa.Chunk
 
 def _register_known(connection: duckdb.DuckDBPyConnection, known: pads.Dataset, today: pa.Table) -> pa.Table:
     """Register the rows of the table as `known`, with the types of `today`. Return `today` with types that fit both."""
-    names = [name for name in known.schema.names if is_usable_name(name)]
+    names = known.schema.names
     changed = [
         name
         for name in today.column_names
@@ -118,7 +119,7 @@ def _register_today(connection: duckdb.DuckDBPyConnection, today: pa.Table, know
         is_new = name not in known.names
         known_value = "NULL" if is_new else f"k.{_number('known', known, name)}"
         conditions.append(f"t.{number} IS DISTINCT FROM {known_value}")
-    gone = [name for name in known.names if name not in (*_KEYS, *today.column_names) and is_usable_name(name)]
+    gone = [name for name in known.names if name not in (*_KEYS, *today.column_names)]
     conditions += [f"k.{_number('known', known, name)} IS NOT NULL" for name in gone]
     connection.register("today", pa.table(columns))
     return "".join(f" OR {condition}" for condition in conditions)

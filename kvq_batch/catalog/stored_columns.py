@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from kvq_batch.catalog.reader import CATALOG_COLUMNS
 from kvq_batch.domain.column_types import (
+    ARROW_COLUMNS,
     TEXT,
     LossyConversionError,
     convert,
@@ -25,10 +26,7 @@ from kvq_batch.tables.schemas import CATALOG, CATALOG_PREFIX
 DERIVED_COLUMNS = ("first_run_id", "last_run_id")
 """Columns that the view `catalog` adds."""
 
-_ARROW_COLUMNS = ("__filename", "__fragment_index", "__batch_index", "__last_in_fragment")
-"""Columns that Arrow adds to every dataset. Reading a dataset with a column of one of these names fails."""
-
-_RESERVED = frozenset((*CATALOG.names, *DERIVED_COLUMNS, *_ARROW_COLUMNS))
+_RESERVED = frozenset((*CATALOG.names, *DERIVED_COLUMNS, *ARROW_COLUMNS))
 
 
 def stored_columns(catalog: pa.Table, known: pa.Schema) -> dict[str, pa.ChunkedArray]:

@@ -1,6 +1,6 @@
-"""Commands that maintain the tables: tables compact, vacuum, history, check.
+"""Commands that maintain the tables: tables compact, vacuum, history, check, drop-column.
 
-None of them changes a query result. compact, vacuum and check may run while a run commits.
+Only drop-column changes query results. compact, vacuum and check may run while a run commits.
 """
 
 import re
@@ -17,7 +17,7 @@ from kvq_batch.domain.errors import SpecError
 if TYPE_CHECKING:
     from kvq_batch.tables.delta import Tables
 
-app = typer.Typer(no_args_is_help=True, help="Compact, vacuum and check the tables, and show their history.")
+app = typer.Typer(no_args_is_help=True, help="Compact, vacuum, check and repair the tables, and show their history.")
 
 _SIZE = re.compile(r"(\d+) ?(KB|MB|GB)", re.IGNORECASE)
 _UNITS = {"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
@@ -32,6 +32,7 @@ _COMMIT = (
     "table", "version", "committed_at", "operation", "files_added", "rows_added", "files_removed", "rows_removed",
     "epoch", "counter", "run_id",
 )  # fmt: skip
+_DROP = ("table", "column", "type", "files", "rows")
 _FINDING = ("severity", "kind", "table", "subject", "message")
 
 
@@ -164,6 +165,38 @@ def check(
         out.note(f"{num_errors} error(s)", style="red")
         raise typer.Exit(EXIT_FOUND)
     out.note("no errors")
+
+
+@app.command("drop-column")
+def drop_column(
+    tables: TablesArgument,
+    column: Annotated[
+        str, typer.Argument(metavar="COLUMN", help="Column of your catalog to drop.", show_default=False)
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written again, and stop.")] = False,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Drop a column of your catalogs from the tables, with its values.
+
+    Writes the table `catalog` again, in one commit. No run may be active.
+    `tables vacuum` deletes the old files. The next run adds the column again
+    if a catalog still has it.
+
+    Example:
+
+      $ kvq-batch tables drop-column quality/ notes --dry-run
+    """
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.schema_changes import drop_catalog_column, plan_drop
+
+    out = Output(output)
+    if dry_run:
+        out.rows([asdict(plan_drop(_open(tables, endpoint_url, region), column))], _DROP)
+        return
+    out.rows([asdict(drop_catalog_column(tables, StorageOptions(endpoint_url, region), column))], _DROP)
+    out.note("dropped")
 
 
 def _open(tables: str, endpoint_url: str | None, region: str | None) -> "Tables":

@@ -14,6 +14,9 @@ import pyarrow.compute as pc
 
 TEXT = pa.string()
 
+ARROW_COLUMNS = ("__filename", "__fragment_index", "__batch_index", "__last_in_fragment")
+"""Columns that Arrow adds to every dataset. Reading a dataset with a column of one of these names fails."""
+
 _MAX_DIGITS = 38
 _DIGITS = {8: 3, 16: 5, 32: 10, 64: 19}
 """Decimal digits of signed integers, by their bits."""
@@ -31,6 +34,11 @@ def fold_name(name: str) -> str:
 def is_usable_name(name: str) -> bool:
     """Return whether Delta and DuckDB can hold a column or field of this name: not empty, and no NUL character."""
     return name != "" and "\0" not in name
+
+
+def is_readable_column(name: str) -> bool:
+    """Return whether a dataset can have a column of this name."""
+    return is_usable_name(name) and name not in ARROW_COLUMNS
 
 
 def same_type(one: pa.DataType, other: pa.DataType) -> bool:

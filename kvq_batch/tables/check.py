@@ -10,6 +10,7 @@ The result is also correct while a run commits: the tables are loaded in such an
 run's outcome, the score) is loaded before the rows that refer to it (scores, clips). Nothing is repaired.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvq_batch.domain.column_types import same_type
+from kvq_batch.domain.column_types import is_readable_column, same_type, storable_type
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
 from kvq_batch.storage.options import join, translate_storage_errors
@@ -63,6 +64,7 @@ def check_tables(tables: Tables, deep: bool = False) -> list[Finding]:
     """
     tables.refresh(*_LOAD_ORDER)
     findings, readable = check_data_files(tables, deep)
+    findings += check_columns(tables)
     try:
         findings += check_rows(tables, readable)
     except SpecError:
@@ -70,8 +72,28 @@ def check_tables(tables: Tables, deep: bool = False) -> list[Finding]:
             raise
         # A valid footer says nothing about the key columns. Only reading all of them shows which file is damaged.
         findings, readable = check_data_files(tables, deep=True)
+        findings += check_columns(tables)
         findings += check_rows(tables, readable)
     return sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))
+
+
+# Columns
+
+
+def check_columns(tables: Tables) -> list[Finding]:
+    """Return findings about columns of user catalogs that earlier releases stored and nothing can read."""
+    findings = []
+    for field in tables.arrow_schema("catalog"):
+        drop = f"remove it with `kvq-batch tables drop-column TABLES {shlex.quote(field.name)}`"
+        if not is_readable_column(field.name):
+            message = f"no query can read a column of the name {field.name!r}; {drop}"
+            findings.append(Finding("error", "unusable_column", "catalog", field.name, message))
+        elif not same_type(storable_type(field.type) or pa.null(), field.type):
+            message = (
+                f"column {field.name!r} is {field.type}, which no value fits; a run with values changes it, or {drop}"
+            )
+            findings.append(Finding("warning", "untyped_column", "catalog", field.name, message))
+    return findings
 
 
 # Data files

@@ -19,6 +19,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 
+from kvq_batch.domain.column_types import is_readable_column
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.storage.options import (
@@ -214,7 +215,9 @@ class Tables:
     def dataset(self, name: str, only: Collection[LoggedFile] | None = None) -> pads.Dataset:
         """Return a dataset over all data files of the loaded version, or over `only`, in the schema of the table.
 
-        Columns of `schemas` that the table lacks are null. Raises: SpecError for an unsupported Delta feature.
+        Columns of `schemas` that the table lacks are null. Columns that cannot be read are left out.
+
+        Raises: SpecError for an unsupported Delta feature.
         """
         schema = self._complete_schema(name)
         if name not in self._deltas:
@@ -251,7 +254,9 @@ class Tables:
     def _complete_schema(self, name: str) -> pa.Schema:
         schema = self.arrow_schema(name)
         missing = [field for field in find_schema(name).arrow() if schema.get_field_index(field.name) < 0]
-        return pa.schema([*schema, *missing], schema.metadata)
+        # Earlier releases stored columns that no query can read. `tables check` reports them.
+        readable = [field for field in schema if is_readable_column(field.name)]
+        return pa.schema([*readable, *missing], schema.metadata)
 
     def _add_missing_columns(self, schema: TableSchema) -> None:
         have = self.arrow_schema(schema.name)

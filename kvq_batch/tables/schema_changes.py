@@ -6,6 +6,7 @@ on its own and not as a dataset, because a column that is to be removed may be w
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,12 +15,14 @@ from deltalake.exceptions import CommitFailedError
 
 from kvq_batch.domain.column_types import convert, merge_types, same_type, storable_type
 from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.domain.identity import new_run_id
 from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
 from kvq_batch.storage.objects import put_file
-from kvq_batch.storage.options import display_uri, join, translate_storage_errors
+from kvq_batch.storage.options import StorageOptions, display_uri, join, translate_storage_errors
 from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.data_files import DataFile, make_data_file
 from kvq_batch.tables.delta import LoggedFile, Tables
+from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.schemas import CATALOG
 
 _COMMIT_ATTEMPTS = 10
@@ -56,33 +59,53 @@ def change_catalog_schema(tables: Tables, rows: pa.Schema) -> None:
     _change(tables, change)
 
 
-def drop_catalog_column(tables: Tables, name: str) -> int:
-    """Remove a user's column from the table `catalog`, with its values. Return the number of files written again.
+@dataclass(frozen=True, slots=True)
+class ColumnDrop:
+    """What the removal of a column writes again: the data files of the table, and their rows."""
+
+    table: str
+    column: str
+    type: str
+    files: int
+    rows: int
+
+
+def plan_drop(tables: Tables, name: str) -> ColumnDrop:
+    """Return what `drop_catalog_column` would do.
+
+    Raises: SpecError if the table `catalog` has no such column, or it is a column of kvq-batch.
+    """
+    if name in CATALOG.names:
+        raise SpecError(f"column {name!r} of table 'catalog' is a column of kvq-batch and cannot be dropped")
+    schema = tables.arrow_schema("catalog")
+    if name not in schema.names:
+        known = ", ".join(repr(column) for column in schema.names if column not in CATALOG.names) or "none"
+        raise SpecError(f"table 'catalog' has no column {name!r}; the columns of your catalogs are: {known}")
+    files = tables.data_files("catalog")
+    rows = sum(file.num_rows or 0 for file in files)
+    return ColumnDrop("catalog", name, str(schema.field(name).type), len(files), rows)
+
+
+def drop_catalog_column(uri: str, options: StorageOptions, name: str) -> ColumnDrop:
+    """Remove a user's column from the table `catalog`, with its values. Older table versions keep it until `vacuum`.
 
     Raises:
-        SpecError: there is no such column, or it is one of ours; or the table is out of reach.
+        SpecError: there are no tables or no such column, or another run is using the tables.
         FatalError: a data file cannot be written, or other commits keep coming first.
     """
-    check_droppable(tables, name)
 
     def change(schema: pa.Schema) -> pa.Schema:
         return pa.schema([field for field in schema if field.name != name], schema.metadata)
 
-    return _change(tables, change)
+    with hold(uri, options, Holder.this_process(new_run_id(), "tables drop-column")):
+        tables = Tables.open(uri, options)
+        planned = plan_drop(tables, name)
+        _change(tables, change)
+    return planned
 
 
-def check_droppable(tables: Tables, name: str) -> None:
-    """Raises: SpecError if the table `catalog` has no user's column of this name."""
-    if name in CATALOG.names:
-        raise SpecError(f"column {name!r} of table 'catalog' is a column of kvq-batch and cannot be dropped")
-    users = [repr(column) for column in tables.arrow_schema("catalog").names if column not in CATALOG.names]
-    if repr(name) not in users:
-        known = ", ".join(users) or "none"
-        raise SpecError(f"table 'catalog' has no column {name!r}; the columns of your catalogs are: {known}")
-
-
-def _change(tables: Tables, change: ChangeSchema) -> int:
-    """Give the table the schema `change(schema)`. Return the number of data files written again."""
+def _change(tables: Tables, change: ChangeSchema) -> None:
+    """Give the table the schema `change(schema)`; write its data files again if it is not only longer."""
     for _ in range(_COMMIT_ATTEMPTS):
         tables.refresh("catalog")
         before = tables.arrow_schema("catalog")
@@ -90,16 +113,15 @@ def _change(tables: Tables, change: ChangeSchema) -> int:
         kept = [after.field(index) for field in before if (index := after.get_field_index(field.name)) >= 0]
         if len(kept) == len(before) and all(map(_is_same_field, before, kept)):
             tables.add_columns("catalog", after)
-            return 0
-        files = tables.data_files("catalog")
-        converted = [_converted(tables, file, after) for file in files]
+            return
+        converted = [_converted(tables, file, after) for file in tables.data_files("catalog")]
         with translate_storage_errors(join(tables.uri, "catalog")):
             try:
                 _replace_all(tables, converted, after)
             except CommitFailedError:
                 # Another commit came first: its rows have to be converted, too.
                 continue
-        return len(files)
+        return
     raise FatalError(
         f"{display_uri(tables.uri)}: table 'catalog' gets commits faster than its columns can be changed. Start the "
         "job again when less is written."

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.cli.app import app
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold
+from kvq_batch.tables.writer import Writer
 from tests.support.finished_run import fill
-from tests.support.results import KVQ
+from tests.support.results import KVQ, make_catalog
 from tests.support.s3 import S3Location
 
 
@@ -126,3 +128,17 @@ def test_invalid_options_are_rejected(tables: str, arguments: list[str], said: s
 @pytest.mark.parametrize("command", ["compact", "vacuum", "history", "check"])
 def test_missing_tables_are_rejected(command: str, tmp_path: Path) -> None:
     assert "there are no tables here" in call(command, str(tmp_path), exit_code=2).stderr
+
+
+def test_drop_column(tables: str) -> None:
+    opened = Tables.open(tables)
+    catalog = make_catalog(["a"], content="etag:1", notes=["x"])
+    Writer(opened, "run-9").write_catalog(catalog_changes(opened, catalog, "more"))
+    planned = json.loads(call("drop-column", tables, "notes", "--dry-run", "-o", "json").stdout)
+    assert [(row["column"], row["type"]) for row in planned] == [("notes", "string")]
+    assert "notes" in Tables.open(tables).arrow_schema("catalog").names
+    assert json.loads(call("drop-column", tables, "notes", "-o", "json").stdout) == planned
+    assert "notes" not in Tables.open(tables).arrow_schema("catalog").names
+    assert "no errors" in call("check", tables, "--deep").stderr
+    assert "has no column 'notes'" in call("drop-column", tables, "notes", exit_code=2).stderr
+    assert "is a column of kvq-batch" in call("drop-column", tables, "uri", exit_code=2).stderr
