@@ -126,7 +126,7 @@ _SAMPLES: dict[str, str] = {
     "raw.nut": "nv12 nv21 yuv420p10le p010le rgb24 bgra yuv444p yuv410p yuvj420p gbrp rgb48le gray16le uyvy422 "
     "yuva420p",
     "raw.mov": "uyvy422 rgb24 argb yuv420p v210",
-    "raw.y4m": "yuv422p yuv444p yuv420p10le gray yuv411p yuvj420p",
+    "raw.y4m": "yuv422p yuv444p gray yuv411p yuvj420p",
     "jpeg2000.mov": "yuv422p yuv444p10le rgb24 gray",
     "cfhd.mov": "gbrp12le",
     "zmbv.avi": "rgb555le pal8",

@@ -18,7 +18,8 @@ def reference_frames(path: Path, *options: str, stream: int | None = None) -> li
     `options` go before the input; `stream` is the index of the stream, else the first one with video is taken. Each
     frame has its own size, as each becomes a PPM picture.
     """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-threads", "2", *options, "-i", f"file:{path}"]
+    # One thread: with more, ffmpeg decodes some frames of interlaced MPEG-4 part 2 otherwise.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-threads", "1", *options, "-i", f"file:{path}"]
     command += ["-map", "0:v:0?" if stream is None else f"0:{stream}", "-fps_mode", "passthrough", "-noautoscale"]
     done = subprocess.run(
         [*command, "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"], capture_output=True, check=False
