@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import kvq_batch
 from benchmarks.crafted import open_as_decoder
+from kvq_batch.config.job import ExecutorName
 from kvq_batch.config.load import make_job
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
@@ -49,7 +50,16 @@ Way = Callable[[Path, str, int, Emit], None]
 
 
 def ours(folder: Path, model: str, cores: int, emit: Emit) -> None:
-    """kvq-batch: one decoding process per core, one scoring process, tables."""
+    """kvq-batch, local executor: one decoding process per core, one scoring thread, tables."""
+    _ours(folder, model, cores, emit, "local")
+
+
+def ours_on_ray(folder: Path, model: str, cores: int, emit: Emit) -> None:
+    """kvq-batch on Ray: one decoding process per core, one scoring process, tables."""
+    _ours(folder, model, cores, emit, "ray")
+
+
+def _ours(folder: Path, model: str, cores: int, emit: Emit, executor: ExecutorName) -> None:
     tables = tempfile.mkdtemp(prefix="tables-")
     job = make_job(
         {
@@ -62,7 +72,7 @@ def ours(folder: Path, model: str, cores: int, emit: Emit) -> None:
         },
         "benchmark",
     )
-    run_job(plan_job(job), _Emitter(emit), RunOptions(worker=_CraftedDecodeWorker))
+    run_job(plan_job(job), _Emitter(emit), RunOptions(worker=_CraftedDecodeWorker, executor=executor))
     with kvq_batch.open(tables) as quality:
         clips = quality.sql("SELECT video_id, frame_indices FROM clips").to_pylist()
     emit([{"video": clip["video_id"], "frames": clip["frame_indices"]} for clip in clips])
@@ -180,6 +190,7 @@ def daft(folder: Path, model: str, cores: int, emit: Emit) -> None:
 
 WAYS: Mapping[str, Way] = {
     "ours": ours,
+    "ours on Ray": ours_on_ray,
     "plain loop": loop,
     "torch DataLoader": dataloader,
     "DataLoader, our reader": dataloader_with_our_reader,
