@@ -28,10 +28,10 @@ from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.stream import ClipRow, StreamRows
 from kvq_batch.engine.work_tracker import WorkTracker
-from kvq_batch.media.cropping import NO_CROP
 from kvq_batch.media.decode import ClipLayout, DecodeTask, FrameLayout, Timings, VideoLayout
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.scratch import ScratchWriter
+from kvq_batch.media.track_headers import NO_CROP
 from kvq_batch.planning.job_models import describe_models
 from kvq_batch.planning.job_plan import JobPlan, estimate_plan
 from kvq_batch.planning.plan import make_plan

@@ -151,7 +151,7 @@ def _check_mp4(file: BinaryIO, size: int) -> Completeness:
             break
         if length == 1:
             length = int.from_bytes(header[8:16], "big")
-        has_index |= kind == b"moov"
+        has_index |= kind in (b"moov", b"meta")  # HEIF and AVIF have the second
         has_media |= kind == b"mdat"
         is_fragmented |= kind == b"moof"
         if length == 0:  # "to the end of the file"
@@ -211,7 +211,7 @@ def _matroska_elements(file: BinaryIO, size: int) -> Iterator[tuple[int, int, in
     """
     offset, segment_end = 0, 0
     while offset < size:
-        element, start, end = _ebml_element(file, offset)
+        element, start, end = ebml_element(file, offset)
         if element in (_EBML_HEADER, _SEGMENT):
             if element == _SEGMENT:
                 segment_end = size if end is None else min(end, size)
@@ -232,14 +232,14 @@ def _matroska_elements(file: BinaryIO, size: int) -> Iterator[tuple[int, int, in
 
 def _live_cluster_end(file: BinaryIO, offset: int, size: int) -> int:
     while offset < size:
-        element, _, end = _ebml_element(file, offset)
+        element, _, end = ebml_element(file, offset)
         if element not in _CLUSTER_CHILDREN or end is None:
             return offset
         offset = end
     return offset
 
 
-def _ebml_element(file: BinaryIO, offset: int) -> tuple[int | None, int, int | None]:
+def ebml_element(file: BinaryIO, offset: int) -> tuple[int | None, int, int | None]:
     """Return (id, start of the data, its end) of the element at `offset`; None for no id and for an unknown size."""
     file.seek(offset)
     first = file.read(1)
@@ -265,7 +265,7 @@ def _matroska_duration(file: BinaryIO, offset: int, end: int) -> float | None:
     """Return the seconds that the children [offset, end) of an Info element declare."""
     scale, duration = 1_000_000, 0.0
     while offset < end:
-        element, start, stop = _ebml_element(file, offset)
+        element, start, stop = ebml_element(file, offset)
         if element is None or stop is None:
             break
         data = _read(file, start, min(stop - start, 8))

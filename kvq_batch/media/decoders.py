@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError
-from kvq_batch.media.cropping import NO_CROP
 from kvq_batch.media.probe import Probed
+from kvq_batch.media.track_headers import NO_CROP
 
 DecoderChoice = Literal["auto", "pyav", "decord"]
 DecoderName = Literal["pyav", "decord"]

@@ -37,8 +37,8 @@ _TIMED_CONTAINERS = {
     _MP4, "matroska,webm", "mpegts", "flv", "nut", "ivf", "yuv4mpegpipe", "gif", "apng",
 }  # fmt: skip
 
-# Sample entries of encrypted video in MP4 (ISO/IEC 14496-12, 8.12; FairPlay), and SAMPLE-AES in MPEG-TS.
-_ENCRYPTED_CODEC_TAGS = {"encv", "drmi", "\xdb\x00\x00\x00"}
+# Stream type 0xDB of MPEG-TS: H.264 with SAMPLE-AES of HLS.
+_SAMPLE_AES_TAG = "\xdb\x00\x00\x00"
 # What libavformat makes of ContentEncryption in Matroska, and of the protection of ASF and WMV.
 _ENCRYPTION_METADATA = {"enc_key_id", "ASF_Key_ID", "ASF_Protection_Type"}
 # Codecs of which no packet consists of zeros.
@@ -90,20 +90,21 @@ def best_stream(container: InputContainer) -> VideoStream:
 
 
 def refuse_encrypted(path: Path, container: InputContainer, stream: VideoStream) -> None:
-    """Raise a ProbeError (encrypted) if the container says that the whole stream is encrypted.
+    """Raise a ProbeError (encrypted) if the container says that the stream is encrypted.
 
-    In MP4 single packets say it, too (`PacketIndex`): films often begin with some seconds that are not encrypted.
+    Not for MP4, whose tracks may be clear in part or whole: `PacketIndex` finds the first encrypted packet.
     """
     tags = {*container.metadata, *stream.metadata}
-    if stream.codec_tag in _ENCRYPTED_CODEC_TAGS:
-        raise _encrypted(f"a stream of type {stream.codec_tag!r}")
+    if stream.codec_tag == _SAMPLE_AES_TAG:
+        raise encrypted("its stream type is that of SAMPLE-AES")
     if named := tags & _ENCRYPTION_METADATA:
-        raise _encrypted(f"its header has {min(named)}")
+        raise encrypted(f"its header has {min(named)}")
     if container.format.name == "mpegts" and is_scrambled(path, stream.id):
-        raise _encrypted("its packets are scrambled")
+        raise encrypted("its packets are scrambled")
 
 
-def _encrypted(witness: str) -> ProbeError:
+def encrypted(witness: str) -> ProbeError:
+    """Return the error for encrypted video; `witness` is what says so."""
     return ProbeError("encrypted", f"it is encrypted ({witness}); supply a clear copy", True)
 
 
@@ -155,7 +156,7 @@ class PacketIndex:
                         "truncated", f"its data ends within frame {len(pts)} in coding order; upload it again", True
                     )
                 if packet.has_sidedata("encryption_info"):
-                    raise _encrypted(f"frame {len(pts)} in coding order")
+                    raise encrypted(f"frame {len(pts)} in coding order")
                 if self.codec in _NEVER_ZERO and _is_zero(packet):
                     raise DecodeError(
                         "truncated",

@@ -26,7 +26,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import ProbeError
-from kvq_batch.media.cropping import Crop
+from kvq_batch.media.track_headers import Crop
 
 # Formats whose conversion repeats chroma samples, where the height is even (ff_get_unscaled_swscale in libswscale).
 _REPEATED_CHROMA = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuva420p"}

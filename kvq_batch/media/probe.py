@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.domain.video import Hdr, VideoFacts
 from kvq_batch.media.containers import check_completeness, image_kind, is_animated_webp, is_markup, is_one_photo
-from kvq_batch.media.cropping import Crop, crop_of
 from kvq_batch.media.packets import (
     PacketIndex,
     best_stream,
+    encrypted,
     has_cut_samples,
     open_video,
     reason,
@@ -32,6 +32,7 @@ from kvq_batch.media.packets import (
     refuse_encrypted,
 )
 from kvq_batch.media.picture import orientation_of, side_data
+from kvq_batch.media.track_headers import Crop, crop_of, has_encrypted_entry
 
 Counting = Literal["packets", "decoding"]
 
@@ -150,7 +151,13 @@ def probe(path: Path, limits: VideoLimits, counting: Counting = "packets") -> Pr
             if completeness.duration_s is not None:
                 refuse_early_end(path, completeness.duration_s, index)
             _refuse_still(path, index)
-            return _describe(path, limits, stream, index, counting)
+            try:
+                return _describe(path, limits, stream, index, counting)
+            except DecodeError as error:
+                # Without its auxiliary information encrypted data looks like damage.
+                if error.code == "undecodable" and has_encrypted_entry(path, stream):
+                    raise encrypted("its sample entry says so") from error
+                raise
     except ProbeError as error:
         kind = image_kind(path) if error.code == "not_a_video" else None
         if kind:

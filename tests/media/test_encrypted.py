@@ -29,6 +29,16 @@ def test_common_encryption_of_mp4(material: Material, tmp_path: Path, scheme: by
     assert_encrypted(path)
 
 
+def test_encryption_without_its_auxiliary_information(material: Material, tmp_path: Path) -> None:
+    path = tmp_path / "encrypted.mp4"
+    ffmpeg("-i", str(material("short.mp4")), "-c", "copy", "-encryption_scheme", "cenc-aes-ctr", *KEY, str(path))
+    data = path.read_bytes()
+    for kind in (b"senc", b"saiz", b"saio"):
+        data = data.replace(kind, b"free")
+    path.write_bytes(data)
+    assert_encrypted(path)
+
+
 def test_content_encryption_of_matroska(material: Material, tmp_path: Path) -> None:
     source = tmp_path / "source.mkv"
     ffmpeg("-i", str(material("short.mp4")), "-c", "copy", "-live", "1", "-write_crc32", "0", str(source))

@@ -313,7 +313,7 @@ def _encode(file: OddFile, path: Path) -> None:
         if file.rate == "vfr-slow":
             pick = "select='lt(n,5)+not(mod(n,25))'"
     elif file.rate == "doubled":
-        rate, pick = "25", "setpts='floor(N/2)*2/25/TB+mod(N,2)/1000/TB'"
+        rate, pick = "25", "setpts='floor(N/2)*2/25/TB+mod(N,2)/250/TB'"
     options = list(file.options)
     if pick:
         options += ["-vf", pick, "-fps_mode", "passthrough", "-enc_time_base", "1/1000"]

@@ -1,7 +1,7 @@
-"""Reads which part of a decoded picture a container says is shown.
+"""Track headers of MP4, MOV and Matroska that libavformat reads, but PyAV does not pass on: cropping and encryption.
 
 MP4 and MOV have a clean aperture (`clap`, ISO/IEC 14496-12, 12.1.4), Matroska has PixelCrop (RFC 9559, 5.1.4.1.28).
-ffmpeg and QuickTime apply both. libavformat reads them, but PyAV does not pass them on, so they are read here.
+ffmpeg and QuickTime apply both. Encrypted tracks of MP4 have sample entries of their own (8.12).
 """
 
 import math
@@ -14,13 +14,15 @@ from typing import BinaryIO
 
 from av.video.stream import VideoStream
 
-from kvq_batch.media.containers import ebml_size
+from kvq_batch.media.containers import ebml_element
 
 _SEGMENT, _TRACKS, _CLUSTER, _TRACK, _TRACK_TYPE, _VIDEO = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xAE, 0x83, 0xE0
 _PIXEL_CROPS = {0x54BB: "top", 0x54AA: "bottom", 0x54CC: "left", 0x54DD: "right"}
 _VIDEO_TRACK_TYPE = 1
 # A visual sample entry of MP4 has 78 bytes before its boxes; the size in pixels is at byte 24.
 _SAMPLE_ENTRY_BYTES, _SAMPLE_ENTRY_SIZE = 78, 24
+# Common encryption, and FairPlay.
+_ENCRYPTED_ENTRIES = {b"encv", b"drmi"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,31 @@ def crop_of(path: Path, stream: VideoStream) -> Crop:
     return crop if is_usable and crop.left + crop.right < width and crop.top + crop.bottom < height else NO_CROP
 
 
+def has_encrypted_entry(path: Path, stream: VideoStream) -> bool:
+    """Return whether a stream of MP4 or MOV has a sample entry of encrypted video; False in other containers."""
+    if not stream.container.format.name.startswith("mov"):
+        return False
+    with path.open("rb") as file:
+        return any(entry.kind in _ENCRYPTED_ENTRIES for entry in _entries(file, path.stat().st_size, stream.id))
+
+
 def _mp4_crop(file: BinaryIO, size: int, track_id: int) -> Crop:
+    for entry in _entries(file, size, track_id):
+        width, height = struct.unpack_from(">HH", _read(file, entry), _SAMPLE_ENTRY_SIZE)
+        inside = _Part(entry.kind, entry.start + _SAMPLE_ENTRY_BYTES, entry.end)
+        for aperture in _find(file, inside, b"clap"):
+            return _aperture_crop(_read(file, aperture), width, height)
+    return NO_CROP
+
+
+def _entries(file: BinaryIO, size: int, track_id: int) -> Iterator[_Part]:
+    """Yield the sample entries of a track of MP4."""
     for track in _find(file, _Part(b"", 0, size), b"moov", b"trak"):
         header = next(_find(file, track, b"tkhd"), None)
-        if header is None or _track_id(_read(file, header)) != track_id:
-            continue
-        for descriptions in _find(file, track, b"mdia", b"minf", b"stbl", b"stsd"):
-            # After version, flags and the number of entries.
-            for entry in _boxes(file, descriptions.start + 8, descriptions.end):
-                width, height = struct.unpack_from(">HH", _read(file, entry), _SAMPLE_ENTRY_SIZE)
-                inside = _Part(entry.kind, entry.start + _SAMPLE_ENTRY_BYTES, entry.end)
-                for aperture in _find(file, inside, b"clap"):
-                    return _aperture_crop(_read(file, aperture), width, height)
-    return NO_CROP
+        if header is not None and _track_id(_read(file, header)) == track_id:
+            for descriptions in _find(file, track, b"mdia", b"minf", b"stbl", b"stsd"):
+                # After version, flags and the number of entries.
+                yield from _boxes(file, descriptions.start + 8, descriptions.end)
 
 
 def _track_id(header: bytes) -> int:
@@ -152,16 +166,10 @@ def _elements(file: BinaryIO, parent: _Part) -> Iterator[_Part]:
     """Yield the elements of an element. It stops at the first cluster: tracks are described before it."""
     start = parent.start
     while start < parent.end:
-        file.seek(start)
-        first = file.read(1)
-        if not first or first[0] < 0x10:
+        kind, start, end = ebml_element(file, start)
+        if kind is None or kind == _CLUSTER:
             return
-        kind = int.from_bytes(first + file.read(8 - first[0].bit_length()), "big")
-        length, is_unknown = ebml_size(file)
-        if kind == _CLUSTER:
-            return
-        start = file.tell()
-        end = parent.end if is_unknown else min(start + length, parent.end)
+        end = parent.end if end is None else min(end, parent.end)
         yield _Part(kind, start, end)
         start = end
 
