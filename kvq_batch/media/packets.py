@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.media.containers import DEMUXERS, is_scrambled
+from kvq_batch.media.hidden_packets import VopParser, is_hidden
 
 # As in ffmpeg (`-dts_delta_threshold`): in a container whose clock may start again, a longer gap is such a new start.
 _TS_DISCONT = cast(int, Flags.ts_discont.value)
@@ -108,18 +109,6 @@ def encrypted(witness: str) -> ProbeError:
     return ProbeError("encrypted", f"it is encrypted ({witness}); supply a clear copy", True)
 
 
-def is_hidden(codec: str, packet: "Packet[VideoStream]") -> bool:
-    """True for a VP8 or VP9 packet that only updates references and shows nothing (RFC 6386 9.1; VP9 spec 6.2)."""
-    first = bytes(packet)[:1]
-    if codec == "vp8":
-        return not first[0] >> 4 & 1
-    if codec != "vp9" or first[0] >> 6 != 2 or bytes(packet)[-1] & 0xE0 == 0xC0:
-        return False
-    shift = 1 if first[0] >> 4 & 3 == 3 else 0
-    shows_existing = first[0] >> (3 - shift) & 1
-    return not shows_existing and not first[0] >> (1 - shift) & 1
-
-
 class PacketIndex:
     """Index of the packets of a stream, in decoding order: times, flags, sizes.
 
@@ -147,6 +136,8 @@ class PacketIndex:
         num_bytes = 0
         end_pts = 0
         self.second_packet: Packet[VideoStream] | None = None
+        vops = VopParser(stream.codec_context.extradata or b"") if self.codec == "mpeg4" else None
+        are_packets_frames = True
         try:
             for packet in container.demux(stream):
                 if not packet.size:
@@ -175,6 +166,7 @@ class PacketIndex:
                 is_key.append(packet.is_keyframe)
                 is_shown.append(not packet.is_discard and not is_hidden(self.codec, packet))
                 num_bytes += packet.size
+                are_packets_frames = are_packets_frames and (vops is None or vops.is_one_frame(bytes(packet)))
         except av.error.FFmpegError as error:
             raise DecodeError(
                 "truncated", f"reading stops after {len(pts)} packets ({reason(error)}); upload it again", True
@@ -203,6 +195,7 @@ class PacketIndex:
         self.has_reliable_times = (
             (self.container_name in _TIMED_CONTAINERS or self.is_intra_only)
             and self.has_unique_times
+            and are_packets_frames
             and is_key[0]
             and not are_decoding_times
             and bool(self.packet_pts[shown].min() >= self.packet_pts[0])
