@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.support.s3",
     "tests.support.proxy",
+    "tests.support.http_server",
     "tests.support.stores",
     "tests.support.material",
     "tests.support.tables_location",

@@ -140,12 +140,13 @@ def test_no_module_is_a_collection_of_helpers() -> None:
     assert not [path for path in MODULES if path.stem in drawers or path.parent.name in drawers]
 
 
-def test_broad_excepts_are_in_workers_and_app_only() -> None:
+def test_broad_excepts_are_at_the_edges_only() -> None:
     pattern = re.compile(r"except (Base)?Exception\b|except:")
     found = {name_of(path) for path in MODULES if pattern.search(path.read_text())}
     workers = {"kvq_batch.engine.decode_worker", "kvq_batch.engine.score_worker", "kvq_batch.labeling.worker"}
-    # Threads of the local executor, like Ray's processes, outlive a worker that raises.
-    allowed = {"kvq_batch.cli.app", "kvq_batch.engine.executor.local", *workers}
+    # Threads of the local executor, like Ray's processes, outlive a worker that raises. File systems of fsspec are
+    # plug-ins: no list of their exceptions can be complete.
+    allowed = {"kvq_batch.cli.app", "kvq_batch.engine.executor.local", "kvq_batch.storage.errors", *workers}
     assert found <= allowed, f"catches everything: {sorted(found - allowed)}"
 
 

@@ -5,17 +5,21 @@ bucket of a million objects cost a hundred HEAD requests. A single unreadable vi
 UNKNOWN_CONTENT, and fetching it later reports why.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, takewhile
+from itertools import chain, pairwise, takewhile
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kvq_batch.domain.errors import SpecError, shorten_list
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
 from kvq_batch.storage.errors import FOREIGN_ERRORS, StorageErrorKind, classify_error
 from kvq_batch.storage.listing import s3_files, stat_object, to_listing_table
-from kvq_batch.storage.options import StorageOptions, filesystem, translate_storage_errors
+from kvq_batch.storage.options import StorageOptions, filesystem, translate_storage_errors, unsupported_scheme
+
+_LOG = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -27,6 +31,9 @@ MAX_LISTED_PER_VIDEO = 10
 
 _SYSTEMIC: tuple[StorageErrorKind, ...] = ("unreachable", "timeout", "no_credentials", "credentials_expired")
 _CHUNK = 10_000
+_FIRST_CHUNK = 320
+"""Requests before the first check whether a store responds at all, which can take a minute if it does not."""
+
 _MAX_PER_TASK = 64
 
 
@@ -42,8 +49,9 @@ def resolve_content_ids(
     `progress` is called with (videos done, all videos to resolve).
 
     Raises:
-        SpecError: a store cannot be reached at all, or there are no credentials.
+        SpecError: a store cannot be reached at all, there are no credentials, or no address can be opened.
     """
+    _check_schemes(catalog["uri"])
     tokens, sizes = catalog["content_id"].combine_chunks(), catalog["size_bytes"].combine_chunks()
     is_unresolved = pc.is_null(tokens)
     if pc.any(is_unresolved).as_py():
@@ -57,6 +65,26 @@ def resolve_content_ids(
     names = catalog.column_names
     catalog = catalog.set_column(names.index("content_id"), "content_id", _with_segments(tokens, catalog))
     return catalog.set_column(names.index("size_bytes"), "size_bytes", sizes)
+
+
+def _check_schemes(uris: pa.ChunkedArray) -> None:
+    """Log a warning if some addresses have a scheme that cannot be opened here.
+
+    Raises:
+        SpecError: no address can be opened.
+    """
+    schemes = pc.utf8_lower(
+        pc.struct_field(pc.extract_regex(uris, pattern=r"^(?P<scheme>[A-Za-z0-9+.-]+)://"), "scheme")
+    )
+    counts = {count["values"]: count["counts"] for count in pc.value_counts(schemes).to_pylist() if count["values"]}
+    reasons = {scheme: unsupported_scheme(f"{scheme}://") for scheme in counts}
+    unsupported = [f"{reason} ({counts[scheme]} videos)" for scheme, reason in reasons.items() if reason is not None]
+    if not unsupported:
+        return
+    num_unsupported = sum(counts[scheme] for scheme, reason in reasons.items() if reason is not None)
+    if num_unsupported == len(uris):
+        raise SpecError(f"no address of the catalog can be opened: {shorten_list(unsupported)}")
+    _LOG.warning("%d of %d videos cannot be fetched: %s", num_unsupported, len(uris), shorten_list(unsupported))
 
 
 def _resolve(uris: pa.Array, options: StorageOptions, max_parallel: int, progress: ProgressCallback) -> pa.Table:
@@ -114,8 +142,8 @@ def _stat_objects(
     answers: list[tuple[str, int | None]] = []
     failures: list[Exception] = []
     with ThreadPoolExecutor(max_parallel) as pool:
-        for first in range(0, len(uris), _CHUNK):
-            chunk = uris[first : first + _CHUNK]
+        for first, end in pairwise([0, *range(_FIRST_CHUNK, len(uris), _CHUNK), len(uris)]):
+            chunk = uris[first:end]
             # A local stat is faster than handing it to a thread: group several, but keep all threads busy.
             step = min(_MAX_PER_TASK, len(chunk) // (4 * max_parallel) + 1)
             groups = pool.map(
@@ -136,13 +164,15 @@ def _stat_objects(
 def _try_stat(uri: str, options: StorageOptions) -> tuple[str, int | None] | Exception:
     try:
         return stat_object(uri, options)
+    except SpecError as error:
+        return error
     except FOREIGN_ERRORS as error:
         return error
 
 
 def _check_reached(uris: Sequence[str], answers: Sequence[object], failures: Sequence[Exception]) -> None:
     """Raise the first failure if every request so far failed for a reason that affects the whole store."""
-    if len(failures) == len(answers) and all(classify_error(error) in _SYSTEMIC for error in failures):
+    if failures and len(failures) == len(answers) and all(classify_error(error) in _SYSTEMIC for error in failures):
         with translate_storage_errors(uris[0]):
             raise failures[0]
 

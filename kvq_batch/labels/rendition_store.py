@@ -19,7 +19,7 @@ def store_rendition(folder: str, name: str, content: bytes, options: StorageOpti
     try:
         put_file(uri, content, options)
     except FOREIGN_ERRORS as error:
-        raise LabelError("not_kept", f"{display_uri(uri)} cannot be written: {explain_error(error)}") from error
+        raise LabelError("not_kept", f"{display_uri(uri)} cannot be written: {explain_error(error, uri)}") from error
     return display_uri(uri)
 
 
@@ -32,4 +32,4 @@ def read_rendition(uri: str, options: StorageOptions) -> bytes:
     try:
         return read_file(uri, options)
     except FOREIGN_ERRORS as error:
-        raise FetchError(classify_error(error), f"{display_uri(uri)}: {explain_error(error)}") from error
+        raise FetchError(classify_error(error), f"{display_uri(uri)}: {explain_error(error, uri)}") from error

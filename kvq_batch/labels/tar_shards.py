@@ -44,7 +44,7 @@ class SetFolder:
         try:
             put_file(uri, content, self._options)
         except FOREIGN_ERRORS as error:
-            raise FatalError(f"{display_uri(uri)} cannot be written: {explain_error(error)}") from error
+            raise FatalError(f"{display_uri(uri)} cannot be written: {explain_error(error, uri)}") from error
         return uri
 
 

@@ -224,7 +224,7 @@ def store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
     try:
         put_file(uri, content.getvalue(), tables.options)
     except FOREIGN_ERRORS as error:
-        raise FatalError(f"{display_uri(uri)}: cannot store the plan: {explain_error(error)}") from error
+        raise FatalError(f"{display_uri(uri)}: cannot store the plan: {explain_error(error, uri)}") from error
     return uri
 
 

@@ -6,9 +6,14 @@ decides what is retried, what stops a run, and which hint an error message gives
 
 import errno
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -16,6 +21,7 @@ from botocore.exceptions import (
     FlexibleChecksumError,
     HTTPClientError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
     ReadTimeoutError,
@@ -23,6 +29,7 @@ from botocore.exceptions import (
 from deltalake.exceptions import DeltaError
 from fsspec.exceptions import FSTimeoutError
 
+from kvq_batch.domain.errors import KvqBatchError
 from kvq_batch.storage.redact import summarize_error
 
 FOREIGN_ERRORS: tuple[type[Exception], ...] = (
@@ -31,8 +38,8 @@ FOREIGN_ERRORS: tuple[type[Exception], ...] = (
 """Exceptions that fsspec, s3fs and delta-rs raise when a storage request fails."""
 
 StorageErrorKind = Literal[
-    "missing", "no_bucket", "forbidden", "credentials_expired", "no_credentials", "timeout", "unreachable", "damaged",
-    "full", "changed", "other",
+    "missing", "no_bucket", "bad_address", "forbidden", "credentials_expired", "no_credentials", "timeout",
+    "unreachable", "damaged", "full", "changed", "other",
 ]  # fmt: skip
 
 RETRYABLE: frozenset[StorageErrorKind] = frozenset({"timeout", "unreachable", "damaged"})
@@ -41,6 +48,7 @@ RETRYABLE: frozenset[StorageErrorKind] = frozenset({"timeout", "unreachable", "d
 HINTS: dict[StorageErrorKind, str] = {
     "missing": "does not exist; correct the address",
     "no_bucket": "the bucket does not exist; create it or correct the address",
+    "bad_address": "the address is not valid; correct it",
     "forbidden": "access is denied; check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and their permissions",
     "credentials_expired": "the credentials have expired; renew them and start the job again",
     "no_credentials": "no credentials found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
@@ -52,9 +60,33 @@ HINTS: dict[StorageErrorKind, str] = {
     "changed": "the object changed while it was used; start again",
     "other": "the request failed",
 }
-"""What a user can do about each kind of error."""
+"""What a user can do about each kind of error, by default for S3."""
+
+_LOCAL_HINTS: Mapping[StorageErrorKind, str] = {
+    "forbidden": "access is denied; check the permissions of the file and of its folders",
+    "timeout": "the disk does not answer in time; check its mount",
+    "unreachable": "the disk cannot be reached; check its mount",
+}
+_HTTP_HINTS: Mapping[StorageErrorKind, str] = {
+    "missing": "the server does not have it; correct the address",
+    "forbidden": "access is denied; check the user name, password or signature in the address, which may have expired",
+    "timeout": "the server does not answer in time; check the address and the network",
+    "unreachable": "the server cannot be reached or cannot serve it now; check the address and the network",
+    "changed": "the file changed while it was used; start again",
+}
+_OTHER_HINTS: Mapping[StorageErrorKind, str] = {
+    "forbidden": "access is denied; check the credentials of this store and their permissions",
+    "no_credentials": "no credentials found; set those of this store",
+    "timeout": "the store does not answer in time; check the address and the network",
+    "unreachable": "the store cannot be reached; check the address and the network",
+}
+_HINTS_BY_SCHEME: Mapping[str, Mapping[StorageErrorKind, str]] = {
+    "": _LOCAL_HINTS, "file": _LOCAL_HINTS, "local": _LOCAL_HINTS, "s3": {}, "s3a": {},
+    "http": _HTTP_HINTS, "https": _HTTP_HINTS,
+}  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_INVALID = (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
 
 # delta-rs puts its own settings ("retry_timeout 120s") into the message, before the cause.
 _SETTINGS = re.compile(r"max_retries[\s↳]*\d+,[\s↳]*retry_timeout[\s↳]*\S+\s*")
@@ -63,18 +95,75 @@ _ADDRESS = re.compile(r"https?://\S+")
 _TREE = re.compile(r"(?:\x1b\[[0-9;]*m)*\s*↳(?:\x1b\[[0-9;]*m)*")
 
 
+class UnknownStoreError(OSError):
+    """An exception of a file system that is not in FOREIGN_ERRORS, which is its cause."""
+
+
+@contextmanager
+def known_errors() -> Iterator[None]:
+    """Convert every exception of a file system into one of FOREIGN_ERRORS.
+
+    fsspec has file systems of many packages, each with its own classes of errors. Surround single calls with this, so
+    that it does not hide errors of our own code.
+    """
+    try:
+        yield
+    except Exception as error:
+        # No list of classes can be complete.
+        if isinstance(error, (KvqBatchError, *FOREIGN_ERRORS)):
+            raise
+        raise UnknownStoreError(f"{type(error).__name__}: {error}") from error
+
+
 def classify_error(error: BaseException) -> StorageErrorKind:
-    """Return the kind of a foreign exception, by its class first and by its message where the class says too little."""
+    """Return the kind of a foreign exception.
+
+    Its class decides first, then its HTTP status, then its message where these say too little. If it only says
+    that something failed, its cause decides: the HTTP file system of fsspec raises FileNotFoundError for all failures.
+    """
+    kind = _classify(error)
+    cause = error.__cause__
+    if kind not in ("missing", "other") or not isinstance(cause, Exception):
+        return kind
+    inner = classify_error(cause)
+    return kind if inner == "other" and not isinstance(cause, aiohttp.ClientError) else inner
+
+
+def _classify(error: BaseException) -> StorageErrorKind:
     text = _text(error)
     if re.search(_EXPIRED, text):
         return "credentials_expired"
     if isinstance(error, OSError) and error.errno in _FULL:
         return "full"
+    if isinstance(error, OSError) and error.errno in _INVALID:
+        return "bad_address"
     for kind, classes in _CLASSES:
         if isinstance(error, classes) and not (kind == "missing" and "NoSuchBucket" in text):
             return kind
-    status = getattr(error, "status", None)
-    return next((kind for kind, pattern in _TEXTS if re.search(pattern, f"{status or ''} {text}")), "other")
+    status = _http_status(error)
+    by_status = _STATUSES.get(status, "unreachable" if status >= 500 else "other")
+    if status and not _codes(error):
+        return by_status
+    # The codes of S3 say more than the statuses that they come with.
+    return next((kind for kind, pattern in _TEXTS if re.search(pattern, text)), by_status)
+
+
+def retry_after_s(error: BaseException) -> float:
+    """Return how long the server asks to wait before the next request (the header Retry-After); 0 if it does not."""
+    headers: Mapping[str, str] = {}
+    for source in (error, error.__cause__):
+        if isinstance(source, aiohttp.ClientResponseError) and source.headers:
+            headers = source.headers
+        elif isinstance(source, ClientError):
+            headers = source.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        # Not a date, or one without a time zone.
+        return 0.0
 
 
 def describe_error(error: BaseException, limit: int = 300) -> str:
@@ -87,9 +176,22 @@ def describe_error(error: BaseException, limit: int = 300) -> str:
     return line if len(line) <= limit else f"{line[: limit // 2]} … {line[3 - limit + limit // 2 :]}"
 
 
-def explain_error(error: BaseException, note: str = "") -> str:
-    """Return the hint for `error` with its message in parentheses, for the text of one of our own exceptions."""
-    return f"{HINTS[classify_error(error)]} ({describe_error(error)}{note})"
+def explain_error(error: BaseException, uri: str, note: str = "") -> str:
+    """Return the hint for `error` at `uri` with its message in parentheses, for the text of one of our exceptions."""
+    kind = classify_error(error)
+    hint = _HINTS_BY_SCHEME.get(uri[: max(uri.find("://"), 0)].lower(), _OTHER_HINTS).get(kind, HINTS[kind])
+    return f"{hint} ({describe_error(error)}{note})"
+
+
+def _http_status(error: BaseException) -> int:
+    """Return the HTTP status that the client of a store reports, or 0."""
+    for source in (error.__cause__, error):
+        if isinstance(source, ClientError):
+            return int(source.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status
+    statuses = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((status for status in statuses if isinstance(status, int) and 400 <= status <= 599), 0)
 
 
 def _text(error: BaseException) -> str:
@@ -117,9 +219,21 @@ _CLASSES: tuple[tuple[StorageErrorKind, tuple[type[BaseException], ...]], ...] =
     ("missing", (FileNotFoundError, NotADirectoryError)),
     ("forbidden", (PermissionError,)),
     ("timeout", (TimeoutError, ConnectTimeoutError, ReadTimeoutError, FSTimeoutError)),
-    ("unreachable", (ConnectionError, HTTPClientError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)),
+    (
+        "unreachable",
+        # aiohttp reports a response that is not HTTP as a status 400 with the parser's error as its cause.
+        (ConnectionError, HTTPClientError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError,
+         HttpProcessingError),
+    ),
     ("damaged", (FlexibleChecksumError,)),
-)
+    ("bad_address", (aiohttp.InvalidURL, ParamValidationError, ValueError)),
+)  # fmt: skip
+_STATUSES: Mapping[int, StorageErrorKind] = {
+    401: "forbidden", 403: "forbidden", 407: "forbidden", 451: "forbidden", 404: "missing", 410: "missing",
+    408: "timeout", 412: "changed", 425: "unreachable", 429: "unreachable",
+    501: "other", 505: "other", 507: "full",
+}  # fmt: skip
+"""Kinds by HTTP status. All others from 500 are "unreachable", and all others below 500 are "other"."""
 _TEXTS: tuple[tuple[StorageErrorKind, str], ...] = (
     ("no_bucket", r"NoSuchBucket|bucket does not exist"),
     ("no_credentials", r"no credentials found|credential provider was not enabled|loading credentials|IMDS|169\.254\."),

@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kvq_batch.domain.errors import FetchError, TransientError
+from kvq_batch.domain.errors import FetchError, SpecError, TransientError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, explain_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, explain_error, known_errors
 from kvq_batch.storage.listing import stat_content_id, stat_object
 from kvq_batch.storage.objects import ObjectStream, content_changed_error, open_object
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_local
+from kvq_batch.storage.options import StorageOptions, display_uri, is_local, local_path
 from kvq_batch.storage.retry import RetryPolicy
 
 _CHECKED_TOKENS = ("etag:", "version:", "stat:", "ukey:")
@@ -80,7 +80,7 @@ class Fetcher:
         `size_bytes` (if given) is accepted only if the store confirms it.
 
         Raises:
-            FetchError: with the code missing, forbidden, credentials_expired, no_credentials, not_a_file,
+            FetchError: with the code missing, bad_address, forbidden, credentials_expired, no_credentials, not_a_file,
                 content_changed, timeout, too_slow, unreachable, wrong_length, damaged, unreadable or scratch_full (all
                 transient), or empty_file or file_too_large (permanent).
         """
@@ -104,13 +104,14 @@ class Fetcher:
                 path.parent.rmdir()
 
     def _in_place(self, uri: str, expected: str | None) -> tuple[Path, int, str]:
-        path = Path(filesystem(uri, self.options)[1])
         try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise FetchError("not_a_file", f"{uri} is a folder or a device; use the address of a video file")
-            with path.open("rb"):
-                pass
+            with known_errors():
+                path = local_path(uri)
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise FetchError("not_a_file", f"{uri} is a folder or a device; use the address of a video file")
+                with path.open("rb"):
+                    pass
         except FOREIGN_ERRORS as error:
             raise _failure(uri, error) from error
         self._check_size(uri, status.st_size)
@@ -136,6 +137,8 @@ class Fetcher:
             raise _failure(uri, error, attempts) from error
         except _BadResponseError as error:
             raise FetchError(error.code, f"{display_uri(uri)}: {error.text}{_after(attempts)}") from error
+        except SpecError as error:
+            raise FetchError("bad_address", str(error)) from error
 
     def _copy(self, uri: str, expected: str | None, size_bytes: int | None, path: Path) -> tuple[int, str]:
         # One attempt per request: `retry_policy` retries and counts.
@@ -188,7 +191,7 @@ class Fetcher:
     def _scratch_file(self, uri: str) -> Path:
         folder = self.scratch / _FOLDER / str(os.getpid())
         # Some containers are recognized by their extension alone: keep a harmless one.
-        extension = re.search(r"\.[A-Za-z0-9]{1,8}$", filesystem(uri, self.options)[1])
+        extension = re.search(r"\.[A-Za-z0-9]{1,8}$", uri)
         for _ in range(3):
             # Another thread may remove the empty folder in between.
             with suppress(FileNotFoundError), _scratch_errors(folder):
@@ -259,7 +262,7 @@ def _failure(uri: str, error: BaseException, attempts: int = 1) -> FetchError:
             "content_changed", f"{display_uri(uri)} changed since it was planned; the next run scores it again"
         )
     code = {"no_bucket": "missing", "other": "unreadable", "full": "unreadable"}.get(kind, kind)
-    return FetchError(code, f"{display_uri(uri)}: {explain_error(error, _after(attempts))}")
+    return FetchError(code, f"{display_uri(uri)}: {explain_error(error, uri, _after(attempts))}")
 
 
 def _after(attempts: int) -> str:

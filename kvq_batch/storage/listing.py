@@ -18,15 +18,19 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
+from kvq_batch.storage.errors import known_errors
+from kvq_batch.storage.http import http_info
 from kvq_batch.storage.options import (
     StorageOptions,
     display_uri,
     filesystem,
+    is_http,
     is_local,
     is_s3,
     local_path,
     translate_storage_errors,
 )
+from kvq_batch.storage.retry import RetryPolicy
 
 VIDEO_EXTENSIONS = frozenset(
     [
@@ -177,7 +181,9 @@ def _remote_files(root: str, options: StorageOptions) -> Iterator[tuple[str, str
     if is_s3(root):
         yield from s3_files(file_system, path)
         return
-    for name, info in file_system.find(path, detail=True).items():
+    with known_errors():
+        found = file_system.find(path, detail=True)
+    for name, info in found.items():
         yield str(name), content_id_of(info), info.get("size")
 
 
@@ -202,13 +208,15 @@ def no_videos_error(source: str) -> SpecError:
 
 
 def stat_object(uri: str, options: StorageOptions) -> tuple[str, int | None]:
-    """Return content id and size of one object, with one request.
+    """Return content id and size of one object, with one request and its retries.
 
     Raises:
+        SpecError: the address cannot be opened.
         OSError: or another exception of the store (`errors.FOREIGN_ERRORS`).
     """
     if is_local(uri):
-        status = os.stat(local_path(uri))
+        with known_errors():
+            status = os.stat(local_path(uri))
         return stat_content_id(status), status.st_size
     file_system, path = filesystem(uri, options)
     if is_s3(uri):
@@ -216,7 +224,12 @@ def stat_object(uri: str, options: StorageOptions) -> tuple[str, int | None]:
         # Not `info` of s3fs: for a missing object it lists the prefix, to find out whether it is a folder.
         response = file_system.call_s3("head_object", Bucket=bucket, Key=key)
         return content_id_of(response), response["ContentLength"]
-    info = file_system.info(path)
+    if is_http(uri):
+        # botocore retries on its own, aiohttp does not.
+        info = RetryPolicy(options.attempts).run(lambda _: http_info(file_system, path))
+    else:
+        with known_errors():
+            info = file_system.info(path)
     return content_id_of(info), info.get("size")
 
 

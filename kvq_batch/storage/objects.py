@@ -11,12 +11,11 @@ from typing import Any, BinaryIO, Protocol
 from fsspec.asyn import sync
 
 from kvq_batch.domain.errors import FetchError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, known_errors
+from kvq_batch.storage.http import CHUNK_BYTES, HttpStream
 from kvq_batch.storage.listing import content_id_of
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_s3, join, protocol
+from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_http, is_s3, join
 from kvq_batch.storage.retry import RetryPolicy
-
-CHUNK_BYTES = 4 * 2**20
 
 
 class ObjectStream(Protocol):
@@ -43,6 +42,8 @@ def open_object(uri: str, options: StorageOptions, expected: str | None) -> Obje
     file_system, path = filesystem(uri, options)
     if is_s3(uri):
         return _S3Stream(file_system, uri, path, expected)
+    if is_http(uri):
+        return _HttpStream(file_system, path)
     return _AnyStream(file_system, uri, path)
 
 
@@ -90,30 +91,42 @@ class _S3Stream:
         self._loop.call_soon_threadsafe(self._body.close)
 
 
+class _HttpStream(HttpStream):
+    """One GET request, with the content id of its response."""
+
+    def __init__(self, file_system: Any, url: str) -> None:
+        super().__init__(file_system, url)
+        self.size_bytes: int | None = self.info["size"]
+        self.content_id = content_id_of(self.info)
+
+
 class _AnyStream:
     """An object of any other fsspec file system. Its content id is compared again after the last byte is read."""
 
     def __init__(self, file_system: Any, uri: str, path: str) -> None:
-        info = file_system.info(path)
+        with known_errors():
+            info = file_system.info(path)
         if info.get("type") == "directory":
             raise FetchError("not_a_file", f"{display_uri(uri)} is a folder; use the address of a video file")
         self._file_system, self._uri, self._path = file_system, uri, path
         self.size_bytes: int | None = info.get("size")
         self.content_id = content_id_of(info)
-        # One response, read to its end: fsspec cannot read in blocks from a server without range requests (ValueError).
-        whole = {"block_size": 0} if protocol(uri) in ("http", "https") else {}
-        self._file: BinaryIO = file_system.open(path, "rb", **whole)
+        with known_errors():
+            self._file: BinaryIO = file_system.open(path, "rb")
 
     def read(self) -> bytes:
-        chunk = self._file.read(CHUNK_BYTES)
+        with known_errors():
+            chunk = self._file.read(CHUNK_BYTES)
         if not chunk:
-            now = content_id_of(self._file_system.info(self._path))
+            with known_errors():
+                now = content_id_of(self._file_system.info(self._path))
             if now != self.content_id:
                 raise content_changed_error(self._uri, self.content_id, now)
         return chunk
 
     def close(self) -> None:
-        self._file.close()
+        with known_errors():
+            self._file.close()
 
 
 class ConditionalObject:
@@ -175,9 +188,13 @@ def read_file(uri: str, options: StorageOptions, retry_policy: RetryPolicy | Non
     Raises:
         OSError: or another exception of the store (`errors.FOREIGN_ERRORS`), after the last attempt.
     """
-    file_system, path = filesystem(uri, options)
-    content: bytes = (retry_policy or RetryPolicy()).run(lambda _: file_system.cat_file(path))
-    return content
+
+    def read(attempt: int) -> bytes:
+        with known_errors():
+            file_system, path = filesystem(uri, options)
+            return bytes(file_system.cat_file(path))
+
+    return (retry_policy or RetryPolicy()).run(read)
 
 
 def put_file(uri: str, content: bytes, options: StorageOptions, retry_policy: RetryPolicy | None = None) -> None:
@@ -200,10 +217,11 @@ def put_files(contents: Mapping[str, bytes], options: StorageOptions, retry_poli
         file_system = file_systems[0][0]
         paths = [path for _, path in file_systems]
         # S3 has no folders, and s3fs would look for the bucket.
-        if not is_s3(next(iter(contents))):
-            for folder in {path.rpartition("/")[0] for path in paths}:
-                file_system.makedirs(folder, exist_ok=True)
-        file_system.pipe(dict(zip(paths, contents.values(), strict=True)))
+        with known_errors():
+            if not is_s3(next(iter(contents))):
+                for folder in {path.rpartition("/")[0] for path in paths}:
+                    file_system.makedirs(folder, exist_ok=True)
+            file_system.pipe(dict(zip(paths, contents.values(), strict=True)))
 
     if contents:
         (retry_policy or RetryPolicy()).run(put)

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import aiohttp
 import botocore.session
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 from botocore.exceptions import ProfileNotFound
+from fsspec.registry import known_implementations
 
 from kvq_batch.config.job import Storage
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error, known_errors
+from kvq_batch.storage.http import http_filesystem
 from kvq_batch.storage.redact import SIGNATURE_NAMES, summarize_error
 
 DEFAULT_REGION = "us-east-1"
@@ -75,13 +76,18 @@ def is_s3(uri: str) -> bool:
     return protocol(uri) in _S3_SCHEMES
 
 
+def is_http(uri: str) -> bool:
+    return protocol(uri) in ("http", "https")
+
+
 def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
     """Return the fsspec file system of `uri`, and the path of `uri` in it (absolute for local files).
 
     Listings are never cached, because objects change during a run.
 
     Raises:
-        SpecError: fsspec does not know the protocol, or a package for it is missing.
+        SpecError: fsspec does not know the protocol, a package for it is missing, or the address is not valid.
+        OSError: the store cannot be reached, for the few file systems that connect at once.
     """
     if is_local(uri):
         return fsspec.filesystem("file"), str(local_path(uri))
@@ -92,20 +98,34 @@ def filesystem(uri: str, options: StorageOptions) -> tuple[Any, str]:
         bucket, slash, key = uri.split("://", 1)[1].strip("/").partition("/")
         # s3fs would treat user information as a part of the bucket name and show it in its errors.
         return file_system, bucket.rpartition("@")[2] + slash + key
-    arguments: dict[str, Any] = {"use_listings_cache": False}
-    if protocol(uri) in ("http", "https"):
-        # No limit on the total time (aiohttp: 5 minutes): a long film takes longer while its bytes still arrive.
-        limits = aiohttp.ClientTimeout(
-            total=None, sock_connect=options.connect_timeout_s, sock_read=options.read_timeout_s
-        )
-        arguments["client_kwargs"] = {"timeout": limits}
-    try:
-        file_system, path = fsspec.core.url_to_fs(uri, **arguments)
-    except (ValueError, ImportError, TypeError) as error:
-        raise SpecError(
-            f"{display_uri(uri)}: cannot be opened: {summarize_error(error)}; use a path or s3://"
-        ) from error
+    if is_http(uri):
+        return http_filesystem(options.connect_timeout_s, options.read_timeout_s), uri
+    with known_errors():
+        try:
+            file_system, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        except (ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
+            raise SpecError(
+                f"{display_uri(uri)}: cannot be opened: {summarize_error(error)}; use a path, s3:// or https://"
+            ) from error
     return file_system, path
+
+
+def unsupported_scheme(uri: str) -> str | None:
+    """Return why no file system exists for the scheme of `uri`, such as a package to install; None if one does."""
+    scheme = protocol(uri)
+    if is_local(uri) or is_s3(uri) or is_http(uri):
+        return None
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ValueError:
+        return f"{scheme}:// is not supported; use a path, s3:// or https://"
+    except ImportError as error:
+        package = known_implementations[scheme]["class"].partition(".")[0]
+        advice = "" if package == "fsspec" else f"; install the package {package}"
+        return (
+            f"{scheme}:// needs a package that is missing: {summarize_error(error)}{advice} on every machine of the job"
+        )
+    return None
 
 
 def _s3_arguments(options: StorageOptions) -> dict[str, Any]:
@@ -227,7 +247,7 @@ def translate_storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except FOREIGN_ERRORS as error:
-        raise SpecError(f"{display_uri(uri)}: {explain_error(error)}") from error
+        raise SpecError(f"{display_uri(uri)}: {explain_error(error, uri)}") from error
 
 
 def check_reachable(uri: str, options: StorageOptions) -> None:
@@ -246,4 +266,5 @@ def check_reachable(uri: str, options: StorageOptions) -> None:
             if not os.access(existing, os.R_OK | os.X_OK):
                 raise PermissionError(f"no permission to read {existing}")
         else:
-            file_system.exists(path)
+            with known_errors():
+                file_system.exists(path)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kvq_batch.domain.errors import TransientError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RETRYABLE, classify_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RETRYABLE, classify_error, retry_after_s
 
 T = TypeVar("T")
 
@@ -24,7 +24,8 @@ class RetryPolicy:
 
     `attempts` includes the first one. No attempt begins later than `max_total_s` after the first. Delays double from
     `initial_delay_s` to at most `max_delay_s`. Jitter shortens each delay by up to a half, so that the workers of a
-    cluster do not retry at the same moment. `sleep` is the function that waits.
+    cluster do not retry at the same moment. A server that asks for a longer delay (Retry-After) gets it, within
+    `max_total_s`. `sleep` is the function that waits.
     """
 
     attempts: int = 6
@@ -48,6 +49,7 @@ class RetryPolicy:
                 return action(attempt)
             except _CAUGHT as error:
                 delay_s = min(self.max_delay_s, self.initial_delay_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+                delay_s = max(delay_s, retry_after_s(error))
                 is_late = time.monotonic() + delay_s - started > self.max_total_s
                 is_retryable = isinstance(error, TransientError) or classify_error(error) in RETRYABLE
                 if attempt >= self.attempts or is_late or not is_retryable:

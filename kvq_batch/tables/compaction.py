@@ -260,7 +260,7 @@ def _remove(tables: Tables, name: str, file: DataFile) -> None:
 
 def _fatal(tables: Tables, name: str, error: Exception) -> FatalError:
     return FatalError(
-        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {explain_error(error)}. "
+        f"{display_uri(tables.uri)}: table {name!r} cannot be compacted: {explain_error(error, tables.uri)}. "
         "Earlier commits are kept. Run it again."
     )
 

@@ -247,7 +247,8 @@ class Writer:
         )
 
     def _fatal(self, name: str, error: Exception) -> FatalError:
+        uri = self.tables.uri
         return FatalError(
-            f"{display_uri(self.tables.uri)}: table {name!r} cannot be written: {explain_error(error)}. "
+            f"{display_uri(uri)}: table {name!r} cannot be written: {explain_error(error, uri)}. "
             "Earlier commits are kept. Start the job again."
         )

@@ -1,5 +1,6 @@
 """Scoring runs, on both executors: each task ends with one score or one final failure."""
 
+import json
 import os
 import shutil
 import signal
@@ -132,6 +133,33 @@ def test_every_task_ends_with_score_or_failure(videos: Path, tmp_path: Path, exe
     assert {reason: n for reason, n in reasons.items() if n} == {"content changed": 2}
     other = job_of(videos, job.tables, FAST, KVQ, clips={"every_s": 1})
     assert plan_job(other).plan.by_reason["preprocessing changed"] == 18
+
+
+def test_odd_addresses_are_failures_of_their_rows(videos: Path, tmp_path: Path) -> None:
+    odd = {
+        "google": "gs://bucket/a.mp4",
+        "unknown scheme": "foo://bucket/a.mp4",
+        "nul": "videos/a\0b.mp4",
+        "archive": "zip://a.mp4",
+        "long": "n" * 300 + ".mp4",
+        "folder": "videos",
+        "relative": "../no/such.mp4",
+        "port": "http://127.0.0.1:99999/a.mp4",
+        "refused": "http://127.0.0.1:1/a.mp4",
+    }
+    names = sorted(path.name for path in videos.iterdir())
+    rows = [{"video_id": name, "uri": f"videos/{name}"} for name in names]
+    rows += [{"video_id": name, "uri": uri} for name, uri in odd.items()]
+    (tmp_path / "catalog.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    job = job_of(tmp_path / "catalog.jsonl", tmp_path / "tables")
+    summary = run(job)
+    check_counts(job, summary)
+    assert (summary.state, summary.num_scored, summary.num_failed) == ("finished", len(names), len(odd))
+    failed = ask(job.tables, "SELECT video_id, stage, permanent, message FROM failures WHERE final")
+    assert {row["video_id"] for row in failed} == set(odd)
+    assert {(row["stage"], row["permanent"]) for row in failed} == {("fetch", False)}
+    assert all(row["message"] for row in failed)
+    assert run(job).num_planned == len(odd)
 
 
 def test_score_of_video_is_mean_of_its_clips(videos: Path, tmp_path: Path) -> None:
