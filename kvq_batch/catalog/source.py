@@ -4,24 +4,29 @@ Types are kept, except that columns with ids and addresses are always read as te
 checked in `catalog.reader`.
 """
 
+import io
+import logging
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.compression import compr
 
 from kvq_batch.catalog.text_files import KnownTypes, read_csv, read_jsonl
 from kvq_batch.domain.column_types import fold_name
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.storage.errors import known_errors
 from kvq_batch.storage.lake_tables import find_lake_tables, read_delta_table
 from kvq_batch.storage.listing import (
     VIDEO_EXTENSIONS,
+    LeftOut,
     Pattern,
     glob_to_regex,
     list_file,
@@ -29,17 +34,22 @@ from kvq_batch.storage.listing import (
     no_videos_error,
     split_glob,
 )
+from kvq_batch.storage.objects import read_file
 from kvq_batch.storage.options import (
     StorageOptions,
     absolute,
     display_uri,
     filesystem,
+    is_http,
     is_local,
     is_s3,
+    join,
     local_path,
     translate_storage_errors,
 )
 from kvq_batch.storage.redact import summarize_error
+
+_LOG = logging.getLogger(__name__)
 
 CATALOG_EXTENSIONS = ("parquet", "csv", "jsonl", "ndjson")
 _COMPRESSIONS = {"gz": "gzip", "bz2": "bz2", "xz": "xz"}
@@ -70,7 +80,7 @@ def read_source(
                 f"{', '.join(f'.{name}' for name in CATALOG_EXTENSIONS)} (text also with .gz, .bz2 or .xz), or a "
                 "folder, prefix or glob of videos"
             )
-        return _read_file(source, extension, known, options), absolute(source).rpartition("/")[0]
+        return _read_file(source, extension, known, options), absolute(_without_query(source)).rpartition("/")[0]
     return _read_folder(source, pattern, known, options, extensions)
 
 
@@ -79,11 +89,15 @@ def _is_file(source: str, extension: str, extensions: frozenset[str], options: S
         if not local_path(source).exists():
             raise SpecError(f"{source}: no such file or folder; correct the address")
         return local_path(source).is_file()
+    if is_http(source):
+        # There are no folders, and asking would fetch the whole file.
+        return extension in (*CATALOG_EXTENSIONS, *extensions)
     if extension in CATALOG_EXTENSIONS:
         # Spark writes folders with names like x.parquet.
         with translate_storage_errors(source):
             file_system, path = filesystem(source, options)
-            is_folder = bool(file_system.isdir(path))
+            with known_errors():
+                is_folder = bool(file_system.isdir(path))
         return not is_folder
     return extension in extensions
 
@@ -92,24 +106,29 @@ def _read_folder(
     source: str, pattern: Pattern, known: KnownTypes, options: StorageOptions, extensions: frozenset[str]
 ) -> tuple[pa.Table, str | None]:
     root = absolute(pattern.root)
-    listing = list_files(root, options)
+    left_out = LeftOut()
+    listing = list_files(root, options, left_out)
     start = len(_listed_root(root, options))
     relative = pc.utf8_slice_codeunits(listing["path"], start)
     lake_tables = find_lake_tables(relative)
     if pattern.glob is None and lake_tables.get("") == "Delta":
         return read_delta_table(root, options), root
-    known_extension = rf"(?i)\.(?:{'|'.join(sorted(extensions))}|parquet)$"
-    is_kept = pc.match_substring_regex(relative, pattern=known_extension)
+    # Skips hidden files and folders, and Parquet files of query engines (_delta_log, _temporary).
+    is_kept = pc.invert(pc.match_substring_regex(relative, pattern=_PRIVATE))
     if pattern.glob is not None:
         is_kept = pc.and_(is_kept, pc.match_substring_regex(relative, pattern=glob_to_regex(pattern.glob)))
-    # Skips hidden files and folders, and Parquet files of query engines (_delta_log, _temporary).
-    is_kept = pc.and_not(is_kept, pc.match_substring_regex(relative, pattern=_PRIVATE))
+        extensions |= _chosen_extension(pattern.glob)
+    known_extension = rf"(?i)\.(?:{'|'.join(sorted(extensions))}|parquet)$"
+    is_known = pc.match_substring_regex(relative, pattern=known_extension)
+    left_out.add_endings(relative.filter(pc.and_not(is_kept, is_known)))
+    is_kept = pc.and_(is_kept, is_known)
     listing, relative = listing.filter(is_kept), relative.filter(is_kept)
     is_parquet = pc.ends_with(relative, ".parquet")
     num_parquet = pc.sum(is_parquet).as_py() or 0
     if num_parquet == 0:
         if listing.num_rows == 0:
-            raise no_videos_error(source)
+            raise no_videos_error(source, left_out)
+        _log_left_out(source, root, listing.num_rows, left_out)
         return _listing(root, relative, listing), None
     if num_parquet < listing.num_rows:
         raise SpecError(f"{display_uri(source)}: contains both videos and Parquet files; select one kind with a glob")
@@ -161,6 +180,20 @@ def _is_whole_number(text: str) -> bool:
     return re.fullmatch(r"0|-?[1-9][0-9]{0,17}", text) is not None
 
 
+def _chosen_extension(glob: str) -> frozenset[str]:
+    """Return the ending that the glob itself names, as `**/*.gif` does, unless it is that of a catalog."""
+    extension = _extension(glob)
+    return frozenset([extension] if extension.isalnum() and extension not in CATALOG_EXTENSIONS else [])
+
+
+def _log_left_out(source: str, root: str, num_videos: int, left_out: LeftOut) -> None:
+    if left_out:
+        _LOG.warning(
+            "%s: %d videos; left out: %s. To take files with another ending, use a glob such as %s",
+            display_uri(source), num_videos, left_out, join(display_uri(root), "**/*.gif"),
+        )  # fmt: skip
+
+
 def _listed_root(root: str, options: StorageOptions) -> str:
     """Return the common start of all paths in a listing of `root`, including the slash."""
     path = filesystem(root, options)[1].rstrip("/")
@@ -184,9 +217,13 @@ def _listing(root: str, relative: pa.ChunkedArray | None, listing: pa.Table) -> 
     })  # fmt: skip
 
 
+def _without_query(source: str) -> str:
+    return source.partition("?")[0] if is_http(source) else source
+
+
 def _extension(source: str) -> str:
     """Return the extension of the last part of an address, in lower case, without that of a compression."""
-    name = _TEXT_FILE.sub(r".\1", source.rpartition("/")[2])
+    name = _TEXT_FILE.sub(r".\1", _without_query(source).rpartition("/")[2])
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
@@ -198,15 +235,23 @@ def _read_file(uri: str, extension: str, known: KnownTypes, options: StorageOpti
         "jsonl": lambda file: read_jsonl(file, name, known),
         "ndjson": lambda file: read_jsonl(file, name, known),
     }
-    compressed = _TEXT_FILE.search(uri)
-    compression = _COMPRESSIONS[compressed[2].lower()] if compressed else None
-    with translate_storage_errors(uri):
-        file_system, path = filesystem(uri, options)
-        with _translate_read_errors(uri), file_system.open(path, "rb", compression=compression) as file:
-            table = readers[extension](file)
-            # Arrow's readers of JSON and Parquet do not check that texts are UTF-8.
-            table.validate(full=True)
+    with translate_storage_errors(uri), _translate_read_errors(uri), _open(uri, options) as file:
+        table = readers[extension](file)
+        # Arrow's readers of JSON and Parquet do not check that texts are UTF-8.
+        table.validate(full=True)
     return table
+
+
+def _open(uri: str, options: StorageOptions) -> BinaryIO:
+    compressed = _TEXT_FILE.search(_without_query(uri))
+    compression = _COMPRESSIONS[compressed[2].lower()] if compressed else None
+    if is_local(uri) or is_s3(uri):
+        file_system, path = filesystem(uri, options)
+        file: BinaryIO = file_system.open(path, "rb", compression=compression)
+        return file
+    # Not every web server answers requests for ranges of a file, and other stores do not retry them.
+    content = io.BytesIO(read_file(uri, options))
+    return compr[compression](content, mode="rb") if compression else content
 
 
 @contextmanager

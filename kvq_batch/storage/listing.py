@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
@@ -34,13 +36,20 @@ from kvq_batch.storage.retry import RetryPolicy
 
 VIDEO_EXTENSIONS = frozenset(
     [
-        *("3g2", "3gp", "asf", "avi", "f4v", "flv", "h264", "h265", "hevc", "ivf", "m2ts", "m2v", "m4v", "mjpeg"),
-        *("mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "obu", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
+        *("264", "265", "266", "3g2", "3gp", "3gpp", "amv", "asf", "av1", "avc", "avi", "dif", "divx", "dv", "evo"),
+        *("f4v", "flv", "gxf", "h261", "h263", "h264", "h265", "h266", "hevc", "ivf", "m1v", "m2p", "m2t", "m2ts"),
+        *("m2v", "m4v", "mjpeg", "mjpg", "mk3d", "mkv", "mov", "mp4", "mp4v", "mpe", "mpeg", "mpg", "mpv", "mts"),
+        *("mxf", "nsv", "nut", "obu", "ogm", "ogv", "qt", "rm", "rmvb", "tod", "trp", "ts", "vob", "vc1", "vvc"),
+        *("webm", "wmv", "wtv", "y4m"),
     ]
 )
 
-_GLOB = re.compile(r"[*?\[]")
+_GLOB = re.compile(r"(?P<wildcard>[*?\[])")
+_HTTP_GLOB = re.compile(r"^[^?]*?(?P<wildcard>[*\[])")
 _BATCH_ROWS = 10_000
+_NUM_EXAMPLES = 3
+_NUM_ENDINGS = 8
+_OTHER_ENDINGS = "files with other endings"
 
 LISTING_SCHEMA = pa.schema([("path", pa.string()), ("content_id", pa.string()), ("size_bytes", pa.int64())])
 """`path` is absolute for local files, and the path in the fsspec file system ("bucket/key") for others."""
@@ -84,10 +93,14 @@ class Pattern:
 
 
 def split_glob(source: str) -> Pattern:
-    """Split a glob at its first wildcard. An existing local file or folder with such a name is not a glob."""
-    if not _GLOB.search(source) or (is_local(source) and local_path(source).exists()):
+    """Split a glob at its first wildcard. An existing local file or folder with such a name is not a glob.
+
+    In http addresses, '?' begins a query.
+    """
+    wildcard = (_HTTP_GLOB if is_http(source) else _GLOB).search(source)
+    if wildcard is None or (is_local(source) and local_path(source).exists()):
         return Pattern(source, None)
-    fixed = source[: _GLOB.search(source).start()]  # type: ignore[union-attr]
+    fixed = source[: wildcard.start("wildcard")]
     root = fixed.rpartition("/")[0]
     return Pattern(root or ("/" if fixed.startswith("/") else "."), source[len(root) :].lstrip("/"))
 
@@ -123,14 +136,56 @@ def glob_to_regex(glob: str) -> str:
     return f"(?s)^(?:{''.join(parts)})$"
 
 
-def list_files(root: str, options: StorageOptions) -> pa.Table:
+class LeftOut:
+    """What a listing leaves out and why: counts with the first examples, for one line of a log."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{num} {reason} ({', '.join(self._examples[reason])})" for reason, num in self._counts.items()
+        )
+
+    def add(self, reason: str, name: str) -> None:
+        """Count one file or folder that is left out for `reason`, in the plural."""
+        self._counts[reason] += 1
+        examples = self._examples.setdefault(reason, [])
+        if len(examples) < _NUM_EXAMPLES:
+            examples.append(name if name.isprintable() else ascii(name))
+        elif len(examples) == _NUM_EXAMPLES:
+            examples.append("...")
+
+    def add_endings(self, names: pa.ChunkedArray) -> None:
+        """Count files that are left out because of the endings of their names; the examples are the endings."""
+        endings = pc.struct_field(pc.extract_regex(names, pattern=r"\.(?P<ending>[^./\s]{1,10})$"), "ending")
+        endings = pc.fill_null(pc.utf8_lower(endings), "")
+        counts = sorted(pc.value_counts(endings).to_pylist(), key=lambda count: (-count["counts"], count["values"]))
+        if counts:
+            self._counts[_OTHER_ENDINGS] += len(names)
+            examples = [
+                f"{'.' + count['values'] if count['values'] else 'none'}: {count['counts']}" for count in counts
+            ]
+            self._examples[_OTHER_ENDINGS] = examples[:_NUM_ENDINGS] + ["..."] * (len(examples) > _NUM_ENDINGS)
+
+
+def list_files(root: str, options: StorageOptions, left_out: LeftOut | None = None) -> pa.Table:
     """Return every file below a folder or prefix in LISTING_SCHEMA, sorted by path.
+
+    What cannot be listed is added to `left_out`: linked folders (they may lead back to themselves), folders and files
+    that cannot be read, and names that no table can store.
 
     Raises:
         SpecError: the store cannot be listed, or a local folder does not exist.
     """
+    left_out = LeftOut() if left_out is None else left_out
     with translate_storage_errors(root):
-        table = to_listing_table(_local_files(root) if is_local(root) else _remote_files(root, options))
+        found = _local_files(root, left_out) if is_local(root) else _remote_files(root, options)
+        table = to_listing_table(found)
     assert table is not None
     return table.sort_by("path")
 
@@ -148,32 +203,55 @@ def to_listing_table(files: Iterator[tuple[str, str, int | None]], max_files: in
     return pa.Table.from_batches(batches, LISTING_SCHEMA)
 
 
-def _local_files(root: str) -> Iterator[tuple[str, str, int]]:
-    folders = [str(local_path(root))]
-    if not Path(folders[0]).is_dir():
+def _local_files(root: str, left_out: LeftOut) -> Iterator[tuple[str, str, int]]:
+    top = str(local_path(root))
+    if not Path(top).is_dir():
         raise SpecError(f"{root}: no such folder; correct the address")
+    folders, prefix = [top], f"{top.rstrip('/')}/"
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
+        folder = folders.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except FileNotFoundError:
+            # Removed meanwhile.
+            continue
+        except OSError as error:
+            if folder == top:
+                raise
+            left_out.add(f"folders that cannot be read: {error.strerror}", folder.removeprefix(prefix))
+            continue
+        for entry in entries:
+            name = entry.path.removeprefix(prefix)
+            try:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                     continue
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    # A broken link, or a file that was removed meanwhile.
-                    continue
-                if not entry.path.isprintable():
-                    _check_text(entry.path)
-                if stat.S_ISREG(status.st_mode):
-                    yield entry.path, stat_content_id(status), status.st_size
+                status = entry.stat()
+            except FileNotFoundError:
+                # A file that was removed meanwhile is not worth a message.
+                if entry.is_symlink():
+                    left_out.add("broken links", name)
+                continue
+            except OSError as error:
+                left_out.add(f"files that cannot be read: {error.strerror}", name)
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                left_out.add("linked folders", name)
+            elif not stat.S_ISREG(status.st_mode):
+                left_out.add("files that are not regular files", name)
+            elif not _is_text(entry.path):
+                left_out.add("files whose names are not UTF-8; rename them", name)
+            else:
+                yield entry.path, stat_content_id(status), status.st_size
 
 
-def _check_text(path: str) -> None:
+def _is_text(path: str) -> bool:
+    """Return whether tables can store the path. Bytes that are not UTF-8 are surrogates in it."""
     try:
         path.encode()
-    except UnicodeEncodeError as error:
-        raise SpecError(f"{path!r}: the file name is not UTF-8, so tables cannot store it; rename the file") from error
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _remote_files(root: str, options: StorageOptions) -> Iterator[tuple[str, str, int | None]]:
@@ -201,10 +279,11 @@ def s3_files(file_system: Any, path: str) -> Iterator[tuple[str, str, int]]:
         arguments["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def no_videos_error(source: str) -> SpecError:
+def no_videos_error(source: str, left_out: LeftOut) -> SpecError:
     """Return the error for a listing without a video."""
     known = " ".join(sorted(VIDEO_EXTENSIONS))
-    return SpecError(f"{display_uri(source)}: no video files found; known extensions are: {known}")
+    note = f"left out: {left_out}; " if left_out else ""
+    return SpecError(f"{display_uri(source)}: no video files found; {note}known extensions are: {known}")
 
 
 def stat_object(uri: str, options: StorageOptions) -> tuple[str, int | None]:
