@@ -15,7 +15,8 @@ from kvq_batch.config.job import Catalog
 from kvq_batch.domain.column_types import fold_name, is_usable_name
 from kvq_batch.domain.errors import SpecError, shorten_list
 from kvq_batch.storage.listing import VIDEO_EXTENSIONS, split_glob
-from kvq_batch.storage.options import StorageOptions, absolute, display_uri, display_uris
+from kvq_batch.storage.masking import mask_rows
+from kvq_batch.storage.options import StorageOptions, absolute, display_uri
 from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.table_files import check_extension, write_table
 
@@ -51,8 +52,9 @@ def read_catalog(
     """Return the videos of the catalog: the columns of CANONICAL, then all columns of the source under their names.
 
     A canonical column is read from the column that `spec.columns` names, otherwise from the one with the same name; a
-    missing optional one is null. Addresses are absolute. Rows keep the order of the source. `extensions` are those of
-    the files that a listing includes. Columns that are text in `known` are read as text where the format has no types.
+    missing optional one is null. Addresses are absolute. Secrets in all other columns are masked, also in ids. Rows
+    keep the order of the source. `extensions` are those of the files that a listing includes. Columns that are text
+    in `known` are read as text where the format has no types.
 
     Raises:
         SpecError: the source cannot be read or is empty, columns are missing, unnamed or ambiguous, ids or addresses
@@ -81,6 +83,8 @@ def read_catalog(
         table = _set(table, "uri", _absolute_uris(table["uri"].combine_chunks(), folder))
     if spec.id_prefix:
         table = _set(table, "video_id", pc.binary_join_element_wise(pa.scalar(spec.id_prefix), table["video_id"], ""))
+    # Addresses keep their signatures, which fetching needs.
+    table = mask_rows(table, keep=("uri",))
     _check_unique(name, table)
     return table
 
@@ -88,7 +92,7 @@ def read_catalog(
 def write_catalog(table: pa.Table, out: str, options: StorageOptions | None = None) -> None:
     """Write a catalog as .parquet, .csv, .jsonl or .ndjson, which `read_catalog` reads as the same videos.
 
-    Omits optional columns without a value, and the signatures of addresses.
+    Omits optional columns without a value. Secrets are masked, such as the signatures of addresses.
 
     Raises:
         SpecError: another extension, or a file that cannot be written.
@@ -96,8 +100,7 @@ def write_catalog(table: pa.Table, out: str, options: StorageOptions | None = No
     check_extension(out)
     empty = [n for n in CANONICAL.names if n in table.column_names and table[n].null_count == table.num_rows]
     table = table.drop_columns([n for n in empty if n not in _REQUIRED])
-    table = _set(table, "uri", display_uris(table["uri"]))
-    write_table(table, out, options)
+    write_table(mask_rows(table), out, options)
 
 
 def _check_names(name: str, raw: pa.Table, columns: dict[str, str], spec: Catalog) -> None:

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from kvq_batch.engine.stream import maps_from_stream
 from kvq_batch.planning.job_models import JobModel
-from kvq_batch.storage.options import display_uri
 from kvq_batch.tables.row_types import ClipRow, FailureRow, IdentityRow, MapColumns, MapRow, ScoreRow, VideoFactColumns
 
 Row = Mapping[str, Any]
@@ -38,7 +37,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> ScoreR
             outputs.setdefault(name, []).append(value)
     return {
         **_identity(item, model, first["content_id"]),
-        "uri": display_uri(item["uri"]),
+        "uri": item["uri"],
         "model_name": model.ref.name,
         "model_origin": model.spec.card.origin,
         "raw_score": fmean(raw_scores),
@@ -101,7 +100,7 @@ def failure_row(item: Row, model: JobModel, failure: Failure, is_final: bool) ->
     """Return a row of `failures`."""
     return {
         **_identity(item, model, item["content_id"]),
-        "uri": display_uri(item["uri"]),
+        "uri": item["uri"],
         "model_name": model.ref.name,
         "attempt": failure.attempt,
         "stage": failure.stage,

@@ -13,7 +13,6 @@ from kvq_batch.engine.stream import FAILURE_COLUMNS
 from kvq_batch.engine.work_tracker import Task, Work, WorkTracker, failure_of_row
 from kvq_batch.labeling.planning import LABELS_MODEL
 from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS
-from kvq_batch.storage.options import display_uri
 from kvq_batch.tables.row_types import FailureRow, LabelRow
 
 _IDENTITY = ("label_id", "video_id", "scene_id", "content_id", "segment", "recipe")
@@ -57,7 +56,7 @@ class LabelTracker(WorkTracker):
             "content_id": rendition["content_id"],
             "model_id": f"{LABELS_MODEL}@{ALGORITHM}-{rendition['label_id'][:12]}",
             "fingerprint": rendition["label_id"],
-            "uri": display_uri(rendition["uri"]),
+            "uri": rendition["uri"],
             "model_name": LABELS_MODEL,
             "attempt": failure.attempt,
             "stage": failure.stage,
@@ -76,7 +75,7 @@ class LabelTracker(WorkTracker):
         label = {
             **{name: rendition[name] for name in _IDENTITY},
             "group_id": f"{rendition['scene_id']}/{recipe.rate}",
-            "uri": display_uri(rendition["uri"]),
+            "uri": rendition["uri"],
             "name": str(recipe),
             "kind": recipe.kind,
             **measured,

@@ -31,8 +31,9 @@ from kvq_batch.domain.identity import REASONS, ModelRef
 from kvq_batch.domain.shard import Shard
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.masking import mask_rows
 from kvq_batch.storage.objects import put_file
-from kvq_batch.storage.options import display_uri, display_uris, join
+from kvq_batch.storage.options import display_uri, join
 from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import FAILURES, SCORES
@@ -218,9 +219,8 @@ def store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
         FatalError: the file cannot be written.
     """
     uri = join(join(tables.uri, PLANS_FOLDER), f"{run_id}.parquet")
-    redacted = tasks.set_column(tasks.column_names.index("uri"), "uri", display_uris(tasks["uri"]))
     content = io.BytesIO()
-    pq.write_table(redacted, content, compression="zstd")
+    pq.write_table(mask_rows(tasks), content, compression="zstd")
     try:
         put_file(uri, content.getvalue(), tables.options)
     except FOREIGN_ERRORS as error:

@@ -14,8 +14,6 @@ from typing import Any, Self
 
 import botocore.session
 import fsspec
-import pyarrow as pa
-import pyarrow.compute as pc
 from botocore.exceptions import ProfileNotFound
 from fsspec.registry import known_implementations
 
@@ -30,7 +28,9 @@ DEFAULT_REGION = "us-east-1"
 _S3_SCHEMES = ("s3", "s3a")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _AWS_PARAMETERS = r"x-amz-[a-z0-9-]+|awsaccesskeyid|signature"
-_SECRET_URI = rf"(?i)://[^/?#]*@|[?&](?:{SIGNATURE_NAMES})="
+# Parameters that mean something else without a signature.
+_WITH_SIGNATURE = r"expires|expiry|exp|md5|hash|verify|wstime|txtime"
+_AZURE_SAS = r"sv|ss|srt|sr|sp|st|se|spr|sip|si|sdd|saoid|suoid|scid|ses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +211,11 @@ def join(uri: str, name: str) -> str:
 
 
 def display_uri(uri: str) -> str:
-    """Return `uri` without user information and signature parameters, for storage and display.
+    """Return `uri` without user information and signature, for storage and display.
 
-    '?' is an ordinary character in S3 keys, so only parameters with AWS names are removed there. Local paths are
-    returned as they are.
+    The result is the same for every signature: parameters that come with one, such as its expiry time, are removed
+    with it. '?' is an ordinary character in S3 keys, so only parameters with AWS names are removed there. Local paths
+    are returned as they are.
     """
     if is_local(uri):
         return uri
@@ -225,20 +226,11 @@ def display_uri(uri: str) -> str:
     before, mark, query = rest.partition("?")
     if mark and re.search(rf"(?i)(?:^|&)(?:{names})=", query):
         query, hash_mark, fragment = query.partition("#")
+        if not is_s3(uri):
+            names = f"{names}|{_AZURE_SAS if re.search('(?i)(?:^|&)sig=', query) else _WITH_SIGNATURE}"
         kept = [part for part in query.split("&") if not re.match(rf"(?i)(?:{names})=", part)]
         rest = before + ("?" + "&".join(kept) if kept else "") + hash_mark + fragment
     return f"{scheme}://{rest}"
-
-
-def display_uris(uris: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Apply `display_uri` to a whole column. Only the rows with something to hide are processed in Python."""
-    if isinstance(uris, pa.ChunkedArray):
-        return pa.chunked_array([display_uris(chunk) for chunk in uris.chunks], uris.type)
-    has_secret = pc.fill_null(pc.match_substring_regex(uris, pattern=_SECRET_URI), False)
-    if not pc.any(has_secret).as_py():
-        return uris
-    replacements = pa.array([display_uri(uri) for uri in pc.filter(uris, has_secret).to_pylist()], pa.string())
-    return pc.replace_with_mask(uris, has_secret, replacements)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from kvq_batch.domain.column_types import same_type
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.masking import mask_rows
 from kvq_batch.storage.objects import put_files
 from kvq_batch.storage.options import display_uri, join, translate_storage_errors
 from kvq_batch.storage.retry import RetryPolicy
@@ -61,7 +62,7 @@ class CommitStats:
 
 
 class Writer:
-    """Commits the rows of one run.
+    """Commits the rows of one run, with secrets masked (`storage/masking.py`).
 
     Every method raises FatalError if another run has taken over the tables, or the store fails. Do not use the writer
     after that; a new writer can continue.
@@ -147,7 +148,7 @@ class Writer:
             if catalog_schema is not None:
                 target = extend_schema(target, catalog_schema)
             self._schemas[name] = target
-            full = align_to_schema(rows, schema, target, run_id or self.run_id, commit_seq)
+            full = align_to_schema(mask_rows(rows), schema, target, run_id or self.run_id, commit_seq)
             files[name] = list(make_data_files(full, schema, commit_seq))
         for name, made in files.items():
             self._store(name, made)
