@@ -1,5 +1,6 @@
 """Export of Arrow tables as Parquet, CSV or JSONL files, to a local path or a store."""
 
+import io
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, translate_storage_errors
+from kvq_batch.storage.objects import put_file
+from kvq_batch.storage.options import StorageOptions, display_uri, is_local, local_path, translate_storage_errors
 
 _EXTENSIONS = ("parquet", "csv", "jsonl", "ndjson")
 
@@ -25,19 +27,23 @@ def check_extension(out: str) -> str:
 def write_table(table: pa.Table, out: str, options: StorageOptions | None = None) -> None:
     """Write `table` to a .parquet, .csv, .jsonl or .ndjson file; missing folders are created.
 
+    A remote file is built in memory first, so that failed requests can be repeated.
+
     Raises: SpecError for another extension, for lists in CSV, or if the address cannot be written.
     """
     extension = check_extension(out)
+    if extension == "csv":
+        _check_no_lists(display_uri(out), table)
     with translate_storage_errors(out):
-        file_system, path = filesystem(out, options or StorageOptions())
-        file_system.makedirs(file_system._parent(path), exist_ok=True)
-        with file_system.open(path, "wb") as file:
-            if extension == "parquet":
-                pq.write_table(table, file, compression="zstd")
-            elif extension == "csv":
-                pyarrow.csv.write_csv(_without_lists(display_uri(out), table), file)
-            else:
-                _write_jsonl(table, file)
+        if is_local(out):
+            path = local_path(out)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                _write(table, extension, file)
+        else:
+            content = io.BytesIO()
+            _write(table, extension, content)
+            put_file(out, content.getvalue(), options or StorageOptions())
 
 
 def write_csv_and_parquet(table: pa.Table, stem: Path) -> list[Path]:
@@ -56,11 +62,19 @@ def write_csv_and_parquet(table: pa.Table, stem: Path) -> list[Path]:
     return paths
 
 
-def _without_lists(name: str, table: pa.Table) -> pa.Table:
+def _check_no_lists(name: str, table: pa.Table) -> None:
     nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
     if nested:
         raise SpecError(f"{name}: CSV cannot hold the lists of column {nested[0]!r}. Write .parquet or .jsonl.")
-    return table
+
+
+def _write(table: pa.Table, extension: str, file: BinaryIO) -> None:
+    if extension == "parquet":
+        pq.write_table(table, file, compression="zstd")
+    elif extension == "csv":
+        pyarrow.csv.write_csv(table, file)
+    else:
+        _write_jsonl(table, file)
 
 
 def _write_jsonl(table: pa.Table, file: BinaryIO) -> None:

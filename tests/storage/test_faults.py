@@ -14,6 +14,7 @@ from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.listing import list_files, stat_object
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.retry import RetryPolicy
+from kvq_batch.tables.table_files import write_table
 from tests.support.proxy import (
     BROKEN,
     DENIED,
@@ -153,6 +154,14 @@ def test_denied_access_is_not_retried(
         pass
     assert (caught.value.code, caught.value.permanent, rule.seen) == (code, False, 1)
     assert "credentials" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.jsonl"])
+def test_written_file_is_retried(name: str, s3_prefix: S3Location, fault_proxy: FaultProxy) -> None:
+    rule = fault_proxy.add(SLOW_DOWN, method="PUT", pattern=name, times=2)
+    write_table(pa.table({"a": [1]}), f"{s3_prefix.uri}/{name}", fault_proxy.options(attempts=1))
+    assert rule.num_faults == 2
+    assert s3_prefix.fs.cat_file(f"{s3_prefix.path}/{name}")
 
 
 class TestPlanning:
