@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, translate_storage_errors
+from kvq_batch.storage.objects import read_file
+from kvq_batch.storage.options import StorageOptions, display_uri, translate_storage_errors
 from kvq_batch.storage.redact import summarize_error
 
 ID_COLUMNS = ("video_id", "file", "file_name", "filename", "name", "video", "video_name", "path", "uri", "flickr_id")
@@ -131,10 +132,7 @@ def dataset_name(source: str) -> str:
 
 def _content(source: str, options: StorageOptions) -> bytes:
     with translate_storage_errors(source):
-        file_system, path = filesystem(source, options)
-        with file_system.open(path, "rb") as file:
-            content: bytes = file.read()
-    return content
+        return read_file(source, options)
 
 
 def _text(shown: str, content: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kvq_batch.domain.errors import FatalError, SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error, known_errors
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, translate_storage_errors
 
@@ -31,8 +31,8 @@ class SetFolder:
     def __init__(self, uri: str, options: StorageOptions) -> None:
         self.uri = absolute(uri)
         self._options = options
-        file_system, root = filesystem(self.uri, options)
-        with translate_storage_errors(self.uri):
+        with translate_storage_errors(self.uri), known_errors():
+            file_system, root = filesystem(self.uri, options)
             if file_system.exists(root) and file_system.find(root):
                 raise SpecError(
                     f"{display_uri(self.uri)} is not empty; choose a new folder, so that two sets are not mixed"

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import new_run_id
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, translate_storage_errors
+from kvq_batch.storage.objects import read_file
+from kvq_batch.storage.options import StorageOptions, display_uri, translate_storage_errors
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.schemas import make_rows
@@ -37,9 +38,7 @@ def read_calibration(source: str, options: StorageOptions | None = None) -> Cali
     """Read a calibration file written by `evaluate`. Raises: SpecError if it is invalid, naming the field."""
     shown = display_uri(source)
     with translate_storage_errors(source):
-        file_system, path = filesystem(source, options or StorageOptions())
-        with file_system.open(path, "rb") as file:
-            content = file.read()
+        content = read_file(source, options or StorageOptions())
     try:
         fields = json.loads(content)
     except ValueError as error:
