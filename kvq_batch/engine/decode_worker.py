@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from kvq_batch.config.job import Decode, Job, Limits, Storage
-from kvq_batch.domain.errors import DecodeError, ItemError, TransientError
+from kvq_batch.domain.errors import DecodeError, FetchError, ItemError, TransientError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipPolicy, Window
 from kvq_batch.engine.stream import ClipRow, StreamRows
@@ -135,13 +135,15 @@ class DecodeWorker:
     def _decode_item(self, item: dict[str, Any], fetching: "Future[_Fetched]", decoded: StreamRows) -> Iterator[None]:
         """Add the item's rows to `decoded`; yield whenever the caller may take them."""
         key = (item["item"], item["attempt"], item["model_mask"])
+        kind: type[ItemError] = FetchError
         try:
             with ExitStack() as stack:
                 fetched = fetching.result()
                 stack.callback(fetched.close)
+                kind = DecodeError
                 yield from self._decode_clips(item, fetched.video, decoded)
         except Exception as error:  # noqa: BLE001 - the worker's outermost frame: a bad video must not affect others
-            decoded.add_failure(*key, as_item_error(error, DecodeError))
+            decoded.add_failure(*key, as_item_error(error, kind))
 
     def _decode_clips(self, item: dict[str, Any], video: LocalVideo, decoded: StreamRows) -> Iterator[None]:
         settings = self._settings

@@ -7,6 +7,7 @@ for this: those of a role leave the machine only as a token, which is recognized
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote, quote_plus, unquote
@@ -70,8 +71,12 @@ def redact(text: str) -> str:
     PASSWORD and similar names), those of AWS profiles, authorization headers, signature parameters, user
     information in addresses, and the parts of a signature that S3 repeats in its responses.
     """
+    return _redact(text, _known_secrets())
+
+
+def _redact(text: str, secrets: Sequence[str]) -> str:
     text = _ANSI.sub("", text)
-    for secret in _known_secrets():
+    for secret in secrets:
         text = text.replace(secret, MASK)
     text = _ELEMENT.sub(rf"<\1>{MASK}</\1>", text)
     text = _HEADER.sub(rf"\1\2{MASK}", text)
@@ -99,17 +104,19 @@ class DataMask:
 
     secrets: tuple[str, ...]
     pattern: str
+    _all_secrets: tuple[str, ...]
 
     @classmethod
     def of_this_process(cls) -> Self:
         """Return the mask for the secrets of this process and for the shapes of all others."""
-        secrets = tuple(secret for secret in _known_secrets() if len(secret) >= _SHORTEST_IN_DATA)
+        known = tuple(_known_secrets())
+        secrets = tuple(secret for secret in known if len(secret) >= _SHORTEST_IN_DATA)
         # RE2 has no look-around: these begin the shapes above.
         starts = (
             rf"(?i)(?:[?&;]|%3f|%26|\\u0026)(?:{SIGNATURE_NAMES})(?:=|%3d)", r"://[^\s/?#]+@",
             *(shape.pattern for shape in (_AUTHORIZATION, _BEARER, _ASSIGNMENT, _KEY_ID_IN_DATA, _TOKEN)),
         )  # fmt: skip
-        return cls(secrets, "|".join(f"(?:{part})" for part in (*starts, *map(re.escape, secrets))))
+        return cls(secrets, "|".join(f"(?:{part})" for part in (*starts, *map(re.escape, secrets))), known)
 
     def text(self, text: str) -> str:
         """Return `text` with all secrets masked. Masking twice changes nothing more."""
@@ -117,6 +124,10 @@ class DataMask:
         for shape, replacement in _SHAPES_IN_DATA:
             text = shape.sub(replacement, text)
         return text
+
+    def message(self, text: str) -> str:
+        """Return the message of an error as `redact` does."""
+        return self.text(_redact(text, self._all_secrets))
 
     def values(self, text: str) -> str:
         """Return `text` with the secrets of this process masked, and access keys of AWS."""
