@@ -86,9 +86,10 @@ def read_source(
 
 def _is_file(source: str, extension: str, extensions: frozenset[str], options: StorageOptions) -> bool:
     if is_local(source):
-        if not local_path(source).exists():
-            raise SpecError(f"{source}: no such file or folder; correct the address")
-        return local_path(source).is_file()
+        with translate_storage_errors(source):
+            if not local_path(source).exists():
+                raise SpecError(f"{source}: no such file or folder; correct the address")
+            return local_path(source).is_file()
     if is_http(source):
         # There are no folders, and asking would fetch the whole file.
         return extension in (*CATALOG_EXTENSIONS, *extensions)

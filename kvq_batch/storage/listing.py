@@ -98,8 +98,11 @@ def split_glob(source: str) -> Pattern:
     In http addresses, '?' begins a query.
     """
     wildcard = (_HTTP_GLOB if is_http(source) else _GLOB).search(source)
-    if wildcard is None or (is_local(source) and local_path(source).exists()):
+    if wildcard is None:
         return Pattern(source, None)
+    with translate_storage_errors(source):
+        if is_local(source) and local_path(source).exists():
+            return Pattern(source, None)
     fixed = source[: wildcard.start("wildcard")]
     root = fixed.rpartition("/")[0]
     return Pattern(root or ("/" if fixed.startswith("/") else "."), source[len(root) :].lstrip("/"))

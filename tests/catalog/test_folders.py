@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -67,38 +68,50 @@ def test_name_that_is_not_utf8_is_reported(folder: Path, caplog: pytest.LogCaptu
     message.encode()
 
 
-def test_locked_folder_is_reported(folder: Path) -> None:
-    (folder / "locked").mkdir(mode=0)
-    (folder / "unreadable").mkdir()
-    (folder / "unreadable" / "c.mp4").write_bytes(b"x")
-    (folder / "unreadable").chmod(0o444)
-    # Root can read everything: run as another user, who also needs access to the folder.
-    for parent in (folder, folder / "sub", *folder.parents[:-2]):
-        parent.chmod(parent.stat().st_mode | 0o055)
-    code = (
-        "import os, sys; sys.path[:] = eval(sys.argv[2])\n"
-        "import logging; logging.basicConfig(level=logging.WARNING)\n"
-        "from kvq_batch.catalog.reader import read_catalog; from kvq_batch.config.job import Catalog\n"
-        "from kvq_batch.storage.options import StorageOptions; from kvq_batch.domain.errors import SpecError\n"
-        "import pyarrow.parquet\n"
-        "os.geteuid() or os.seteuid(65534)\n"
-        "def ids(source): return read_catalog(Catalog(source=source), StorageOptions())['video_id'].to_pylist()\n"
-        "print(ids(sys.argv[1]))\n"
-        "try: ids(sys.argv[1] + '/locked')\n"
-        "except SpecError as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), repr(sys.path)], capture_output=True, text=True, check=False
-    )
-    (folder / "unreadable").chmod(0o755)
-    (folder / "locked").chmod(0o755)
+_AS_ANOTHER_USER = """
+import logging, os, sys
+sys.path[:] = eval(sys.argv[2])
+logging.basicConfig(level=logging.WARNING)
+import pyarrow.parquet
+from kvq_batch.catalog.reader import read_catalog
+from kvq_batch.config.job import Catalog
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.storage.options import StorageOptions
+
+os.geteuid() or os.seteuid(65534)
+for source in (sys.argv[1], sys.argv[1] + "/locked", sys.argv[1] + "/locked/c.mp4", sys.argv[1] + "/locked/*.mp4"):
+    try:
+        print(read_catalog(Catalog(source=source), StorageOptions())["video_id"].to_pylist())
+    except SpecError as error:
+        print(error)
+"""
+
+
+def test_locked_folder_is_reported() -> None:
+    # Root can read everything: the folder is listed by another user, who has no access to the folders of pytest.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("locked", "unreadable"):
+            (folder / part).mkdir()
+            (folder / part / "c.mp4").write_bytes(b"x")
+        (folder / "a.mp4").write_bytes(b"x")
+        folder.chmod(0o755)
+        (folder / "locked").chmod(0)
+        (folder / "unreadable").chmod(0o444)
+        done = subprocess.run(
+            [sys.executable, "-c", _AS_ANOTHER_USER, name, repr(sys.path)], capture_output=True, text=True, check=False
+        )
+        for part in ("locked", "unreadable"):
+            (folder / part).chmod(0o755)
     assert done.returncode == 0, done.stderr
-    ids, error = done.stdout.splitlines()
-    assert ids == "['a.mp4', 'sub/b.mkv']"
+    ids, *errors = done.stdout.splitlines()
+    assert ids == "['a.mp4']"
     assert "folders that cannot be read: Permission denied (locked)" in done.stderr
     assert "files that cannot be read: Permission denied (unreadable/c.mp4)" in done.stderr
-    assert "check the permissions of the file and of its folders" in error
-    assert "AWS" not in error
+    for error in errors:
+        assert "check the permissions of the file and of its folders" in error
+    assert len(errors) == 3
+    assert "AWS" not in done.stdout
 
 
 def test_other_endings_are_counted(store: Store, caplog: pytest.LogCaptureFixture) -> None:
