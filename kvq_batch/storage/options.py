@@ -121,10 +121,9 @@ def unsupported_scheme(uri: str) -> str | None:
         return f"{scheme}:// is not supported; use a path, s3:// or https://"
     except ImportError as error:
         package = known_implementations[scheme]["class"].partition(".")[0]
-        advice = "" if package == "fsspec" else f"; install the package {package}"
-        return (
-            f"{scheme}:// needs a package that is missing: {summarize_error(error)}{advice} on every machine of the job"
-        )
+        if package == "fsspec":
+            return f"{scheme}:// is not available: {summarize_error(error)}, on every machine of the job"
+        return f"{scheme}:// needs the package {package}; install it on every machine of the job"
     return None
 
 

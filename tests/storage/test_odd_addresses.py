@@ -92,15 +92,15 @@ def test_odd_addresses_do_not_stop_planning(
     (record,) = caplog.records
     message = record.getMessage()
     assert f"of {len(tokens)} videos cannot be fetched" in message
-    assert "install the package gcsfs" in message
+    assert "gs:// needs the package gcsfs; install it" in message
     assert "foo:// is not supported" in message
 
 
 @pytest.mark.parametrize(
     ("uris", "message"),
     [
-        (["gs://b/1.mp4", "GS://b/2.mp4"], r"gs:// needs a package .* install the package gcsfs .*\(2 videos\)"),
-        (["az://b/1.mp4", "foo://b/2.mp4"], "install the package adlfs .*foo:// is not supported"),
+        (["gs://b/1.mp4", "GS://b/2.mp4"], r"gs:// needs the package gcsfs; install it .*\(2 videos\)"),
+        (["az://b/1.mp4", "foo://b/2.mp4"], r"needs the package adlfs.*foo:// is not supported"),
         (["sftp://h/1.mp4"], "paramiko"),
     ],
 )
