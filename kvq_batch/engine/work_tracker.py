@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kvq_batch.engine.rows import Failure, Row
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import FAILURE_COLUMNS
+from kvq_batch.storage.redact import DataMask
 from kvq_batch.tables.row_types import ClipRow, FailureRow, MapRow
 
 PERMANENT_IF_REPEATED = frozenset({"decoder_crashed", "ffmpeg_crashed"})
@@ -71,6 +72,7 @@ class WorkTracker(ABC):
         self._items = items
         self._columns = {name: items[name].combine_chunks() for name in items.column_names}
         self.max_attempts = max_attempts
+        self._mask = DataMask.of_this_process()
         self._preempted_attempts_left = MAX_PREEMPTED_ATTEMPTS
         self._lost_stage = lost_stage
         self.breaker = breaker
@@ -148,6 +150,8 @@ class WorkTracker(ABC):
 
     def fail(self, task: Task, failure: Failure) -> None:
         """Record a failed attempt; close the task if the failure is permanent or the attempts are used up."""
+        # Observers log the message before the writer masks it.
+        failure = replace(failure, message=self._mask.message(failure.message))
         if failure.error in PERMANENT_IF_REPEATED and failure.attempt > 1:
             failure = replace(failure, permanent=True)
         self._failed_this_attempt.add(task)
