@@ -101,3 +101,14 @@ class TestIds:
         assert pq.read_table(tmp_path / "out" / "c.parquet")["thumbnail"].to_pylist() == ["https://h/v.mp4"]
         store_plan(Tables.create(str(tmp_path / "out" / "tables")), "run-1", table)
         assert find_secrets(tmp_path / "out", [SECRET]) == []
+
+
+def test_search_finds_what_is_not_masked(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    table = pa.table({"v": [f"https://h/v.mp4?sig={SECRET}"] * 100})
+    pq.write_table(table, tmp_path / "a" / "t.parquet", compression="zstd")
+    (tmp_path / "log.json").write_text(json.dumps({"v": "planted%2FSECRET"}))
+    assert find_secrets(tmp_path, [SECRET, "planted/SECRET", "absent"]) == [
+        f"{tmp_path}/a/t.parquet: {SECRET}",
+        f"{tmp_path}/log.json: planted/SECRET",
+    ]
