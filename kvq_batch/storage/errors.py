@@ -86,7 +86,7 @@ _HINTS_BY_SCHEME: Mapping[str, Mapping[StorageErrorKind, str]] = {
 }  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_INVALID = (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+_INVALID = (errno.ENAMETOOLONG, errno.ELOOP)
 
 # delta-rs puts its own settings ("retry_timeout 120s") into the message, before the cause.
 _SETTINGS = re.compile(r"max_retries[\s↳]*\d+,[\s↳]*retry_timeout[\s↳]*\S+\s*")
