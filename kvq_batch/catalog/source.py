@@ -121,15 +121,17 @@ def _read_folder(
         extensions |= _chosen_extension(pattern.glob)
     known_extension = rf"(?i)\.(?:{'|'.join(sorted(extensions))}|parquet)$"
     is_known = pc.match_substring_regex(relative, pattern=known_extension)
-    left_out.add_endings(relative.filter(pc.and_not(is_kept, is_known)))
+    others = relative.filter(pc.and_not(is_kept, is_known))
     is_kept = pc.and_(is_kept, is_known)
     listing, relative = listing.filter(is_kept), relative.filter(is_kept)
     is_parquet = pc.ends_with(relative, ".parquet")
     num_parquet = pc.sum(is_parquet).as_py() or 0
     if num_parquet == 0:
+        left_out.add_endings(others)
         if listing.num_rows == 0:
             raise no_videos_error(source, left_out)
-        _log_left_out(source, root, listing.num_rows, left_out)
+    _log_left_out(source, root, listing.num_rows, left_out)
+    if num_parquet == 0:
         return _listing(root, relative, listing), None
     if num_parquet < listing.num_rows:
         raise SpecError(f"{display_uri(source)}: contains both videos and Parquet files; select one kind with a glob")
@@ -190,7 +192,7 @@ def _chosen_extension(glob: str) -> frozenset[str]:
 def _log_left_out(source: str, root: str, num_videos: int, left_out: LeftOut) -> None:
     if left_out:
         _LOG.warning(
-            "%s: %d videos; left out: %s. To take files with another ending, use a glob such as %s",
+            "%s: %d files; left out: %s. To take files with another ending, use a glob such as %s",
             display_uri(source), num_videos, left_out, join(display_uri(root), "**/*.gif"),
         )  # fmt: skip
 

@@ -139,7 +139,7 @@ def _converted(tables: Tables, file: LoggedFile, schema: pa.Schema) -> DataFile:
             rows = pq.ParquetFile(source).read()
     except (pa.ArrowException, *FOREIGN_ERRORS) as error:
         raise SpecError(
-            f"{display_uri(tables.uri)}: data file {file.path} cannot be read: {explain_error(error)}; run "
+            f"{display_uri(tables.uri)}: data file {file.path} cannot be read: {explain_error(error, tables.uri)}; run "
             "`kvq-batch tables check`"
         ) from error
     columns = [
@@ -157,8 +157,8 @@ def _converted(tables: Tables, file: LoggedFile, schema: pa.Schema) -> DataFile:
         put_file(join(join(tables.uri, "catalog"), made.path), made.content.to_pybytes(), tables.options, RetryPolicy())
     except FOREIGN_ERRORS as error:
         raise FatalError(
-            f"{display_uri(tables.uri)}: table 'catalog' cannot be written: {explain_error(error)}. Nothing was "
-            "changed."
+            f"{display_uri(tables.uri)}: table 'catalog' cannot be written: {explain_error(error, tables.uri)}. "
+            "Nothing was changed."
         ) from error
     return made
 

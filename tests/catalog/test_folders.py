@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kvq_batch.catalog.reader import read_catalog
@@ -49,7 +51,7 @@ def test_links_and_special_files_are_reported(folder: Path, tmp_path: Path, capl
     os.mkfifo(folder / "pipe.mp4")
     assert listed(folder) == ["a.mp4", "link.mp4", "sub/b.mkv"]
     message = warning(caplog)
-    assert message.startswith(f"{folder}: 3 videos; left out: ")
+    assert message.startswith(f"{folder}: 3 files; left out: ")
     for part in (
         "2 linked folders (", "sub/back", "1 broken links (gone.mp4)", "Too many levels of symbolic links (loop.mp4)",
         "1 files that are not regular files (pipe.mp4)",
@@ -149,6 +151,16 @@ def test_folder_without_videos_names_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(tmp_path)
     with pytest.raises(SpecError, match=r"left out: 1 linked folders \(linked\); 1 files with other endings"):
         listed(tmp_path)
+
+
+def test_folder_of_parquet_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pq.write_table(pa.table({"video_id": ["a"], "uri": ["a.mp4"]}), tmp_path / "a.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    assert listed(tmp_path) == ["a"]
+    assert not caplog.records
+    (tmp_path / "linked").symlink_to(tmp_path)
+    assert listed(tmp_path) == ["a"]
+    assert "1 linked folders (linked)" in warning(caplog)
 
 
 def test_examples_are_few() -> None:
