@@ -4,7 +4,6 @@ Types are kept, except that columns with ids and addresses are always read as te
 checked in `catalog.reader`.
 """
 
-import io
 import logging
 import lzma
 import re
@@ -17,7 +16,6 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.compression import compr
 
 from kvq_batch.catalog.text_files import KnownTypes, read_csv, read_jsonl
 from kvq_batch.domain.column_types import fold_name
@@ -34,7 +32,7 @@ from kvq_batch.storage.listing import (
     no_videos_error,
     split_glob,
 )
-from kvq_batch.storage.objects import read_file
+from kvq_batch.storage.objects import open_file
 from kvq_batch.storage.options import (
     StorageOptions,
     absolute,
@@ -247,14 +245,7 @@ def _read_file(uri: str, extension: str, known: KnownTypes, options: StorageOpti
 
 def _open(uri: str, options: StorageOptions) -> BinaryIO:
     compressed = _TEXT_FILE.search(_without_query(uri))
-    compression = _COMPRESSIONS[compressed[2].lower()] if compressed else None
-    if is_local(uri) or is_s3(uri):
-        file_system, path = filesystem(uri, options)
-        file: BinaryIO = file_system.open(path, "rb", compression=compression)
-        return file
-    # Not every web server answers requests for ranges of a file, and other stores do not retry them.
-    content = io.BytesIO(read_file(uri, options))
-    return compr[compression](content, mode="rb") if compression else content
+    return open_file(uri, options, _COMPRESSIONS[compressed[2].lower()] if compressed else None)
 
 
 @contextmanager

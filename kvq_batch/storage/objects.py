@@ -5,16 +5,18 @@ does (`fetch`). `put_file` and `put_files` write whole files with retries. A `Co
 that is read with its ETag and replaced only if that has not changed, which is what a lease needs.
 """
 
+import io
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Protocol
 
 from fsspec.asyn import sync
+from fsspec.compression import compr
 
 from kvq_batch.domain.errors import FetchError
 from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, known_errors
 from kvq_batch.storage.http import CHUNK_BYTES, HttpStream
 from kvq_batch.storage.listing import content_id_of
-from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_http, is_s3, join
+from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_http, is_local, is_s3, join
 from kvq_batch.storage.retry import RetryPolicy
 
 
@@ -195,6 +197,21 @@ def read_file(uri: str, options: StorageOptions, retry_policy: RetryPolicy | Non
             return bytes(file_system.cat_file(path))
 
     return (retry_policy or RetryPolicy()).run(read)
+
+
+def open_file(uri: str, options: StorageOptions, compression: str | None = None) -> BinaryIO:
+    """Open a file for reading at any position, decompressed; `compression` is a name that fsspec knows.
+
+    Raises:
+        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`).
+    """
+    if is_local(uri) or is_s3(uri):
+        file_system, path = filesystem(uri, options)
+        file: BinaryIO = file_system.open(path, "rb", compression=compression)
+        return file
+    # Not every web server answers requests for ranges of a file, and other stores do not retry them.
+    content: BinaryIO = io.BytesIO(read_file(uri, options))
+    return compr[compression](content, mode="rb") if compression else content
 
 
 def put_file(uri: str, content: bytes, options: StorageOptions, retry_policy: RetryPolicy | None = None) -> None:

@@ -1,5 +1,6 @@
 """Folders as catalogs: what is left out is reported in one line, and the rest is listed."""
 
+import gzip
 import logging
 import os
 import subprocess
@@ -177,5 +178,7 @@ def test_signed_address_of_a_catalog(http_server: HttpServer) -> None:
     http_server.script = [503, None]
     table = read_catalog(Catalog(source=source), StorageOptions())
     assert table["uri"].to_pylist() == [f"{http_server.address}/lists/v/a.mp4", "https://h/b.mp4"]
+    http_server.files["lists/c.csv.gz"] = gzip.compress(http_server.files["lists/c.csv"])
+    assert listed(f"{http_server.address}/lists/c.csv.gz?sig=x") == ["a", "b"]
     assert split_glob("https://h/v/*.mp4?x=[1]").root == "https://h/v"
     assert split_glob("https://h/v/a.mp4?x=[1]").glob is None
