@@ -1,8 +1,8 @@
-"""Decode one video in the child process: sample, decode the union of all requests once, resize into place.
+"""Decodes the clips of one video: samples frames, decodes each once for all requests, and resizes them.
 
-`DecodeTask` and `DecodedVideo` are small picklable descriptors that go to the child and come back. Pixels travel next
-to them in a scratch file. Equal requests of several models share one array, and a frame that several clips or requests
-need is decoded once.
+`decode_task` runs in the child process. `DecodeTask` and `VideoLayout` are small and picklable; pixels are passed in a
+scratch file. Equal requests of several models share one array, and a frame that several clips or requests need is
+decoded once.
 """
 
 import time
@@ -27,7 +27,7 @@ Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 @dataclass(slots=True)
 class Timings:
-    """Core-seconds of one video by phase; `decode_s` includes the conversion to RGB."""
+    """Core-seconds per phase of one video. `decode_s` includes the conversion to RGB."""
 
     probe_s: float = 0.0
     decode_s: float = 0.0
@@ -36,7 +36,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class _Array:
-    """One array to fill: row t of `pixels` is frame `indices[t]`, made as `request` says."""
+    """An array to fill: row t of `pixels` is frame `indices[t]` as `request` describes it."""
 
     indices: NDArray[np.int64]
     request: FrameRequest
@@ -45,7 +45,7 @@ class _Array:
 
 @dataclass(slots=True)
 class Decoding:
-    """How a decode is done, and what it cost: the reader, its threads, where arrays come from."""
+    """Reader, threads and allocator of a decode, and the time it took."""
 
     reader: FrameReader
     num_threads: int = 1
@@ -62,15 +62,14 @@ def decode_clips(
     clip_range: range,
     decoding: Decoding,
 ) -> Iterator[DecodedClip]:
-    """The clips `clip_range` of `windows`, in order, each answering every request.
+    """Yield the clips `clip_range` of `windows`, in order, each with frames for every request.
 
-    A clip's frames are those shown within its window; the sampler draws among them, seeded by `key` (the video id) and
-    the clip's index. The clips of one call are decoded in one pass and all held in memory: hand over long videos in
-    ranges.
+    The sampler selects frames within the window of a clip, seeded by `key` (the video id) and the clip index. All clips
+    of a call are decoded in one pass and are in memory together: decode a long video in ranges.
 
     Raises:
-        DecodeError: a window holds no frame (empty_window), a frame does not decode, or native-size frames differ in
-            size (frame_size_changes).
+        DecodeError: a window contains no frame (empty_window), a frame does not decode, or frames of native size differ
+            in size (frame_size_changes).
     """
     planned = [(i, [_plan(probed, windows[i], i, r, key) for r in requests]) for i in clip_range]
     native = (probed.facts.height_px, probed.facts.width_px)
@@ -113,33 +112,35 @@ def _plan(probed: Probed, window: Window, clip_index: int, request: FrameRequest
 
 
 def _fill(path: Path, probed: Probed, arrays: Sequence[_Array], decoding: Decoding) -> None:
-    places: dict[int, list[tuple[_Array, NDArray[np.int64]]]] = {}
+    rows_of: dict[int, list[tuple[_Array, NDArray[np.int64]]]] = {}
     for array in arrays:
         for number in np.unique(array.indices).tolist():
-            places.setdefault(number, []).append((array, np.flatnonzero(array.indices == number)))
-    wanted = np.array(sorted(places), np.int64)
+            rows_of.setdefault(number, []).append((array, np.flatnonzero(array.indices == number)))
+    wanted = np.array(sorted(rows_of), np.int64)
     started = time.process_time()
     resize_s = 0.0
     for number, rgb in decoding.reader.frames(path, probed, wanted, decoding.num_threads):
         resize_started = time.process_time()
-        for array, rows in places.pop(number):
-            place_frame(rgb, number, array.request, array.pixels[rows[0]])
+        for array, rows in rows_of.pop(number):
+            write_frame(rgb, number, array.request, array.pixels[rows[0]])
             array.pixels[rows[1:]] = array.pixels[rows[0]]
         resize_s += time.process_time() - resize_started
-    if places:
-        raise DecodeError("frame_missing", f"frame {min(places)} did not come out of the decoder", True)
+    if rows_of:
+        raise DecodeError(
+            "frame_missing", f"The decoder does not return frame {min(rows_of)}. Upload the video again.", True
+        )
     decoding.timings.resize_s += resize_s
     decoding.timings.decode_s += time.process_time() - started - resize_s
 
 
-def place_frame(rgb: NDArray[np.uint8], number: int, request: FrameRequest, out: NDArray[np.uint8]) -> None:
-    """Puts frame `number`, uint8 RGB of any size, into `out` as `request` wants it."""
+def write_frame(rgb: NDArray[np.uint8], number: int, request: FrameRequest, out: NDArray[np.uint8]) -> None:
+    """Write frame `number`, uint8 RGB of any size, to `out` as `request` describes it."""
     height, width = out.shape[:2]
     if request.size is None and rgb.shape[:2] != (height, width):
         raise DecodeError(
             "frame_size_changes",
-            f"frame {number} has {rgb.shape[1]} x {rgb.shape[0]} pixels, the first one {width} x {height}; "
-            "a model that asks for native frames cannot take it",
+            f"Frame {number} has {rgb.shape[1]} x {rgb.shape[0]} pixels, the first frame {width} x {height}. Models "
+            "that request native frames need one size: encode the video again.",
             True,
         )
     if request.fragments is None:
@@ -150,10 +151,10 @@ def place_frame(rgb: NDArray[np.uint8], number: int, request: FrameRequest, out:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTask:
-    """Clips of one local file, for every request of a job.
+    """Clips of one local file to decode for all requests of a job.
 
-    `key` seeds random samplers (the video id). `clips` cuts the video by rule, or names its windows. `first_clip` and
-    `max_clips` hand a long video over in ranges; `probed`, from the first range's answer, saves probing again.
+    `key` (the video id) seeds random samplers. `clips` is the rule that cuts the video, or its windows. `first_clip`
+    and `max_clips` select a range of a long video; `probed`, from the result of the first range, avoids another probe.
     """
 
     path: Path
@@ -170,9 +171,9 @@ class DecodeTask:
 
 @dataclass(frozen=True, slots=True)
 class DecodedVideo:
-    """What a task gave: facts, "decoder version", the clips of its range in order, and the core-seconds spent.
+    """Result of a task: facts, decoder with version, the clips of its range in order, and core-seconds.
 
-    `num_clips` counts the clips of the whole video; the range ended before them where the last clip's index is smaller.
+    `num_clips` counts the clips of the whole video.
     """
 
     facts: VideoFacts
@@ -185,7 +186,7 @@ class DecodedVideo:
 
 @dataclass(frozen=True, slots=True)
 class FrameLayout:
-    """A `ClipFrames` without its pixels: `extent` is the position of its array in the scratch file's list."""
+    """A `ClipFrames` without its pixels: `extent` is the index of its array among the extents of the scratch file."""
 
     extent: int
     indices: NDArray[np.int64]
@@ -203,7 +204,7 @@ class ClipLayout:
 
 @dataclass(frozen=True, slots=True)
 class VideoLayout:
-    """A `DecodedVideo` as it crosses processes; `probed` is None where the task brought it."""
+    """A `DecodedVideo` without pixels, sent between processes. `probed` is None if the task contains it."""
 
     facts: VideoFacts
     decoder: str

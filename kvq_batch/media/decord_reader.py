@@ -1,7 +1,8 @@
 """Frames by number through decord, the decoder of the published pipeline.
 
 `decoders.choose_decoder` decides which files it gets. Files are rejected if decord counts other frames than the probe.
-decord conceals damage and starts in the middle of a gradual refresh without an error, so this reader does, too.
+decord conceals damage, starts in the middle of a gradual refresh, and believes single packets that are marked as
+keyframes by mistake, all without an error, so this reader does, too.
 """
 
 from collections.abc import Iterator
@@ -28,15 +29,17 @@ class DecordReader:
             if len(video) != probed.facts.num_frames:
                 raise DecodeError(
                     "decoder_unsuitable",
-                    f"decord counts {len(video)} frames, the file holds {probed.facts.num_frames}; "
-                    'set decoder = "auto" in the job',
+                    f"decord counts {len(video)} frames, but the file has {probed.facts.num_frames}. "
+                    'Set decoder = "auto" in the job.',
                     True,
                 )
             for number in wanted.tolist():
                 yield number, video[number].asnumpy()
         except (DECORDError, RuntimeError) as error:
             text = str(error).strip().splitlines()[0][:200]
-            raise DecodeError("undecodable", f"decord cannot decode a frame that is needed ({text})", True) from error
+            raise DecodeError(
+                "undecodable", f"decord cannot decode a frame that is needed: {text}. Upload the video again.", True
+            ) from error
 
 
 READER = DecordReader()

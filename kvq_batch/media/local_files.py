@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kvq_batch.domain.errors import DecodeError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import Window
-from kvq_batch.media.decode import Decoding, decode_clips, place_frame
+from kvq_batch.media.decode import Decoding, decode_clips, write_frame
 from kvq_batch.media.decoders import choose_decoder, open_reader
 from kvq_batch.media.probe import VideoLimits, probe
 
@@ -32,7 +32,7 @@ def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> ND
     if path.suffix.lower() in STILL_EXTENSIONS:
         frame = _still(path)
         out = np.empty((*(request.size or frame.shape[:2]), 3), np.uint8)
-        place_frame(frame, 0, request, out)
+        write_frame(frame, 0, request, out)
         return np.repeat(out[None], num_still_frames, axis=0)
     probed = probe(path, VideoLimits())
     reader, _ = open_reader(choose_decoder(probed))

@@ -1,4 +1,4 @@
-"""Every frame that a reader gives is the one that a plain decode of the whole file gives under that number."""
+"""Frames of both readers, compared with a decode of the whole file."""
 
 import zlib
 from functools import cache
@@ -64,12 +64,12 @@ def test_pyav_is_exact(material: Material, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_decord_is_exact_where_the_rule_lets_it(material: Material, name: str) -> None:
+def test_decord_is_exact_where_allowed(material: Material, name: str) -> None:
     assert_exact(material, name, "decord")
 
 
 @pytest.mark.parametrize("name", PYAV_ONLY)
-def test_decord_is_refused_by_rule(material: Material, name: str) -> None:
+def test_decord_is_rejected_elsewhere(material: Material, name: str) -> None:
     probed = probe(material(name), VideoLimits())
     assert choose_decoder(probed) == "pyav"
     with pytest.raises(DecodeError) as caught:
@@ -77,7 +77,7 @@ def test_decord_is_refused_by_rule(material: Material, name: str) -> None:
     assert caught.value.code == "decoder_unsuitable"
 
 
-def test_decord_must_count_as_we_do(material: Material) -> None:
+def test_decord_counts_other_frames(material: Material) -> None:
     path = material("edit-list.mp4")
     probed = probe(path, VideoLimits())
     reader, _ = open_reader("decord")
@@ -86,7 +86,7 @@ def test_decord_must_count_as_we_do(material: Material) -> None:
     assert caught.value.code == "decoder_unsuitable"
 
 
-def test_rotation_turns_the_stored_picture_upright(material: Material) -> None:
+def test_rotated_pictures_are_upright(material: Material) -> None:
     _, stored = whole_decode(material("h264.mp4"))
     for degrees, quarters in ((90, 1), (180, 2), (270, 3)):
         path = material(f"rotated-{degrees}.mp4")
@@ -95,7 +95,7 @@ def test_rotation_turns_the_stored_picture_upright(material: Material) -> None:
         assert np.array_equal(rgb, np.rot90(stored[7], quarters))
 
 
-def test_damage_is_an_error_and_not_a_concealed_frame(material: Material) -> None:
+def test_damage_is_an_error(material: Material) -> None:
     path = material("damaged.mp4")
     probed = probe(path, VideoLimits())
     reader, _ = open_reader("pyav")
@@ -136,7 +136,7 @@ def test_checksums_of_frames(matrix: str, tmp_path: Path) -> None:
         assert zlib.crc32(clip.frames[0].pixels.tobytes()) == CHECKSUMS[matrix], decoder
 
 
-def test_clips_every_so_often_take_frames_of_their_windows(material: Material) -> None:
+def test_clips_have_frames_of_their_windows(material: Material) -> None:
     path = material("h264.mkv")
     probed, truth = whole_decode(path)
     windows = ClipPolicy(every_s=1.0).windows(probed.facts.duration_s)
@@ -153,7 +153,7 @@ def test_clips_every_so_often_take_frames_of_their_windows(material: Material) -
             assert np.array_equal(frames.pixels[row], resize(truth[number], (40, 56)))
 
 
-def test_windows_of_a_variable_rate_go_by_time(material: Material) -> None:
+def test_windows_of_variable_rates_go_by_time(material: Material) -> None:
     path = material("variable-rate.mp4")
     probed = probe(path, VideoLimits())
     reader, _ = open_reader("pyav")
@@ -162,7 +162,7 @@ def test_windows_of_a_variable_rate_go_by_time(material: Material) -> None:
     assert 1.2 <= clip.frames[0].times_s[0] < 2.4
 
 
-def test_a_window_past_the_end_is_refused(material: Material) -> None:
+def test_window_past_the_end_is_rejected(material: Material) -> None:
     path = material("h264.mp4")
     probed = probe(path, VideoLimits())
     reader, _ = open_reader("pyav")
@@ -171,7 +171,7 @@ def test_a_window_past_the_end_is_refused(material: Material) -> None:
     assert caught.value.code == "empty_window"
 
 
-def test_native_frames_must_not_change_their_size(material: Material) -> None:
+def test_native_frames_have_one_size(material: Material) -> None:
     path = material("sizes-change.h264")
     probed = probe(path, VideoLimits())
     reader, _ = open_reader("pyav")

@@ -21,7 +21,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_the_frames_that_are_there(material: Material, name: str) -> None:
+def test_frames_are_counted(material: Material, name: str) -> None:
     probed = probe(material(name), LIMITS)
     assert probed.facts.num_frames == COUNTS[name] == len(probed.times_s)
     assert probed.times_s[0] == 0
@@ -29,7 +29,7 @@ def test_counts_the_frames_that_are_there(material: Material, name: str) -> None
     assert probed.facts.duration_s > probed.times_s[-1]
 
 
-def test_facts_of_a_plain_file(material: Material) -> None:
+def test_facts_of_an_ordinary_file(material: Material) -> None:
     facts = probe(material("bt709.mp4"), LIMITS).facts
     assert (facts.width_px, facts.height_px, facts.rotation_deg, facts.sample_aspect_ratio) == (320, 240, 0, 1.0)
     assert (facts.codec, facts.pixel_format, facts.bit_depth, facts.field_order) == (
@@ -45,7 +45,7 @@ def test_facts_of_a_plain_file(material: Material) -> None:
     assert colors == ("bt709", "bt709", "bt709", "tv")
 
 
-def test_facts_that_differ(material: Material) -> None:
+def test_facts_of_odd_files(material: Material) -> None:
     assert probe(material("variable-rate.mp4"), LIMITS).facts.is_variable_frame_rate
     assert probe(material("h264-10bit.mp4"), LIMITS).facts.bit_depth == 10
     assert probe(material("sample-aspect.mp4"), LIMITS).facts.sample_aspect_ratio == pytest.approx(4 / 3)
@@ -55,14 +55,14 @@ def test_facts_that_differ(material: Material) -> None:
 
 
 @pytest.mark.parametrize(("name", "clockwise"), [("rotated-90.mp4", 270), ("rotated-180.mp4", 180)])
-def test_size_is_that_of_the_upright_picture(material: Material, name: str, clockwise: int) -> None:
+def test_size_is_of_the_upright_picture(material: Material, name: str, clockwise: int) -> None:
     facts = probe(material(name), LIMITS).facts
     assert facts.rotation_deg == clockwise
     upright = (240, 320) if clockwise == 270 else (320, 240)
     assert (facts.width_px, facts.height_px) == upright
 
 
-def test_several_streams_give_the_best(material: Material) -> None:
+def test_best_of_several_streams(material: Material) -> None:
     probed = probe(material("several-streams.mp4"), LIMITS)
     assert probed.stream_index == 1
     assert probed.facts.width_px == 320

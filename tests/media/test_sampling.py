@@ -1,4 +1,4 @@
-"""The sampler's indices against the stored goldens of the published sampler."""
+"""Frame indices of the sampler, compared with stored ones of the published sampler."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ COUNTS = [1, 5, 16, 30, 64, 71, 72, 73, 100, 150, 240, 300, 1000]
 
 
 @pytest.mark.parametrize("num_frames", COUNTS)
-def test_same_fragments_as_published_up_to_the_draw(num_frames: int) -> None:
+def test_fragments_are_the_published_ones(num_frames: int) -> None:
     golden = GOLDENS[f"frames.seed0.{num_frames}"]
     segment = num_frames // 8
     slack = segment - 8
@@ -23,7 +23,7 @@ def test_same_fragments_as_published_up_to_the_draw(num_frames: int) -> None:
     assert np.array_equal(Sampling().indices(num_frames), moved.reshape(-1))
 
 
-def test_random_offsets_depend_on_the_key_alone() -> None:
+def test_random_offsets_depend_on_the_key() -> None:
     sampling = Sampling(offset="random", seed=3)
     first = sampling.indices(300, "a#0")
     assert np.array_equal(first, sampling.indices(300, "a#0"))
