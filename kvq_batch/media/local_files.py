@@ -61,8 +61,10 @@ def _still(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as picture:
             if picture.mode not in _MODES:
                 raise DecodeError(
-                    "still_mode", f"{path}: a picture of mode {picture.mode}; store it as 8 bit RGB", True
+                    "still_mode",
+                    f"{path} has the mode {picture.mode}, which is not supported. Store it as 8-bit RGB.",
+                    True,
                 )
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DecodeError("still", f"{path}: cannot be read as a picture ({error})", True) from error
+        raise DecodeError("still", f"{path} cannot be read as a picture: {error}.", True) from error

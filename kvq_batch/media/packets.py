@@ -55,7 +55,7 @@ _END_SLACK_SHARE = 0.01
 
 @contextmanager
 def open_video(path: Path) -> Iterator[InputContainer]:
-    """The file under libavformat, restricted to local files and to containers.
+    """Open a file with libavformat, which may read local files and containers only.
 
     Raises:
         ProbeError: the bytes are not a known container, or the file is gone.
@@ -64,19 +64,19 @@ def open_video(path: Path) -> Iterator[InputContainer]:
     try:
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except av.error.FileNotFoundError as error:
-        raise ProbeError("file_not_found", "the file is not there; was it removed while the run read it?") from error
+        raise ProbeError("file_not_found", "The file does not exist. Was it removed during the run?") from error
     except av.error.PermissionError as error:
-        raise ProbeError("file_not_readable", "this process may not read the file; check its permissions") from error
+        raise ProbeError("file_not_readable", "The file cannot be read. Check its permissions.") from error
     except (av.error.FFmpegError, ValueError) as error:
         raise ProbeError(
-            "not_a_video", f"no container that holds video opens it ({reason(error)}); check what was uploaded", True
+            "not_a_video", f"It is not a known video file: {reason(error)}. Check what was uploaded.", True
         ) from error
     with container:
         yield container
 
 
 def best_stream(container: InputContainer) -> VideoStream:
-    """The video stream that ffmpeg would play, never a cover picture.
+    """Return the video stream that ffmpeg would play, never a cover picture.
 
     Raises:
         ProbeError: there is none (no_video), or no decoder for it (unknown_codec).
@@ -84,9 +84,11 @@ def best_stream(container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise ProbeError("no_video", f"it holds {kinds} and no moving picture; leave it out of the catalog", True)
+        raise ProbeError("no_video", f"It contains {kinds} and no video. Remove it from the catalog.", True)
     if stream.codec_context is None:
-        raise ProbeError("unknown_codec", "its video stream has a codec that no decoder here knows", True)
+        raise ProbeError(
+            "unknown_codec", "No decoder knows the codec of its video stream. Convert it to a common codec.", True
+        )
     return stream
 
 
@@ -106,7 +108,7 @@ def refuse_encrypted(path: Path, container: InputContainer, stream: VideoStream)
 
 def encrypted(witness: str) -> ProbeError:
     """Return the error for encrypted video; `witness` is what says so."""
-    return ProbeError("encrypted", f"it is encrypted ({witness}); supply a clear copy", True)
+    return ProbeError("encrypted", f"It is encrypted ({witness}). Supply a clear copy.", True)
 
 
 class PacketIndex:
@@ -144,7 +146,9 @@ class PacketIndex:
                     continue
                 if packet.is_corrupt and self.container_name != "mpegts":
                     raise DecodeError(
-                        "truncated", f"its data ends within frame {len(pts)} in coding order; upload it again", True
+                        "truncated",
+                        f"The file is incomplete: it ends within frame {len(pts)} in coding order. Upload it again.",
+                        True,
                     )
                 if packet.has_sidedata("encryption_info"):
                     raise encrypted(f"frame {len(pts)} in coding order")
@@ -169,10 +173,10 @@ class PacketIndex:
                 are_packets_frames = are_packets_frames and (vops is None or vops.is_one_frame(bytes(packet)))
         except av.error.FFmpegError as error:
             raise DecodeError(
-                "truncated", f"reading stops after {len(pts)} packets ({reason(error)}); upload it again", True
+                "truncated", f"Reading stops after {len(pts)} packets: {reason(error)}. Upload it again.", True
             ) from error
         if not pts:
-            raise ProbeError("no_frames", "its video stream holds no packet", True)
+            raise ProbeError("no_frames", "Its video stream contains no packet. Upload it again.", True)
         if self.container_name == "yuv4mpegpipe":
             _check_y4m(path, num_bytes // len(pts))
         self.packet_pts = np.array([p if p is not None else -1 for p in pts], np.int64)
@@ -276,7 +280,7 @@ def _is_zero(packet: "Packet[VideoStream]") -> bool:
 
 
 def _can_skip_unreferenced(stream: VideoStream) -> bool:
-    """Whether frames that nothing refers to may be left undecoded without changing any other frame.
+    """Return whether skipping the frames that no frame refers to changes no other frame.
 
     Not for AV1 and VP9 (their decoders here skip otherwise or not at all), and for HEVC only with one temporal layer
     (hvcC: numTemporalLayers = 1), as its "sub-layer non-reference" frames serve higher layers.
@@ -289,16 +293,16 @@ def _can_skip_unreferenced(stream: VideoStream) -> bool:
 
 
 def _check_y4m(path: Path, frame_bytes: int) -> None:
-    """A Y4M file is its header line and whole frames (6 bytes of "FRAME\\n" each, where they carry no parameters)."""
+    """Check that a Y4M file is a header line and whole frames ("FRAME\\n" and pixels, if they have no parameters)."""
     with path.open("rb") as file:
         header_bytes = len(file.readline())
         has_plain_frames = file.read(6) == b"FRAME\n"
     rest = (path.stat().st_size - header_bytes) % (frame_bytes + 6)
     if has_plain_frames and rest:
-        raise DecodeError("truncated", f"its last frame has {rest} of {frame_bytes + 6} bytes; upload it again", True)
+        raise DecodeError("truncated", f"Its last frame has {rest} of {frame_bytes + 6} bytes. Upload it again.", True)
 
 
 def reason(error: Exception) -> str:
-    """What libav says of an error, on one short line."""
+    """Return the message of libav for an error, on one short line."""
     text = getattr(error, "strerror", None) or str(error)
     return text[:200]

@@ -64,8 +64,8 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     if abs(angle_deg - 90 * quarters) > _MAX_TILT_DEG:
         raise ProbeError(
             "unusual_rotation",
-            f"its display matrix turns the picture by {angle_deg % 360:.0f} degrees; store it upright, or turned by "
-            "90, 180 or 270 degrees",
+            f"Its display matrix turns the picture by {angle_deg % 360:.0f} degrees. Store it upright, or turned by "
+            "90, 180 or 270 degrees.",
             True,
         )
     return Orientation(a * d - b * c < 0, 90 * quarters % 360)

@@ -69,7 +69,7 @@ _DOLBY_SIDE_DATA = {Type.DOVI_RPU_BUFFER, Type.DOVI_METADATA}
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """What is refused: frames of more pixels than this, and PQ or HLG unless `hdr` says "as-is"."""
+    """Limits of what is scored: the pixels of a frame, and PQ or HLG only with `hdr` "as-is"."""
 
     max_frame_pixels: int = 8192 * 4320
     hdr: Hdr = "refuse"
@@ -109,12 +109,12 @@ class Probed:
 
     @property
     def frame_is_key(self) -> NDArray[np.bool_]:
-        """bool [frames], True for keyframes; empty where frames are found by counting."""
+        """Return bool [frames], True for keyframes; empty where frames are found by counting."""
         return self.packet_is_key[self.frame_packets]
 
     @property
     def has_open_groups(self) -> bool:
-        """True where a frame is shown before the keyframe that precedes it in decoding order."""
+        """Return whether a frame is shown before the keyframe that precedes it in decoding order."""
         keys = np.flatnonzero(self.packet_is_key)
         group = np.searchsorted(keys, np.arange(len(self.packet_pts)), side="right") - 1
         return bool(len(keys) and np.any((self.packet_pts < self.packet_pts[keys[group]]) & (group >= 0)))
@@ -271,7 +271,7 @@ def _checked_keyframes(path: Path, limits: VideoLimits, stream: VideoStream, ind
 
 
 def _decode_all(path: Path, limits: VideoLimits) -> tuple[VideoFrame, list[int | None]]:
-    """The first frame, and the times of all that the decoder gives, in its order."""
+    """Return the first frame, and the times of all frames in the order of the decoder."""
     first, times = None, []
     with open_video(path) as container:
         stream = best_stream(container)
@@ -283,22 +283,22 @@ def _decode_all(path: Path, limits: VideoLimits) -> tuple[VideoFrame, list[int |
         except av.error.FFmpegError as error:
             raise _undecodable(error) from error
     if first is None:
-        raise DecodeError("undecodable", "no frame of it decodes; upload it again", True)
+        raise DecodeError("undecodable", "No frame can be decoded. Upload the file again.", True)
     return first, times
 
 
 def _prepare(stream: VideoStream, limits: VideoLimits) -> VideoCodecContext:
     context = stream.codec_context
     context.thread_count = 1
-    # Refuses what a later header declares, before the picture is allocated.
+    # Refuses sizes that a later header declares, before the picture is allocated.
     context.options = {"max_pixels": str(limits.max_frame_pixels)}
     return context
 
 
 def _undecodable(error: av.error.FFmpegError) -> DecodeError:
     if isinstance(error, av.error.MemoryError):
-        return DecodeError("out_of_memory", "its decoder ran into the memory limit of its process", True)
-    return DecodeError("undecodable", f"it does not decode ({reason(error)}); upload it again", True)
+        return DecodeError("out_of_memory", "The decoder reached the memory limit of its process.", True)
+    return DecodeError("undecodable", f"It cannot be decoded: {reason(error)}. Upload it again.", True)
 
 
 def _picture_facts(
@@ -364,13 +364,11 @@ def _refuse_by_bytes(path: Path) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        raise ProbeError("file_not_found", "the file is not there; was it removed while the run read it?") from error
+        raise ProbeError("file_not_found", "The file does not exist. Was it removed during the run?") from error
     if size == 0:
-        raise ProbeError("empty_file", "the file has zero bytes; upload it again", True)
+        raise ProbeError("empty_file", "The file has zero bytes. Upload it again.", True)
     if is_markup(path):
-        raise ProbeError(
-            "not_a_video", "the file is HTML or XML, most likely a saved error page; upload it again", True
-        )
+        raise ProbeError("not_a_video", "The file is HTML or XML, probably a saved error page. Upload it again.", True)
 
 
 def _refuse_animated_webp(path: Path, container_name: str) -> None:
@@ -378,8 +376,8 @@ def _refuse_animated_webp(path: Path, container_name: str) -> None:
     if container_name == "webp_pipe" and is_animated_webp(path):
         raise ProbeError(
             "unknown_codec",
-            f"it is an animated WebP, which FFmpeg {av.ffmpeg_version_info} does not decode; "
-            "convert it to MP4, WebM, GIF or APNG",
+            f"It is an animated WebP, which FFmpeg {av.ffmpeg_version_info} does not decode. "
+            "Convert it to MP4, WebM, GIF or APNG.",
             True,
         )
 
@@ -393,7 +391,7 @@ def _refuse_still(path: Path, index: PacketIndex) -> None:
 
 
 def _still_image(kind: str) -> ProbeError:
-    return ProbeError("still_image", f"the file is a still image ({kind}); leave it out of the catalog", True)
+    return ProbeError("still_image", f"The file is a still image ({kind}). Remove it from the catalog.", True)
 
 
 def _refuse_size(stream: VideoStream, limits: VideoLimits) -> None:
@@ -404,8 +402,8 @@ def _refuse_pixels(width: int, height: int, limits: VideoLimits) -> None:
     if width * height > limits.max_frame_pixels:
         raise ProbeError(
             "frame_too_large",
-            f"a frame has {width} x {height} pixels, the limit is {limits.max_frame_pixels}; raise the job's limit, "
-            "and the memory with it, to score it",
+            f"A frame has {width} x {height} pixels, the limit is {limits.max_frame_pixels}. Increase "
+            "limits.max_frame_pixels and limits.max_memory_bytes in the job to score it.",
             True,
         )
 
@@ -415,7 +413,7 @@ def _refuse_matrix(number: int) -> None:
         name = _MATRICES.get(number, f"number {number} of ITU-T H.273")
         raise ProbeError(
             "unsupported_color",
-            f"its matrix is {name}, which FFmpeg does not convert to RGB; convert the video to BT.709",
+            f"Its matrix is {name}, which FFmpeg does not convert to RGB. Convert the video to BT.709.",
             True,
         )
 
@@ -424,8 +422,8 @@ def _refuse_hdr(transfer: str, limits: VideoLimits) -> None:
     if transfer in _HDR_TRANSFERS and limits.hdr == "refuse":
         raise ProbeError(
             "hdr_refused",
-            f"its transfer is {_HDR_TRANSFERS[transfer]} ({transfer}), which no model here was trained on; "
-            'say hdr = "as-is" in the job to score it without tone mapping',
+            f"Its transfer is {_HDR_TRANSFERS[transfer]} ({transfer}), which no model here was trained on. "
+            'Set hdr = "as-is" in the job to score it without tone mapping.',
             True,
         )
 
@@ -439,8 +437,8 @@ def _refuse_dolby_vision(frame: VideoFrame, transfer: str, codec_tag: str) -> No
     if is_dolby and transfer == "unknown":
         raise ProbeError(
             "hdr_refused",
-            "it is Dolby Vision of profile 5 (or 10.0), whose pixels are not a picture without Dolby's processing; "
-            "supply a rendition in SDR, or in HDR10 or HLG",
+            "It is Dolby Vision of profile 5 (or 10.0), whose pixels are not a picture without Dolby's processing. "
+            "Supply a rendition in SDR, or in HDR10 or HLG.",
             True,
         )
 
@@ -451,7 +449,7 @@ def _name(names: dict[int, str], in_frame: int, in_container: int) -> str:
 
 
 def _matrix_name(number: int, pixel_format: str) -> str:
-    """The matrix; 0 is RGB only where the pixels are RGB, and is left over from an unset field elsewhere."""
+    """Return the name of a matrix. 0 means RGB in RGB formats, and an unset field in others."""
     if number == 0 and "yuv" in pixel_format:
         return "unknown"
     return _MATRICES.get(number, "unknown")

@@ -13,7 +13,7 @@ KEY = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb", "-encryption_kid",
 
 
 def assert_encrypted(path: Path) -> None:
-    with pytest.raises(ProbeError, match="supply a clear copy") as caught:
+    with pytest.raises(ProbeError, match="Supply a clear copy") as caught:
         probe(path, VideoLimits())
     assert caught.value.code == "encrypted"
     assert caught.value.permanent

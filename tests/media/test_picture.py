@@ -180,7 +180,7 @@ def test_hdr_of_the_container_alone(tmp_path: Path, extension: str, transfer: st
     path = tmp_path / f"hdr.{extension}"
     tags = ("-colorspace", "bt2020nc", "-color_primaries", "bt2020", "-color_trc", transfer)
     ffmpeg("-i", str(silent), "-c", "copy", *tags, str(path))
-    with pytest.raises(ProbeError, match=f"its transfer is {name}") as caught:
+    with pytest.raises(ProbeError, match=f"Its transfer is {name}") as caught:
         probe(path, VideoLimits())
     assert caught.value.code == "hdr_refused"
     assert probe(path, VideoLimits(hdr="as-is")).facts.color_transfer == transfer
@@ -191,7 +191,7 @@ def test_a_matrix_without_conversion_is_refused(tmp_path: Path, matrix: str) -> 
     path = encode(tmp_path / "matrix.mkv", "-c:v", "ffv1", "-vf", f"setparams=colorspace={matrix}", seconds=0.1)
     with pytest.raises(FatalError):  # ffmpeg does not convert it either
         reference_frames(path)
-    with pytest.raises(ProbeError, match=f"its matrix is {matrix}") as caught:
+    with pytest.raises(ProbeError, match=f"Its matrix is {matrix}") as caught:
         probe(path, VideoLimits())
     assert caught.value.code == "unsupported_color"
 
