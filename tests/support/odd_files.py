@@ -294,8 +294,8 @@ def _all(rng: random.Random) -> Iterator[OddFile]:
     for base in ("h264.mp4", "hevc.mov", "vp9.mkv", "mjpeg.mov"):
         for turn in rng.sample(_TURNS, 4):
             yield OddFile(f"{base} turn {turn}", _encoder(base), change=f"turn {turn}")
-    for change, bases in _CHANGED.items():
-        for base in bases.split():
+    for change, stems in _CHANGED.items():
+        for base in stems.split():
             yield OddFile(f"{base} {change}", _encoder(base), change=change)
     for number, damage in enumerate(_DAMAGE):
         for codec, extension in rng.sample(pairs, 16):
