@@ -1,6 +1,6 @@
 """The commands `evaluate scores`, `regions` and `renditions`, and `calibrate`: how well a model agrees with labels.
 
-Only `calibrate` writes to the tables: it adds a curve that `evaluate scores` has fitted.
+Only `calibrate` writes to the tables: it adds, selects or removes curves from raw scores to `mos`.
 """
 
 import tempfile
@@ -43,6 +43,7 @@ OutFolderOption = Annotated[
 
 # Columns of a table on the terminal; JSON, CSV and files hold all of them.
 _SHOWN = ("srcc", "krcc", "plcc", "rmse")
+_CALIBRATION_COLUMNS = ("model_id", "calibration", "is_used", "b1", "b2", "b3", "b4", "added_at")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate models on scores, regions and renditions with labels.")
 
@@ -103,6 +104,7 @@ def scores(
     from kvq_batch.labels.files import Scale, read_labels
     from kvq_batch.report.plots import draw_scatter, scatter_of
     from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.calibrations import read_calibration
     from kvq_batch.tables.session import open_session
 
     storage = StorageOptions(endpoint_url, region)
@@ -134,8 +136,13 @@ def scores(
             shown.rows(short, list(short[0]) if short else None)
     if written:
         shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
-    if any(path.name.endswith(CALIBRATION) for path in written):
-        shown.note(f"to compute `mos` by a fitted curve:  kvq-batch calibrate TABLES <model id>{CALIBRATION}")
+    for path in written:
+        if path.name.endswith(CALIBRATION):
+            weaknesses = read_calibration(str(path)).find_weaknesses()
+            if weaknesses:
+                shown.note(f"{path.name} is too weak for `mos`: {'; '.join(weaknesses)}")
+            else:
+                shown.note(f"to compute `mos` by the fitted curve:  kvq-batch calibrate {tables} {path}")
     shown.warn_untrained(model.model_id for model in labelled.models if model.origin == "untrained")
 
 
@@ -259,31 +266,94 @@ def renditions(
 def calibrate(
     tables: TablesArgument,
     calibration: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="FILE", help="<model id>.calibration.json, written by `evaluate scores`.", show_default=False
+            metavar="[FILE]", help="<model id>.calibration.json, written by `evaluate scores`.", show_default=False
         ),
-    ],
+    ] = None,
+    is_listed: Annotated[bool, typer.Option("--list", help="List the calibrations of all models.")] = False,
+    used: Annotated[
+        str | None,
+        typer.Option("--use", metavar="NAME", help="Use this calibration of the tables.", show_default=False),
+    ] = None,
+    removed: Annotated[
+        str | None, typer.Option("--remove", metavar="NAME", help="Remove this calibration.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Model name or id, for --list, --use and --remove.", show_default=False),
+    ] = None,
+    is_forced: Annotated[bool, typer.Option("--force", help="Use a curve that is too weak.")] = False,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
+    output: OutputOption = Format.TABLE,
 ) -> None:
-    """Compute `mos` by the curve that `evaluate scores` has fitted.
+    """Choose the curve that computes `mos` from raw scores.
 
-    The curve applies at once to all scores of exactly the weights that it was
-    fitted on. Nothing is scored again.
+    FILE adds the curve that `evaluate scores` has fitted. It applies at once
+    to all scores of exactly the weights that it was fitted on. Nothing is
+    scored again. A curve is rejected if the interval of its SRCC contains 0,
+    if it was fitted on fewer than 30 scenes, or if over half of the fitted
+    scores are within 2% of an end of the scale.
 
-    Example:
+    Examples:
 
       $ kvq-batch calibrate quality/ out/kvq@1-0123.calibration.json
+      $ kvq-batch calibrate quality/ --list
+      $ kvq-batch calibrate quality/ --use lsvq --model kvq
     """
     from kvq_batch.storage.options import StorageOptions
-    from kvq_batch.tables.calibrations import add_calibration, read_calibration
+    from kvq_batch.tables.calibrations import (
+        add_calibration,
+        read_calibration,
+        remove_calibration,
+        use_calibration,
+    )
 
-    storage = StorageOptions(endpoint_url, region)
-    curve = read_calibration(calibration, storage)
-    add_calibration(tables, storage, curve)
-    numbers = ", ".join(f"b{i} {value:.6g}" for i, value in enumerate(curve.parameters, 1))
-    Output().note(f"mos of {curve.model_id} is now computed by calibration {curve.name!r}: {numbers}")
+    if sum((calibration is not None, is_listed, used is not None, removed is not None)) != 1:
+        raise SpecError("Give one of FILE, --list, --use and --remove.")
+    if calibration is not None and model is not None:
+        raise SpecError("--model does not apply to FILE, which names its model.")
+    if is_forced and calibration is None:
+        raise SpecError("--force applies to FILE only.")
+    storage, shown = StorageOptions(endpoint_url, region), Output(output)
+    if is_listed:
+        shown.rows(_calibration_rows(tables, storage, model), _CALIBRATION_COLUMNS)
+        return
+    if calibration is not None:
+        curve = read_calibration(calibration, storage)
+        add_calibration(tables, storage, curve, is_forced)
+        model_id = curve.model_id
+        for weakness in curve.find_weaknesses():
+            shown.note(f"used although it is weak: {weakness}")
+    elif used is not None:
+        model_id = use_calibration(tables, storage, used, model)
+    else:
+        assert removed is not None
+        model_id = remove_calibration(tables, storage, removed, model)
+        shown.note(f"removed calibration {removed!r} of {model_id}")
+    in_use = [row for row in _calibration_rows(tables, storage, model_id) if row["is_used"]]
+    for row in in_use:
+        numbers = ", ".join(f"{name} {row[name]:.6g}" for name in ("b1", "b2", "b3", "b4"))
+        shown.note(f"mos of {model_id} is now computed by calibration {row['calibration']!r}: {numbers}")
+    if not in_use:
+        shown.note(f"{model_id} has no calibration: its mos is null")
+
+
+def _calibration_rows(tables: str, storage: "StorageOptions", model: str | None) -> list[dict[str, Any]]:
+    """Return the calibrations of all models, or of one by name or id."""
+    from kvq_batch.tables.session import open_session
+
+    with open_session(tables, storage) as session:
+        rows = session.sql(
+            "SELECT model_id, model_name, calibration, is_default AS is_used, b1, b2, b3, b4, added_at FROM models "
+            "WHERE calibration IS NOT NULL ORDER BY model_id, added_at, calibration"
+        ).to_pylist()
+    return [
+        {name: row[name] for name in _CALIBRATION_COLUMNS}
+        for row in rows
+        if model is None or model in (row["model_id"], row["model_name"])
+    ]
 
 
 def _score_files(scorer: "Scorer", region_set: "RegionSet") -> "list[ScoredFile]":

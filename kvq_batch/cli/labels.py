@@ -111,8 +111,9 @@ def export(
 ) -> None:
     """Export a training set. No scene is in two splits.
 
-    Columns: video_id, uri, mos (the label), scene_id, group_id, split,
-    cells (a .npy file, \\[slot, row, column]), and those of the view.
+    Columns: video_id, uri, the label (mos, or raw_score of a teacher),
+    scene_id, group_id, split, cells (a .npy file, \\[slot, row, column]),
+    and those of the view.
 
     Examples:
 
@@ -134,6 +135,8 @@ def export(
         [{"split": name, "clips": num, "scenes": summary.num_scenes[name]} for name, num in summary.num_clips.items()]
     )
     shown.note(f"wrote {', '.join(summary.files)}")
+    if target == "teacher":
+        shown.note("The labels are raw scores of the model (column `raw_score`), not opinions of people.")
     if summary.num_left_out:
         shown.note(f"left out {summary.num_left_out} clips of ranges with too many")
 

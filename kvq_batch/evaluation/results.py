@@ -21,6 +21,8 @@ from kvq_batch.evaluation.labelled import Labelled, LabelledModel
 from kvq_batch.labels.files import Scale
 from kvq_batch.metrics.agreement import METRICS, Agreement, agree
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
+from kvq_batch.metrics.ranks import Real
+from kvq_batch.tables.calibrations import END_MARGIN
 from kvq_batch.tables.table_files import write_csv_and_parquet
 
 ALL = "(all)"
@@ -89,6 +91,7 @@ def calibration(labelled: Labelled, result: Result, scale: Scale | None) -> dict
     if curve is None:
         raise ValueError(f"{model.model_id} has no fitted curve")
     fitted = curve(model.scores)
+    srcc = result.agreement.metrics["srcc"]
     return {
         "calibration": labelled.labels.dataset,
         "model_id": model.model_id,
@@ -99,10 +102,20 @@ def calibration(labelled: Labelled, result: Result, scale: Scale | None) -> dict
         "fitted_on_scores": [float(model.scores.min()), float(model.scores.max())],
         "num_videos": result.agreement.num_videos,
         "num_references": result.agreement.num_references,
-        "srcc": result.agreement.metrics["srcc"].value,
+        "srcc": srcc.value,
+        "srcc_low": srcc.low,
+        "srcc_high": srcc.high,
+        "share_at_ends": _share_at_ends(fitted, model.labels, scale),
         "plcc": float(np.corrcoef(fitted, model.labels)[0, 1]),
         "rmse": float(np.sqrt(np.mean((fitted - model.labels) ** 2))),
     }
+
+
+def _share_at_ends(fitted: Real, labels: Real, scale: Scale | None) -> float:
+    """Return the share of fitted scores that are close to an end of the scale; without one, to the outermost labels."""
+    low, high = (float(labels.min()), float(labels.max())) if scale is None else (scale.low, scale.high)
+    margin = END_MARGIN * (high - low)
+    return float(np.mean((fitted < low + margin) | (fitted > high - margin)))
 
 
 def _curve_for_mos(result: Result, scale: Scale | None) -> Logistic | None:

@@ -1,7 +1,7 @@
 """Export of training sets from the tables: filter by SQL, thin by label, split by scene, write in one of four formats.
 
     parquet, csv   labels.parquet or labels.csv: one row per clip with split, label and scene; cells as .npy files
-    list           train.txt, validation.txt, test.txt: `file, -1, -1, mos`, as the KVQ and FAST-VQA code reads
+    list           train.txt, validation.txt, test.txt: `file, -1, -1, label`, as the KVQ and FAST-VQA code reads
     webdataset     SPLIT-000000.tar, ...: KEY.json, KEY.cells.npy, and the clip: its file, or its frames as KEY.npy
 
 A clip without a usable label or file is an error that names it. No clip is left out silently.
@@ -24,7 +24,7 @@ from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
 from kvq_batch.labels.rendition_store import read_rendition
 from kvq_batch.labels.splits import SPLITS, named_splits, split_scenes, stratified
 from kvq_batch.labels.tar_shards import SetFolder, TarShards, npy
-from kvq_batch.labels.training_rows import COLUMNS, Target, training_rows
+from kvq_batch.labels.training_rows import COLUMNS, Target, label_column, training_rows
 from kvq_batch.media.planes import decode_lossless
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.session import Session
@@ -72,10 +72,11 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
         FatalError: the folder cannot be written.
     """
     rows = training_rows(session, request.target, request.where, request.model, request.split_sql)
-    _check(rows)
+    label = label_column(request.target)
+    _check(rows, label)
     num_rows = rows.num_rows
     if request.num_bins is not None:
-        ids, labels = rows["video_id"].to_pylist(), rows["mos"].to_pylist()
+        ids, labels = rows["video_id"].to_pylist(), rows[label].to_pylist()
         rows = rows.take(pa.array(stratified(ids, labels, request.num_bins, request.seed)))
     scenes = rows["scene_id"].to_pylist()
     if request.split_sql is None:
@@ -92,13 +93,13 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
     )
 
 
-def _check(rows: pa.Table) -> None:
+def _check(rows: pa.Table, label: str) -> None:
     """Check that every row has a finite label, a clip, and an id that no other row has."""
-    for column, problem in (("mos", "no label"), ("uri", "no clip: set `keep` in the label job to store renditions")):
+    for column, problem in ((label, "no label"), ("uri", "no clip: set `keep` in the label job to store renditions")):
         missing = [row["video_id"] or row.get("label_id") for row in rows.to_pylist() if row[column] is None]
         if missing:
             raise SpecError(f"{len(missing)} rows have {problem}: {shorten_list(map(str, missing), 3)}")
-    labels = rows["mos"].to_numpy()
+    labels = rows[label].to_numpy()
     if not np.isfinite(labels).all():
         first = rows["video_id"][int(np.flatnonzero(~np.isfinite(labels))[0])].as_py()
         raise SpecError(f"{int((~np.isfinite(labels)).sum())} labels are not finite numbers; the first is {first!r}")
@@ -132,11 +133,11 @@ def _write_cells(row: dict[str, Any], folder: SetFolder) -> str | None:
 
 
 def _list(rows: pa.Table, request: SetRequest, folder: SetFolder, options: StorageOptions) -> list[str]:
-    files = []
+    files, label = [], label_column(request.target)
     for split in SPLITS:
         listed = [row for row in rows.to_pylist() if row["split"] == split]
         if listed:
-            text = "".join(f"{row['uri']}, -1, -1, {row['mos']:.10g}\n" for row in listed)
+            text = "".join(f"{row['uri']}, -1, -1, {row[label]:.10g}\n" for row in listed)
             files.append(folder.write(f"{split}.txt", text.encode()))
     return files
 
@@ -156,7 +157,8 @@ def _webdataset(rows: pa.Table, request: SetRequest, folder: SetFolder, options:
 
 
 def _members(row: dict[str, Any], request: SetRequest, options: StorageOptions) -> dict[str, bytes]:
-    values = {name: value for name, value in row.items() if name != "cells"} | {"label": row["mos"]}
+    label = row[label_column(request.target)]
+    values = {name: value for name, value in row.items() if name != "cells"} | {"label": label}
     members = {"json": json.dumps(values, default=str, sort_keys=True).encode()}
     try:
         clip = read_rendition(row["uri"], options)

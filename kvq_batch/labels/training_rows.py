@@ -1,7 +1,7 @@
 """Query the rows of a training set: labels of a label job, imported opinions, or scores of a teacher model.
 
-All three have the same columns, so the code that writes or reads a set does not depend on the kind of label. The column
-names are those of a catalog and of a label list, so a set can be read as either.
+All three have the same columns, except the label: `raw_score` of a teacher, `mos` of the others. The column names are
+those of a catalog and of a label list, so a set can be read as either.
 """
 
 from typing import Literal
@@ -15,10 +15,13 @@ from kvq_batch.tables.session import Session
 Target = Literal["labels", "opinions", "teacher"]
 
 COLUMNS = (
-    "video_id", "uri", "mos", "scene_id", "group_id", "target", "cells", "num_slots", "num_rows", "num_cols",
-    "num_frames", "height_px", "width_px", "frame_rate",
+    "video_id", "uri", "mos", "raw_score", "scene_id", "group_id", "target", "cells", "num_slots", "num_rows",
+    "num_cols", "num_frames", "height_px", "width_px", "frame_rate",
 )  # fmt: skip
-"""`mos` is the label and `target` its kind. `cells` holds the labels of the texture map's cells, flattened."""
+"""First columns of a set, as far as it has them. `target` is the kind of the label, which `label_column` names.
+
+`cells` holds the labels of the texture map's cells, flattened.
+"""
 
 _LABELS = """
 SELECT *, parse_filename(rendition_uri) AS file, 'vmaf' AS target FROM labels
@@ -43,7 +46,7 @@ FROM opinions o LEFT JOIN catalog c USING (video_id)
 
 # A map belongs to one clip, so a video with several clips has no cells.
 _TEACHER = """
-SELECT s.video_id, s.uri, s.raw_score AS mos, {scene} AS scene_id, {scene} AS group_id,
+SELECT s.video_id, s.uri, s.raw_score, {scene} AS scene_id, {scene} AS group_id,
     s.model_id AS target, [q * m.texture_scale + m.texture_offset FOR q IN m.texture]::FLOAT[] AS cells, m.num_slots,
     m.num_rows, m.num_cols, NULL::INTEGER AS num_frames, s.height_px, s.width_px, s.frame_rate, s.model_name,
     s.model_origin, s.content_id, s.mos AS calibrated_mos
@@ -54,12 +57,17 @@ WHERE NOT s.is_stale
 """
 
 
+def label_column(target: Target) -> str:
+    """Return the column of the label: `mos`, or `raw_score` of a teacher, which has a scale of its own."""
+    return "raw_score" if target == "teacher" else "mos"
+
+
 def training_rows(
     session: Session, target: Target, where: str | None, model: str | None, split_sql: str | None = None
 ) -> pa.Table:
     """Return COLUMNS and further columns of every row that meets `where`, sorted by video.
 
-    `split_sql` is an expression over these columns that becomes the column `split`. A teacher's label is its raw score.
+    `split_sql` is an expression over these columns that becomes the column `split`.
 
     Raises:
         SpecError: DuckDB rejects the condition or the expression, or no row matches.

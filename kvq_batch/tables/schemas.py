@@ -229,7 +229,7 @@ MODELS = TableSchema(
         Column("b2", REAL, "see b1"),
         Column("b3", REAL, "see b1"),
         Column("b4", REAL, "see b1"),
-        Column("is_default", FLAG, "whether `mos` uses this calibration"),
+        Column("is_default", FLAG, "whether `mos` uses this calibration; null in a row that removes it"),
         _RUN_ID,
         _COMMIT_SEQ,
         Column("added_at", TIME, "when this row was added"),

@@ -39,6 +39,8 @@ SELECT * REPLACE (
         ORDER BY (is_default AND calibration IS NOT NULL) DESC NULLS LAST, commit_seq DESC, calibration
     ) AS is_default
 ) FROM newest
+-- A row with is_default NULL removes its calibration.
+WHERE calibration IS NULL OR is_default IS NOT NULL
 """
 
 _SCORES = """

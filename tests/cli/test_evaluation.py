@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 from typer.testing import CliRunner, Result
@@ -124,3 +125,88 @@ def test_calibrate_computes_mos_by_the_fitted_curve(tmp_path: Path) -> None:
     rows = json.loads(call("query", study.tables, sql, "-o", "json").stdout)
     fitted = list(csv.DictReader(io.StringIO((tmp_path / "out" / "videos.csv").read_text())))
     assert [row["mos"] for row in rows] == pytest.approx([float(row["fitted"]) for row in fitted])
+
+
+def write_labels(path: Path, study: Study, values: list[float]) -> str:
+    """Write labels by video id for the first videos of the study."""
+    lines = [f"{video},{value:.4f}" for video, value in zip(study.videos, values, strict=False)]
+    path.write_text("\n".join(["video_id,mos", *lines]) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("noise", "the 95% interval of SRCC contains 0"),
+        ("few", "it was fitted on 29 scenes, expected at least 30"),
+        ("ends", "of the fitted scores are within 2% of an end of the scale"),
+        ("scenes", "it was fitted on 12 scenes, expected at least 30"),
+    ],
+)
+def test_weak_calibration_is_rejected_without_force(tmp_path: Path, case: str, reason: str) -> None:
+    study = make_study(tmp_path)
+    values = {
+        "noise": 50 + study.scores + 10 * np.random.default_rng(8).normal(size=NUM),
+        "few": study.values[:29],
+        # A steep slope: most labels are near 0 or 100.
+        "ends": 50 + 50 * np.tanh(4 * study.scores),
+        "scenes": study.values,
+    }[case]
+    labels = write_labels(tmp_path / f"{case}.csv", study, values.tolist())
+    out = tmp_path / "out"
+    options = ["--model", "kvq-tiny", "--scale", "0..100", "--out", str(out), "--bootstrap-samples", "200"]
+    if case == "scenes":
+        options += ["--reference", "regexp_extract(video_id, '^[^/]+')"]
+    evaluated = call("evaluate", "scores", study.tables, labels, *options)
+    name = f"{KVQ.model_id}.calibration.json"
+    assert f"{name} is too weak for `mos`: " in evaluated.stderr
+    assert reason in evaluated.stderr
+    rejected = call("calibrate", study.tables, str(out / name), exit_code=2)
+    assert reason in " ".join(rejected.stderr.split())
+    assert "--force" in rejected.stderr
+    assert json.loads(call("calibrate", study.tables, "--list", "-o", "json").stdout) == []
+    forced = call("calibrate", study.tables, str(out / name), "--force").stderr
+    assert "used although it is weak: " in forced
+    assert f"mos of {KVQ.model_id} is now computed by calibration {case!r}" in forced
+
+
+def test_calibrations_are_listed_used_and_removed(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    for name in ("first", "second"):
+        labels = write_labels(tmp_path / f"{name}.csv", study, study.values.tolist())
+        call("evaluate", "scores", study.tables, labels, "--out", str(tmp_path / name), "--bootstrap-samples", "100")
+        call("calibrate", study.tables, str(tmp_path / name / f"{KVQ.model_id}.calibration.json"))
+
+    def listed() -> list[tuple[str, str, bool]]:
+        rows = json.loads(call("calibrate", study.tables, "--list", "-o", "json").stdout)
+        return [(row["model_id"], row["calibration"], row["is_used"]) for row in rows]
+
+    assert listed() == [(KVQ.model_id, "first", False), (KVQ.model_id, "second", True)]
+    chosen = call("calibrate", study.tables, "--use", "first", "--model", "kvq-tiny").stderr
+    assert f"mos of {KVQ.model_id} is now computed by calibration 'first'" in chosen
+    assert sorted(listed()) == [(KVQ.model_id, "first", True), (KVQ.model_id, "second", False)]
+    removed = call("calibrate", study.tables, "--remove", "first").stderr
+    assert f"removed calibration 'first' of {KVQ.model_id}" in removed
+    assert f"mos of {KVQ.model_id} is now computed by calibration 'second'" in removed
+    assert (
+        f"{KVQ.model_id} has no calibration: its mos is null"
+        in call("calibrate", study.tables, "--remove", "second").stderr
+    )
+    assert listed() == []
+    sql = "SELECT count(mos) AS n FROM scores_latest"
+    assert json.loads(call("query", study.tables, sql, "-o", "json").stdout) == [{"n": 0}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give one of FILE, --list, --use and --remove"),
+        (["--list", "--use", "x"], "Give one of FILE, --list, --use and --remove"),
+        (["file.json", "--model", "kvq"], "--model does not apply to FILE"),
+        (["--use", "x", "--force"], "--force applies to FILE only"),
+        (["--use", "x"], "the tables have no calibration 'x'; they have none"),
+        (["--remove", "x", "--model", "nope"], "the tables have no calibration 'x' of model nope; they have none"),
+    ],
+)
+def test_invalid_calibrate_arguments_are_rejected(study: Study, arguments: list[str], message: str) -> None:
+    assert message in " ".join(call("calibrate", study.tables, *arguments, exit_code=2).stderr.split())

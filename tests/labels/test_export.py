@@ -144,6 +144,13 @@ def test_a_teacher_gives_scores_and_maps(scored: Scored, tmp_path: Path) -> None
     cells = np.load(tmp_path / "set" / rows[0]["cells"])
     assert cells.shape == (rows[0]["num_slots"], rows[0]["num_rows"], rows[0]["num_cols"])
     assert rows[0]["target"].startswith("kvq-tiny@")
+    # A raw score has a scale of its own, so it is not a `mos`.
+    assert "mos" not in rows[0]
+    with open_session(str(scored.tables)) as session:
+        expected = session.sql(
+            "SELECT video_id, raw_score FROM scores_latest WHERE model_name = 'kvq-tiny'"
+        ).to_pylist()
+    assert {row["video_id"]: row["raw_score"] for row in rows} == {r["video_id"]: r["raw_score"] for r in expected}
 
 
 def test_opinions_are_exported_on_one_scale(tmp_path: Path) -> None:
