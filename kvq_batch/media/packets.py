@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
-from kvq_batch.media.containers import DEMUXERS, is_scrambled
+from kvq_batch.media.containers import DEMUXERS, image_kind, is_scrambled
 from kvq_batch.media.hidden_packets import VopParser, is_hidden
 
 # As in ffmpeg (`-dts_delta_threshold`): in a container whose clock may start again, a longer gap is such a new start.
@@ -62,7 +62,9 @@ def open_video(path: Path) -> Iterator[InputContainer]:
     """
     options = {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}
     try:
-        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+        # By its name libavformat takes a stream of JPEG pictures for a sequence of files, which is not allowed.
+        kind = "jpeg_pipe" if image_kind(path) == "JPEG" else None
+        container = av.open(f"file:{path}", format=kind, options=options, metadata_errors="replace")
     except av.error.FileNotFoundError as error:
         raise ProbeError("file_not_found", "The file does not exist. Was it removed during the run?") from error
     except av.error.PermissionError as error:

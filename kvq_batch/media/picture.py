@@ -91,13 +91,14 @@ class PictureConverter:
 
     def __init__(self, crop: Crop, orientation: Orientation) -> None:
         self._reformatter = VideoReformatter()
+        self._plain: VideoFrame | None = None
         self._crop = crop
         self._orientation = orientation
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return uint8 RGB [H, W, 3], cropped and upright. It may be a view of memory that the next call reuses."""
         rgb = self._reformatter.reformat(
-            _with_plain_chroma(frame), format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            self._with_plain_chroma(frame), format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
         )
         pixels = _rows(rgb.planes[0])[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
         crop = self._crop
@@ -106,23 +107,25 @@ class PictureConverter:
             pixels = pixels[:, ::-1]
         return np.rot90(pixels, -(self._orientation.rotation_deg // 90))
 
-
-def _with_plain_chroma(frame: VideoFrame) -> VideoFrame:
-    """Return the frame, or a copy that states neither a chroma location nor fields, where libswscale would use them."""
-    pixel_format = frame.format
-    is_subsampled = (
-        pixel_format.chroma_width(frame.width) != frame.width
-        or pixel_format.chroma_height(frame.height) != frame.height
-    )
-    repeats_chroma = pixel_format.name in _REPEATED_CHROMA and frame.height % 2 == 0 and not frame.interlaced_frame
-    if not is_subsampled or repeats_chroma:
-        return frame
-    copy = VideoFrame(frame.width, frame.height, pixel_format.name)
-    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
-    for source, target in zip(frame.planes, copy.planes, strict=True):
-        width = min(source.line_size, target.line_size)
-        _rows(target)[:, :width] = _rows(source)[:, :width]
-    return copy
+    def _with_plain_chroma(self, frame: VideoFrame) -> VideoFrame:
+        """Return the frame, or a copy that states no chroma location and no fields, where libswscale would use them."""
+        kind = frame.format
+        is_subsampled = (kind.chroma_width(frame.width), kind.chroma_height(frame.height)) != (
+            frame.width,
+            frame.height,
+        )
+        repeats_chroma = kind.name in _REPEATED_CHROMA and frame.height % 2 == 0 and not frame.interlaced_frame
+        if not is_subsampled or repeats_chroma:
+            return frame
+        copy = self._plain
+        # One copy for all frames: a new one costs as much as the conversion.
+        if copy is None or (copy.width, copy.height, copy.format.name) != (frame.width, frame.height, kind.name):
+            copy = self._plain = VideoFrame(frame.width, frame.height, kind.name)
+        copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+        for source, target in zip(frame.planes, copy.planes, strict=True):
+            width = min(source.line_size, target.line_size)
+            _rows(target)[:, :width] = _rows(source)[:, :width]
+        return copy
 
 
 def _rows(plane: VideoPlane) -> NDArray[np.uint8]:

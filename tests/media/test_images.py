@@ -29,6 +29,11 @@ def refusal(path: Path) -> ProbeError:
     return caught.value
 
 
+def test_a_stream_of_pictures_named_as_one(tmp_path: Path) -> None:
+    path = encode(tmp_path / "stream.mjpeg", "-frames:v", "8", size="160x120").rename(tmp_path / "stream%d.jpg")
+    assert probe(path, VideoLimits()).facts.num_frames == 8
+
+
 @pytest.mark.parametrize("name", MOVING)
 def test_moving_images_are_videos(tmp_path: Path, name: str) -> None:
     path = encode(tmp_path / name, *MOVING[name], "-frames:v", "8", size="160x120", rate="10")
