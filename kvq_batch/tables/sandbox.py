@@ -79,7 +79,7 @@ class Sandbox:
         # A DuckDB connection holds one pending result; a query of another thread would discard it.
         self._one_query = threading.Lock()
         with ExitStack() as stack:
-            folder = stack.enter_context(spill_folder())
+            self._folder = folder = stack.enter_context(spill_folder())
             self.connection = stack.enter_context(duckdb.connect())
             try:
                 limit_memory(self.connection, limits.memory, folder)
@@ -161,6 +161,9 @@ class Sandbox:
 
     def _judge(self, text: str) -> duckdb.Statement:
         """Return the statement to run. Raises: SpecError if the text is not one read."""
+        # DuckDB reads a file whose name is used as a table. Only this folder is readable; its name is random.
+        if self._folder.name in text:
+            raise SpecError(f"{_ONE_QUERY}the temporary folder.")
         statements = self.connection.extract_statements(text)
         if len(statements) != 1:
             raise SpecError(f"{_ONE_QUERY}{len(statements)} statements.")

@@ -178,6 +178,7 @@ def test_other_statements_are_rejected(session: Session, outside: Path, query: s
         "arrow_scan(1, 2, 3)",
         "pandas_scan(1)",
         "read_text('{spill}/*')",
+        "'{spill}/spilled.csv'",
         "glob('{spill}/*')",
         "GLOB('{spill}/*')",
         "main.glob('{spill}/*')",
@@ -198,7 +199,9 @@ def test_other_statements_are_rejected(session: Session, outside: Path, query: s
 def test_only_views_can_be_read(session: Session, outside: Path, source: str) -> None:
     a_local_variable = pa.table({"secret": [2]})
     assert a_local_variable.num_rows == 1
-    source = source.replace("{outside}", str(outside)).replace("{spill}", str(spill_of(session)))
+    spill = spill_of(session)
+    (spill / "spilled.csv").write_text("x\n1\n")
+    source = source.replace("{outside}", str(outside)).replace("{spill}", str(spill))
     for query in (f"SELECT * FROM {source}", f"PIVOT (SELECT * FROM {source}) ON 1 USING count(*)"):
         with pytest.raises(SpecError):
             session.sql(query)
