@@ -1,9 +1,13 @@
 """The commands that make labels."""
 
+import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.test_commands import call
+from tests.support.evaluation_tables import make_study
 
 JOB = """
 name = "few"
@@ -41,6 +45,22 @@ def test_labels_are_planned_made_and_queried(tmp_path: Path) -> None:
     assert json.loads(answer.stdout) == [{"kind": "clean"}]
     planned = json.loads(call("labels", "make", job, "--dry-run", "-o", "json").stdout)
     assert (planned["planned"], planned["current"]) == (0, 3)
+
+
+def test_teacher_set_has_raw_scores_not_mos(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    arguments = ("labels", "export", study.tables, "--target", "teacher", "--model", "kvq-tiny", "--split", "1/0/0")
+    exported = call(*arguments, "--format", "csv", "--out", tmp_path / "set")
+    assert "The labels are raw scores of the model (column `raw_score`), not opinions of people" in exported.stderr
+    with (tmp_path / "set" / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert "mos" not in rows[0]
+    assert [(row["video_id"], float(row["raw_score"])) for row in rows] == sorted(
+        zip(study.videos, study.scores.tolist(), strict=True)
+    )
+    call(*arguments, "--format", "list", "--out", tmp_path / "list")
+    line = (tmp_path / "list" / "train.txt").read_text().splitlines()[0]
+    assert float(line.rsplit(",", 1)[1]) == pytest.approx(study.scores[0])
 
 
 def test_degradations_list_has_units() -> None:

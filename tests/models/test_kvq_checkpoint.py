@@ -289,6 +289,24 @@ def test_kinetics_attention_starts_cross_window_attention(tmp_path: Path) -> Non
         assert np.array_equal(tensors[name], tensors[name.replace(".cross_windowattn", "")]), name
 
 
+def test_invalid_kinetics_tensor_is_named(tmp_path: Path) -> None:
+    path, name = tmp_path / "swin.pth", "backbone.norm.bias"
+    for value, message in (
+        (torch.full((24,), float("nan")), "contains NaN"),
+        (torch.zeros(24, dtype=torch.int64), "has type int64"),
+    ):
+        torch.save({"state_dict": kinetics_state(SMALL) | {name: value}}, path)
+        with pytest.raises(CheckpointError, match=f"{name} {message}"):
+            load_kinetics(path, SMALL)
+
+
+def test_tensor_with_two_names_is_rejected(tmp_path: Path) -> None:
+    state = published_state(small_checkpoint())
+    state[TENSOR] = torch.zeros(72, 24)
+    with pytest.raises(CheckpointError, match=f"two tensors {TENSOR}, with and without 'module.'"):
+        load_published(save_published(tmp_path / "a.pth", state), SMALL)
+
+
 def test_kinetics_file_of_other_sizes_is_rejected(tmp_path: Path) -> None:
     state = kinetics_state(SMALL)
     torch.save({"state_dict": state}, tmp_path / "swin.pth")

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from kvq_batch.domain.errors import CheckpointError, SpecError, shorten_list
 from kvq_batch.domain.scorer import ModelCard
-from kvq_batch.models.kvq.config import KvqConfig, tensor_shapes
+from kvq_batch.models.kvq.config import KvqConfig, Shape, tensor_shapes
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -126,21 +126,27 @@ def check_tensors(
         raise CheckpointError(f"{source}: {_list_tensors(missing)} missing. Use weights of this network.")
     if unexpected := sorted(set(found) - set(shapes)):
         raise CheckpointError(f"{source}: {_list_tensors(unexpected)} not expected. Use weights of this network.")
-    tensors = {}
-    for name, shape in shapes.items():
-        tensor = found[name]
-        if tensor.shape != shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {tensor.shape}, expected {shape}. Use weights of this network."
-            )
-        if not np.issubdtype(tensor.dtype, np.floating):
-            raise CheckpointError(f"{source}: {name} has type {tensor.dtype}, expected floating-point numbers.")
-        tensors[name] = np.ascontiguousarray(tensor, dtype=np.float32)
-        if not np.isfinite(tensors[name]).all():
-            raise CheckpointError(
-                f"{source}: {name} contains NaN or infinity, because its training diverged. Use other weights."
-            )
-    return tensors
+    return {name: check_tensor(name, found[name], shape, source) for name, shape in shapes.items()}
+
+
+def check_tensor(name: str, tensor: NDArray[np.generic], shape: Shape, source: str) -> NDArray[np.float32]:
+    """Return a tensor as float32.
+
+    Raises:
+        CheckpointError: another shape, or values that are not finite floating-point numbers.
+    """
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{source}: {name} has shape {tensor.shape}, expected {shape}. Use weights of this network."
+        )
+    if not np.issubdtype(tensor.dtype, np.floating):
+        raise CheckpointError(f"{source}: {name} has type {tensor.dtype}, expected floating-point numbers.")
+    values = np.ascontiguousarray(tensor, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"{source}: {name} contains NaN or infinity, because its training diverged. Use other weights."
+        )
+    return values
 
 
 def card_json(card: ModelCard, config: KvqConfig) -> str:

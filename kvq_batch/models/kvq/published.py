@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import CheckpointError
 from kvq_batch.domain.scorer import ModelCard
-from kvq_batch.models.kvq.checkpoint import Checkpoint, check_tensors, digest
+from kvq_batch.models.kvq.checkpoint import Checkpoint, check_tensor, check_tensors, digest
 from kvq_batch.models.kvq.config import INDEX_SUFFIX, PUBLISHED, KvqConfig, tensor_shapes
 from kvq_batch.models.kvq.torch_file import NumpyValue, read_torch_file
 
@@ -52,7 +52,7 @@ def load_kinetics(path: Path, config: KvqConfig = PUBLISHED) -> dict[str, NDArra
     windows. The result has every tensor of the backbone, and none of the heads.
 
     Raises:
-        CheckpointError: a file that cannot be read, lacks a tensor of the backbone, or has one of another shape.
+        CheckpointError: a file that cannot be read, or a tensor of the backbone that is missing or invalid.
     """
     source = str(path)
     wanted = {key: shape for key, shape in tensor_shapes(config).items() if key.startswith("fragments_backbone.")}
@@ -62,13 +62,8 @@ def load_kinetics(path: Path, config: KvqConfig = PUBLISHED) -> dict[str, NDArra
         origin = "backbone." + key.removeprefix("fragments_backbone.").replace(".attn.cross_windowattn.", ".attn.")
         if origin not in state:
             raise CheckpointError(f"{source}: {origin} is missing. Use a Video-Swin backbone of these sizes.")
-        value = _array(origin, state[origin], source)
-        if value.shape != shape:
-            raise CheckpointError(
-                f"{source}: {origin} has shape {value.shape}, expected {shape}. Use a Video-Swin backbone of these "
-                "sizes."
-            )
-        tensors[key] = np.array(value, dtype=np.float32)
+        # Copied, because cross-window attention gets the same array.
+        tensors[key] = check_tensor(origin, _array(origin, state[origin], source), shape, source).copy()
     return tensors
 
 
@@ -80,7 +75,11 @@ def _state_dict(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: there is no 'state_dict' of named tensors at the top level. Use a file in the published format."
         )
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    named = {key.removeprefix("module."): value for key, value in state.items()}
+    if len(named) < len(state):
+        twice = next(key for key in state if f"module.{key}" in state)
+        raise CheckpointError(f"{path}: there are two tensors {twice}, with and without 'module.'. Remove one of them.")
+    return named
 
 
 def _is_derived(key: str) -> bool:
