@@ -117,7 +117,8 @@ class PacketIndex:
     """Index of the packets of a stream, in decoding order: times, flags, sizes.
 
     `packet_pts` has no jumps: where the container's clock starts again (`has_time_jumps`), it is the time that players
-    show. `last_duration_s` is how long the last frame is shown, 0 if the container does not say it plausibly.
+    show. Longer gaps than `max_gap_s` are such jumps. `last_duration_s` is how long the last frame is shown, 0 if the
+    container does not say it plausibly.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream, path: Path) -> None:
@@ -183,7 +184,8 @@ class PacketIndex:
             _check_y4m(path, num_bytes // len(pts))
         self.packet_pts = np.array([p if p is not None else -1 for p in pts], np.int64)
         self.container_pts = self.packet_pts
-        if container.format.flags & _TS_DISCONT and None not in pts and None not in dts:
+        self.max_gap_s = _MAX_GAP_S if container.format.flags & _TS_DISCONT else float("inf")
+        if np.isfinite(self.max_gap_s) and None not in pts and None not in dts:
             self.packet_pts = self.container_pts - _jumps(dts, durations, self.time_base_s)
         self.has_time_jumps = not np.array_equal(self.packet_pts, self.container_pts)
         steps = np.diff(np.unique(self.packet_pts[[p is not None for p in pts]]))

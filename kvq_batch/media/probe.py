@@ -40,6 +40,8 @@ Counting = Literal["packets", "decoding"]
 _JITTER_S = 1.05e-3
 # Used for a lone frame whose container gives it no duration.
 _LONE_FRAME_S = 0.04
+# Where fewer steps between decoded frames go forward, their times are not those of frames.
+_MIN_SHARE_OF_STEPS = 0.9
 
 # Names that ffmpeg uses for the colour numbers of ITU-T H.273.
 _PRIMARIES = {
@@ -344,20 +346,22 @@ def _picture_facts(
 def _counted_times(decoded_pts: list[int | None], index: PacketIndex) -> NDArray[np.float64]:
     """Return seconds from the first frame, float64 [frames].
 
-    The k-th decoded frame has the k-th time of the packets. Where packets and frames differ in number, it has the time
-    that the decoder returns; where these do not rise, the frames are evenly spaced.
+    The k-th decoded frame has the k-th time of the packets. Where packets and frames differ in number, or times repeat,
+    it has the time that the decoder returns. Steps back, and over gaps where the clock starts again,
+    become ordinary steps; if there are many, the frames are evenly spaced.
     """
     if index.has_unique_times and len(index.frame_packets) == len(decoded_pts):
         pts = index.packet_pts[index.frame_packets]
         return np.asarray((pts - pts[0]) * index.time_base_s, np.float64)
+    step_s = index.step_s or (1 / index.average_rate if index.average_rate else _LONE_FRAME_S)
+    steps = np.full(len(decoded_pts) - 1, step_s)
     known = [p for p in decoded_pts if p is not None]
     if len(known) == len(decoded_pts):
-        without_jumps = dict(zip(index.container_pts.tolist(), index.packet_pts.tolist(), strict=True))
-        times = np.array([without_jumps.get(p, p) for p in known], np.int64)
-        if np.all(np.diff(times) > 0):
-            return np.asarray((times - times[0]) * index.time_base_s, np.float64)
-    step_s = index.step_s or (1 / index.average_rate if index.average_rate else _LONE_FRAME_S)
-    return np.arange(len(decoded_pts), dtype=np.float64) * step_s
+        decoded_steps = np.diff(np.array(known, np.float64)) * index.time_base_s
+        is_time = (decoded_steps > 0) & (decoded_steps <= index.max_gap_s)
+        if np.mean(is_time) > _MIN_SHARE_OF_STEPS:
+            steps = np.where(is_time, decoded_steps, np.median(decoded_steps[is_time]))
+    return np.concatenate([[0.0], np.cumsum(steps)])
 
 
 def _refuse_by_bytes(path: Path) -> None:

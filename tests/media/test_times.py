@@ -118,6 +118,16 @@ def test_joined_transport_streams(folder: Path, name: str) -> None:
     assert_as_ffmpeg(path)
 
 
+@pytest.mark.parametrize("first", ["slow.ts", "fast.ts"])
+def test_joined_streams_of_different_delay(tmp_path: Path, first: str) -> None:
+    slow = encode(tmp_path / "slow.ts", *_X264, size="160x96", seconds=4)
+    fast = encode(tmp_path / "fast.ts", *_X264, "-bf", "0", size="160x96", rate="50", seconds=4)
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in ((slow, fast) if first == "slow.ts" else (fast, slow))))
+    assert probe(path, VideoLimits()).facts.duration_s == pytest.approx(8, abs=0.1)
+    assert_as_ffmpeg(path)
+
+
 def test_clock_that_wraps_around(folder: Path) -> None:
     path = folder / "wraps.ts"
     ffmpeg("-i", str(source(folder, "h264.mp4")), "-c", "copy", "-output_ts_offset", str(2**33 / 90_000 - 2), str(path))
