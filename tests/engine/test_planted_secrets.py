@@ -24,8 +24,8 @@ KEY_ID = "AKIAPLANTEDKEYID2345"
 SECRETS = (USER, SIGNATURE, IN_ID, IN_COLUMN, IN_ENVIRONMENT, KEY_ID)
 
 NIGHTS = (
-    (["plan", "job.toml"], ["run", "job.toml", "--log", "json"]),
-    (["run", "job.toml"], ["failures", "list", "tables"]),
+    (["plan", "job.toml"], ["run", "job.toml", "--log", "json", "--executor", "ray"]),
+    (["run", "job.toml", "--executor", "local"], ["failures", "list", "tables"]),
 )
 
 
