@@ -119,7 +119,7 @@ def _resolve(uris: pa.Array, options: StorageOptions, max_parallel: int, progres
 
 
 def _listing(bucket: str, paths: pa.Array, options: StorageOptions) -> pa.Table | None:
-    """Return all objects below the folder that `paths` share, in LISTING_SCHEMA; None if too many or not permitted."""
+    """Return all objects below the folder that `paths` share, in LISTING_SCHEMA; None if too many or not possible."""
     extremes = pc.min_max(paths).as_py()
     # All paths between the smallest and the largest one begin with the common folders of those two.
     folders = zip(*(extremes[k].split("/")[:-1] for k in extremes), strict=False)
@@ -130,9 +130,10 @@ def _listing(bucket: str, paths: pa.Array, options: StorageOptions) -> pa.Table 
         try:
             return to_listing_table(s3_files(filesystem(f"s3://{root}", options)[0], root), max_files)
         except FOREIGN_ERRORS as error:
-            if classify_error(error) in ("forbidden", "missing", "no_bucket"):
-                return None
-            raise
+            if classify_error(error) in _SYSTEMIC:
+                raise
+            # The requests for single objects find out which of them cannot be read.
+            return None
 
 
 def _stat_objects(

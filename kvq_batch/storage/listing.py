@@ -47,6 +47,7 @@ VIDEO_EXTENSIONS = frozenset(
 _GLOB = re.compile(r"(?P<wildcard>[*?\[])")
 _HTTP_GLOB = re.compile(r"^[^?]*?(?P<wildcard>[*\[])")
 _BATCH_ROWS = 10_000
+_MAX_RETRY_AFTER_S = 10.0
 _NUM_EXAMPLES = 3
 _NUM_ENDINGS = 8
 _OTHER_ENDINGS = "files with other endings"
@@ -307,8 +308,9 @@ def stat_object(uri: str, options: StorageOptions) -> tuple[str, int | None]:
         response = file_system.call_s3("head_object", Bucket=bucket, Key=key)
         return content_id_of(response), response["ContentLength"]
     if is_http(uri):
-        # botocore retries on its own, aiohttp does not.
-        info = RetryPolicy(options.attempts).run(lambda _: http_info(file_system, path))
+        # botocore retries on its own, aiohttp does not. Planning must not wait long for a server that asks it to.
+        policy = RetryPolicy(options.attempts, max_retry_after_s=_MAX_RETRY_AFTER_S)
+        info = policy.run(lambda _: http_info(file_system, path))
     else:
         with known_errors():
             info = file_system.info(path)

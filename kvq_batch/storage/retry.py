@@ -24,14 +24,15 @@ class RetryPolicy:
 
     `attempts` includes the first one. No attempt begins later than `max_total_s` after the first. Delays double from
     `initial_delay_s` to at most `max_delay_s`. Jitter shortens each delay by up to a half, so that the workers of a
-    cluster do not retry at the same moment. A server that asks for a longer delay (Retry-After) gets it, within
-    `max_total_s`. `sleep` is the function that waits.
+    cluster do not retry at the same moment. A server that asks for a longer delay (Retry-After) gets it, but
+    one longer than `max_retry_after_s` ends the retries. `sleep` is the function that waits.
     """
 
     attempts: int = 6
     initial_delay_s: float = 0.5
     max_delay_s: float = 8.0
     max_total_s: float = 240.0
+    max_retry_after_s: float = 240.0
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, action: Callable[[int], T]) -> T:
@@ -49,8 +50,9 @@ class RetryPolicy:
                 return action(attempt)
             except _CAUGHT as error:
                 delay_s = min(self.max_delay_s, self.initial_delay_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-                delay_s = max(delay_s, retry_after_s(error))
-                is_late = time.monotonic() + delay_s - started > self.max_total_s
+                asked_s = retry_after_s(error)
+                delay_s = max(delay_s, asked_s)
+                is_late = time.monotonic() + delay_s - started > self.max_total_s or asked_s > self.max_retry_after_s
                 is_retryable = isinstance(error, TransientError) or classify_error(error) in RETRYABLE
                 if attempt >= self.attempts or is_late or not is_retryable:
                     raise

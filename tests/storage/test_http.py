@@ -166,6 +166,12 @@ class TestRetryAfter:
         assert http_server.num_requests("GET") == 1
         assert time.monotonic() - started < 60
 
+    def test_planning_does_not_wait_long(self, uri: str, http_server: HttpServer) -> None:
+        http_server.script, http_server.headers = [429], {"Retry-After": "60"}
+        with pytest.raises(FOREIGN_ERRORS):
+            stat_object(uri, OPTIONS)
+        assert http_server.num_requests("HEAD") == 1
+
     @pytest.mark.parametrize(
         ("value", "seconds"), [("5", 5), ("soon", 0), ("", 0), ("Sun, 06 Nov 1994 08:49:37 GMT", 0)]
     )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from kvq_batch.catalog.content_ids import resolve_content_ids
+from kvq_batch.catalog.content_ids import MIN_VIDEOS_TO_LIST, resolve_content_ids
 from kvq_batch.catalog.reader import CANONICAL
 from kvq_batch.domain.errors import FetchError, SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
@@ -94,6 +94,17 @@ def test_odd_addresses_do_not_stop_planning(
     assert f"of {len(tokens)} videos cannot be fetched" in message
     assert "gs:// needs the package gcsfs; install it" in message
     assert "foo:// is not supported" in message
+
+
+def test_bucket_that_cannot_exist_does_not_stop_planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "plantedID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "plantedSECRET")
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    # As many as are found by a listing of their bucket.
+    odd = [f"s3://UPPER CASE!/{number}.mp4" for number in range(MIN_VIDEOS_TO_LIST)]
+    tokens = resolve(str(tmp_path / "a.mp4"), *odd)
+    assert tokens[0].startswith("stat:1-")
+    assert set(tokens[1:]) == {UNKNOWN_CONTENT}
 
 
 @pytest.mark.parametrize(
