@@ -210,7 +210,7 @@ def _to_uri(root: str, path: str, options: StorageOptions) -> str:
 def _listing(root: str, relative: pa.ChunkedArray | None, listing: pa.Table) -> pa.Table:
     """Return a catalog of listed files; `relative` is None if `root` is itself the only video."""
     if relative is None:
-        ids, uris = pa.array([root.rstrip("/").rpartition("/")[2]]), pa.array([absolute(root)])
+        ids, uris = pa.array([_without_query(root).rstrip("/").rpartition("/")[2]]), pa.array([absolute(root)])
     else:
         ids, uris = relative, pc.binary_join_element_wise(pa.scalar(root.rstrip("/")), relative, "/")
     return pa.table({

@@ -20,7 +20,7 @@ from kvq_batch.domain.identity import UNKNOWN_CONTENT
 from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, explain_error, known_errors
 from kvq_batch.storage.listing import stat_content_id, stat_object
 from kvq_batch.storage.objects import ObjectStream, content_changed_error, open_object
-from kvq_batch.storage.options import StorageOptions, display_uri, is_local, local_path
+from kvq_batch.storage.options import StorageOptions, display_uri, is_http, is_local, local_path
 from kvq_batch.storage.retry import RetryPolicy
 
 _CHECKED_TOKENS = ("etag:", "version:", "stat:", "ukey:")
@@ -191,7 +191,7 @@ class Fetcher:
     def _scratch_file(self, uri: str) -> Path:
         folder = self.scratch / _FOLDER / str(os.getpid())
         # Some containers are recognized by their extension alone: keep a harmless one.
-        extension = re.search(r"\.[A-Za-z0-9]{1,8}$", uri)
+        extension = re.search(r"\.[A-Za-z0-9]{1,8}$", uri.partition("?")[0] if is_http(uri) else uri)
         for _ in range(3):
             # Another thread may remove the empty folder in between.
             with suppress(FileNotFoundError), _scratch_errors(folder):

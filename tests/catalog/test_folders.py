@@ -180,5 +180,7 @@ def test_signed_address_of_a_catalog(http_server: HttpServer) -> None:
     assert table["uri"].to_pylist() == [f"{http_server.address}/lists/v/a.mp4", "https://h/b.mp4"]
     http_server.files["lists/c.csv.gz"] = gzip.compress(http_server.files["lists/c.csv"])
     assert listed(f"{http_server.address}/lists/c.csv.gz?sig=x") == ["a", "b"]
+    http_server.files["v/a.mp4"] = b"x"
+    assert listed(f"{http_server.address}/v/a.mp4?X-Amz-Signature=x/y") == ["a.mp4"]
     assert split_glob("https://h/v/*.mp4?x=[1]").root == "https://h/v"
     assert split_glob("https://h/v/a.mp4?x=[1]").glob is None

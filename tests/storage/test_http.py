@@ -82,8 +82,9 @@ def test_fault_that_ends_is_retried(fault: int | str, uri: str, http_server: Htt
 
 
 def test_fetch_is_one_request(uri: str, http_server: HttpServer, scratch: Path) -> None:
-    with fetcher(scratch).fetch(uri, "etag:tag", len(DATA)) as video:
+    with fetcher(scratch).fetch(f"{uri}?sig=a.b", "etag:tag", len(DATA)) as video:
         assert (video.size_bytes, video.content_id) == (len(DATA), "etag:tag")
+        assert video.path.suffix == ".mp4"
     assert [method for method, _, _ in http_server.requests] == ["GET"]
 
 
