@@ -9,10 +9,12 @@ from typing import Any
 
 import ray
 from ray._private import auto_init_hook, state
-from ray.core.generated import common_pb2
+from ray.core.generated import common_pb2, gcs_pb2
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.util.metrics import Counter
+
+_DEAD = gcs_pb2.ActorTableData.ActorState.DEAD  # type: ignore[attr-defined]
 
 
 class StepCallback(ExecutionCallback):
@@ -20,9 +22,15 @@ class StepCallback(ExecutionCallback):
 
     Register subclasses in `DataContext.custom_execution_callback_classes`. Ray Data has no public way to read queue
     lengths during an execution, or to stop one from outside: an exception in the callback stops it.
+
+    Before that, each step removes dead workers from their pools. Ray Data counts a worker that Ray does not restart any
+    more as one of the pool: it would start no other, and a pool without a living worker would wait for ever.
     """
 
     def on_execution_step(self, executor: Any) -> None:
+        for operator in executor._topology:
+            for pool in operator.get_autoscaling_actor_pools():
+                _remove_dead_actors(pool)
         operators = executor._topology.items()
         self.on_step([
             operator_state.total_enqueued_input_blocks()
@@ -33,6 +41,17 @@ class StepCallback(ExecutionCallback):
     def on_step(self, queued_blocks: Sequence[int]) -> None:
         """Handle one step; `queued_blocks` counts the waiting input blocks of each `map_batches`, in pipeline order."""
         raise NotImplementedError
+
+
+def _remove_dead_actors(pool: Any) -> None:
+    # An actor with tasks in flight stays until Ray has ended them with an error.
+    dead = [
+        actor
+        for actor, state in pool._running_actors.items()
+        if not state.num_tasks_in_flight and actor._get_local_state() == _DEAD
+    ]
+    for actor in dead:
+        pool._release_running_actor(actor)
 
 
 def disable_auto_init() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -184,3 +185,19 @@ def test_gpu_without_memory_for_batch_scores_all(make_trial: MakeTrial) -> None:
     trial.finish()
     assert check(trial) == 0
     assert [row["error"] for row in trial.ask("SELECT error FROM failures")] == ["not_a_video"]
+
+
+@pytest.mark.faults
+def test_worker_that_cannot_restart_ends_run(make_trial: MakeTrial) -> None:
+    trial = make_trial(names_of(48, "page"), seconds=0.1)
+    weights = Path(str(trial.job.models[0].weights))
+    content = weights.read_bytes()
+    with trial.start() as driver:
+        wait_for_commits(driver, 1)
+        # Somebody replaces the weights.
+        weights.write_bytes(content + b"\n")
+        os.kill(workers_of(driver, SCORE_WORKER)[0].pid, signal.SIGKILL)
+        assert f"put the same weights at {weights} on every machine" in wait_for(driver, "error")
+    weights.write_bytes(content)
+    trial.finish()
+    assert check(trial) <= max_repeated(trial, 1)
