@@ -199,8 +199,8 @@ def tables_or_temporary(tables: str | None) -> Iterator[str]:
         yield str(Path(folder) / "tables")
 
 
-def finish_with_scores(summary: "RunSummary", planned: "JobPlan", output: Output) -> None:
-    """Print the score or the failure of each video, and exit with the code of the outcome."""
+def print_scores(planned: "JobPlan", output: Output) -> None:
+    """Print the score or the failure of each video that is in the tables of the job."""
     from kvq_batch.tables.questions import list_outcomes
     from kvq_batch.tables.session import open_session
 
@@ -208,15 +208,20 @@ def finish_with_scores(summary: "RunSummary", planned: "JobPlan", output: Output
         outcomes = list_outcomes(session)
     columns = outcomes.column_names
     if output.format is Format.TABLE:
-        failed = ("error", "message") * bool(summary.num_failed)
+        failed = ("error", "message") * (outcomes["error"].null_count < outcomes.num_rows)
         columns = ["video_id", "mos", "raw_score", *failed]
     output.rows(outcomes.to_pylist(), columns)
+    output.warn_untrained(_untrained(planned))
+
+
+def finish_with_scores(summary: "RunSummary", planned: "JobPlan", output: Output) -> None:
+    """Print the score or the failure of each video, and exit with the code of the outcome."""
+    print_scores(planned, output)
     models = ", ".join(model.spec.card.model_id for model in planned.models.models)
     output.note(
         f"{models}: {summary.num_scored} scored, {summary.num_failed} failed, {summary.num_remaining} remaining in "
         f"{summary.seconds:.1f} s; to keep the scores and their maps, add --tables FOLDER"
     )
-    output.warn_untrained(_untrained(planned))
     limit = planned.job.run.max_failure_share
     exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
 

@@ -14,6 +14,7 @@ from kvq_batch.cli.execution import (
     finish,
     finish_with_scores,
     plan_with_status,
+    print_scores,
     show_plan,
     tables_or_temporary,
 )
@@ -44,7 +45,7 @@ from kvq_batch.cli.options import (
     WhereOption,
 )
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import FatalError, SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.config.job import Job
@@ -268,7 +269,13 @@ def score(
         planned, out = plan_with_status(override_job(job, context)), Output(output)
         if dry_run:
             return show_plan(planned, out)
-        summary = execute(planned, context, address, executor=executor)
+        try:
+            summary = execute(planned, context, address, executor=executor)
+        except FatalError:
+            # What was committed before is deleted with the folder.
+            if tables is None and Path(folder).exists():
+                print_scores(planned, out)
+            raise
         if tables is None:
             finish_with_scores(summary, planned, out)
         else:

@@ -71,9 +71,9 @@ def test_budget_ends_a_run_and_the_next_plan_estimates(tmp_path: Path) -> None:
     assert record["cluster"] == {"cores": 64, "gpus": 0, "idle_cores": 0, "idle_gpus": 0}
     expected = record["expected"]
     assert sum(stage["workers"] for stage in expected["stages"]) == 64
-    # Which stage is slower with videos this small depends on the machine.
+    # Which stage is the slowest with videos this small depends on the machine.
     slower = expected["bound_by"]
-    assert slower in ("decode", "luma-sharpness")
+    assert slower == max(expected["stages"], key=lambda stage: stage["work_hours"] / stage["workers"])["stage"]
     assert expected["measured_scores"] == {"luma-sharpness": 3}
     assert expected["core_hours"] == pytest.approx(64 * expected["seconds"] / 3600)
     assert expected["cost"] == pytest.approx(expected["core_hours"] * 7.2)
