@@ -17,9 +17,8 @@ from kvq_batch.domain.errors import DecodeError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipFrames, ClipPolicy, DecodedClip, VideoFacts, Window
 from kvq_batch.media.decoders import FRAME_ORDER, DecoderChoice, FrameReader, choose_decoder, open_reader
-from kvq_batch.media.fragments import splice
 from kvq_batch.media.probe import Probed, VideoLimits, probe
-from kvq_batch.media.resize import resize
+from kvq_batch.media.resize import resize, splice
 from kvq_batch.media.scratch import Extent, ScratchWriter
 
 Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]

@@ -12,6 +12,7 @@ coded 720p, 2.2e-3 of lettering in two flat colours at 1080p, and none of one fl
 Legend: H rows, W columns, 3 = RGB, t source rows (columns) that a block of outputs reads.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -119,3 +120,35 @@ def _resize_frame(frame: NDArray[np.uint8], size: tuple[int, int], out: NDArray[
     np.rint(result, out=result)
     np.clip(result, 0.0, 255.0, out=result)
     out[...] = result.reshape(*size, 3)
+
+
+def splice(frame: NDArray[np.uint8], grid: tuple[int, int], out: NDArray[np.uint8]) -> None:
+    """Fill `out` uint8 [h, w, 3] with `grid` (rows, columns) patches of `frame` uint8 [H, W, 3], row by row.
+
+    A patch shows blocks, noise and softness at the coded resolution, which resizing hides, and the cell of a texture
+    map below it scores that cell of the frame. It is cut from the middle of its cell: the same indices in every frame
+    of one size. A frame that is too small for whole patches is enlarged first, in its own shape (KVQ_SPEC section 2).
+    """
+    height, width = out.shape[:2]
+    factor = max(height / frame.shape[0], width / frame.shape[1])
+    if factor > 1:
+        enlarged = [math.ceil(extent * factor) for extent in frame.shape[:2]]
+        frame = resize(frame, (max(height, enlarged[0]), max(width, enlarged[1])))
+    rows = patch_offsets(frame.shape[0], height, grid[0])
+    columns = patch_offsets(frame.shape[1], width, grid[1])
+    out[...] = frame[rows[:, None], columns[None, :]]
+
+
+def patch_offsets(
+    num_pixels: int, num_wanted: int, num_patches: int, rng: np.random.Generator | None = None
+) -> NDArray[np.int64]:
+    """Return the indices of one axis that the patches take, int64 [num_wanted], in order.
+
+    A patch is in the middle of each of equal cells; with `rng`, anywhere in its cell, as in the training of FAST-VQA.
+    """
+    edges = np.arange(num_patches + 1, dtype=np.int64) * num_pixels // num_patches
+    size = num_wanted // num_patches
+    room = np.diff(edges) - size
+    starts = edges[:-1] + (room // 2 if rng is None else rng.integers(0, room + 1))
+    indices: NDArray[np.int64] = (starts[:, None] + np.arange(size)).reshape(-1)
+    return indices

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.config.recipe import draw_cells
 from kvq_batch.domain.errors import FatalError, SpecError, shorten_list
-from kvq_batch.media.fragments import patch_offsets
+from kvq_batch.media.resize import patch_offsets
 from kvq_batch.training.samples import Sample, Views, seed_of
 
 _MAX_RECTANGLES = 3

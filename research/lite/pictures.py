@@ -18,8 +18,8 @@ from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.labeling.degradations import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene
-from kvq_batch.media.fragments import splice
 from kvq_batch.media.planes import Planes
+from kvq_batch.media.resize import splice
 from kvq_batch.models.registry import build
 from kvq_batch.report.picture import MARGIN_PX, TEXT_PX, WIDTH_PX, column
 

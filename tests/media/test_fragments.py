@@ -8,9 +8,8 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import Window
 from kvq_batch.media.decode import Decoding, decode_clips
 from kvq_batch.media.decoders import open_reader
-from kvq_batch.media.fragments import patch_offsets, splice
 from kvq_batch.media.probe import VideoLimits, probe
-from kvq_batch.media.resize import resize
+from kvq_batch.media.resize import patch_offsets, resize, splice
 from tests.support.material import Material
 
 

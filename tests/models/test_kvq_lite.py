@@ -10,8 +10,8 @@ from kvq_batch.config.segment import Segment
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.labeling.degradations import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene
-from kvq_batch.media.fragments import splice
 from kvq_batch.media.planes import Planes
+from kvq_batch.media.resize import splice
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.config import LITE
 from kvq_batch.models.kvq.family import kvq_lite
