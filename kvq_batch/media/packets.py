@@ -11,6 +11,7 @@ from typing import cast
 
 import av
 import av.error
+import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.format import Flags
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, ProbeError
 from kvq_batch.media.containers import DEMUXERS, image_kind, is_scrambled
+from kvq_batch.media.damage import container_damage
 from kvq_batch.media.hidden_packets import VopParser, is_hidden
 
 # As in ffmpeg (`-dts_delta_threshold`): in a container whose clock may start again, a longer gap is such a new start.
@@ -144,40 +146,29 @@ class PacketIndex:
         vops = VopParser(stream.codec_context.extradata or b"") if self.codec == "mpeg4" else None
         are_packets_frames = True
         try:
-            for packet in container.demux(stream):
-                if not packet.size:
-                    continue
-                if packet.is_corrupt and self.container_name != "mpegts":
-                    raise DecodeError(
-                        "truncated",
-                        f"The file is incomplete: it ends within frame {len(pts)} in coding order. Upload it again.",
-                        True,
-                    )
-                if packet.has_sidedata("encryption_info"):
-                    raise encrypted(f"frame {len(pts)} in coding order")
-                if self.codec in _NEVER_ZERO and _is_zero(packet):
-                    raise DecodeError(
-                        "truncated",
-                        f"Frame {len(pts)} in coding order consists of zeros: the file was never written completely. "
-                        "Upload it again.",
-                        True,
-                    )
-                if not pts:
-                    self.first_packet = packet
-                elif self.second_packet is None:
-                    self.second_packet = packet
-                end_pts = max(end_pts, (packet.pts or 0) + (packet.duration or 0))
-                pts.append(packet.pts)
-                dts.append(packet.dts)
-                durations.append(packet.duration or 0)
-                is_key.append(packet.is_keyframe)
-                is_shown.append(not packet.is_discard and not is_hidden(self.codec, packet))
-                num_bytes += packet.size
-                are_packets_frames = are_packets_frames and (vops is None or vops.is_one_frame(bytes(packet)))
+            with av.logging.Capture() as log:
+                for packet in container.demux(stream):
+                    if not packet.size:
+                        continue
+                    self._check_packet(packet, len(pts))
+                    if not pts:
+                        self.first_packet = packet
+                    elif self.second_packet is None:
+                        self.second_packet = packet
+                    end_pts = max(end_pts, (packet.pts or 0) + (packet.duration or 0))
+                    pts.append(packet.pts)
+                    dts.append(packet.dts)
+                    durations.append(packet.duration or 0)
+                    is_key.append(packet.is_keyframe)
+                    is_shown.append(not packet.is_discard and not is_hidden(self.codec, packet))
+                    num_bytes += packet.size
+                    are_packets_frames = are_packets_frames and (vops is None or vops.is_one_frame(bytes(packet)))
         except av.error.FFmpegError as error:
             raise DecodeError(
                 "truncated", f"Reading stops after {len(pts)} packets: {reason(error)}. Upload it again.", True
             ) from error
+        if damage := container_damage(log):
+            raise DecodeError("corrupt_frame", f"The container is damaged ({damage}). Upload the video again.", True)
         if not pts:
             raise ProbeError("no_frames", "Its video stream contains no packet. Upload it again.", True)
         if self.container_name == "yuv4mpegpipe":
@@ -209,6 +200,24 @@ class PacketIndex:
             and bool(self.packet_pts[shown].min() >= self.packet_pts[0])
         )
         self.last_duration_s = self._last_duration_s(dts, durations, end_s) if len(shown) else 0.0
+
+    def _check_packet(self, packet: "Packet[VideoStream]", number: int) -> None:
+        """Raise an error if the packet is cut off, encrypted, or was never written; `number` is in coding order."""
+        if packet.is_corrupt and self.container_name != "mpegts":
+            raise DecodeError(
+                "truncated",
+                f"The file is incomplete: it ends within frame {number} in coding order. Upload it again.",
+                True,
+            )
+        if packet.has_sidedata("encryption_info"):
+            raise encrypted(f"frame {number} in coding order")
+        if self.codec in _NEVER_ZERO and _is_zero(packet):
+            raise DecodeError(
+                "truncated",
+                f"Frame {number} in coding order consists of zeros: the file was never written completely. "
+                "Upload it again.",
+                True,
+            )
 
     def _last_duration_s(self, dts: list[int | None], durations: list[int], end_s: float) -> float:
         last = self.frame_packets[-1]

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError, shorten_list
+from kvq_batch.media.damage import CheckedDecoder, verify_checksums
 from kvq_batch.media.decoders import FRAME_ORDER
 from kvq_batch.media.packets import best_stream, open_video
 from kvq_batch.media.picture import Orientation, PictureConverter
@@ -181,6 +182,7 @@ class _Session:
             )
         self._context = self._stream.codec_context
         self._context.thread_count = self._num_threads
+        verify_checksums(self._context)
         self._packets = self._read()
         self._index = 0
 
@@ -206,6 +208,7 @@ class _Session:
             DecodeError: a frame is damaged (corrupt_frame), and with it the frames that refer to it.
         """
         self._context.skip_frame = "DEFAULT"
+        decoder = CheckedDecoder(self._context)
         while stop is None or self._index < stop:
             packet = next(self._packets, None)
             if packet is None:
@@ -213,8 +216,8 @@ class _Session:
             self._index += 1
             if wanted is not None:
                 self._context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            yield from map(_undamaged, self._context.decode(packet))
-        yield from map(_undamaged, self._context.decode(None))
+            yield from decoder.decode(packet)
+        yield from decoder.decode(None)
 
     def _seek(self, packet: int) -> None:
         if self._probed.has_time_jumps:
@@ -249,14 +252,6 @@ class _Session:
 def _chain(first: "Packet[VideoStream]", rest: Iterator["Packet[VideoStream]"]) -> Iterator["Packet[VideoStream]"]:
     yield first
     yield from rest
-
-
-def _undamaged(frame: VideoFrame) -> VideoFrame:
-    if frame.is_corrupt:
-        raise DecodeError(
-            "corrupt_frame", f"The frame at {frame.time} s is damaged in the file. Upload the video again.", True
-        )
-    return frame
 
 
 def _reject_missing(numbers: list[int]) -> None:
