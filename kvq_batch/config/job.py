@@ -207,8 +207,7 @@ class Run(Section):
     )
     executor: ExecutorName = Field(
         "auto",
-        description='"local": threads of one process on this machine. "ray": a Ray cluster. "auto": local for at most '
-        "1000 videos without ray_address, custom resources or several GPUs.",
+        description='"local": threads of this process. "ray": a cluster. "auto": local for up to 1000 videos, one GPU.',
     )
     ray_address: str | None = Field(
         None,
