@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from kvq_batch.config.section import Section
+from kvq_batch.config.section import LARGEST, Section
 
 _TIME_OF_DAY = re.compile(r"^([01]?\d|2[0-3]):[0-5]\d$")
 
@@ -40,7 +40,9 @@ def _checked_zone(name: str) -> str:
 class Budget(Section):
     """When a run stops early. It commits finished results; the next run does the rest (exit code 4)."""
 
-    max_videos: int | None = Field(None, ge=1, description="Score at most this many videos.", examples=[1000])
+    max_videos: int | None = Field(
+        None, ge=1, le=LARGEST, description="Score at most this many videos.", examples=[1000]
+    )
     max_cost: float | None = Field(
         None, gt=0, description="Stop when the machines in use have cost this much, by [prices].", examples=[25.0]
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from kvq_batch.config.budget import Budget, Prices
-from kvq_batch.config.section import Section
+from kvq_batch.config.section import LARGEST, LONGEST_S, Section
 from kvq_batch.config.selection import Select
 from kvq_batch.domain.scorer import Device, Precision
 from kvq_batch.domain.video import ClipPolicy, Hdr
@@ -21,11 +21,14 @@ ExecutorName = Literal["auto", "local", "ray"]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
-def _without_trailing_slash(uri: str) -> str:
+def _checked_uri(uri: str) -> str:
+    if "\0" in uri:
+        raise ValueError("has a NUL character, which no address can have")
     return uri.rstrip("/") or uri
 
 
-Uri = Annotated[str, Field(min_length=1), AfterValidator(_without_trailing_slash)]
+Uri = Annotated[str, Field(min_length=1), AfterValidator(_checked_uri)]
+"""An address, without a final slash."""
 
 
 class Storage(Section):
@@ -83,8 +86,8 @@ class Catalog(Section):
 class Workers(Section):
     """Number of processes of a stage, and the resources that each reserves."""
 
-    min: int = Field(1, ge=1, description="Minimum number of processes.")
-    max: int = Field(1, ge=1, description="Maximum number of processes, if the cluster has room.")
+    min: int = Field(1, ge=1, le=10_000, description="Minimum number of processes.")
+    max: int = Field(1, ge=1, le=10_000, description="Maximum number of processes, if the cluster has room.")
     num_cpus: float = Field(1.0, gt=0, description="CPUs that each process reserves; may be a fraction.")
     num_gpus: float = Field(
         0.0, ge=0, description='GPUs that each process reserves; a fraction shares a GPU. "cuda" needs more than 0.'
@@ -112,11 +115,12 @@ class Model(Section):
     precision: Precision = Field("fp32", description='"fp32", "bf16", or "fp16" (GPU only). Part of the fingerprint.')
     device: Device = Field("cpu", description='"cpu", or "cuda", which also needs workers.num_gpus.')
     batch_size: int = Field(
-        4, ge=1, description="Clips per call of the model. More use a GPU better and need more memory."
+        4, ge=1, le=100_000, description="Clips per call of the model. More use a GPU better and need more memory."
     )
     num_threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="CPU threads per worker; fewer if decoding uses the same cores. Default: its share of the cores.",
         examples=[8],
     )
@@ -136,11 +140,12 @@ class Clips(Section):
     every_s: float | None = Field(
         None,
         gt=0,
+        le=LONGEST_S,
         description="Seconds between the starts of clips. Default: one clip over the whole video.",
         examples=[60.0],
     )
     length_s: float | None = Field(
-        None, gt=0, description="Length of each clip in seconds. Default: every_s.", examples=[8.0]
+        None, gt=0, le=LONGEST_S, description="Length of each clip in seconds. Default: every_s.", examples=[8.0]
     )
 
     @model_validator(mode="after")
@@ -157,15 +162,18 @@ class Clips(Section):
 class Limits(Section):
     """Limits of one video. A video over a limit is a failure."""
 
-    timeout_s: float = Field(120.0, gt=0, description="Seconds to decode one video, or one range of its clips.")
-    max_file_bytes: int = Field(20 * 2**30, gt=0, description="Largest file; a larger one fails.")
-    max_frame_pixels: int = Field(
-        8192 * 4320, gt=0, description="Largest frame, width times height; a larger one fails."
+    timeout_s: float = Field(
+        120.0, gt=0, le=LONGEST_S, description="Seconds to decode one video, or one range of its clips."
     )
-    max_memory_bytes: int = Field(4 * 2**30, gt=0, description="Memory of one decoding process.")
+    max_file_bytes: int = Field(20 * 2**30, gt=0, le=LARGEST, description="Largest file; a larger one fails.")
+    max_frame_pixels: int = Field(
+        8192 * 4320, gt=0, le=LARGEST, description="Largest frame, width times height; a larger one fails."
+    )
+    max_memory_bytes: int = Field(4 * 2**30, gt=0, le=LARGEST, description="Memory of one decoding process.")
     worker_timeout_s: float = Field(
         1800.0,
         gt=0,
+        le=LONGEST_S,
         description="Seconds without progress (one video, or one block of clips) after which a worker is replaced.",
     )
 
@@ -199,7 +207,7 @@ class Run(Section):
     max_failure_share: float = Field(
         0.05, ge=0, le=1, description="Exit with code 3 if a larger share of the videos failed."
     )
-    commit_every_s: float = Field(5.0, gt=0, description="Seconds between commits.")
+    commit_every_s: float = Field(5.0, gt=0, le=LONGEST_S, description="Seconds between commits.")
     max_attempts: int = Field(3, ge=1, description="Attempts per video and run after transient failures.")
     breaker_in_a_row: int = Field(50, ge=1, description="Stop after this many failures in a row with the same error.")
     breaker_share: float = Field(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from kvq_batch.config.job import Job
 from kvq_batch.config.labels import LabelJob
@@ -67,11 +68,14 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
         SpecError: the file is missing or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows write a byte order mark.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise SpecError(f"{path}: no such job file; {hint}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: is not valid TOML: {error}") from error
 
@@ -98,7 +102,7 @@ def checked(kind: type[AnySection], values: Mapping[str, Any], origin: str) -> A
         inner = {e["loc"][0] for e in found if len(e["loc"]) > 1}
         # A list whose items failed is reported once more as too short: the items say it better.
         wrong = [e for e in found if not (e["type"] == "too_short" and e["loc"][0] in inner)]
-        lines = [f"  {_dotted(e['loc'])}: {_reason(e['type'], e['msg'])}" for e in wrong]
+        lines = [f"  {_dotted(e['loc'])}: {_reason(e)}" for e in wrong]
         raise SpecError("\n".join([f"{origin}: {len(lines)} wrong key(s)", *lines])) from error
 
 
@@ -121,9 +125,16 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location) or "(job)"
 
 
-def _reason(kind: str, message: str) -> str:
+def _reason(error: ErrorDetails) -> str:
+    kind, value, key = error["type"], error["input"], error["loc"][0] if error["loc"] else ""
     if kind == "extra_forbidden":
         return "unknown key"
     if kind == "missing":
         return "is required"
-    return message.removeprefix("Value error, ")
+    if kind == "tuple_type" and isinstance(value, Mapping):
+        return f"is a list of sections: write [[{key}]] with two brackets"
+    if kind == "model_type" and isinstance(value, list):
+        return f"is one section: write [{key}] with one bracket"
+    if kind == "model_type":
+        return f"is a section with keys, found {value!r}"
+    return error["msg"].removeprefix("Value error, ")

@@ -14,6 +14,7 @@ from kvq_batch.domain.identity import REASONS, Reason
 from kvq_batch.domain.shard import WHOLE, Shard
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST_AGE = timedelta(days=100 * 365)
 _ORDER = re.compile(r"^\s*(?P<column>\S|\S.*?\S)(?:\s+(?P<way>asc|desc))?\s*$", re.IGNORECASE | re.DOTALL)
 
 
@@ -48,7 +49,7 @@ class Select(Section):
         description="SQL condition over the catalog's columns. Other videos wait for a later run.",
         examples=["country = 'CH' AND views > 1000"],
     )
-    sample: Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^(\d+(\.\d+)?%|\d+)$")] | None = Field(
+    sample: Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^(\d+(\.\d+)?%|\d{1,15})$")] | None = Field(
         None,
         description="Share or number of videos to score, chosen by a hash of the id: the same ones every time.",
         examples=["1%"],
@@ -58,7 +59,7 @@ class Select(Section):
     )
     max_age: str | None = Field(
         None,
-        pattern=r"^\d+(\.\d+)?[mhdw]$",
+        pattern=r"^\d{1,6}(\.\d+)?[mhdw]$",
         description="Score again results older than this: minutes, hours, days or weeks.",
         examples=["30d"],
     )
@@ -97,7 +98,9 @@ class Select(Section):
     @property
     def age(self) -> timedelta | None:
         """Return the maximum age of a score; None for no maximum."""
-        return None if self.max_age is None else timedelta(**{_UNITS[self.max_age[-1]]: float(self.max_age[:-1])})
+        if self.max_age is None:
+            return None
+        return min(timedelta(**{_UNITS[self.max_age[-1]]: float(self.max_age[:-1])}), _LONGEST_AGE)
 
     @property
     def order(self) -> tuple[str, bool] | None:
