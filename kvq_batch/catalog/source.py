@@ -111,7 +111,8 @@ def _read_folder(
     relative = pc.utf8_slice_codeunits(listing["path"], start)
     lake_tables = find_lake_tables(relative)
     if pattern.glob is None and lake_tables.get("") == "Delta":
-        return read_delta_table(root, options), root
+        with _translate_read_errors(root):
+            return read_delta_table(root, options), root
     # Skips hidden files and folders, and Parquet files of query engines (_delta_log, _temporary).
     is_kept = pc.invert(pc.match_substring_regex(relative, pattern=_PRIVATE))
     if pattern.glob is not None:
@@ -231,7 +232,8 @@ def _extension(source: str) -> str:
 def _read_file(uri: str, extension: str, known: KnownTypes, options: StorageOptions) -> pa.Table:
     name = display_uri(uri)
     readers: dict[str, Callable[[Any], pa.Table]] = {
-        "parquet": lambda file: pq.read_table(file),
+        # Not `read_table`, which reads a dataset: Arrow adds columns of its own to those.
+        "parquet": lambda file: pq.ParquetFile(file).read(),
         "csv": lambda file: read_csv(file, name, known),
         "jsonl": lambda file: read_jsonl(file, name, known),
         "ndjson": lambda file: read_jsonl(file, name, known),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
-from kvq_batch.domain.column_types import fold_name
+from kvq_batch.domain.column_types import TEXT, convert, fold_name, merge_types, storable_type
 from kvq_batch.domain.errors import SpecError
 
 KnownTypes = Mapping[str, pa.DataType]
@@ -28,27 +28,35 @@ _SAVE = "save the file as UTF-8"
 
 
 def read_csv(file: Any, name: str, known: KnownTypes) -> pa.Table:
-    """Return the rows of a CSV file. The delimiter is the one of , ; tab | that gives the header most columns.
+    """Return the rows of a CSV file. The delimiter (, ; tab |) is the one that gives most known columns.
 
     Raises:
         SpecError: with `name`: the file is not text in UTF-8 or UTF-16.
         ArrowInvalid: a row does not have the columns of the header.
     """
     file, start = _text(file, name)
-    header, delimiter = _header(file.read(_HEAD_BYTES), name)
+    header, delimiter = _header(file.read(_HEAD_BYTES), name, known)
     texts = [column for column in header if _is_text(known.get(fold_name(column)))]
     file.seek(start)
     table = _parse_csv(file, delimiter, texts)
-    # Delta has no times of day, so these columns are text, as written in the file.
-    times = [field.name for field in table.schema if pa.types.is_time(field.type)]
-    if times:
+    # What is stored as text is stored as written in the file.
+    more = [field.name for field in table.schema if _becomes_text(field.type, known.get(fold_name(field.name)))]
+    if more:
         file.seek(start)
-        table = _parse_csv(file, delimiter, [*texts, *times])
+        table = _parse_csv(file, delimiter, [*texts, *more])
     for field in table.schema:
         if pa.types.is_binary(field.type):
             row = next(i for i, value in enumerate(table[field.name].to_pylist(), 1) if not _is_utf8(value))
             raise SpecError(f"{name}: column {field.name!r} is not UTF-8 in row {row} (Latin-1?); {_SAVE}")
     return table
+
+
+def _becomes_text(guessed: pa.DataType, known: pa.DataType | None) -> bool:
+    """Return whether a column is stored as text, although its values look like something else."""
+    if pa.types.is_string(guessed) or pa.types.is_binary(guessed):
+        return False
+    kinds = [storable_type(kind) or pa.null() for kind in (guessed, known or pa.null())]
+    return bool(merge_types(*kinds) == TEXT)
 
 
 def _parse_csv(file: Any, delimiter: str, texts: list[str]) -> pa.Table:
@@ -78,16 +86,14 @@ def read_jsonl(file: Any, name: str, known: KnownTypes) -> pa.Table:
         raise SpecError(f"{name}: expected JSON objects, one per line, found {head[:1].decode(errors='replace')!r}")
     file.seek(start)
     table = _parse_json(file, None)
-    # Arrow takes texts for times if all of them look like times.
-    as_text = [
-        pa.field(f.name, kind)
-        for f in table.schema
-        if (kind := _without_times(f.type, known.get(fold_name(f.name)))) != f.type
-    ]
-    if as_text:
-        file.seek(start)
-        table = _parse_json(file, pa.schema(as_text)).select(table.column_names)
-    return table
+    # Arrow takes texts for times if all of them look like times, and makes invalid arrays of lists of nulls.
+    meant = {field.name: _without_times(field.type, known.get(fold_name(field.name))) for field in table.schema}
+    parsed = pa.schema([(name, _without_nulls(kind)) for name, kind in meant.items()])
+    if parsed == table.schema:
+        return table
+    file.seek(start)
+    table = _parse_json(file, parsed)
+    return pa.table({name: convert(table[name], kind) for name, kind in meant.items()})
 
 
 def _parse_json(file: Any, schema: pa.Schema | None) -> pa.Table:
@@ -113,6 +119,19 @@ def _without_times(found: pa.DataType, known: pa.DataType | None) -> pa.DataType
     return found
 
 
+def _without_nulls(found: pa.DataType) -> pa.DataType:
+    """Return `found` with text in place of the null types in lists and structs."""
+    types = pa.types
+    if types.is_list(found):
+        return pa.list_(pa.string() if types.is_null(found.value_type) else _without_nulls(found.value_type))
+    if types.is_struct(found):
+        kinds = {field.name: field.type for field in found}
+        return pa.struct(
+            [(name, pa.string() if types.is_null(kind) else _without_nulls(kind)) for name, kind in kinds.items()]
+        )
+    return found
+
+
 def _is_text(kind: pa.DataType | None) -> bool:
     return kind is not None and pa.types.is_string(kind)
 
@@ -134,8 +153,12 @@ def _text(file: Any, name: str) -> tuple[Any, int]:
     return file, 0
 
 
-def _header(head: bytes, name: str) -> tuple[list[str], str]:
+def _header(head: bytes, name: str, known: KnownTypes) -> tuple[list[str], str]:
     """Return the names in the header of a CSV file, and its delimiter."""
+
+    def num_known(delimiter: str) -> int:
+        return sum(fold_name(column) in known for column in headers[delimiter])
+
     text = head.decode(errors="surrogateescape")
     headers = {}
     for delimiter in _DELIMITERS:
@@ -144,7 +167,7 @@ def _header(head: bytes, name: str) -> tuple[list[str], str]:
             headers[delimiter] = next((row for row in rows if row), [])
         except csv.Error as error:
             raise SpecError(f"{name}: the header cannot be read: {error}") from error
-    delimiter = max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
+    delimiter = max(_DELIMITERS, key=num_known)
     for number, column in enumerate(headers[delimiter], 1):
         if not _is_encodable(column):
             raise SpecError(f"{name}: the name of column {number} is not UTF-8 (Latin-1?); {_SAVE}")
