@@ -141,7 +141,7 @@ _COMMON = settings(
 
 
 TestThreeNights = Nights.TestCase
-TestThreeNights.settings = settings(_COMMON, max_examples=15, derandomize=True)
+TestThreeNights.settings = settings(_COMMON, max_examples=10, derandomize=True)
 
 
 @pytest.mark.faults
