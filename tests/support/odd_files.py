@@ -213,6 +213,7 @@ _COLOURS = {
     "ycgco": "setparams=colorspace=ycgco",
     "top-left": "setparams=chroma_location=topleft",
 }
+_OFTEN_DAMAGED = "h264.mp4 h264.ts hevc.mp4 hevc.mkv mpeg4.avi mpeg2.ts vp9.webm av1.mp4 mjpeg.mp4 ffv1.mkv"
 _DAMAGE = ("flips", "zeros", "cut", "hole", "tail")
 _TURNS = ("0 flip", "90", "90 flip", "180", "180 flip", "270", "270 flip")
 _CHANGED = {
@@ -244,14 +245,16 @@ class OddFile:
     def extension(self) -> str:
         return self.name.split()[0].split(".")[-1]
 
-    def make(self, folder: Path) -> Path:
-        """Write the file into `folder`."""
+    def make(self, folder: Path) -> tuple[Path, Path]:
+        """Write the file into `folder`, and return it and the file before the change."""
         path = folder / f"file.{self.extension}"
+        if not self.change:
+            _encode(self, path)
+            return path, path
         plain = folder / f"plain.{self.extension}"
-        _encode(self, path if not self.change else plain)
-        if self.change:
-            _CHANGES.get(self.change, _damage)(self, plain, path)
-        return path
+        _encode(self, plain)
+        _CHANGES.get(self.change, _damage)(self, plain, path)
+        return path, plain
 
 
 def odd_files(seed: int = SEED) -> list[OddFile]:
@@ -300,6 +303,10 @@ def _all(rng: random.Random) -> Iterator[OddFile]:
     for number, damage in enumerate(_DAMAGE):
         for codec, extension in rng.sample(pairs, 16):
             yield OddFile(f"{codec}.{extension} {damage}", _CODECS[codec], change=damage, seed=number)
+    for base in _OFTEN_DAMAGED.split():
+        for number in range(4):
+            damage = ("flips", "zeros")[number % 2]
+            yield OddFile(f"{base} {damage} again-{number}", _encoder(base), change=damage, seed=number)
 
 
 def _encoder(name: str) -> tuple[str, ...]:
