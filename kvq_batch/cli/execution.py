@@ -206,11 +206,13 @@ def print_scores(planned: "JobPlan", output: Output) -> None:
 
     with open_session(planned.job.tables) as session:
         outcomes = list_outcomes(session)
-    columns = outcomes.column_names
+    rows, columns = outcomes.to_pylist(), outcomes.column_names
     if output.format is Format.TABLE:
         failed = ("error", "message") * (outcomes["error"].null_count < outcomes.num_rows)
         columns = ["video_id", "mos", "raw_score", *failed]
-    output.rows(outcomes.to_pylist(), columns)
+        # More digits would suggest a precision that no model has. JSON and CSV hold all.
+        rows = [row | {"mos": None if row["mos"] is None else round(row["mos"], 1)} for row in rows]
+    output.rows(rows, columns)
     output.warn_untrained(_untrained(planned))
 
 

@@ -10,6 +10,7 @@ from kvq_batch.cli.options import (
     AddressOption,
     DryRunOption,
     EndpointOption,
+    ExecutorOption,
     IdColumnOption,
     LabelJobArgument,
     LogOption,
@@ -35,6 +36,7 @@ def make(
     job: LabelJobArgument,
     dry_run: DryRunOption = False,
     address: AddressOption = None,
+    executor: ExecutorOption = None,
     run_id: RunIdOption = None,
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
@@ -66,7 +68,7 @@ def make(
         return
     observer = observer_of(context, {"make": planned.job.make.workers.max}, "renditions", "labelled")
     with stop_on_signals() as stop, observer:
-        summary = run_labels(planned, observer, RunOptions(address, stop=stop, run_id=run_id))
+        summary = run_labels(planned, observer, RunOptions(address, stop=stop, run_id=run_id, executor=executor))
     _finish(summary, planned, out, continue_command("labels make", job, run_id))
 
 
