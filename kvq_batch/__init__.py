@@ -1,9 +1,12 @@
 """kvq-batch: perceptual quality of every video of a catalog, and where in the frame it is lost.
 
-This module is for notebooks and programs that query stored results. Runs are started from the command line. Importing
-it loads nothing else, because workers and `--help` import it too.
+This module is for notebooks and programs: score videos, and query stored results. Large runs are started from the
+command line. Importing it loads nothing else, because workers and `--help` import it too.
 
     import kvq_batch
+
+    scores = kvq_batch.score("clip.mp4")
+    print(scores["mos"][0])
 
     with kvq_batch.open("s3://bucket/quality") as tables:
         worst = tables.sql("SELECT uri, raw_score FROM scores_latest ORDER BY raw_score LIMIT 10").to_pandas()
@@ -12,9 +15,14 @@ it loads nothing else, because workers and `--help` import it too.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
     from kvq_batch.tables.session import Session
 
-__all__ = ["__version__", "open"]
+__all__ = ["__version__", "open", "score"]
 
 # Not read from the installed distribution: workers may import this package from a copy of its files. A test compares it
 # with pyproject.toml.
@@ -44,3 +52,24 @@ def open(
     from kvq_batch.tables.session import open_session
 
     return open_session(uri, StorageOptions(endpoint_url, region), QueryLimits(memory_limit, timeout_s))
+
+
+def score(
+    source: "str | Path | Sequence[str | Path]",
+    model: str = "kvq-lite",
+    weights: str | None = None,
+    device: str = "cpu",
+) -> "pa.Table":
+    """Score videos on this machine and return one row per video; nothing is kept.
+
+    `source` is a video, folder, prefix, glob or catalog file, or a list of videos. Columns: `video_id`, `mos` (null if
+    the model has no calibration), `raw_score`, `model_id`, `model_origin`, and `error` and `message` of a video that
+    cannot be scored. To keep scores and maps, use `kvq-batch score SOURCE --tables FOLDER`.
+
+    Raises:
+        SpecError: the source or the model cannot be used.
+        FatalError: the run ended early, for example because many videos in a row failed with the same error.
+    """
+    from kvq_batch.engine.adhoc import score_to_table
+
+    return score_to_table(source, model, weights, device)

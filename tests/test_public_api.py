@@ -29,6 +29,20 @@ def test_open_rejects_missing_tables(tmp_path: Path) -> None:
         kvq_batch.open(str(tmp_path))
 
 
+def test_score_returns_a_row_per_video(videos: Path) -> None:
+    (videos / "page.mp4").write_bytes(b"<html></html>")
+    folder = kvq_batch.score(videos, model="luma-sharpness").to_pylist()
+    assert len(folder) == 7
+    assert {row["video_id"]: row["error"] for row in folder if row["error"]} == {"page.mp4": "not_a_video"}
+    (one,) = kvq_batch.score(str(videos / "none-0.mp4"), model="luma-sharpness").to_pylist()
+    assert one["raw_score"] == {row["video_id"]: row["raw_score"] for row in folder}["none-0.mp4"]
+    paths = [videos / "blur-1.mp4", videos / "none-0.mp4"]
+    two = kvq_batch.score(paths, model="luma-sharpness").to_pylist()
+    assert [row["video_id"] for row in two] == [str(path) for path in paths]
+    with pytest.raises(SpecError, match="No video given"):
+        kvq_batch.score([])
+
+
 def test_import_loads_no_other_package() -> None:
     code = (
         "import sys; known = {*sys.stdlib_module_names, '__main__'}; import kvq_batch; "

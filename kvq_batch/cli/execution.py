@@ -6,7 +6,6 @@ Progress and messages go to stderr, the plan and the summary to stdout.
 import logging
 import shlex
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -187,16 +186,6 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
         output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")
     limit = planned.job.run.max_failure_share
     exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
-
-
-@contextmanager
-def tables_or_temporary(tables: str | None) -> Iterator[str]:
-    """Yield `tables`; without them, yield a folder for tables that is deleted at the end."""
-    if tables is not None:
-        yield tables
-        return
-    with tempfile.TemporaryDirectory(prefix="kvq-batch-score-") as folder:
-        yield str(Path(folder) / "tables")
 
 
 def print_scores(planned: "JobPlan", output: Output) -> None:

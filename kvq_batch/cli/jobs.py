@@ -1,9 +1,8 @@
 """The commands `init`, `catalog`, `plan`, `run` and `score`."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +15,6 @@ from kvq_batch.cli.execution import (
     plan_with_status,
     print_scores,
     show_plan,
-    tables_or_temporary,
 )
 from kvq_batch.cli.logs import use_json_log
 from kvq_batch.cli.options import (
@@ -262,10 +260,12 @@ def score(
       $ kvq-batch score videos/ --tables quality/
       $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
+    from kvq_batch.engine.adhoc import adhoc_job, tables_or_temporary
+
     if log == "json":
         use_json_log(context)
     with tables_or_temporary(tables) as folder:
-        job = score_job(source, folder, model, weights, device, endpoint_url, region)
+        job = adhoc_job(source, folder, model, weights, device, endpoint_url, region)
         planned, out = plan_with_status(override_job(job, context)), Output(output)
         if dry_run:
             return show_plan(planned, out)
@@ -281,36 +281,6 @@ def score(
         else:
             finish(summary, planned, out, "the same command")
     return None
-
-
-def score_job(
-    source: str,
-    tables: str,
-    model: str,
-    weights: str | None,
-    device: str,
-    endpoint_url: str | None,
-    region: str | None,
-) -> "Job":
-    """Return the job that `score` runs; any failure leads to exit code 3."""
-    from kvq_batch.config.job import slug
-    from kvq_batch.config.load import make_job
-
-    values: dict[str, Any] = {
-        "name": slug(f"score-{Path(source.rstrip('/')).name}"),
-        "tables": tables,
-        "catalog": {"source": source},
-        "models": [{"name": model, "weights": weights, "device": device, "workers": gpu_share(device)}],
-        "decode": {"workers": {"max": max(1, (os.cpu_count() or 2) - 1)}},
-        "run": {"max_failure_share": 0.0},
-        "storage": {"endpoint_url": endpoint_url, "region": region},
-    }
-    return make_job(values, origin="kvq-batch score")
-
-
-def gpu_share(device: str) -> dict[str, float]:
-    """Return the GPUs of a scoring worker on `device`: a whole card, or none."""
-    return {"num_gpus": 1.0} if device == "cuda" else {}
 
 
 def override_job(job: "Job", context: typer.Context) -> "Job":
