@@ -1,9 +1,9 @@
-"""The process that decodes: it may crash, hang or be killed, and takes one task of one video with it.
+"""Decoding process: if it crashes, hangs or is killed, one task of one video fails.
 
-It is started by `isolation` as a bare interpreter, not by `multiprocessing`, which would import the parent's main
-module into it: in a Ray worker that is Ray itself. Nothing but the standard
-library is imported before the process has tied itself to its parent. It catches only our own errors: anything else
-ends the process with a traceback, which the parent reports as a crash of the decoder.
+`isolation` starts it as a bare interpreter. `multiprocessing` would import the parent's main module into it, which is
+Ray itself in a Ray worker. Only the standard library is imported before the process is bound to its parent. Errors of
+this package are sent to the parent. Any other exception ends the process with a traceback, which the parent reports as
+a crash of the decoder.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, parent_pid: int, memory_bytes: int, task_function: str) -> None:
-    """Answers tasks on the socket `fd` until it closes: (function result) or (error of ours)."""
+    """Answer tasks on the socket `fd` until it closes, with the result of the function or an error of this package."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
@@ -45,7 +45,7 @@ def main(fd: int, parent_pid: int, memory_bytes: int, task_function: str) -> Non
         except MemoryError:
             answer = DecodeError(
                 "out_of_memory",
-                f"decoding it takes more than {memory_bytes >> 20} MiB; raise the job's limit to score it",
+                f"Decoding takes more than {memory_bytes >> 20} MiB. Raise limits.max_memory_bytes to score it.",
                 True,
             )
         except KvqBatchError as error:

@@ -1,8 +1,7 @@
-"""The first thing that a foreign program's process runs: it ties itself to its parent, then becomes the program.
+"""Starts a program that the kernel kills when its parent ends.
 
-A program that hangs would outlive a parent that is killed; the kernel ends this one with it. It is run as a file by a
-bare interpreter (17 ms), because `preexec_fn` is unsafe in a process with threads, and a Ray worker is one. It imports
-nothing of ours.
+Otherwise a program that hangs outlives a parent that was killed. A bare interpreter runs this file (17 ms), because
+`preexec_fn` is unsafe in a process with threads, such as a Ray worker. It imports only the standard library.
 """
 
 import ctypes
@@ -15,7 +14,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent_pid: int, command: list[str]) -> None:
-    """Becomes `command`, which dies with the process `parent_pid`."""
+    """Replace this process by `command`, which ends with the process `parent_pid`."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)

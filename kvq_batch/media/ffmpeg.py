@@ -1,7 +1,7 @@
-"""The ffmpeg that `imageio-ffmpeg` brings, as a child that reads bytes and answers bytes.
+"""Runs the ffmpeg of `imageio-ffmpeg`: bytes in, bytes out.
 
-Nothing is written to a disk: input and output go through pipes. Every run has a time limit and one thread, because how
-an encoder shares a picture among threads is part of the bytes. It knows filters and codecs only as arguments.
+Input and output go through pipes, not through files. Every run has a time limit, and one thread: an encoder that
+divides a picture among threads writes other bytes.
 """
 
 import os
@@ -16,16 +16,16 @@ from kvq_batch.domain.errors import FatalError, LabelError
 from kvq_batch.media import exec_with_pdeathsig
 
 TIMEOUT_S = 300.0
-"""A segment of 32 frames takes seconds; only something that hangs, or a much larger frame, gets here."""
+"""Time limit of a run: a segment of 32 frames takes seconds, unless ffmpeg hangs or frames are much larger."""
 
 ONE_THREAD = ("-threads", "1", "-filter_threads", "1", "-filter_complex_threads", "1")
 
 
 def run_ffmpeg(arguments: list[str], data: bytes = b"", timeout_s: float = TIMEOUT_S) -> bytes:
-    """What ffmpeg writes to its standard output for `arguments`, given `data` on its standard input.
+    """Return what ffmpeg writes to its standard output for `arguments`, with `data` on its standard input.
 
     Raises:
-        LabelError: ffmpeg refuses (ffmpeg_failed), dies (ffmpeg_crashed) or outlives `timeout_s` (ffmpeg_timeout).
+        LabelError: ffmpeg fails (ffmpeg_failed), crashes (ffmpeg_crashed) or takes over `timeout_s` (ffmpeg_timeout).
         FatalError: it cannot be started.
     """
     program = [executable(), "-hide_banner", "-loglevel", "error", "-y", *ONE_THREAD, *arguments]
@@ -39,13 +39,13 @@ def run_ffmpeg(arguments: list[str], data: bytes = b"", timeout_s: float = TIMEO
         )
     except subprocess.TimeoutExpired as error:
         raise LabelError(
-            "ffmpeg_timeout", f"ffmpeg was killed after {timeout_s:g} s; make the segment smaller"
+            "ffmpeg_timeout", f"ffmpeg was killed after {timeout_s:g} s. Make the segment smaller."
         ) from error
     except OSError as error:
-        raise FatalError(f"{executable()} cannot be started: {error.strerror}") from error
+        raise FatalError(f"Cannot start {executable()}: {error.strerror}. Check its permissions.") from error
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise LabelError("ffmpeg_crashed", f"ffmpeg died: {name}", exit_signal=name)
+        raise LabelError("ffmpeg_crashed", f"ffmpeg crashed: {name}", exit_signal=name)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise LabelError("ffmpeg_failed", f"ffmpeg: {lines[-1][:300] if lines else 'no message'}")
@@ -54,7 +54,7 @@ def run_ffmpeg(arguments: list[str], data: bytes = b"", timeout_s: float = TIMEO
 
 @lru_cache(maxsize=1)
 def executable() -> str:
-    """The path of the ffmpeg in use.
+    """Return the path of the ffmpeg in use.
 
     Raises:
         FatalError: `imageio-ffmpeg` has none for this machine.
@@ -62,25 +62,27 @@ def executable() -> str:
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
-        raise FatalError(f"imageio-ffmpeg brings no ffmpeg for this machine: {error}") from error
+        raise FatalError(
+            f"imageio-ffmpeg has no ffmpeg for this machine ({error}). Set IMAGEIO_FFMPEG_EXE to one."
+        ) from error
 
 
 @lru_cache(maxsize=1)
 def ffmpeg_version() -> str:
-    """The version of the ffmpeg in use, as it says itself."""
+    """Return the version that the ffmpeg in use reports."""
     return run_ffmpeg(["-version"]).decode(errors="replace").split()[2]
 
 
 def require_filter(name: str) -> None:
-    """Nothing, if the ffmpeg in use has the filter `name`.
+    """Check that the ffmpeg in use has the filter `name`.
 
     Raises:
-        FatalError: it has not; the message names the ffmpeg.
+        FatalError: it does not have the filter.
     """
     if name not in _filters():
         raise FatalError(
-            f"{executable()} ({ffmpeg_version()}) has no filter {name}, without which there are no labels; "
-            "install imageio-ffmpeg's own ffmpeg (unset IMAGEIO_FFMPEG_EXE)"
+            f"{executable()} ({ffmpeg_version()}) has no filter {name}, which labels need. "
+            "Use the ffmpeg of imageio-ffmpeg: unset IMAGEIO_FFMPEG_EXE."
         )
 
 

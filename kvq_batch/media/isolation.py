@@ -1,8 +1,8 @@
-"""Decoding in processes that may die: a crash or a hang of a decoder becomes the failure of one video.
+"""Pool of decoding processes: a decoder that crashes or hangs fails one video.
 
-Each of a few threads owns one child; a child serves many videos, is killed when a task outlives its limit, and is
-replaced by a fresh one after that or after its own death. Frames come back through files of a scratch directory that
-are mapped and unlinked at once. It retries nothing: whether a video is tried again is the engine's policy.
+Each thread of the pool owns one child process. A child decodes many videos. It is killed when a task exceeds its time
+limit, and replaced after that or after a crash. Frames come back through files of a scratch directory, which are mapped
+and unlinked at once. The engine decides whether a video is tried again.
 """
 
 import os
@@ -27,16 +27,16 @@ from kvq_batch.media.scratch import ScratchDirectory, map_arrays
 
 DECODE_TASK = "kvq_batch.media.decode:decode_task"
 
-# A child is up in 0.3 s on an idle machine; this only has to be shorter than for ever.
+# A child is ready in 0.3 s on an idle machine.
 _START_TIMEOUT_S = 120.0
 
 
 class IsolatedDecoder:
     """A pool of decoding processes; use it as a context manager.
 
-    `scratch_root` is a folder on a memory file system (or, by the job's word, on a disk) with room for the clips that
-    are in flight. `memory_bytes` bounds what one child may allocate beyond its start, frames included. `task_function`
-    ("module:function", the signature of `decode.decode_task`) is what children run.
+    `scratch_root` is a folder on a memory file system (or on a disk, if the job says so) with space for the clips in
+    flight. `memory_bytes` limits what one child may allocate after its start, frames included. Children run
+    `task_function` ("module:function", with the signature of `decode.decode_task`).
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class IsolatedDecoder:
         self._scratch.__exit__(kind, error, tb)
 
     def submit(self, task: DecodeTask) -> "Future[DecodedVideo]":
-        """The future of a task's clips; its exception is an `ItemError`, a `TransientError` or a `FatalError`.
+        """Return the future of the clips of a task; its exception is an `ItemError`, `TransientError` or `FatalError`.
 
-        Beside what `decode.decode_task` raises: DecodeError decoder_crashed (the child died; the signal is in the
-        message) and decode_timeout (it was killed after `timeout_s`).
+        In addition to the errors of `decode.decode_task`: DecodeError decoder_crashed (the message has the signal) and
+        decode_timeout (the child was killed after `timeout_s`).
         """
         return self._threads.submit(self._run, task)
 
     def child_pids(self) -> list[int]:
-        """The process ids of the children that are up; none before the first task."""
+        """Return the process ids of the children that run; none before the first task."""
         return [pid for slot in self._children if (pid := slot.pid) is not None]
 
     def _run(self, task: DecodeTask) -> DecodedVideo:
@@ -97,7 +97,7 @@ class IsolatedDecoder:
 
 
 class _Child:
-    """One process, started when it is first needed and again after each death."""
+    """One process, started for its first task and again after each crash."""
 
     def __init__(self, log: Path, memory_bytes: int, task_function: str) -> None:
         self._log = log
@@ -112,7 +112,7 @@ class _Child:
         return process.pid if process is not None and process.poll() is None else None
 
     def call(self, task: DecodeTask, scratch_file: Path, timeout_s: float) -> VideoLayout | KvqBatchError:
-        """The child's answer.
+        """Return the answer of the child.
 
         Raises:
             DecodeError: decode_timeout, decoder_crashed.
@@ -126,16 +126,16 @@ class _Child:
                 self.kill()
                 raise DecodeError(
                     "decode_timeout",
-                    f"its decoder was killed after {timeout_s:g} s; raise the job's limit if the video is that heavy",
+                    f"Its decoder was killed after {timeout_s:g} s. Raise limits.timeout_s if the video is heavy.",
                 )
             answer: VideoLayout | KvqBatchError = self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            cause, exit_signal = self._cause_of_death()
-            raise DecodeError("decoder_crashed", f"its decoder died: {cause}", exit_signal=exit_signal) from error
+            cause, exit_signal = self._exit_cause()
+            raise DecodeError("decoder_crashed", f"Its decoder crashed: {cause}.", exit_signal=exit_signal) from error
         return answer
 
     def kill(self) -> None:
-        """Ends the process, if any, and waits for it."""
+        """Kill the process, if it runs, and wait for its end."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -153,7 +153,7 @@ class _Child:
     def _start(self) -> None:
         self.kill()
         if self._is_closed:
-            raise FatalError("the decoder is closed")
+            raise FatalError("The pool of decoding processes is closed.")
         ours, theirs = socket.socketpair()
         with self._log.open("wb") as log, theirs:
             arguments = [str(theirs.fileno()), str(os.getpid()), str(self._memory_bytes), self._task_function]
@@ -169,20 +169,22 @@ class _Child:
         self._connection = Connection(ours.detach())
         try:
             if not self._connection.poll(_START_TIMEOUT_S):
-                raise FatalError(f"a decoding process was not ready after {_START_TIMEOUT_S:g} s")
+                raise FatalError(
+                    f"A decoding process was not ready after {_START_TIMEOUT_S:g} s. Is the machine overloaded?"
+                )
             self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            raise FatalError(f"a decoding process cannot start: {self._cause_of_death()[0]}") from error
+            raise FatalError(f"A decoding process cannot start: {self._exit_cause()[0]}.") from error
 
-    def _cause_of_death(self) -> tuple[str, str | None]:
-        """For people, and the name of the signal if it was one."""
+    def _exit_cause(self) -> tuple[str, str | None]:
+        """Return why the process ended, and the name of the signal if there was one."""
         assert self._process is not None
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5.0)  # the socket closes a moment before the process is gone
+            self._process.wait(5.0)  # the socket closes shortly before the process ends
         code = self._process.poll()
         self.kill()
         if code is None:
-            return "it closed its socket", None
+            return "its socket was closed", None
         if code < 0:
             name = signal.Signals(-code).name
             return name, name

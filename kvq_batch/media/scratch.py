@@ -1,8 +1,8 @@
-"""Directories on a memory file system through which frames pass between processes, and the removal of forgotten ones.
+"""Scratch directories for frames that pass between processes, and the cleanup of leftover ones.
 
-An owner holds a lock on its directory for as long as it lives; the kernel lets go of it however the owner dies, so a
-directory that can be locked is nobody's. (A process id says less: ids are reused, and containers that share /dev/shm
-number theirs apart.) It does not choose a place: where frames go is the job's word.
+An owner locks its directory while it runs. The kernel releases the lock when the owner ends in any way, so a directory
+that can be locked has no owner. A process id is not enough: ids are reused, and containers that share /dev/shm have
+separate ones.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ _PREFIX = "kvq-batch-"
 
 
 class ScratchDirectory:
-    """A directory of this process under `root`, removed on exit, and by `sweep` if the process dies before."""
+    """A directory of this process under `root`, removed on exit, or by `sweep` after a crash."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -36,10 +36,12 @@ class ScratchDirectory:
                 self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
                 if self._root.is_dir():
-                    continue  # swept between its making and its locking
-                raise FatalError(f"scratch folder {self._root} does not exist; make it or name another") from None
+                    continue  # another process removed it before it was locked
+                raise FatalError(f"The scratch folder {self._root} does not exist. Create it or set another.") from None
             except OSError as error:
-                raise FatalError(f"scratch folder {self._root} cannot be written: {error.strerror}") from error
+                raise FatalError(
+                    f"Cannot write to scratch folder {self._root}: {error.strerror}. Set another."
+                ) from error
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             if self.path.exists():
                 return self
@@ -51,18 +53,18 @@ class ScratchDirectory:
 
 
 def scratch_directories(root: Path) -> set[Path]:
-    """The scratch directories under `root`, of the living and of the dead."""
+    """Return the scratch directories under `root`, in use or leftover."""
     return set(root.glob(f"{_PREFIX}[0-9]*-*"))
 
 
 def sweep(root: Path) -> list[Path]:
-    """Removes the scratch directories under `root` whose owners are dead, and returns them."""
+    """Remove the scratch directories under `root` that no process owns, and return them."""
     removed = []
     for path in scratch_directories(root):
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # gone meanwhile, or another user's
+            continue  # removed meanwhile, or of another user
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,14 +79,14 @@ def sweep(root: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where an array is in a scratch file: byte offset (a multiple of the page size) and shape, uint8."""
+    """The location of a uint8 array in a scratch file: byte offset (a multiple of the page size) and shape."""
 
     offset: int
     shape: tuple[int, ...]
 
 
 class ScratchWriter:
-    """Arrays in a new file, written by one process to be mapped by another."""
+    """Writes arrays into a new file, which another process maps."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -93,19 +95,18 @@ class ScratchWriter:
         self.arrays: list[NDArray[np.uint8]] = []
 
     def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """A zeroed uint8 array of `shape` at the end of the file.
+        """Return a zeroed uint8 array of `shape` at the end of the file.
 
         Raises:
-            TransientError: there is no room; taken before writing, as a full memory file system answers a write with
-                SIGBUS.
+            TransientError: there is no space. It is reserved first: a write to a full memory file system is a SIGBUS.
         """
         size = int(np.prod(shape))
         try:
             os.posix_fallocate(self._file, self._end, size)
         except OSError as error:
             raise TransientError(
-                f"no room for {size} bytes of frames in the scratch folder ({error.strerror}); give it more room, "
-                "or the job fewer decoders"
+                f"The scratch folder has no space for {size} bytes of frames ({error.strerror}). Use a larger one, "
+                "or fewer decoders in the job."
             ) from error
         mapped = mmap.mmap(self._file, size, offset=self._end)
         array: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8).reshape(shape)
@@ -115,7 +116,7 @@ class ScratchWriter:
         return array
 
     def position(self, array: NDArray[np.uint8]) -> int:
-        """The number of an array that `allocate` gave, the index of its extent."""
+        """Return the index of the extent of an array that `allocate` returned."""
         return next(i for i, known in enumerate(self.arrays) if known is array)
 
     def close(self) -> None:
@@ -123,9 +124,9 @@ class ScratchWriter:
 
 
 def map_arrays(path: Path, extents: list[Extent]) -> list[NDArray[np.uint8]]:
-    """The arrays of a scratch file, mapped one by one: each frees its memory when the last reference to it goes.
+    """Map the arrays of a scratch file one by one: each frees its memory with its last reference.
 
-    The file is unlinked at once, so that only the maps keep it. Writing into an array changes this process's copy.
+    The file is unlinked at once, so only the maps keep its memory. Writing into an array changes this process's copy.
     """
     file = os.open(path, os.O_RDONLY)
     try:

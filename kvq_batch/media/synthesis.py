@@ -1,8 +1,8 @@
-"""Short clips made from nothing, at known degradations, so that a demonstration and the tests need no foreign footage.
+"""Synthetic clips at known degradations, for the demonstration and for tests.
 
-Scenes are computed with numpy from a seed, then encoded by the ffmpeg that `imageio-ffmpeg` brings: the same seed and
-ffmpeg give the same bytes. Their spectra resemble photographs' (1/f); they are not photographs, and no score of them
-says how a model does on real video.
+Scenes are computed with numpy from a seed and encoded with the ffmpeg of `imageio-ffmpeg`: the same seed and ffmpeg
+give the same bytes. Their spectra resemble those of photographs (1/f). Scores of them do not show how good a model is
+on real video.
 
 Legend: T frames, H rows, W columns, 3 = RGB.
 """
@@ -23,7 +23,7 @@ Frames = Iterator[NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """One way to lose quality: a name, a level (0 = none, higher is worse), an ffmpeg filter and an x264 CRF."""
+    """A degradation: its name, level (0 = none, higher is worse), ffmpeg filter and x264 CRF."""
 
     name: str
     level: int
@@ -43,7 +43,7 @@ DEGRADATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class DemoClip:
-    """A written clip: where it is, which scene it shows, what was done to it, and the CRF that it was coded with."""
+    """A clip in a file: its path, scene, degradation and CRF."""
 
     path: Path
     scene: str
@@ -54,7 +54,7 @@ class DemoClip:
 
 @dataclass(frozen=True, slots=True)
 class ClipShape:
-    """Size and length of the clips; width and height are multiples of 8."""
+    """Size, frame rate and length of clips; width and height are multiples of 8."""
 
     width_px: int = 640
     height_px: int = 360
@@ -69,10 +69,10 @@ def write_demo_clips(
     degradations: tuple[Degradation, ...] = DEGRADATIONS,
     seed: int = 0,
 ) -> list[DemoClip]:
-    """Writes each scene at each degradation as H.264 MP4 into `folder` (made if absent): SCENE/DISTORTION-LEVEL.mp4.
+    """Write each scene at each degradation as H.264 MP4 into `folder`: SCENE/DEGRADATION-LEVEL.mp4.
 
     Raises:
-        FatalError: ffmpeg fails, say for want of room.
+        FatalError: ffmpeg fails, for example because the disk is full.
     """
     shape = shape or ClipShape()
     clips = []
@@ -89,7 +89,7 @@ def write_demo_clips(
 
 
 def landscape(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """A pan over fractal hills under a graded sky; uint8 [H, W, 3] each."""
+    """Yield a pan over fractal hills under a sky; uint8 [H, W, 3] each."""
     height, width = shape.height_px, shape.width_px
     travel = 2 * shape.num_frames
     relief = fractal(rng, height, width + travel, 1.6)
@@ -106,7 +106,7 @@ def landscape(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def plate(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """A turning zone plate in two colours, which holds every spatial frequency; uint8 [H, W, 3] each."""
+    """Yield a rotating zone plate in two colours, which has every spatial frequency; uint8 [H, W, 3] each."""
     y, x = _grid(shape)
     colours = rng.uniform(0.2, 1.0, (2, 3)).astype(np.float32)
     for frame in range(shape.num_frames):
@@ -117,7 +117,7 @@ def plate(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def bodies(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """Shaded balls that bounce in front of a soft backdrop, with grain as of film; uint8 [H, W, 3] each."""
+    """Yield shaded balls that bounce in front of a soft background, with film grain; uint8 [H, W, 3] each."""
     y, x = _grid(shape)
     backdrop = 0.35 + 0.12 * fractal(rng, shape.height_px, shape.width_px, 2.2)[..., None] + 0.2 * y[..., None]
     count = 7
@@ -130,8 +130,8 @@ def bodies(shape: ClipShape, rng: np.random.Generator) -> Frames:
         picture = np.broadcast_to(backdrop, (*y.shape, 3)).copy()
         for ball in range(count):
             # A triangle wave reflects the path at the walls.
-            place = np.abs((start[ball] + speed[ball] * frame + 1) % 4 - 2) - 1
-            left, top, size = float(place[0]) * aspect, float(place[1]), float(radius[ball])
+            centre = np.abs((start[ball] + speed[ball] * frame + 1) % 4 - 2) - 1
+            left, top, size = float(centre[0]) * aspect, float(centre[1]), float(radius[ball])
             columns = slice(*np.searchsorted(x[0], (left - size, left + size)))
             rows = slice(*np.searchsorted(y[:, 0], (top - size, top + size)))
             dx, dy = (x[rows, columns] - left) / size, (y[rows, columns] - top) / size
@@ -145,7 +145,7 @@ def bodies(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def lettering(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """Lines of letter-like signs that scroll over a checked paper; uint8 [H, W, 3] each."""
+    """Yield lines of letter-like signs that scroll over checked paper; uint8 [H, W, 3] each."""
     height, width = shape.height_px, shape.width_px
     scale = 3
     tall = height + shape.num_frames
@@ -172,7 +172,7 @@ SCENES: dict[str, Callable[[ClipShape, np.random.Generator], Frames]] = {
 
 
 def _grid(shape: ClipShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows in [-1, 1] and columns in [-aspect, aspect], float32 [H, W] both."""
+    """Return rows in [-1, 1] and columns in [-aspect, aspect], float32 [H, W] both."""
     aspect = shape.width_px / shape.height_px
     y, x = np.meshgrid(
         np.linspace(-1, 1, shape.height_px, dtype=np.float32),
@@ -183,7 +183,7 @@ def _grid(shape: ClipShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def fractal(rng: np.random.Generator, height: int, width: int, power: float) -> NDArray[np.float32]:
-    """Noise of unit variance whose amplitude falls as 1 / frequency ** power; float32 [height, width]."""
+    """Return noise of unit variance with an amplitude of 1 / frequency ** power; float32 [height, width]."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * height)
     frequency[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency**power
@@ -193,13 +193,13 @@ def fractal(rng: np.random.Generator, height: int, width: int, power: float) -> 
 
 
 def to_uint8(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Pixels of a picture in [0, 1], which is clipped to it."""
+    """Return the pixels of a picture in [0, 1]; other values are clipped."""
     pixels: NDArray[np.uint8] = np.clip(picture * 255 + 0.5, 0, 255).astype(np.uint8)
     return pixels
 
 
 def _encode(frames: Frames, shape: ClipShape, degradations: tuple[Degradation, ...], paths: list[Path]) -> None:
-    """One ffmpeg reads the scene once and writes all of its versions."""
+    """Encode a scene at all degradations with one ffmpeg, which reads it once."""
     branches = "".join(f"[s{i}]" for i in range(len(paths)))
     graph = [f"[0:v]split={len(paths)}{branches}"]
     graph += [f"[s{i}]{d.filters},format=yuv420p[v{i}]" for i, d in enumerate(degradations)]
@@ -207,7 +207,7 @@ def _encode(frames: Frames, shape: ClipShape, degradations: tuple[Degradation, .
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-s", size, "-r", str(shape.frame_rate), "-i", "-", "-filter_complex", ";".join(graph)]
     for i, (degradation, path) in enumerate(zip(degradations, paths, strict=True)):
-        # One thread each: how x264 cuts a picture for threads is part of the bytes.
+        # One thread each: x264 writes other bytes if it divides a picture among threads.
         command += ["-map", f"[v{i}]", "-c:v", "libx264", "-preset", "veryfast", "-threads", "1"]
         command += ["-crf", str(degradation.crf), "-colorspace", "smpte170m", "-color_range", "tv"]
         command += ["-movflags", "+faststart", str(path)]
@@ -215,4 +215,4 @@ def _encode(frames: Frames, shape: ClipShape, degradations: tuple[Degradation, .
     done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise FatalError(f"ffmpeg cannot write the clips of {paths[0].parent}: {lines[-1] if lines else 'no message'}")
+        raise FatalError(f"ffmpeg cannot write the clips of {paths[0].parent}: {lines[-1] if lines else 'no message'}.")

@@ -1,9 +1,14 @@
 """Intact and damaged files of many codecs and containers, and what the decoder says of them.
 
-Every file comes from ffmpeg's test pattern; damage is seeded. A damaged file counts only if its frames differ from the
-intact ones.
+    python -m tests.support.damage
+
+prints the tables of docs/reliability.md. Every file comes from ffmpeg's test pattern; damage is seeded. A damaged file
+counts only if its frames differ from the intact ones.
 """
 
+import shutil
+import sys
+import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +101,9 @@ _AUDIO = {
     "webm": "libopus", "live.webm": "libopus", "ogg": "libvorbis", "ogv": "libvorbis", "mpg": "mp2", "vob": "mp2",
     "ts": "mp2", "m2ts": "mp2", "avi": "libmp3lame", "pipe.avi": "libmp3lame", "flv": "libmp3lame",
     "pipe.flv": "libmp3lame", "wmv": "wmav2", "pipe.wmv": "wmav2",
+}  # fmt: skip
+_VARIANT_OF = {
+    "h264-open-gop": "h264", "h264-refresh": "h264", "h264-slices": "h264", "hevc-open-gop": "hevc",
 }  # fmt: skip
 # Where NUT, which takes almost everything, cannot be copied from.
 _ENCODED_IN = {"h264": "mkv", "hevc": "mkv", "gif": "gif", "apng": "apng", "qtrle": "mov"}
@@ -197,6 +205,10 @@ class Found:
     harmful: int = 0
     refused: int = 0
 
+    def add(self, other: "Found") -> None:
+        self.harmful += other.harmful
+        self.refused += other.refused
+
 
 def measure(case: Case, folder: Path, kind: str, seeds: range) -> Found:
     """Count what is found of one kind of damage in one file; damage that changes no frame does not count."""
@@ -215,3 +227,50 @@ def measure(case: Case, folder: Path, kind: str, seeds: range) -> Found:
             found.harmful += frames != intact
     broken.unlink()
     return found
+
+
+def num_accepted(cases: list[Case], folder: Path) -> int:
+    """Return how many intact files are decoded completely."""
+    accepted = 0
+    for case in cases:
+        path = make(case, folder)
+        try:
+            accepted += len(frames_of(path)) > 0
+        except ItemError as error:
+            sys.stderr.write(f"{case.name}: {error}\n")
+    return accepted
+
+
+def _write_table(header: str, rows: dict[str, dict[str, Found]], kinds: tuple[str, ...]) -> None:
+    totals = {kind: Found() for kind in kinds}
+    for found in rows.values():
+        for kind in kinds:
+            totals[kind].add(found[kind])
+    lines = [f"| {header} | {' | '.join(kinds)} |", f"|---|{'---|' * len(kinds)}"]
+    for name, found in {**dict(sorted(rows.items())), "all": totals}.items():
+        cells = [f"{found[kind].refused} of {found[kind].harmful}" for kind in kinds]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
+
+
+def main() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="kvq-damage-"))
+    try:
+        cases = intact_cases()
+        sys.stdout.write(f"Intact files accepted: {num_accepted(cases, folder)} of {len(cases)}\n")
+        containers: dict[str, dict[str, Found]] = {}
+        codecs: dict[str, dict[str, Found]] = {}
+        for case in (case for case in cases if case.edit == "plain"):
+            by_container = containers.setdefault(case.container, {"cut": Found(), "zeroed": Found()})
+            for kind in by_container:
+                by_container[kind].add(measure(case, folder, kind, range(4)))
+            by_codec = codecs.setdefault(_VARIANT_OF.get(case.codec, case.codec), {"flipped": Found()})
+            by_codec["flipped"].add(measure(case, folder, "flipped", range(8)))
+        _write_table("container", containers, ("cut", "zeroed"))
+        _write_table("codec", codecs, ("flipped",))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
