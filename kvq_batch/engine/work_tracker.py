@@ -35,8 +35,11 @@ NODE_PREEMPTED = "node_preempted"
 MAX_PREEMPTED_ATTEMPTS = 10
 """Attempts that do not count because nodes were preempted. The limit makes every run end."""
 
+BAD_ADDRESS = "bad_address"
+"""Error of an address that cannot be opened, such as one with an unknown scheme. Many of them do not mean an outage."""
+
 DEFERRED_ERRORS = frozenset(
-    {"missing", "forbidden", "credentials_expired", "no_credentials", "not_a_file", "content_changed"}
+    {"missing", "forbidden", "credentials_expired", "no_credentials", "not_a_file", "content_changed", BAD_ADDRESS}
 )
 """Errors that a retry in the same run would only repeat; the next run retries them. They become final at the end of the
 attempt, so that the circuit breaker can still stop the run before the first of many is final."""
@@ -165,7 +168,7 @@ class WorkTracker(ABC):
         # A lost node can take hundreds of videos with it in the first attempt, which says nothing about them: they are
         # retried alone. If workers then still die on one video after the other, that is one cause again.
         is_lost_in_first_attempt = failure.error == WORKER_DIED and failure.attempt == 1
-        if failure.error != NODE_PREEMPTED and not is_lost_in_first_attempt:
+        if failure.error not in (NODE_PREEMPTED, BAD_ADDRESS) and not is_lost_in_first_attempt:
             self.breaker.record_failure(failure.stage, failure.error, self._columns["video_id"][task[0]].as_py())
 
     def finish_attempt(self, attempt: int, was_preempted: bool = False) -> int:

@@ -14,6 +14,7 @@ from kvq_batch.domain.identity import ModelRef
 from kvq_batch.domain.maps import quantise
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, ScorerSpec
 from kvq_batch.domain.video import ClipFrames
+from kvq_batch.engine.rows import Failure
 from kvq_batch.engine.score_run import ScoreTracker
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
@@ -202,6 +203,16 @@ def test_lost_task_is_not_a_permanent_failure() -> None:
         ("y", "worker_died", True, False),
     ]
     assert tracker.num_open == 0
+
+
+def test_bad_addresses_are_tried_once_and_trip_no_breaker() -> None:
+    tracker = tracker_of(*((f"v{i}", "a") for i in range(9)), breaker=CircuitBreaker(in_a_row=5, share=1.0))
+    tracker.open_items(1)
+    for item in range(9):
+        tracker.fail((item, 0), Failure(1, "fetch", "bad_address", "foo:// is not supported", False))
+    assert tracker.finish_attempt(1) == 0
+    assert (tracker.num_failed, tracker.num_open, tracker.breaker.cause) == (9, 0, None)
+    assert all(row["final"] and not row["permanent"] for row in tracker.take().failures)
 
 
 def test_lost_tasks_trip_breaker_only_when_alone() -> None:
