@@ -21,59 +21,62 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_job(path: Path) -> Job:
-    """The job of a TOML file.
+    """Read a scoring job from a TOML file.
 
     Raises:
-        SpecError: the file is missing or no TOML, or a key is unknown, missing or of the wrong kind.
+        SpecError: the file is missing or not TOML, or a key is unknown, missing or of the wrong type.
     """
     return make_job(read_toml(path, f"`kvq-batch init {path}` writes one"), origin=str(path))
 
 
 def load_label_job(path: Path) -> LabelJob:
-    """The label job of a TOML file.
+    """Read a label job from a TOML file.
 
     Raises:
         SpecError: as `load_job`.
     """
-    return checked(LabelJob, read_toml(path, "jobs/labels.toml is one to start from"), origin=str(path))
+    return checked(LabelJob, read_toml(path, f"`kvq-batch init {path} --kind labels` writes one"), origin=str(path))
 
 
 def load_train_job(path: Path) -> TrainJob:
-    """The training of a TOML file.
+    """Read a training job from a TOML file.
 
     Raises:
         SpecError: as `load_job`.
     """
-    return checked(TrainJob, read_toml(path, "jobs/train.toml is one to start from"), origin=str(path))
+    return checked(TrainJob, read_toml(path, f"`kvq-batch init {path} --kind train` writes one"), origin=str(path))
 
 
 def load_any_job(path: Path) -> Job | LabelJob:
-    """The job of a TOML file that scores or makes labels: the second kind is known by its references.
+    """Read a scoring job or a label job from a TOML file; a label job has references.
 
     Raises:
         SpecError: as `load_job`; and for a training job, which cannot be submitted.
     """
     values = read_toml(path, f"`kvq-batch init {path}` writes one")
     if "training" in values and "models" not in values:
-        raise SpecError(f"{path}: is a training; start it where its devices are:  kvq-batch train {path}")
+        raise SpecError(
+            f"{path} is a training job, which cannot be submitted. Start it on the machine with the GPUs:  "
+            f"kvq-batch train {path}"
+        )
     if "references" in values and "models" not in values:
         return checked(LabelJob, values, origin=str(path))
     return make_job(values, origin=str(path))
 
 
 def read_toml(path: Path, hint: str) -> dict[str, Any]:
-    """The values of a TOML file; `hint` says where to take one from.
+    """Return the values of a TOML file; `hint` says how to get one.
 
     Raises:
-        SpecError: the file is missing or no TOML.
+        SpecError: the file is missing or not TOML.
     """
     try:
         # Editors on Windows write a byte order mark.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise SpecError(f"{path}: no such job file; {hint}") from error
+        raise SpecError(f"There is no job file {path}; {hint}.") from error
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
+        raise SpecError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
@@ -81,7 +84,7 @@ def read_toml(path: Path, hint: str) -> dict[str, Any]:
 
 
 def make_job(values: Mapping[str, Any], origin: str) -> Job:
-    """The job that `values` describe; `origin` names where they came from, for errors.
+    """Return the job that `values` describe; `origin` names their source in errors.
 
     Raises:
         SpecError: as `load_job`.
@@ -90,10 +93,10 @@ def make_job(values: Mapping[str, Any], origin: str) -> Job:
 
 
 def checked(kind: type[AnySection], values: Mapping[str, Any], origin: str) -> AnySection:
-    """The section of one kind that `values` describe.
+    """Return the section of one kind that `values` describe.
 
     Raises:
-        SpecError: naming every wrong key by its dotted path.
+        SpecError: keys are wrong; the message names each by its dotted path.
     """
     try:
         return kind.model_validate(values)
@@ -107,7 +110,7 @@ def checked(kind: type[AnySection], values: Mapping[str, Any], origin: str) -> A
 
 
 def with_values(job: Job, values: Mapping[str, Mapping[str, Any]], origin: str) -> Job:
-    """`job` with the keys of some of its sections replaced, as {section: {key: value}}; None leaves a key as it is.
+    """Return `job` with the keys of some of its sections replaced, as {section: {key: value}}; None keeps a key.
 
     Raises:
         SpecError: as `load_job`.

@@ -56,7 +56,7 @@ class Segment:
 
     @classmethod
     def from_json(cls, text: str) -> "Segment":
-        """The segment whose `segment_id` is `text`."""
+        """Return the segment whose `segment_id` is `text`."""
         fields: dict[str, Any] = json.loads(text)
         return cls(**fields | {"pre_degraded": chain_of(fields.get("pre_degraded", ()))})
 

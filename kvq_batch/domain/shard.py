@@ -22,7 +22,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The shard that `text` names. Raises: ValueError for anything that is none."""
+        """Return the shard that `text` names. Raises: ValueError if it names none."""
         found = _TEXT.fullmatch(text.strip())
         if found is None:
             raise ValueError(f"{text!r} is not a shard; write 2/4 for the second of four")

@@ -133,7 +133,7 @@ def page(shape: ClipShape, rng: np.random.Generator) -> Frames:
 
 
 def water(shape: ClipShape, rng: np.random.Generator) -> Frames:
-    """A water surface of many waves, each with the speed of its wavelength, lit from the side."""
+    """Draw a water surface of many waves, each with the speed of its wavelength, lit from the side."""
     y, x = np.mgrid[: shape.height_px, : shape.width_px].astype(np.float32)
     count = 24
     length = np.exp(rng.uniform(np.log(6), np.log(160), count))

@@ -258,7 +258,7 @@ def test_errors_are_json_lines_with_log_json(tmp_path: Path) -> None:
     result = call("run", tmp_path / "gone.toml", "--log", "json", exit_code=2)
     (line,) = [json.loads(line) for line in result.stderr.splitlines()]
     assert line["run_id"] is None
-    assert "no such job file" in line["message"]
+    assert "There is no job file" in line["message"]
 
 
 def test_models_lists_and_shows_a_card() -> None:

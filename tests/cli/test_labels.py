@@ -74,4 +74,4 @@ def test_help_gives_examples() -> None:
 
 
 def test_missing_job_names_the_template() -> None:
-    assert "jobs/labels.toml" in call("labels", "make", "nowhere.toml", exit_code=2).stderr
+    assert "kvq-batch init nowhere.toml --kind labels" in call("labels", "make", "nowhere.toml", exit_code=2).stderr

@@ -95,7 +95,7 @@ def test_label_job_is_recognised_and_rejects_scoring_options(written: Callable[[
         (JOB.replace("s3://bucket/quality", "quality"), [], "tables: 'quality' is a local path"),
         (JOB.replace("s3://", "s3://me:planted@"), [], "tables, catalog.source contains credentials"),
         (JOB + 'access_key = "planted"\n', [], "models.0.access_key: unknown key"),
-        ('name = "t"\n[training]\n', [], "is a training; start it where its devices are"),
+        ('name = "t"\n[training]\n', [], "is a training job, which cannot be submitted"),
     ],
 )
 def test_rejections_name_the_problem_but_no_secret(
