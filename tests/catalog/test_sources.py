@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kvq_batch.config.job import Catalog
 from kvq_batch.domain.column_types import fold_name
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.options import StorageOptions, delta_options
+from tests.support.catalog_files import is_same
 from tests.support.stores import LocalStore, Store
 
 CSV = "video_id,uri,title\n007,a.mp4,Zoë\n8,b.mp4,\n"
@@ -109,6 +111,21 @@ class TestText:
         known = {"m": pa.struct([("day", pa.string())]), "day": pa.string()}
         (row,) = read(local, source, **known).to_pylist()
         assert (row["m"], row["day"]) == ({"day": "2026-01-01"}, "2026-01-01")
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [[], [None, None], None],
+            [[[]], [None], [[None, None]]],
+            [{"a": [None, None]}, None, {"a": []}],
+            [[None, {}], [{}], []],
+            [{"a": [{}, None], "b": 2**70}, None, {"b": 1.5}],
+        ],
+    )
+    def test_empty_json_values_keep_their_lengths(self, local: LocalStore, values: list[Any]) -> None:
+        lines = [json.dumps({"video_id": f"v{i}", "uri": "a.mp4", "x": value}) for i, value in enumerate(values)]
+        found = read(local, local.put("c.jsonl", "\n".join(lines).encode()))["x"].to_pylist()
+        assert all(map(is_same, values, found))
 
     def test_time_of_day_is_text(self, local: LocalStore) -> None:
         source = local.put("c.csv", b"video_id,uri,at\n1,a.mp4,10:30\n")
