@@ -8,9 +8,7 @@ is wrong.
 import codecs
 import csv
 import io
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +24,6 @@ KnownTypes = Mapping[str, pa.DataType]
 _BLOCK_BYTES = 16 * 2**20
 _HEAD_BYTES = 2**20
 _DELIMITERS = ",;\t|"
-_NOT_BLANK = re.compile(r"\S")
 _SAVE = "save the file as UTF-8"
 
 
@@ -89,39 +86,19 @@ def read_jsonl(file: Any, name: str, known: KnownTypes) -> pa.Table:
         raise SpecError(f"{name}: expected JSON objects, one per line, found {head[:1].decode(errors='replace')!r}")
     file.seek(start)
     table = _parse_json(file, None)
-    # Arrow takes texts for times if all of them look like times, and makes invalid arrays of lists of nulls.
+    # Arrow takes texts for times if all of them look like times. While it guesses the types of items, it drops nulls
+    # at the start of lists. So it parses again, with types in place of guesses; a null type is no type.
     meant = {field.name: _without_times(field.type, known.get(fold_name(field.name))) for field in table.schema}
     parsed = pa.schema([(name, _without_nulls(kind)) for name, kind in meant.items()])
-    if parsed != table.schema:
-        file.seek(start)
-        table = _parse_json(file, parsed)
-        table = pa.table({name: convert(table[name], kind) for name, kind in meant.items()})
-    # The same holds for lists of objects without keys. They have no type that could be named, so Python reads them.
-    bare = [name for name, kind in meant.items() if _has_list_of_bare_structs(kind)]
-    if bare:
-        file.seek(start)
-        rows = list(_objects(file.read().decode()))
-        for name in bare:
-            values = pa.chunked_array([pa.array([row.get(name) for row in rows])])
-            table = table.set_column(table.schema.get_field_index(name), name, values)
-    return table
+    if parsed == table.schema and not any(map(_has_list, table.schema.types)):
+        return table
+    file.seek(start)
+    table = _parse_json(file, parsed)
+    return pa.table({name: convert(table[name], kind) for name, kind in meant.items()})
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSONL file that Arrow has parsed."""
-    # Arrow reads larger integers as floating-point numbers, too.
-    decoder = json.JSONDecoder(parse_int=lambda digits: n if abs(n := int(digits)) < 2**63 else float(n))
-    position = 0
-    while found := _NOT_BLANK.search(text, position):
-        value, position = decoder.raw_decode(text, found.start())
-        yield value or {}
-
-
-def _has_list_of_bare_structs(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind):
-        item = kind.value_type
-        return (pa.types.is_struct(item) and item.num_fields == 0) or _has_list_of_bare_structs(item)
-    return pa.types.is_struct(kind) and any(_has_list_of_bare_structs(field.type) for field in kind)
+def _has_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or (pa.types.is_struct(kind) and any(_has_list(field.type) for field in kind))
 
 
 def _parse_json(file: Any, schema: pa.Schema | None) -> pa.Table:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.reader import read_catalog
 from kvq_batch.config.job import Catalog
+from kvq_batch.domain.column_types import TEXT, convert
 from kvq_batch.storage.listing import VIDEO_EXTENSIONS
 from kvq_batch.storage.options import StorageOptions
 
@@ -36,7 +37,7 @@ def read_references(spec: Catalog, options: StorageOptions) -> pa.Table:
     scenes = catalog["scene_id"] if "scene_id" in catalog.column_names else catalog["video_id"]
     return (
         catalog.select([n for n in REFERENCES.names if n != "scene_id"])
-        .append_column("scene_id", scenes.cast(pa.string()))
+        .append_column("scene_id", convert(scenes, TEXT))
         .select(REFERENCES.names)
     )
 

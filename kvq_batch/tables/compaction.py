@@ -36,7 +36,7 @@ from kvq_batch.tables.schemas import find_schema
 TARGET_BYTES = 128 << 20
 
 COMMIT_INFO_KEY = "kvqBatch"
-"""Key of the commit info under which a compaction records what it did."""
+"""Key of the commit info under which a commit that replaces data files records what it did."""
 
 _FULL_SHARE = 0.75
 """A file of this share of the target size is not rewritten."""

@@ -84,7 +84,8 @@ class Tables:
         """Open the tables at their newest version.
 
         Raises:
-            SpecError: a table is missing, out of reach, or of another format version. `ADDED_TABLES` may be missing.
+            SpecError: a table is missing, out of reach, or of another format version, or a column has another type.
+                `ADDED_TABLES` may be missing.
         """
         uri, options = absolute(uri), options or StorageOptions()
         deltas: dict[str, DeltaTable] = {}
@@ -98,7 +99,10 @@ class Tables:
                     "or create tables with `kvq-batch run` or `kvq-batch score`."
                 )
             deltas[schema.name] = delta
-        return cls(uri, options, deltas)
+        tables = cls(uri, options, deltas)
+        for schema in tables.schemas:
+            tables._missing_columns(schema)
+        return tables
 
     @classmethod
     def open_if_any(cls, uri: str, options: StorageOptions | None = None) -> Self | None:
@@ -128,7 +132,7 @@ class Tables:
                 with translate_storage_errors(uri):
                     delta = _create(uri, schema, options)
             tables._deltas[schema.name] = delta
-            tables._add_missing_columns(schema)
+            tables.add_columns(schema.name, tables._missing_columns(schema))
         return tables
 
     @property
@@ -258,7 +262,8 @@ class Tables:
         readable = [field for field in schema if is_readable_column(field.name)]
         return pa.schema([*readable, *missing], schema.metadata)
 
-    def _add_missing_columns(self, schema: TableSchema) -> None:
+    def _missing_columns(self, schema: TableSchema) -> list[pa.Field]:
+        """Return the columns of this release that the table lacks. Raises: SpecError if one has another type."""
         have = self.arrow_schema(schema.name)
         missing = []
         for field in schema.arrow():
@@ -271,7 +276,7 @@ class Tables:
                     f"{have.field(index).type}, expected {field.type}. The tables were not written by this release of "
                     "kvq-batch. Choose another address."
                 )
-        self.add_columns(schema.name, missing)
+        return missing
 
 
 def check_format_version(uri: str, options: StorageOptions | None = None) -> None:

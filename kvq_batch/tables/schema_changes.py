@@ -20,6 +20,7 @@ from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import StorageOptions, display_uri, join, translate_storage_errors
 from kvq_batch.storage.retry import RetryPolicy
+from kvq_batch.tables.compaction import COMMIT_INFO_KEY
 from kvq_batch.tables.data_files import DataFile, make_data_file
 from kvq_batch.tables.delta import LoggedFile, Tables
 from kvq_batch.tables.lease import Holder, hold
@@ -166,12 +167,13 @@ def _converted(tables: Tables, file: LoggedFile, schema: pa.Schema) -> DataFile:
 def _replace_all(tables: Tables, files: list[DataFile], schema: pa.Schema) -> None:
     """Commit `files` and `schema` in place of all data files. Raises: CommitFailedError after another commit."""
     delta = tables.delta("catalog")
+    info = {"operation": "columns", "rows": sum(file.num_rows for file in files)}
     delta.create_write_transaction(
         [file.action for file in files],
         mode="overwrite",
         schema=Schema.from_arrow(schema),
         partition_by=[],
         # A later version has rows that are not in `files`.
-        commit_properties=CommitProperties(max_commit_retries=0),
+        commit_properties=CommitProperties(custom_metadata={COMMIT_INFO_KEY: info}, max_commit_retries=0),
     )
     delta.update_incremental()

@@ -119,13 +119,18 @@ class TestText:
             [[[]], [None], [[None, None]]],
             [{"a": [None, None]}, None, {"a": []}],
             [[None, {}], [{}], []],
+            [[None, 1], [2], None],
+            [[None, None, "a"], [None], ["b", None]],
+            [[None, {"k": ""}], [None, [1]][:1], [{"k": "x"}]],
+            [{"a": [None, [None, 1.5]]}, {"a": None}, {}],
             [{"a": [{}, None], "b": 2**70}, None, {"b": 1.5}],
         ],
     )
     def test_empty_json_values_keep_their_lengths(self, local: LocalStore, values: list[Any]) -> None:
         lines = [json.dumps({"video_id": f"v{i}", "uri": "a.mp4", "x": value}) for i, value in enumerate(values)]
         found = read(local, local.put("c.jsonl", "\n".join(lines).encode()))["x"].to_pylist()
-        assert all(map(is_same, values, found))
+        assert len(found) == len(values)
+        assert all(map(is_same, values, found)), found
 
     def test_time_of_day_is_text(self, local: LocalStore) -> None:
         source = local.put("c.csv", b"video_id,uri,at\n1,a.mp4,10:30\n")

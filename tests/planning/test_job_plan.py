@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kvq_batch.config.job import Catalog, Job, Storage
-from kvq_batch.config.load import load_job
+from kvq_batch.config.load import load_job, make_job
+from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.job_plan import plan_job
 
 ROOT = Path(__file__).parents[2]
@@ -115,3 +116,18 @@ def test_planning_starts_no_ray_and_loads_no_torch(videos: Path, tmp_path: Path)
     command = [sys.executable, "-c", code, str(videos), str(tmp_path / "tables")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == f"{len(VIDEOS)} []"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (",video_id,uri", "0,1,a.mp4", r"column 1 of 3 has no name"),
+        ("video_id,uri,run_id,catalog_run_id", "1,a.mp4,2,3", r"'catalog_run_id' is not unique: 'run_id' is stored as"),
+    ],
+)
+def test_plan_rejects_what_a_run_cannot_store(tmp_path: Path, header: str, row: str, message: str) -> None:
+    source = written(tmp_path / "c.csv", header, [row])
+    values = {"name": "j", "tables": str(tmp_path / "tables"), "catalog": {"source": str(source)}}
+    with pytest.raises(SpecError, match=message):
+        plan_job(make_job({**values, "models": [{"name": "luma-sharpness"}]}, "test"))
+    assert not (tmp_path / "tables").exists()

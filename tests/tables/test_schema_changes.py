@@ -13,6 +13,7 @@ from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import check_tables
 from kvq_batch.tables.compaction import compact
 from kvq_batch.tables.delta import FORMAT_KEY, Tables
+from kvq_batch.tables.history import read_history
 from kvq_batch.tables.lease import Holder, hold
 from kvq_batch.tables.schema_changes import change_catalog_schema, drop_catalog_column, plan_drop
 from kvq_batch.tables.schemas import CATALOG
@@ -100,6 +101,22 @@ def test_only_columns_of_users_can_be_dropped(tmp_path: Path) -> None:
         plan_drop(tables, "uri")
     with pytest.raises(SpecError, match="has no column 'nope'; the columns of your catalogs are: "):
         plan_drop(tables, "nope")
+
+
+def test_tables_with_other_types_are_rejected_when_opened(tmp_path: Path) -> None:
+    tables = Tables.create(str(tmp_path))
+    change_catalog_schema(tables, pa.schema([("size_bytes", pa.string())]))
+    for make in (Tables.open, Tables.open_if_any, Tables.create):
+        with pytest.raises(SpecError, match="column 'size_bytes' of table 'catalog' has type string, expected int64"):
+            make(str(tmp_path))
+
+
+def test_history_names_changed_columns(tmp_path: Path) -> None:
+    tables = Tables.create(str(tmp_path))
+    store_as_before(tables, "x", pa.array([1, 2]))
+    drop_catalog_column(tables.uri, StorageOptions(), "x")
+    newest = read_history(Tables.open(tables.uri), "catalog", 1)[0]
+    assert (newest.operation, newest.rows_added, newest.rows_removed) == ("columns", 2, 2)
 
 
 def test_drop_waits_for_no_run(tmp_path: Path) -> None:
