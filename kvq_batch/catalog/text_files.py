@@ -87,7 +87,7 @@ def read_jsonl(file: Any, name: str, known: KnownTypes) -> pa.Table:
     file.seek(start)
     table = _parse_json(file, None)
     # Arrow takes texts for times if all of them look like times. While it guesses the types of items, it drops nulls
-    # at the start of lists. So it parses again, with types in place of guesses; a null type is no type.
+    # at the start of lists. So it parses again, with types in place of guesses and of null types.
     meant = {field.name: _without_times(field.type, known.get(fold_name(field.name))) for field in table.schema}
     parsed = pa.schema([(name, _without_nulls(kind)) for name, kind in meant.items()])
     if parsed == table.schema and not any(map(_has_list, table.schema.types)):
