@@ -93,8 +93,9 @@ Start with the demo, which needs no data of yours:
 
   $ kvq-batch demo
 
-Score a folder, then query the scores:
+Score a folder; with --tables, keep the scores and query them:
 
+  $ kvq-batch score videos/
   $ kvq-batch score videos/ --tables quality/
   $ kvq-batch query quality/ \\
       "SELECT video_id, raw_score FROM scores_latest ORDER BY raw_score"

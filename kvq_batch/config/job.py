@@ -5,7 +5,7 @@ not the whole job.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -101,6 +101,18 @@ class Workers(Section):
         if self.max < self.min:
             raise ValueError(f"max ({self.max}) is below min ({self.min})")
         return self
+
+
+def why_ray(address: str | None, pools: Sequence[Workers]) -> str | None:
+    """Return why a run with these pools needs Ray and cannot use the local executor, or None."""
+    if address is not None:
+        return f"a Ray address is set ({address})"
+    if any(workers.resources for workers in pools):
+        return "a stage reserves custom Ray resources (workers.resources)"
+    # A process cannot limit a thread to one of several GPUs without the help of every model.
+    if sum(workers.num_gpus * workers.max for workers in pools) > 1:
+        return "the models need more than one GPU (workers.num_gpus, workers.max)"
+    return None
 
 
 class Model(Section):
@@ -256,6 +268,13 @@ class Job(Section):
         pools = (self.decode.workers, *(model.workers for model in self.models))
         if self.prices.core_hour is None or (self.prices.gpu_hour is None and any(p.num_gpus for p in pools)):
             raise ValueError("budget.max_cost needs prices.core_hour, and prices.gpu_hour if a model uses GPUs")
+        return self
+
+    @model_validator(mode="after")
+    def _local_executor_suffices(self) -> "Job":
+        reason = why_ray(self.run.ray_address, [self.decode.workers, *(model.workers for model in self.models)])
+        if self.run.executor == "local" and reason:
+            raise ValueError(f'run.executor is "local" but {reason}')
         return self
 
     @property

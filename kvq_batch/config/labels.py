@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator, model_validator
 
-from kvq_batch.config.job import NAME_PATTERN, Catalog, Decode, Limits, Run, Storage, Uri, Workers
+from kvq_batch.config.job import NAME_PATTERN, Catalog, Decode, Limits, Run, Storage, Uri, Workers, why_ray
 from kvq_batch.config.recipe import CELL_PX, Chain, Step
 from kvq_batch.config.section import Section
 from kvq_batch.config.segment import FramingMode, Segment
@@ -196,6 +196,13 @@ class LabelJob(Section):
     limits: Limits = Field(Limits(), description="Limits of one reference.")
     run: Run = Field(Run(), description="Options of the whole run.")
     storage: Storage = Field(Storage(), description="Object storage.")
+
+    @model_validator(mode="after")
+    def _local_executor_suffices(self) -> "LabelJob":
+        reason = why_ray(self.run.ray_address, [self.make.workers])
+        if self.run.executor == "local" and reason:
+            raise ValueError(f'run.executor is "local" but {reason}')
+        return self
 
     @model_validator(mode="after")
     def _renditions_are_apart(self) -> "LabelJob":

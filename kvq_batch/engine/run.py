@@ -9,7 +9,7 @@ Scoring runs (`engine/score_run.py`) and label runs (`labeling/run.py`) build wh
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.engine.decode_worker import cleanup_scratch
-from kvq_batch.engine.executor.base import Cancel, OpenExecutor, PipelineSpec, choose_executor
+from kvq_batch.engine.executor.base import Cancel, OpenExecutor, PipelineSpec, PipelineStage, choose_executor
 from kvq_batch.engine.executor.local import local_executor
 from kvq_batch.engine.metrics import MetricsObserver, RunLabels
 from kvq_batch.engine.observer import Observer, SilentObserver
@@ -126,6 +126,8 @@ def _execute(
     run: PreparedRun, writer: Writer, lease: Lease, started_at: datetime, observer: Observer, options: RunOptions
 ) -> RunSummary:
     tracker, recorder, budget = run.tracker, run.recorder, run.budget
+    address, stages = options.address or recorder.job.run.ray_address, run.pipeline.stages
+    name, reason = choose_executor(options.executor or recorder.job.run.executor, address, stages, tracker.num_videos)
     recorder.open()
     stop = StopCondition(
         options.stop or threading.Event(), budget.deadline_after(started_at), budget.max_cost, lambda: recorder.cost
@@ -143,7 +145,8 @@ def _execute(
         if tracker.num_videos or run.connects_without_work:
             with ExitStack() as stack:
                 stack.enter_context(cleanup_scratch(run.decode))
-                executor = stack.enter_context(_open_executor(run, recorder.job, options))
+                _LOG.info("executor: %s (%s)", name, reason)
+                executor = stack.enter_context(_open_executor(name, stages, address))
 
                 def pipeline(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
                     return executor.results(run.make_blocks(items, is_alone), run.pipeline, is_alone, cancel)
@@ -159,15 +162,7 @@ def _execute(
     return summary
 
 
-def _open_executor(run: PreparedRun, job: Job | LabelJob, options: RunOptions) -> OpenExecutor:
-    """Return the executor for the run, as a context manager.
-
-    Raises:
-        SpecError: the local executor is asked for and cannot run the job, or the cluster cannot be used.
-    """
-    address, stages = options.address or job.run.ray_address, run.pipeline.stages
-    name, reason = choose_executor(options.executor or job.run.executor, address, stages, run.tracker.num_videos)
-    _LOG.info("executor: %s (%s)", name, reason)
+def _open_executor(name: ExecutorName, stages: Sequence[PipelineStage], address: str | None) -> OpenExecutor:
     if name == "local":
         return local_executor()
     # Imported here because importing Ray takes a second.

@@ -188,3 +188,20 @@ def test_command_line_values_override_the_file() -> None:
     assert (changed.select.where, changed.select.sample, changed.budget.max_cost) == ("b", "1%", 2.0)
     with pytest.raises(SpecError, match=r"options: 1 wrong key.*\n  select.max_age: "):
         with_values(job, {"select": {"max_age": "x"}}, "options")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"run": {"executor": "local", "ray_address": "auto"}}, "a Ray address is set"),
+        ({"run": {"executor": "local"}, "decode": {"workers": {"resources": {"decode": 1}}}}, "custom Ray resources"),
+        (
+            {"run": {"executor": "local"}, "models": [{"name": "kvq", "workers": {"max": 2, "num_gpus": 1}}]},
+            "more than one GPU",
+        ),
+    ],
+)
+def test_local_executor_rejects_jobs_that_need_ray(changes: dict[str, Any], reason: str) -> None:
+    values = {"name": "n", "tables": "t", "catalog": {"source": "v"}, "models": [{"name": "kvq-lite"}]}
+    with pytest.raises(SpecError, match=f'run.executor is "local" but .*{reason}'):
+        make_job(values | changes, "test")

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from kvq_batch.config.job import ExecutorName, Workers
+from kvq_batch.config.job import ExecutorName, Workers, why_ray
 from kvq_batch.domain.errors import SpecError
 
 BLOCKS_IN_FLIGHT = 2
@@ -126,7 +126,7 @@ def choose_executor(
     Raises:
         SpecError: "local" is asked for and the stages need a cluster.
     """
-    needs_ray = _why_ray(address, stages)
+    needs_ray = why_ray(address, [stage.workers for stage in stages])
     if name == "local" and needs_ray:
         raise SpecError(f"The local executor cannot run this job: {needs_ray}. Use --executor ray (run.executor).")
     if name != "auto":
@@ -136,15 +136,3 @@ def choose_executor(
     if num_videos > LOCAL_MAX_VIDEOS:
         return "ray", f"{num_videos} videos, more than {LOCAL_MAX_VIDEOS}"
     return "local", f"{num_videos} {'video' if num_videos == 1 else 'videos'}, no Ray address"
-
-
-def _why_ray(address: str | None, stages: Sequence[PipelineStage]) -> str | None:
-    """Return why the stages cannot run in this process, or None."""
-    if address is not None:
-        return f"a Ray address is set ({address})"
-    if any(stage.workers.resources for stage in stages):
-        return "a stage reserves custom Ray resources (workers.resources)"
-    # A process cannot limit a thread to one of several GPUs without the help of every model.
-    if sum(stage.workers.num_gpus * stage.workers.max for stage in stages) > 1:
-        return "the models need more than one GPU (workers.num_gpus, workers.max)"
-    return None
