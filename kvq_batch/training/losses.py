@@ -2,7 +2,7 @@
 
 Three terms are KVQ's (`plcc`, `rank`, `lpc`), three are ours (`score`, `cells`, `pairs`). `plcc` and `rank` are
 functions of a whole batch, so they must see every prediction of it, wherever it was computed. They leave the offset
-and the scale of predictions free (`rank` the offset alone); `score_error` and `cell_error` do not: they make the
+and the scale of predictions free (`rank` only the offset); `score_error` and `cell_error` do not: they make the
 network predict in units of the labels. Both count the mean error of a batch at a twentieth: the mean quality of a few
 clips is chance, and at full weight it pushes all predictions up and down together.
 """
@@ -148,7 +148,7 @@ def cell_error(texture: Tensor, cells: Tensor) -> Tensor:
 def pair_error(predictions: Tensor, labels: Tensor) -> Tensor:
     """Return the mean absolute error of differences between renditions of the same frames; both [sets, renditions].
 
-    An error that all renditions of a scene share cancels: this term teaches the order within a scene alone.
+    An error that all renditions of a scene share cancels: this term teaches only the order within a scene.
     """
     found, expected = (values[:, :, None] - values[:, None] for values in (predictions, labels))
     count = predictions.shape[1]

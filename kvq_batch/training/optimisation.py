@@ -1,6 +1,6 @@
 """AdamW with two learning rates, the schedule of the rate, and the moving average of the weights (KVQ_SPEC section 5).
 
-Everything depends on the number of the step and the gradient alone, so a training resumes from tensors.
+Everything depends on the number of the step and the gradient only, so a training resumes from tensors.
 """
 
 import math

@@ -48,7 +48,7 @@ class Views:
 
 
 class ClipSource(Protocol):
-    """Labelled clips to train on. `read` must depend on its arguments alone, or resuming is not exact."""
+    """Labelled clips to train on. `read` must depend on its arguments only, or resuming is not exact."""
 
     @property
     def samples(self) -> Sequence[Sample]: ...
@@ -57,7 +57,7 @@ class ClipSource(Protocol):
         """Return the samples at `indices`, in order.
 
         `draw` seeds the random parts of a view; None selects the fixed view. A view depends on its index and the draw
-        alone, not on what else is read. The clips of one call have one shape. Renditions of the same frames are cut at
+        only, not on what else is read. The clips of one call have one shape. Renditions of the same frames are cut at
         the same positions. Labels are those of the samples, unless the view changed them (a mixture).
         """
         ...
@@ -194,7 +194,7 @@ def batch_indices(
 
     Epochs are permutations of all samples, laid end to end and cut into batches, so no batch is short. With `sets` an
     epoch is a permutation of sets, and the renditions of a set stay side by side; `batch_size` is a multiple of their
-    size. Depends on its arguments alone, so the sampler has no state to save.
+    size. Depends on its arguments only, so the sampler has no state to save.
     """
     size, num_units = (1, len(train)) if sets is None else (sets.size, sets.count)
     numbers = np.arange(step * batch_size // size, (step + 1) * batch_size // size)
