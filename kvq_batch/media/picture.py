@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from av.filter import Graph
@@ -34,6 +34,8 @@ _REPEATED_CHROMA = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuva420p"}
 _MAX_TILT_DEG = 1.0
 # More than FFmpeg has kinds of side data of a frame (33 in version 8).
 _MAX_SIDE_DATA = 48
+# A size that every subsampling divides.
+_LARGE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +99,79 @@ class PictureConverter:
 
     def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """Return uint8 RGB [H, W, 3], cropped and upright. It may be a view of memory that the next call reuses."""
-        rgb = self._reformatter.reformat(
-            self._with_plain_chroma(frame), format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
-        )
-        pixels = _rows(rgb.planes[0])[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
-        crop = self._crop
-        pixels = pixels[crop.top : rgb.height - crop.bottom, crop.left : rgb.width - crop.right]
-        if self._orientation.is_mirrored:
-            pixels = pixels[:, ::-1]
-        return np.rot90(pixels, -(self._orientation.rotation_deg // 90))
+        if _repeats_chroma(frame):
+            return self._oriented(self._cropped(self._to_rgb(frame)))
+        if self._can_orient_planes(frame):
+            # As in ffmpeg, before the conversion: libswscale interpolates chroma from row to row, but not within a row.
+            return self._to_rgb(self._plain_frame(frame, is_oriented=True))
+        return self._oriented(self._cropped(self._to_rgb(self._plain_frame(frame, is_oriented=False))))
 
-    def _with_plain_chroma(self, frame: VideoFrame) -> VideoFrame:
-        """Return the frame, or a copy that states no chroma location and no fields, where libswscale would use them."""
-        kind = frame.format
-        is_subsampled = (kind.chroma_width(frame.width), kind.chroma_height(frame.height)) != (
-            frame.width,
-            frame.height,
-        )
-        repeats_chroma = kind.name in _REPEATED_CHROMA and frame.height % 2 == 0 and not frame.interlaced_frame
-        if not is_subsampled or repeats_chroma:
-            return frame
+    def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+        return _rows(rgb.planes[0])[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
+
+    def _cropped(self, samples: NDArray[Any], shifts: tuple[int, int] = (0, 0)) -> NDArray[Any]:
+        """Return a view of samples [H, W, ...] without what is not shown; `shifts` are those of the plane."""
+        height, width = samples.shape[:2]
+        crop, (down, across) = self._crop, shifts
+        rows = slice(crop.top >> down, height - (crop.bottom >> down))
+        return samples[rows, crop.left >> across : width - (crop.right >> across)]
+
+    def _oriented(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return a view of samples [H, W, ...], upright."""
+        mirrored = samples[:, ::-1] if self._orientation.is_mirrored else samples
+        return np.rot90(mirrored, -(self._orientation.rotation_deg // 90))
+
+    def _can_orient_planes(self, frame: VideoFrame) -> bool:
+        """Return whether the crop respects subsampling, each plane has one component, and the format stays the same."""
+        crop, (down, across) = self._crop, _chroma_shifts(frame)
+        is_aligned = not (crop.top | crop.bottom) % (1 << down) and not (crop.left | crop.right) % (1 << across)
+        components = frame.format.components
+        is_planar = len({component.plane for component in components}) == len(components)
+        return is_aligned and is_planar and (down == across or self._orientation.rotation_deg in (0, 180))
+
+    def _plain_frame(self, frame: VideoFrame, is_oriented: bool) -> VideoFrame:
+        """Return a copy that states no chroma location and no fields, which libswscale would use.
+
+        With `is_oriented` the copy is cropped and upright.
+        """
+        width, height = frame.width, frame.height
+        if is_oriented:
+            width -= self._crop.left + self._crop.right
+            height -= self._crop.top + self._crop.bottom
+            if self._orientation.rotation_deg in (90, 270):
+                width, height = height, width
         copy = self._plain
         # One copy for all frames: a new one costs as much as the conversion.
-        if copy is None or (copy.width, copy.height, copy.format.name) != (frame.width, frame.height, kind.name):
-            copy = self._plain = VideoFrame(frame.width, frame.height, kind.name)
+        if copy is None or (copy.width, copy.height, copy.format.name) != (width, height, frame.format.name):
+            copy = self._plain = VideoFrame(width, height, frame.format.name)
         copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+        dtype = np.dtype(np.uint16 if frame.format.components[0].bits > 8 else np.uint8)
         for source, target in zip(frame.planes, copy.planes, strict=True):
-            width = min(source.line_size, target.line_size)
-            _rows(target)[:, :width] = _rows(source)[:, :width]
+            if is_oriented:
+                is_full = (source.height, source.width) == (frame.height, frame.width)
+                shifts = (0, 0) if is_full else _chroma_shifts(frame)
+                shown = self._oriented(self._cropped(_rows(source).view(dtype)[:, : source.width], shifts))
+                _rows(target).view(dtype)[:, : target.width] = shown
+            else:
+                num_bytes = min(source.line_size, target.line_size)
+                _rows(target)[:, :num_bytes] = _rows(source)[:, :num_bytes]
         return copy
+
+
+def _repeats_chroma(frame: VideoFrame) -> bool:
+    """Return whether the conversion ignores chroma locations and fields: without subsampling, or for most 8 bits."""
+    kind = frame.format
+    if (kind.chroma_width(frame.width), kind.chroma_height(frame.height)) == (frame.width, frame.height):
+        return True
+    return kind.name in _REPEATED_CHROMA and frame.height % 2 == 0 and not frame.interlaced_frame
+
+
+def _chroma_shifts(frame: VideoFrame) -> tuple[int, int]:
+    """Return the logarithms of the rows and of the columns that share a chroma sample."""
+    kind = frame.format
+    rows, columns = _LARGE // kind.chroma_height(_LARGE), _LARGE // kind.chroma_width(_LARGE)
+    return rows.bit_length() - 1, columns.bit_length() - 1
 
 
 def _rows(plane: VideoPlane) -> NDArray[np.uint8]:

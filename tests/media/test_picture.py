@@ -47,6 +47,16 @@ def test_all_orientations(material: Material, tmp_path: Path, extension: str, de
     assert np.array_equal(shown, np.rot90(flipped, -facts.rotation_deg // 90))
 
 
+@pytest.mark.parametrize("pixel_format", ["yuv420p10le", "yuv422p10le", "yuv411p", "yuv440p", "yuva420p", "gray10le"])
+@pytest.mark.parametrize("turn", ["90", "180", "270 -display_hflip"])
+def test_orientation_of_other_layouts(tmp_path: Path, pixel_format: str, turn: str) -> None:
+    # libswscale interpolates chroma from row to row only: what is turned first differs by up to 100 levels.
+    source, path = tmp_path / "source.mkv", tmp_path / "turned.mkv"
+    encode(source, "-c:v", "ffv1", "-vf", "scale=161:121", "-pix_fmt", pixel_format, "-frames:v", "3", size="160x120")
+    ffmpeg("-display_rotation", *turn.split(), "-i", str(source), "-c", "copy", str(path))
+    assert_shown(path)
+
+
 @pytest.mark.parametrize("extension", ["h264", "mp4", "ts"])
 @pytest.mark.parametrize("message", ["rotate=90", "rotate=180:flip=horizontal", "rotate=270:flip=vertical"])
 def test_orientation_of_an_sei_message(material: Material, tmp_path: Path, extension: str, message: str) -> None:
@@ -85,6 +95,18 @@ def test_cropping_comes_before_rotation(material: Material, tmp_path: Path) -> N
     source = tmp_path / "source.mp4"
     ffmpeg("-display_rotation", "90", "-i", str(material("short.mp4")), "-c", "copy", str(source))
     assert_shown(add_box(source, tmp_path / "clap.mp4", _clean_aperture(240, 180, 20, -10)), (180, 240))
+
+
+@pytest.mark.parametrize("right", [20, 21])
+def test_cropping_of_10_bits(tmp_path: Path, right: int) -> None:
+    options = ("-c:v", "libx264", "-pix_fmt", "yuv420p10le", "-frames:v", "10")
+    source = encode(tmp_path / "source.mp4", *options)
+    path = add_box(source, tmp_path / "clap.mp4", _clean_aperture(240, 180, right, -10))
+    if right == 20:
+        assert_shown(path, (240, 180))
+    else:  # ffmpeg rounds to whole chroma samples
+        stored = our_frames(source, SOME)[4]
+        assert np.array_equal(our_frames(path, SOME)[4], stored[20:200, 61:301])
 
 
 def test_a_clean_aperture_beyond_the_picture_is_ignored(material: Material, tmp_path: Path) -> None:
