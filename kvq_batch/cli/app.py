@@ -2,7 +2,8 @@
 
     0  all scored, or failures within `max_failure_share`      3  more failures than that
     1  fatal: stopped, committed results stay                  4  the budget ended before the plan
-    2  rejected before start                                 130  interrupted; finished results are committed
+    2  rejected before start, or a query over its limits     130  interrupted; finished results are committed
+                                                           141  the reader of stdout has exited (`| head`)
 
 Commands import what they need when they run, so that `--help` imports neither torch nor ray.
 """
@@ -31,7 +32,8 @@ from kvq_batch.cli import (
 )
 from kvq_batch.cli.logs import logging_to_stderr
 from kvq_batch.cli.options import ASK, CLUSTER, MAINTENANCE, MODELS, PANELS, RUN, START
-from kvq_batch.domain.errors import KvqBatchError, SpecError
+from kvq_batch.cli.stdio import ReaderExitedError, flush_stdout, open_closed_streams, stdout_error, write_data
+from kvq_batch.domain.errors import FatalError, KvqBatchError, SpecError
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +49,23 @@ class Commands(TyperGroup):
         # Typer lists groups before commands. Sorting is stable, so commands of a panel keep their order.
         return sorted(super().list_commands(ctx), key=panel_of)
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        open_closed_streams()
+        try:
+            try:
+                return super().main(*args, **options)
+            except OSError as error:
+                # Typer writes `--help` itself.
+                raise stdout_error(error) from error
+            finally:
+                # Python would do it after the exit code is set.
+                flush_stdout()
+        except ReaderExitedError:
+            sys.exit(141)
+        except FatalError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(1)
+
     def invoke(self, ctx: Any) -> Any:
         with logging_to_stderr(ctx):
             return self._invoke(ctx)
@@ -54,14 +73,15 @@ class Commands(TyperGroup):
     def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except ReaderExitedError:
+            raise
         except KvqBatchError as error:
             _logger.error("error: %s", error)
             raise typer.Exit(2 if isinstance(error, SpecError) else 1) from error
         except KeyboardInterrupt as error:
             _logger.error("interrupted")
             raise typer.Exit(130) from error
-        except (typer.Exit, typer.Abort, BrokenPipeError):
-            # BrokenPipeError: the reader of stdout has exited (`| head`), which is not an error.
+        except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
             if is_usage_error(error):
@@ -108,13 +128,13 @@ Describe what runs every night in a job file:
 
 Exit codes: 0 all scored, or failures within the job's max_failure_share;
 1 fatal; 2 rejected before start; 3 more failures; 4 the budget ended
-before the plan; 130 Ctrl-C.""",
+before the plan; 130 Ctrl-C; 141 the reader of stdout exited (| head).""",
 )
 
 
 def _print_version(is_requested: bool) -> None:
     if is_requested:
-        sys.stdout.write(f"kvq-batch {__version__}\n")
+        write_data(f"kvq-batch {__version__}\n")
         raise typer.Exit
 
 

@@ -114,7 +114,10 @@ def observer_of(
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C or SIGTERM sets; a second signal interrupts at once."""
+    """Yield an event that Ctrl-C, SIGTERM or SIGHUP (a closed terminal) sets; a second signal interrupts at once.
+
+    SIGHUP stays ignored where it was (`nohup`).
+    """
     stop, is_over = threading.Event(), threading.Event()
     is_stopping = False
 
@@ -135,7 +138,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
     thread = threading.Thread(target=log_when_set, name="log-stop", daemon=True)
     thread.start()
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    stopping += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)
+    before = {number: signal.signal(number, handle) for number in stopping}
     try:
         yield stop
     finally:

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from kvq_batch.cli.stdio import MessageConsole, escape_controls, escape_json
+
 if TYPE_CHECKING:
     from kvq_batch.engine.rows import Row
     from kvq_batch.engine.work_tracker import WorkTracker
@@ -42,23 +44,27 @@ class TerminalHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.console = Console(stderr=True, highlight=False)
+        self.console: Console = MessageConsole()
         self._status: Status | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = escape_controls(record.getMessage())
         if self._status is not None and record.levelno < logging.WARNING and not record.name.startswith(__package__):
             self._status.update(text)
             return
         level = min(record.levelno, logging.ERROR)
         style = getattr(record, "style", "") or _STYLES.get(level, "")
         # A Text takes no markup: brackets in a message are printed as they are.
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        try:
+            self.console.print(Text(text, style=style), soft_wrap=True)
+        except OSError:
+            # The terminal is gone, or the disk of a log file is full. A run does not end for a lost message.
+            self.handleError(record)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
         """Show a spinner. Messages of library code below WARNING update its text; they are not printed."""
-        with self.console.status(text) as status:
+        with self.console.status(escape_controls(text)) as status:
             self._status = status
             try:
                 yield
@@ -81,10 +87,13 @@ class JsonHandler(logging.Handler):
         event = getattr(record, "event", "note")
         fields: dict[str, Any] = getattr(record, "fields", None) or {"message": record.getMessage().strip()}
         line = {"time": time, "level": record.levelname.lower(), "run_id": self.run_id, "event": event, **fields}
-        text = json.dumps(line, ensure_ascii=False, default=str)
-        # `sys.stderr` is looked up each time: the engine replaces it while Ray runs.
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        text = escape_json(json.dumps(line, ensure_ascii=False, default=str))
+        try:
+            # `sys.stderr` is looked up each time: the engine replaces it while Ray runs.
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        except OSError:
+            self.handleError(record)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
@@ -162,7 +171,7 @@ def terminal_console() -> Console:
     for handler in ROOT.handlers:
         if isinstance(handler, TerminalHandler):
             return handler.console
-    return Console(stderr=True, highlight=False)
+    return MessageConsole()
 
 
 @contextmanager

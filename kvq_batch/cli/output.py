@@ -4,6 +4,7 @@ Commands build values and never print.
 """
 
 import csv
+import io
 import json
 import logging
 import math
@@ -17,6 +18,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from kvq_batch.cli.stdio import escape_controls, escape_json, escape_log, flush_stdout, write_data, write_text
 
 UNTRAINED_WARNING = (
     "UNTRAINED: the weights of {names} are random. Such scores exercise the pipeline; they do NOT measure quality."
@@ -51,11 +54,11 @@ class Output:
             case Format.JSON:
                 separator = "[\n "
                 for row in rows:
-                    sys.stdout.write(separator + _json(dict(row)))
+                    write_data(separator + _json(dict(row)))
                     separator = ",\n "
-                sys.stdout.write("[]\n" if separator.startswith("[") else "\n]\n")
+                write_data("[]\n" if separator.startswith("[") else "\n]\n")
             case Format.CSV:
-                writer = csv.writer(sys.stdout, lineterminator="\n")
+                writer = csv.writer(_DataWriter(), lineterminator="\r\n")
                 writer.writerow(columns)
                 writer.writerows([_full(row[name]) for name in columns] for row in rows)
             case Format.TABLE:
@@ -64,7 +67,7 @@ class Output:
     def record(self, record: Mapping[str, Any], title: str = "") -> None:
         """Write one record: a JSON object, or a table of name and value."""
         if self.format is Format.JSON:
-            sys.stdout.write(_json(dict(record), indent=1) + "\n")
+            write_data(_json(dict(record), indent=1) + "\n")
         elif self.format is Format.CSV:
             self.rows([record])
         else:
@@ -72,7 +75,7 @@ class Output:
             grid.add_column(style="bold")
             grid.add_column(overflow="fold")
             for name, value in record.items():
-                grid.add_row(escape(name), escape(_short(value)))
+                grid.add_row(escape(escape_controls(name)), escape(_short(value)))
             self._print(grid)
 
     def note(self, text: str, style: str = "") -> None:
@@ -84,13 +87,13 @@ class Output:
         _logger.warning("%s", text)
 
     def text(self, text: str) -> None:
-        """Write text unchanged to stdout: the log of a job is data."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        """Write the log of a job to stdout: unchanged, or without control characters on a terminal."""
+        write_text(escape_log(text) if sys.stdout.isatty() else text)
+        flush_stdout()
 
     def aside(self, text: str) -> None:
-        """Write text unchanged to stderr: the log of a job, if its outcome is the data on stdout."""
-        sys.stderr.write(text)
+        """Write the log of a job to stderr, if its outcome is the data on stdout; otherwise as `text`."""
+        sys.stderr.write(escape_log(text) if sys.stderr.isatty() else text)
         sys.stderr.flush()
 
     def warn_untrained(self, names: Iterable[str]) -> None:
@@ -114,7 +117,7 @@ class Output:
             values = [row[name] for row in rows]
             numeric = any(value is not None for value in values) and all(_is_number(value) for value in values)
             justify: Literal["right", "left"] = "right" if numeric else "left"
-            table.add_column(escape(name), justify=justify, overflow="fold", no_wrap=name in unfolded)
+            table.add_column(escape(escape_controls(name)), justify=justify, overflow="fold", no_wrap=name in unfolded)
         for number in range(len(rows)):
             table.add_row(*(escape(cells[name][number]) for name in names))
         self._print(table)
@@ -123,14 +126,23 @@ class Output:
 
     def _print(self, what: Any) -> None:
         # In a pipe nothing is folded: other programs read it line by line.
-        width = None if sys.stdout.isatty() else 10_000
-        console = Console(file=sys.stdout, highlight=False, width=width)
-        with console.capture() as captured:
-            console.print(what, soft_wrap=width is not None)
-        text = captured.get()
-        if width is not None:
+        is_terminal = sys.stdout.isatty()
+        width = Console(file=sys.stdout).width if is_terminal else 10_000
+        rendered = io.StringIO()
+        console = Console(file=rendered, highlight=False, width=width, force_terminal=is_terminal)
+        console.print(what, soft_wrap=not is_terminal)
+        text = rendered.getvalue()
+        if not is_terminal:
             text = "\n".join(line.rstrip() for line in text.split("\n"))
-        sys.stdout.write(text)
+        write_text(text)
+
+
+class _DataWriter:
+    """The file that `csv.writer` writes lines to: stdout, with Unix line ends."""
+
+    def write(self, line: str) -> None:
+        # With a line end without \r, the writer would not quote a value that contains \r.
+        write_data(line.removesuffix("\r\n") + "\n")
 
 
 def _unfolded(widths: Mapping[str, int], width: int) -> set[str]:
@@ -151,7 +163,7 @@ def _min_row_width(widths: Mapping[str, int]) -> int:
 
 
 def _title(text: str) -> str | None:
-    return escape(text) or None
+    return escape(escape_controls(text)) or None
 
 
 def _is_number(value: Any) -> bool:
@@ -159,14 +171,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """Return a cell of a table: numbers with 6 digits, times to the second."""
+    """Return a cell of a table: numbers with 6 digits, times to the second, control characters escaped."""
     match value:
         case float():
             return f"{value:.6g}"
         case datetime():
             return _iso(value, "seconds")
         case _:
-            return _full(value)
+            return escape_controls(_full(value))
 
 
 def _full(value: Any) -> str:
@@ -193,9 +205,10 @@ def _full(value: Any) -> str:
 def _json(value: Any, indent: int | None = None) -> str:
     """Return JSON. NaN and infinity become null: JSON has no value for them."""
     try:
-        return json.dumps(value, default=_jsonable, ensure_ascii=False, indent=indent, allow_nan=False)
+        text = json.dumps(value, default=_jsonable, ensure_ascii=False, indent=indent, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_nan(value), default=_jsonable, ensure_ascii=False, indent=indent, allow_nan=False)
+        text = json.dumps(_without_nan(value), default=_jsonable, ensure_ascii=False, indent=indent, allow_nan=False)
+    return escape_json(text)
 
 
 def _jsonable(value: Any) -> Any:

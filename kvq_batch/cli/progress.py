@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from kvq_batch.cli.logs import terminal_console
+from kvq_batch.cli.stdio import escape_controls
 
 if TYPE_CHECKING:
     from kvq_batch.engine.rows import Row
@@ -57,6 +58,8 @@ class ProgressBar:
         self._bar.stop()
 
     def update(self, completed: int | None = None, total: int | None = None, description: str | None = None) -> None:
+        if description is not None:
+            description = escape_controls(description)
         self._bar.update(self._task, completed=completed, total=total, description=description)
 
 

@@ -29,6 +29,13 @@ LOGGER = logging.getLogger("kvq_batch.ray")
 STDERR = 2
 
 
+# The path of a socket has at most 107 bytes, of which Ray's own names need 68.
+_LOCAL_HINT = (
+    "Ray needs a folder for its sockets and logs (TMPDIR, a path of at most 39 characters) and a home folder for its "
+    "token (HOME): set both to folders that can be written."
+)
+
+
 @contextmanager
 def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator[None]:
     """Connect to the Ray cluster at `target`, or start a local one, with room for the smallest size of `pools`.
@@ -72,9 +79,9 @@ def connect(target: str | None, needed_cpus: float) -> None:
             )
         else:
             ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError, AuthenticationError) as error:
+    except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
         if target is None:
-            raise SpecError(f"Cannot start Ray on this machine: {error}") from error
+            raise SpecError(f"Cannot start Ray on this machine: {error}. {_LOCAL_HINT}") from error
         hint = "if it requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         raise SpecError(f"Cannot connect to Ray at {target}: {error}; {hint}") from error
     finally:

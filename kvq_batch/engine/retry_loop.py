@@ -11,7 +11,9 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import TracebackType
 from typing import Protocol
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.run_recorder import State
 from kvq_batch.engine.stopping import StopCondition
 from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.lease import Lease
 
 _LOG = logging.getLogger(__name__)
@@ -53,16 +56,24 @@ class _End:
 
 @contextmanager
 def record_failure_on_error(recorder: Recorder) -> Iterator[None]:
-    """Close the run as `failed` with the reason if the block raises."""
-    try:
+    """Close the run as `failed` with the reason if the block raises any error: it must not look active afterwards."""
+    with ExitStack() as stack:
+        stack.push(partial(_record_failure, recorder))
         yield
-    except KvqBatchError as error:
-        try:
-            recorder.close("failed", str(error))
-        except FatalError as second:
-            # The storage itself may be broken; the first error says why the run ended.
-            error.add_note(f"the failure of the run could not be recorded: {second}")
-        raise
+
+
+def _record_failure(
+    recorder: Recorder, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+) -> None:
+    # An interrupted run is closed by the next one: a second Ctrl-C means at once.
+    if not isinstance(error, Exception):
+        return
+    reason = str(error) if isinstance(error, KvqBatchError) else f"{type(error).__name__}: {summarize_error(error)}"
+    try:
+        recorder.close("failed", reason)
+    except FatalError as second:
+        # The storage itself may be broken; the first error says why the run ended.
+        error.add_note(f"the failure of the run could not be recorded: {second}")
 
 
 @contextmanager

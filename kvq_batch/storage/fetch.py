@@ -24,7 +24,6 @@ from kvq_batch.storage.options import StorageOptions, display_uri, is_http, is_l
 from kvq_batch.storage.retry import RetryPolicy
 
 _CHECKED_TOKENS = ("etag:", "version:", "stat:", "ukey:")
-_FOLDER = "kvq-batch-fetch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +188,18 @@ class Fetcher:
             )
 
     def _scratch_file(self, uri: str) -> Path:
-        folder = self.scratch / _FOLDER / str(os.getpid())
+        own = _user_folder(self.scratch)
+        folder = own / str(os.getpid())
         # Some containers are recognized by their extension alone: keep a harmless one.
         extension = re.search(r"\.[A-Za-z0-9]{1,8}$", uri.partition("?")[0] if is_http(uri) else uri)
         for _ in range(3):
             # Another thread may remove the empty folder in between.
             with suppress(FileNotFoundError), _scratch_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+                # Several users may share the scratch folder.
+                own.mkdir(0o700, parents=True, exist_ok=True)
+                if own.lstat().st_uid != os.getuid():
+                    raise FetchError("scratch_full", f"{own} belongs to another user; set decode.scratch")
+                folder.mkdir(0o700, exist_ok=True)
                 handle, name = tempfile.mkstemp(suffix=extension.group() if extension else "", dir=folder)
                 os.close(handle)
                 return Path(name)
@@ -219,10 +223,14 @@ def _is_foreign(token: str) -> bool:
     return token != UNKNOWN_CONTENT and not token.startswith(_CHECKED_TOKENS)
 
 
+def _user_folder(scratch: Path) -> Path:
+    return scratch / f"kvq-batch-fetch-{os.getuid()}"
+
+
 def remove_stale_folders(scratch: Path) -> int:
     """Remove the folders below `scratch` that crashed processes of this machine left. Returns their number."""
     num_removed = 0
-    for folder in (scratch / _FOLDER).glob("[0-9]*"):
+    for folder in _user_folder(scratch).glob("[0-9]*"):
         if folder.name.isdigit() and not _is_alive(int(folder.name)):
             shutil.rmtree(folder, ignore_errors=True)
             num_removed += 1

@@ -49,6 +49,11 @@ class StorageOptions:
     read_timeout_s: float = 60.0
     attempts: int = 5
 
+    def __post_init__(self) -> None:
+        """Raises: SpecError if the endpoint is not an address."""
+        if self.endpoint_url is not None:
+            _check_endpoint(self.endpoint_url, "storage.endpoint_url, --endpoint-url")
+
     @classmethod
     def from_spec(cls, storage: Storage) -> Self:
         """Return the options of a job.
@@ -60,6 +65,14 @@ class StorageOptions:
             endpoint_url = display_uri(storage.endpoint_url)
             raise SpecError(f"storage.endpoint_url contains credentials: use {endpoint_url} and set AWS_PROFILE")
         return cls(storage.endpoint_url, storage.region, storage.anonymous)
+
+
+def _check_endpoint(url: str, name: str) -> None:
+    if not re.match(r"(?i)https?://[^/\s]", url):
+        raise SpecError(
+            f"Invalid endpoint {display_uri(url)!r} ({name}): expected an address such as http://localhost:9000 or "
+            "https://s3.example.com"
+        )
 
 
 def protocol(uri: str) -> str:
@@ -184,6 +197,7 @@ def _chain(name: str) -> str | None:
     if name == "endpoint_url":
         found = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if found:
+            _check_endpoint(found, "AWS_ENDPOINT_URL")
             return found
     session = botocore.session.get_session()
     try:

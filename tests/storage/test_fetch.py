@@ -346,13 +346,13 @@ def test_stale_folders_are_removed(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     for pid in (child.pid, os.getpid()):
-        folder = tmp_path / "kvq-batch-fetch" / str(pid)
+        folder = tmp_path / f"kvq-batch-fetch-{os.getuid()}" / str(pid)
         folder.mkdir(parents=True)
         (folder / "x.mp4").write_bytes(DATA)
     (tmp_path / "12345").mkdir()
     assert remove_stale_folders(tmp_path) == 1
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == sorted(
-        ["12345", "kvq-batch-fetch", str(os.getpid())]
+        ["12345", f"kvq-batch-fetch-{os.getuid()}", str(os.getpid())]
     )
 
 
