@@ -326,22 +326,21 @@ def _movi_loss(file: BinaryIO, offset: int, end: int, size: int) -> str | None:
 
 def _check_asf(file: BinaryIO, size: int) -> Completeness:
     header = _read(file, 0, 30)
-    offset, end_of_header, is_broadcast = 30, int.from_bytes(header[16:24], "little"), False
+    offset, end_of_header = 30, int.from_bytes(header[16:24], "little")
+    is_broadcast, packet_bytes = False, 0
     while offset + 24 <= min(end_of_header, size):
-        item = _read(file, offset, 92)
-        if item[:16] == _ASF_FILE_PROPERTIES and len(item) == 92:
-            is_broadcast = bool(item[88] & 1)
+        item = _read(file, offset, 96)
+        if item[:16] == _ASF_FILE_PROPERTIES and len(item) == 96:
+            is_broadcast, packet_bytes = bool(item[88] & 1), int.from_bytes(item[92:96], "little")
         length = int.from_bytes(item[16:24], "little")
         if length < 24:
             break
         offset += length
     data = _read(file, end_of_header, 24)
-    if is_broadcast or data[:16] != _ASF_DATA:
-        return _check_unstructured(file, size)
     missing = end_of_header + int.from_bytes(data[16:24], "little") - size
-    if missing > 0:
+    if missing > 0 and data[:16] == _ASF_DATA and not is_broadcast:
         return Completeness(f"{missing} bytes of its media data are missing")
-    return _check_unstructured(file, size)
+    return _check_unstructured(file, size, packet_bytes)  # the last packet is padded with zeros
 
 
 def _check_flv(file: BinaryIO, size: int) -> Completeness:
@@ -421,9 +420,9 @@ def _check_mxf(file: BinaryIO, size: int) -> Completeness:
     return _check_unstructured(file, size)
 
 
-def _check_unstructured(file: BinaryIO, size: int) -> Completeness:
-    """A tail of zeros is all that can be seen in a stream that declares no length."""
-    num_zeros = _zero_tail(file, size)
+def _check_unstructured(file: BinaryIO, size: int, padding_bytes: int = 0) -> Completeness:
+    """Look for a tail of zeros, longer than padding: nothing else can be seen in a stream that declares no length."""
+    num_zeros = _zero_tail(file, size) - padding_bytes
     if num_zeros >= min(_MIN_ZERO_TAIL, max(4096, _ZERO_TAIL_SHARE * size)):
         return Completeness(f"its last {num_zeros} bytes are zeros; the file was never written to its end")
     return Completeness()

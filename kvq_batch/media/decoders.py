@@ -50,7 +50,9 @@ class FrameReader(Protocol):
         Frames are cropped and upright (`picture`). The array may be a view of memory that the next frame overwrites.
 
         Raises:
-            DecodeError: a wanted frame cannot be decoded exactly. No other frame is returned instead.
+            DecodeError: a wanted frame cannot be decoded exactly. No other frame is returned instead. Damage that no
+                decoder notices is not an error (docs/decoding.md): HEVC without picture hashes, VP8, VP9, raw and most
+                lossless video, and a part of the damage of MPEG-2, H.263, WMV, MJPEG, ProRes, DNxHD, AV1 and GIF.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The ffmpeg that is run answers bytes, names what is wrong, is killed when it hangs, and dies with its parent."""
+"""ffmpeg as a child process: filters, errors, time limit, and its end with the parent."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from kvq_batch.media.ffmpeg import executable, ffmpeg_version, require_filter, r
 ENDLESS = ["-re", "-f", "lavfi", "-i", "testsrc=size=64x64:rate=1", "-f", "null", "-"]
 
 
-def test_it_has_what_labels_need() -> None:
+def test_ffmpeg_has_the_filter_of_labels() -> None:
     require_filter("libvmaf")
     assert ffmpeg_version()
     with pytest.raises(FatalError, match="no filter nonsense"):
@@ -31,13 +31,13 @@ def test_error_of_ffmpeg_is_reported() -> None:
     assert len(caught.value.message) > 20
 
 
-def test_a_hang_is_killed() -> None:
+def test_ffmpeg_that_hangs_is_killed() -> None:
     with pytest.raises(LabelError, match="killed after 1 s") as caught:
         run_ffmpeg(ENDLESS, timeout_s=1)
     assert (caught.value.code, caught.value.permanent) == ("ffmpeg_timeout", False)
 
 
-def test_it_dies_with_its_parent() -> None:
+def test_ffmpeg_ends_with_its_parent() -> None:
     program = (
         "import os, subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-I', '-S', {exec_with_pdeathsig.__file__!r}, str(os.getpid()),"

@@ -1,4 +1,4 @@
-"""Fragments: native pixels from the middle of every cell, at the same places in every frame, from one decode."""
+"""Fragments: native pixels from the middle of every cell, at the same indices in every frame, from one decode."""
 
 import numpy as np
 import pytest
@@ -14,23 +14,23 @@ from tests.support.material import Material
 
 
 def coded(height: int, width: int) -> NDArray[np.uint8]:
-    """A frame whose first two channels say where a pixel stands, modulo 256."""
+    """Return a frame whose first two channels are the row and the column of the pixel, modulo 256."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=-1).astype(np.uint8)
 
 
 @pytest.mark.parametrize(("num_pixels", "num_wanted", "num_patches"), [(448, 224, 7), (1080, 224, 7), (541, 96, 3)])
 def test_patches_are_in_the_middle_of_cells(num_pixels: int, num_wanted: int, num_patches: int) -> None:
-    places = patch_offsets(num_pixels, num_wanted, num_patches).reshape(num_patches, -1)
+    offsets = patch_offsets(num_pixels, num_wanted, num_patches).reshape(num_patches, -1)
     cell = num_pixels / num_patches
-    assert (np.diff(places, axis=1) == 1).all()
-    for i, patch in enumerate(places):
+    assert (np.diff(offsets, axis=1) == 1).all()
+    for i, patch in enumerate(offsets):
         assert i * cell - 1 <= patch[0]
         assert patch[-1] < (i + 1) * cell
         assert abs((patch[0] + patch[-1] + 1) / 2 - (i + 0.5) * cell) <= 1
 
 
-def test_pixels_are_those_of_the_frame_untouched() -> None:
+def test_pixels_are_those_of_the_frame() -> None:
     frame = coded(200, 256)
     out = np.empty((64, 96, 3), np.uint8)
     splice(frame, (2, 3), out)
@@ -40,7 +40,7 @@ def test_pixels_are_those_of_the_frame_untouched() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 300), (240, 100), (30, 40)])
-def test_a_frame_too_small_is_enlarged_and_keeps_its_shape(height: int, width: int) -> None:
+def test_small_frame_is_enlarged_in_its_shape(height: int, width: int) -> None:
     frame = coded(height, width)
     out = np.empty((224, 224, 3), np.uint8)
     splice(frame, (7, 7), out)
@@ -52,12 +52,12 @@ def test_a_frame_too_small_is_enlarged_and_keeps_its_shape(height: int, width: i
 
 
 @pytest.mark.parametrize(("size", "grid"), [((224, 224), (7, 6)), (None, (7, 7)), ((224, 224), (0, 7))])
-def test_a_grid_that_does_not_divide_the_frame_is_refused(size: tuple[int, int] | None, grid: tuple[int, int]) -> None:
+def test_grid_must_divide_the_frame(size: tuple[int, int] | None, grid: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="fragments"):
         FrameRequest(size=size, fragments=grid)
 
 
-def test_one_decode_gives_fragments_resized_and_native_frames(material: Material) -> None:
+def test_one_decode_serves_all_requests(material: Material) -> None:
     path = material("h264.mkv")
     probed = probe(path, VideoLimits())
     sampling = Sampling(num_fragments=2, frames_per_fragment=2)

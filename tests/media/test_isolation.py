@@ -1,4 +1,4 @@
-"""Real crashes, hangs and kills of decoding processes: one video fails, the next one works, nothing is left."""
+"""Real crashes, hangs and kills of decoding processes: one video fails, the next one works, no files are left."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     assert list(root.iterdir()) == []
 
 
-def test_frames_arrive_and_outlive_the_decoder(material: Material, scratch: Path) -> None:
+def test_frames_outlive_the_decoder(material: Material, scratch: Path) -> None:
     requests = (REQUEST, FrameRequest(Sampling(2, 2, 1), None), REQUEST)
     with IsolatedDecoder(1, scratch, 60) as decoder:
         video = decoder.submit(DecodeTask(material("h264.mp4"), "a", requests)).result()
@@ -63,7 +63,7 @@ def test_ranges_of_a_long_video_are_probed_once(material: Material, scratch: Pat
     assert second.probed is first.probed
 
 
-def test_a_segfault_fails_one_video(material: Material, scratch: Path) -> None:
+def test_segfault_fails_one_video(material: Material, scratch: Path) -> None:
     with IsolatedDecoder(1, scratch, 60, task_function=FAULTS) as decoder:
         bad, good = decoder.submit(task(material("h264.mp4"), "segfault")), decoder.submit(task(material("h264.mp4")))
         with pytest.raises(DecodeError) as caught:
@@ -73,7 +73,7 @@ def test_a_segfault_fails_one_video(material: Material, scratch: Path) -> None:
         assert len(good.result().clips) == 1
 
 
-def test_a_hang_is_killed(material: Material, scratch: Path) -> None:
+def test_child_that_hangs_is_killed(material: Material, scratch: Path) -> None:
     with IsolatedDecoder(1, scratch, 2, task_function=FAULTS) as decoder:
         decoder.submit(task(material("tiny.mp4"))).result()
         (pid,) = decoder.child_pids()
@@ -84,7 +84,7 @@ def test_a_hang_is_killed(material: Material, scratch: Path) -> None:
         assert len(decoder.submit(task(material("tiny.mp4"))).result().clips) == 1
 
 
-def test_a_child_killed_between_tasks_blames_no_video(material: Material, scratch: Path) -> None:
+def test_child_killed_between_tasks_fails_no_video(material: Material, scratch: Path) -> None:
     with IsolatedDecoder(1, scratch, 60) as decoder:
         decoder.submit(task(material("tiny.mp4"))).result()
         (pid,) = decoder.child_pids()
@@ -95,7 +95,7 @@ def test_a_child_killed_between_tasks_blames_no_video(material: Material, scratc
         assert decoder.child_pids() != [pid]
 
 
-def test_a_child_killed_at_work_is_named(material: Material, scratch: Path) -> None:
+def test_child_killed_at_work_fails_its_video(material: Material, scratch: Path) -> None:
     with IsolatedDecoder(1, scratch, 60, task_function=FAULTS) as decoder:
         decoder.submit(task(material("tiny.mp4"))).result()
         (pid,) = decoder.child_pids()
@@ -108,7 +108,7 @@ def test_a_child_killed_at_work_is_named(material: Material, scratch: Path) -> N
         assert (caught.value.code, caught.value.exit_signal) == ("decoder_crashed", "SIGKILL")
 
 
-def test_memory_is_bounded(material: Material, scratch: Path) -> None:
+def test_memory_is_limited(material: Material, scratch: Path) -> None:
     with IsolatedDecoder(1, scratch, 60, memory_bytes=256 << 20, task_function=FAULTS) as decoder:
         with pytest.raises(DecodeError) as caught:
             decoder.submit(task(material("tiny.mp4"), "hoard")).result()
@@ -116,14 +116,14 @@ def test_memory_is_bounded(material: Material, scratch: Path) -> None:
         assert len(decoder.submit(task(material("tiny.mp4"))).result().clips) == 1
 
 
-def test_a_defect_of_ours_is_a_crash_with_its_message(material: Material, scratch: Path) -> None:
+def test_exception_is_a_crash_with_its_message(material: Material, scratch: Path) -> None:
     with IsolatedDecoder(1, scratch, 60, task_function=FAULTS) as decoder:
         with pytest.raises(DecodeError) as caught:
             decoder.submit(task(material("tiny.mp4"), "raise")).result()
         assert "a defect of ours" in caught.value.message
 
 
-def test_bad_files_raise_as_if_decoded_here(material: Material, scratch: Path) -> None:
+def test_errors_of_bad_files_reach_the_caller(material: Material, scratch: Path) -> None:
     with IsolatedDecoder(2, scratch, 60) as decoder:
         futures = [decoder.submit(task(material(n))) for n in ("html.mp4", "damaged.mp4", "cut-h264.mkv", "h264.mp4")]
         codes = [getattr(f.exception(), "code", None) for f in futures]
@@ -131,7 +131,7 @@ def test_bad_files_raise_as_if_decoded_here(material: Material, scratch: Path) -
     assert isinstance(futures[0].exception(), ProbeError)
 
 
-def test_a_wrong_task_function_is_fatal(material: Material, scratch: Path) -> None:
+def test_wrong_task_function_is_fatal(material: Material, scratch: Path) -> None:
     with (
         IsolatedDecoder(1, scratch, 60, task_function="tests.media.nowhere:function") as decoder,
         pytest.raises(FatalError, match="nowhere"),
@@ -139,7 +139,7 @@ def test_a_wrong_task_function_is_fatal(material: Material, scratch: Path) -> No
         decoder.submit(task(material("tiny.mp4"))).result()
 
 
-def test_children_ignore_an_interrupt_and_die_with_their_parent(material: Material, tmp_path: Path) -> None:
+def test_children_ignore_interrupts_and_end_with_their_parent(material: Material, tmp_path: Path) -> None:
     program = textwrap.dedent(f"""
         import time
         from pathlib import Path
@@ -169,7 +169,7 @@ def test_children_ignore_an_interrupt_and_die_with_their_parent(material: Materi
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("kvq-batch-")]
 
 
-def test_sweep_spares_the_living(tmp_path: Path) -> None:
+def test_sweep_keeps_directories_in_use(tmp_path: Path) -> None:
     with ScratchDirectory(tmp_path) as living:
         dead = tmp_path / "kvq-batch-1-dead"
         dead.mkdir()
@@ -179,7 +179,7 @@ def test_sweep_spares_the_living(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scratch_folder_that_is_not_there_is_fatal(tmp_path: Path) -> None:
+def test_missing_scratch_folder_is_fatal(tmp_path: Path) -> None:
     with pytest.raises(FatalError, match="does not exist"), IsolatedDecoder(1, tmp_path / "nowhere", 60):
         pass
 

@@ -1,4 +1,4 @@
-"""What the probe says of real files: odd ones, and such as must be refused."""
+"""Facts of odd files, and files that the probe refuses."""
 
 import numpy as np
 import pytest

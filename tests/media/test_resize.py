@@ -1,4 +1,4 @@
-"""Resize against the stored goldens and against the library that the published code calls."""
+"""Resize compared with stored goldens, and with torch, which the published code calls."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_equals_torch_but_for_ties(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("scene", list(SCENES))
 @pytest.mark.parametrize("shape", [ClipShape(640, 360, num_frames=1), ClipShape(1920, 1080, num_frames=1)])
-def test_a_picture_differs_from_torch_in_ties_alone(scene: str, shape: ClipShape) -> None:
+def test_pictures_differ_from_torch_in_ties_only(scene: str, shape: ClipShape) -> None:
     # Flat colours and soft pictures come closer to ties, and more often, than noise does.
     frames = np.stack(list(SCENES[scene](shape, np.random.default_rng(0))))
     ours, theirs = resize(frames, (448, 448)), torch_resize(frames, (448, 448))
@@ -65,7 +65,7 @@ def test_other_sizes_than_square() -> None:
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
-def test_a_frame_of_the_size_is_untouched() -> None:
+def test_frame_of_the_size_is_unchanged() -> None:
     frame = np.random.default_rng(2).integers(0, 256, (448, 448, 3), dtype=np.uint8)
     assert resize(frame, (448, 448)) is frame
     out = np.empty_like(frame)
@@ -73,7 +73,7 @@ def test_a_frame_of_the_size_is_untouched() -> None:
     assert np.array_equal(out, frame)
 
 
-def test_writes_into_the_given_array_and_reads_views() -> None:
+def test_output_array_and_views() -> None:
     frames = np.random.default_rng(3).integers(0, 256, (1, 50, 60, 3), dtype=np.uint8)
     turned = np.rot90(frames[0])
     out = np.empty((20, 30, 3), np.uint8)

@@ -6,7 +6,7 @@ prints the tables of docs/reliability.md. Every file comes from ffmpeg's test pa
 counts only if its frames differ from the intact ones.
 """
 
-import shutil
+import argparse
 import sys
 import tempfile
 import zlib
@@ -251,25 +251,29 @@ def _write_table(header: str, rows: dict[str, dict[str, Found]], kinds: tuple[st
         cells = [f"{found[kind].refused} of {found[kind].harmful}" for kind in kinds]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="kvq-damage-"))
-    try:
-        cases = intact_cases()
-        sys.stdout.write(f"Intact files accepted: {num_accepted(cases, folder)} of {len(cases)}\n")
+    parser = argparse.ArgumentParser(description="Measure how much damage is found, per container and codec.")
+    parser.add_argument("--folder", type=Path, help="Keep the files here, for the next time.")
+    parser.add_argument("--seeds", type=int, default=4, help="Damaged files of each kind, per intact file.")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kvq-damage-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        seeds, cases = range(arguments.seeds), intact_cases()
         containers: dict[str, dict[str, Found]] = {}
         codecs: dict[str, dict[str, Found]] = {}
         for case in (case for case in cases if case.edit == "plain"):
             by_container = containers.setdefault(case.container, {"cut": Found(), "zeroed": Found()})
             for kind in by_container:
-                by_container[kind].add(measure(case, folder, kind, range(4)))
+                by_container[kind].add(measure(case, folder, kind, seeds))
             by_codec = codecs.setdefault(_VARIANT_OF.get(case.codec, case.codec), {"flipped": Found()})
-            by_codec["flipped"].add(measure(case, folder, "flipped", range(8)))
+            by_codec["flipped"].add(measure(case, folder, "flipped", seeds))
         _write_table("container", containers, ("cut", "zeroed"))
         _write_table("codec", codecs, ("flipped",))
-    finally:
-        shutil.rmtree(folder)
+        sys.stdout.write(f"\nIntact files accepted: {num_accepted(cases, folder)} of {len(cases)}\n")
 
 
 if __name__ == "__main__":
