@@ -27,6 +27,7 @@ Tensors = Mapping[str, NDArray[np.float32]]
 METADATA_KEY = "kvq_batch.card"
 """Key of the card in the header of a safetensors file."""
 _LAYOUT = 1
+_CHECKSUM = "card_sha256"
 _TEXT_FIELDS = ("name", "version", "origin", "summary", "training_data", "licence")
 # A safetensors file starts with the length of its header in 8 bytes, and the header is a JSON object.
 _SAFETENSORS_MARK = b"{"
@@ -154,7 +155,13 @@ def card_json(card: ModelCard, config: KvqConfig) -> str:
     fields: dict[str, Any] = {key: getattr(card, key) for key in _TEXT_FIELDS}
     fields |= {"layout": _LAYOUT, "sha256": card.digest, "config": config.as_json()}
     fields["calibrations"] = {name: list(parameters) for name, parameters in card.calibrations.items()}
-    return json.dumps(fields, sort_keys=True)
+    return json.dumps(fields | {_CHECKSUM: _checksum(fields)}, sort_keys=True)
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    """Return the sha256 hex of a card without its checksum: the digest of the weights does not cover the card."""
+    others = {key: value for key, value in fields.items() if key != _CHECKSUM}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def parse_card(text: str, source: str) -> tuple[ModelCard, KvqConfig]:
@@ -171,6 +178,9 @@ def parse_card(text: str, source: str) -> tuple[ModelCard, KvqConfig]:
         raise CheckpointError(
             f"{source}: the model card does not have layout {_LAYOUT}. Update kvq-batch if a later release wrote it."
         )
+    # Cards of earlier releases have no checksum.
+    if fields.get(_CHECKSUM, _checksum(fields)) != _checksum(fields):
+        raise CheckpointError(f"{source}: the model card was changed after it was written. Download or write it again.")
     for key in (*_TEXT_FIELDS, "sha256"):
         if not isinstance(fields.get(key), str):
             raise CheckpointError(f"{source}: the model card has no text {key!r}. Write the file again.")
