@@ -116,17 +116,19 @@ def _fill(path: Path, probed: Probed, arrays: Sequence[_Array], decoding: Decodi
         for number in np.unique(array.indices).tolist():
             rows_of.setdefault(number, []).append((array, np.flatnonzero(array.indices == number)))
     wanted = np.array(sorted(rows_of), np.int64)
+    missing = set(rows_of)
     started = time.process_time()
     resize_s = 0.0
     for number, rgb in decoding.reader.frames(path, probed, wanted, decoding.num_threads):
         resize_started = time.process_time()
-        for array, rows in rows_of.pop(number):
+        missing.discard(number)
+        for array, rows in rows_of[number]:
             write_frame(rgb, number, array.request, array.pixels[rows[0]])
             array.pixels[rows[1:]] = array.pixels[rows[0]]
         resize_s += time.process_time() - resize_started
-    if rows_of:
+    if missing:
         raise DecodeError(
-            "frame_missing", f"The decoder does not return frame {min(rows_of)}. Upload the video again.", True
+            "frame_missing", f"The decoder does not return frame {min(missing)}. Upload the video again.", True
         )
     decoding.timings.resize_s += resize_s
     decoding.timings.decode_s += time.process_time() - started - resize_s

@@ -45,9 +45,10 @@ class FrameReader(Protocol):
     def frames(
         self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield each wanted frame once, as (number, uint8 RGB [H, W, 3]); `wanted` is sorted and unique.
+        """Yield each wanted frame as (number, uint8 RGB [H, W, 3]); `wanted` is sorted and unique.
 
-        Frames are cropped and upright (`picture`). The array may be a view of memory that the next frame overwrites.
+        If a number comes twice, its second frame is right. Frames are cropped and upright (`picture`). The array may be
+        a view of memory that the next frame overwrites.
 
         Raises:
             DecodeError: a wanted frame cannot be decoded exactly. No other frame is returned instead. Damage that no

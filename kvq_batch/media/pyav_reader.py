@@ -4,8 +4,9 @@ Each wanted frame is decoded from the last keyframe that precedes it both in dec
 lead an open group's keyframe need the group before). Between wanted frames, those that no frame refers to are skipped.
 Frames are recognised by presentation time, so a frame that the decoder drops is noticed.
 
-Containers mark packets as keyframes that are none. So the first picture of each stretch must be a keyframe for the
-decoder, too; if not, or if anything else is wrong with the stretch, decoding starts again at the first packet.
+Containers mark packets as keyframes that are not. So the first picture of each stretch must be a keyframe for the
+decoder, too. If it is not, or if anything else is wrong with the stretch, decoding starts again at the first packet.
+Frames of the stretch that were yielded are then yielded again.
 """
 
 from collections.abc import Iterable, Iterator
@@ -81,6 +82,7 @@ def _by_time(session: "_Session", probed: Probed, wanted: NDArray[np.int64]) -> 
         except (_NotAKeyframe, DecodeError, av.error.FFmpegError):
             if stretch.start == 0:
                 raise
+            missing |= stretch.wanted
         if not missing.keys().isdisjoint(stretch.wanted):
             break
     if missing:
