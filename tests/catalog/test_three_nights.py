@@ -19,8 +19,11 @@ from kvq_batch.catalog.stored_columns import stored_name
 from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.job_plan import plan_job
+from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.check import check_tables
 from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schema_changes import drop_catalog_column
+from kvq_batch.tables.schemas import CATALOG
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Writer
 from tests.support.catalog_files import CatalogFile, catalog_files, columns, is_same, names
@@ -69,6 +72,14 @@ class Nights(RuleBasedStateMachine):
         last = self.last
         values = data.draw(columns(last.format, len(last.videos)))
         self.run(CatalogFile(last.format, last.videos, {**last.columns, name: values}))
+
+    @rule(data=st.data())
+    def a_column_is_dropped(self, data: st.DataObject) -> None:
+        tables = Tables.open_if_any(str(self.folder / "tables"))
+        stored = [] if tables is None else sorted(set(tables.arrow_schema("catalog").names) - set(CATALOG.names))
+        if tables is not None and stored:
+            drop_catalog_column(tables.uri, StorageOptions(), data.draw(st.sampled_from(stored)))
+            self.run(self.last)
 
     def run(self, catalog: CatalogFile) -> None:
         self.number += 1
@@ -146,4 +157,4 @@ TestThreeNights.settings = settings(_COMMON, max_examples=10, derandomize=True)
 
 @pytest.mark.faults
 def test_many_nights() -> None:
-    run_state_machine_as_test(Nights, settings=settings(_COMMON, max_examples=600))
+    run_state_machine_as_test(Nights, settings=settings(_COMMON, max_examples=300))
