@@ -29,8 +29,8 @@ Verdict = Literal["equal", "refused", "undetected", "differs", "not made"]
 # Codecs whose decoders took changed bits for another picture in these files, without an error. docs/reliability.md
 # names them.
 UNCHECKED_CODECS = {
-    "dnxhr", "dv-ntsc", "dv-pal", "ffv1", "ffv1-gop", "flashsv", "h261", "h264", "hevc", "huffyuv", "mjpeg", "mpeg2",
-    "msmpeg4", "qtrle", "raw", "theora", "utvideo", "vp8", "vp9", "wmv2",
+    "dnxhr", "dv-ntsc", "ffv1-gop", "h261", "h264", "hevc", "huffyuv", "mjpeg", "mpeg2", "qtrle", "utvideo", "vp8",
+    "vp9", "wmv2",
 }  # fmt: skip
 
 

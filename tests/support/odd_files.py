@@ -325,10 +325,10 @@ def _encode(file: OddFile, path: Path) -> None:
     options = list(file.options)
     if pick:
         options += ["-vf", pick, "-fps_mode", "passthrough", "-enc_time_base", "1/1000"]
-    # The source rounds sizes down to even ones.
     width, height = map(int, file.size.split("x"))
-    source = f"testsrc2=size={width + width % 2}x{height + height % 2}:rate={rate}:duration=600,format=yuv444p"
-    source += f",crop={width}:{height}:0:0:exact=1"
+    source = f"testsrc2=size={width + width % 2}x{height + height % 2}:rate={rate}:duration=600"
+    if width % 2 or height % 2:  # the source has even sizes only
+        source += f",format=yuv444p,crop={width}:{height}:0:0:exact=1,format=yuv420p"
     counted = [] if "-frames:v" in options else ["-frames:v", str(_NUM_FRAMES)]
     ffmpeg("-f", "lavfi", "-i", source, *options, *counted, str(path))
 
