@@ -6,6 +6,7 @@ file with a column that was added later returned no row). The datasets built her
 partition, and the bounds of the two key columns.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -30,6 +31,7 @@ from kvq_batch.storage.options import (
     filesystem,
     is_local,
     join,
+    local_path,
     translate_storage_errors,
 )
 from kvq_batch.tables.schemas import ADDED_TABLES, FORMAT_VERSION, TABLES, TableSchema, find_schema
@@ -49,6 +51,8 @@ _ADD_ATTEMPTS = 10
 
 _CREATED_LAST = [schema.name for schema in TABLES if schema.name not in ADDED_TABLES][-1]
 """If this table exists, those before it exist too: several drivers may start at the same time without tables."""
+
+_DAMAGED_LOG = re.compile(r"Json error: ([^\n]*)")
 
 _UNSUPPORTED_FEATURES = {"columnMapping", "deletionVectors"}
 
@@ -109,9 +113,13 @@ class Tables:
         """Open the tables. Return None if they do not exist, or another process is creating them.
 
         Raises:
-            SpecError: one of them is missing although a later one exists, or one is of another format version.
+            SpecError: one of them is missing although a later one exists, one is of another format version, or the
+                folder holds Delta tables that are not ours.
         """
         if _load(absolute(uri), _CREATED_LAST, options or StorageOptions()) is None:
+            # A run would create tables there.
+            _check_root(absolute(uri), options or StorageOptions())
+            check_format_version(uri, options)
             return None
         return cls.open(uri, options)
 
@@ -123,6 +131,7 @@ class Tables:
             SpecError: the address is out of reach, a table is of another format version, or a column has another type.
         """
         uri, options = absolute(uri), options or StorageOptions()
+        _check_root(uri, options)
         # All are loaded first: tables of another format are rejected before one is created beside them.
         loaded = {schema.name: _load(uri, schema.name, options) for schema in TABLES}
         tables = cls(uri, options, {})
@@ -298,14 +307,38 @@ def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
             delta = DeltaTable(address, storage_options=delta_options(uri, options) or None)
         except TableNotFoundError:
             return None
+        except DeltaError as error:
+            # delta-rs has no class for it.
+            if (damage := _DAMAGED_LOG.search(str(error))) is None:
+                raise
+            raise SpecError(
+                f"{display_uri(address)}: an entry of the Delta log is damaged ({damage[1].strip()}). Restore the "
+                "newest files of its _delta_log, from a backup, from a version of the object, or from where they were copied."
+            ) from error
     _check_format(uri, name, delta)
     return delta
+
+
+def _check_root(uri: str, options: StorageOptions) -> None:
+    """Raises: SpecError if the folder of the tables is itself a Delta table: its owner would delete ours as unknown."""
+    with translate_storage_errors(uri):
+        if is_local(uri):
+            is_table = (local_path(uri) / "_delta_log").is_dir()
+        else:
+            is_table = DeltaTable.is_deltatable(uri, delta_options(uri, options))
+    if is_table:
+        raise SpecError(f"{display_uri(uri)} is itself a Delta table. Name another folder or prefix for the tables.")
 
 
 def _check_format(uri: str, name: str, delta: DeltaTable) -> None:
     found = delta.metadata().configuration.get(FORMAT_KEY, "1")
     if found == str(FORMAT_VERSION):
         return
+    if all(field.name != "commit_seq" for field in delta.schema().fields):
+        raise SpecError(
+            f"{display_uri(join(uri, name))} is a Delta table that kvq-batch did not write. Name another folder or "
+            "prefix for the tables."
+        )
     is_newer = not found.isdecimal() or int(found) > FORMAT_VERSION
     action = (
         "They were written by a newer kvq-batch. Upgrade kvq-batch."
