@@ -313,7 +313,7 @@ def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
                 raise
             raise SpecError(
                 f"{display_uri(address)}: an entry of the Delta log is damaged ({damage[1].strip()}). Restore the "
-                "newest files of its _delta_log, from a backup, from a version of the object, or from where they were copied."
+                "newest files of its _delta_log from a backup or from older versions of the objects."
             ) from error
     _check_format(uri, name, delta)
     return delta
