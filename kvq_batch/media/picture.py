@@ -6,8 +6,9 @@ line of ffmpeg makes with `-pix_fmt rgb24`, bit for bit.
 Chroma is taken to lie in the middle of the luma samples that share it, whatever the file says. Files disagree about it
 for no visible reason: H.264 and HEVC mean "left" where they are silent (H.264 E.2.1), JPEG means the centre, FFV1 and
 raw video say nothing. For 8 bits the published pipeline of KVQ repeats each chroma sample over its luma samples, which
-is the centre. With one rule, equal samples give equal scores in every codec, container and bit depth. For the same
-reason interlaced frames are converted as whole frames.
+is the centre. With one rule, equal samples give equal scores in every codec and container, and 8 and 10 bits differ
+least: by 1.1 levels of a test pattern on average, 2.5 with "left". For the same reason interlaced frames are converted
+as whole frames.
 """
 
 import math
