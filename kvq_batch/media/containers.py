@@ -218,14 +218,12 @@ def _matroska_elements(file: BinaryIO, size: int) -> Iterator[tuple[int, int, in
                 yield element, start, end or size
             offset = start if element == _SEGMENT or end is None else end
             continue
-        if element is None:
-            if offset < segment_end and not any(_read(file, offset, min(segment_end - offset, 4096))):
+        if element == _CLUSTER and end is None:
+            end = _live_cluster_end(file, start, size)
+        if element is None or end is None:
+            if _zeros_follow(file, offset, segment_end):
                 yield 0, offset, offset
             return  # what follows the segment is not part of the video, and other bytes are not elements
-        if end is None:
-            if element != _CLUSTER:
-                return
-            end = _live_cluster_end(file, start, size)
         yield element, start, end
         offset = end
 
@@ -312,9 +310,9 @@ def _movi_loss(file: BinaryIO, offset: int, end: int, size: int) -> str | None:
         if kind == b"LIST" and header[8:12] == b"rec ":
             offset += 12
             continue
-        if not any(header) and not any(_read(file, offset, min(end - offset, 4096))):
-            return f"zeros follow where its frames continue, from byte {offset} on"
         if not kind.isalnum():
+            if _zeros_follow(file, offset, end):
+                return f"zeros follow where its frames continue, from byte {offset} on"
             return None  # not a chunk; a demuxer searches for the next one, and so does a player
         if (kind == b"idx1" or kind == b"JUNK") and offset + 8 + length >= size:
             return None
@@ -426,6 +424,12 @@ def _check_unstructured(file: BinaryIO, size: int, padding_bytes: int = 0) -> Co
     if num_zeros >= min(_MIN_ZERO_TAIL, max(4096, _ZERO_TAIL_SHARE * size)):
         return Completeness(f"its last {num_zeros} bytes are zeros; the file was never written to its end")
     return Completeness()
+
+
+def _zeros_follow(file: BinaryIO, offset: int, end: int) -> bool:
+    """Return whether the bytes behind a header at `offset`, which may be written in part, are zeros."""
+    data = _read(file, offset + 16, max(0, min(end - offset - 16, 4096)))
+    return bool(data) and not any(data)
 
 
 def _zero_tail(file: BinaryIO, size: int) -> int:

@@ -75,6 +75,19 @@ def test_a_list_of_chunks_of_unknown_length(folder: Path) -> None:
     assert num_decoded(path) == num_decoded(zero) == 75
 
 
+@pytest.mark.parametrize("container", ["avi", "pipe.avi", "mkv", "live.mkv"])
+@pytest.mark.parametrize("written", range(-3, 9, 2))
+def test_header_that_was_written_in_part(container: str, written: int, folder: Path) -> None:
+    """A preallocated file whose last chunk or block has only some bytes of its header."""
+    data = bytearray(make(Case("mpeg4", container), folder).read_bytes())
+    marker = b"00dc" if container.endswith("avi") else b"\x1f\x43\xb6\x75"
+    end = data.index(marker, len(data) // 2 if container.endswith("avi") else 0) + written
+    data[end:] = bytes(len(data) - end)
+    path = folder / f"header.{container}"
+    path.write_bytes(data)
+    assert code_of(path) in ("truncated", "corrupt_frame")
+
+
 def test_padding_and_indices_hold_no_media(material: Material, folder: Path) -> None:
     """Boxes, chunks and elements after the media that are cut, or longer than the file."""
     mp4 = material("h264.mp4").read_bytes() + struct.pack(">I4s", 4096, b"free") + bytes(99)
