@@ -1,7 +1,11 @@
 """The commands `status`, `query` and `maps`, which read the tables and change nothing."""
 
+import logging
+import os
 import re
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 _VIEWS_WITH_RESULTS = re.compile(r"\b(scores|scores_latest|clips|maps|regions)\b", re.IGNORECASE)
 _UNKNOWN_NAME = re.compile(r"does not exist|not found in FROM|Referenced (?:table|column)", re.IGNORECASE)
 _BATCH_ROWS = 10_000
+_GRACE_S = 5.0
+"""Time after the time limit in which DuckDB stops by itself, as it does between blocks of rows."""
+
+_logger = logging.getLogger(__name__)
 
 
 def status(
@@ -97,7 +105,8 @@ def query(
         if sql is None:
             out.rows(list_view_columns(session), ["view", "column", "type", "meaning"])
             return
-        answer = _run_query(session, sql)
+        with _exit_after(timeout + _GRACE_S):
+            answer = _run_query(session, sql)
         untrained = list_untrained_models(session) if _VIEWS_WITH_RESULTS.search(sql) else []
     answer = answer.rename_columns(_unique_names(answer.column_names))
     out.rows(_iter_rows(answer), answer.column_names)
@@ -156,6 +165,24 @@ def _run_query(session: "Session", sql: str) -> "pa.Table":
         if _UNKNOWN_NAME.search(str(error)):
             raise SpecError(f"{error}\n`kvq-batch query TABLES --views` lists the views and their columns") from error
         raise
+
+
+@contextmanager
+def _exit_after(seconds: float) -> Iterator[None]:
+    """Exit the process if the block takes longer: DuckDB cannot stop in the middle of computing one value."""
+
+    def give_up() -> None:
+        _logger.error("error: The query did not stop at its time limit: it computes one value that takes very long.")
+        # The exit code of a query that stops at its limit. The next session removes the folder of this one.
+        os._exit(2)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _unique_names(names: list[str]) -> list[str]:

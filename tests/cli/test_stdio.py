@@ -151,6 +151,14 @@ def test_query_limits_are_options(tables: str) -> None:
     assert run("query", tables, "SELECT 1", "--memory-limit", "lots")[0] == 2
 
 
+def test_query_that_cannot_stop_ends_the_process(tables: str) -> None:
+    sql = "SELECT levenshtein(repeat('a', 1000000), repeat('b', 1000000))"
+    started = time.monotonic()
+    code, _, err = run("query", tables, sql, "--timeout", "0.5")
+    assert (code, "did not stop at its time limit" in err) == (2, True)
+    assert time.monotonic() - started < 60
+
+
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "s3.example.com", "s3://bucket", "http://", ""])
 def test_endpoint_without_scheme_is_rejected(endpoint: str) -> None:
     code, _, err = run("status", "s3://bucket/tables", "--endpoint-url", endpoint)
