@@ -14,8 +14,8 @@ for data over the memory limit, which DuckDB leaves readable, belongs to one dat
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.redact import summarize_error
-from kvq_batch.tables.database import limit_memory, spill_folder, translate_interrupt
+from kvq_batch.tables.database import limit_memory, spill_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +102,21 @@ class Sandbox:
             SpecError: the text is not one read, or it exceeds a limit.
             duckdb.Error: DuckDB rejects it.
         """
-        with self._one_query, translate_interrupt(), self._timeout():
-            statement = self._judge(text)
-            self.connection.begin()
+        seconds = self._limits.timeout_s
+        # In a thread of its own: DuckDB looks at signals rarely, at `interrupt` after every block of rows.
+        with self._one_query, ThreadPoolExecutor(1, thread_name_prefix="query") as thread:
+            running = thread.submit(self._query, text)
             try:
-                return self._run(statement)
-            except (duckdb.OutOfMemoryException, MemoryError, pa.ArrowMemoryError) as error:
-                raise SpecError(self._needs_more_memory("The query")) from error
+                wait([running], seconds)
+                if running.done():
+                    return running.result()
             finally:
-                self.connection.rollback()
+                if not running.done():
+                    self.connection.interrupt()
+        raise SpecError(
+            f"The query was stopped at its time limit of {seconds:g} s. Read less (WHERE, LIMIT, fewer joins), or "
+            "raise the limit (--timeout, timeout_s)."
+        )
 
     def close(self) -> None:
         self._stack.close()
@@ -139,25 +145,15 @@ class Sandbox:
             "(WHERE, LIMIT), or aggregate, or raise the limit (--memory-limit, memory_limit)."
         )
 
-    @contextmanager
-    def _timeout(self) -> Iterator[None]:
-        seconds = self._limits.timeout_s
-        if seconds is None:
-            yield
-            return
-        timer = threading.Timer(seconds, self.connection.interrupt)
-        timer.daemon = True
-        timer.start()
+    def _query(self, text: str) -> pa.Table:
+        statement = self._judge(text)
+        self.connection.begin()
         try:
-            yield
-        except duckdb.InterruptException as error:
-            raise SpecError(
-                f"The query was stopped at its time limit of {seconds:g} s. Read less (WHERE, LIMIT, fewer joins), or "
-                "raise the limit (--timeout, timeout_s)."
-            ) from error
+            return self._run(statement)
+        except (duckdb.OutOfMemoryException, MemoryError, pa.ArrowMemoryError) as error:
+            raise SpecError(self._needs_more_memory("The query")) from error
         finally:
-            timer.cancel()
-            timer.join()
+            self.connection.rollback()
 
     def _judge(self, text: str) -> duckdb.Statement:
         """Return the statement to run. Raises: SpecError if the text is not one read."""
