@@ -94,6 +94,8 @@ def test_preempted_node_is_not_an_attempt(
             nodes.add_node(num_cpus=2, include_dashboard=False)
             for node in preempted:
                 nodes.remove_node(node, allow_graceful=False)
+        # The first line names the executor.
+        wait_for(driver, "log executor: ")
         message = wait_for(driver, "log ")
         assert wait_for(driver, "finished") == f"finished scored {len(trial.healthy)}"
     assert message.endswith("result(s) never came back: nodes were preempted")
