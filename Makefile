@@ -30,7 +30,7 @@ test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 
 test-faults: $(STAMP) ## run every fault of docs/reliability.md and all whole runs, with real kills; long
 	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research \
-		tests/media tests/tables/test_sql_fuzz.py -m ''
+		tests/media tests/tables/test_sql_fuzz.py tests/catalog/test_three_nights.py -m ''
 
 test-metrics: $(STAMP) ## run a real Prometheus: check every dashboard query and alert
 	$(BIN)/python -m pytest tests/engine/test_metrics.py tests/engine/test_prometheus.py -m ''

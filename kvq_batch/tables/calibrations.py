@@ -123,13 +123,13 @@ def add_calibration(uri: str, options: StorageOptions, calibration: Calibration,
             run is using them.
         FatalError: the tables cannot be written.
     """
+    cards = _newest_rows(Tables.open(uri, options))
     weaknesses = calibration.find_weaknesses()
     if weaknesses and not is_forced:
         raise SpecError(
             f"Calibration {calibration.name!r} of {calibration.model_id} is too weak for `mos`: "
             f"{'; '.join(weaknesses)}. Evaluate on labels of more scenes, or use it anyway with --force."
         )
-    cards = _newest_rows(Tables.open(uri, options))
     card = cards.get((calibration.model_id, None))
     if card is None:
         known = ", ".join(sorted({model_id for model_id, _ in cards})) or "none"

@@ -118,6 +118,7 @@ def check_data_files(tables: Tables, deep: bool = False) -> tuple[list[Finding],
                 if is_readable:
                     readable[name].append(file)
             findings += _files_not_in_log(name, files, stored)
+            findings += _empty_log_entries(tables, name)
     return findings, readable
 
 
@@ -185,6 +186,18 @@ def _files_not_in_log(
             "see `kvq-batch tables vacuum --full`"
         )
         yield Finding("info", "files_not_in_log", name, name, message)
+
+
+def _empty_log_entries(tables: Tables, name: str) -> Iterator[Finding]:
+    """Yield the log entries without content, which delta-rs takes for commits that change nothing."""
+    with translate_storage_errors(join(tables.uri, name)):
+        file_system, root = tables.table_filesystem(name)
+        entries = file_system.ls(f"{root}/_delta_log", detail=True)
+    for entry in entries:
+        if entry["name"].endswith(".json") and not entry["size"]:
+            subject = f"_delta_log/{entry['name'].rsplit('/', 1)[-1]}"
+            message = "the entry is empty, so what it committed is invisible; restore it from a backup"
+            yield Finding("error", "empty_log_entry", name, subject, message)
 
 
 # Rows. Each query returns the columns subject and message.

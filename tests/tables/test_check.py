@@ -119,6 +119,13 @@ def test_missing_data_file_is_found(tmp_path: Path) -> None:
     assert ("run_scored", "scores", "run-1") in found
 
 
+def test_empty_log_entry_is_found(tmp_path: Path) -> None:
+    tables = fill(str(tmp_path)).tables
+    newest = max((tmp_path / "scores" / "_delta_log").glob("*.json"))
+    newest.write_bytes(b"")
+    assert ("empty_log_entry", "scores", f"_delta_log/{newest.name}") in errors(check(tables))
+
+
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
