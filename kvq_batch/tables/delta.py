@@ -31,7 +31,6 @@ from kvq_batch.storage.options import (
     filesystem,
     is_local,
     join,
-    local_path,
     translate_storage_errors,
 )
 from kvq_batch.tables.schemas import ADDED_TABLES, FORMAT_VERSION, TABLES, TableSchema, find_schema
@@ -321,11 +320,10 @@ def _load(uri: str, name: str, options: StorageOptions) -> DeltaTable | None:
 
 def _check_root(uri: str, options: StorageOptions) -> None:
     """Raises: SpecError if the folder of the tables is itself a Delta table: its owner would delete ours as unknown."""
+    # Not `DeltaTable.is_deltatable`: it holds the interpreter lock during its requests.
     with translate_storage_errors(uri):
-        if is_local(uri):
-            is_table = (local_path(uri) / "_delta_log").is_dir()
-        else:
-            is_table = DeltaTable.is_deltatable(uri, delta_options(uri, options))
+        file_system, path = filesystem(uri, options)
+        is_table = file_system.isdir(f"{path}/_delta_log")
     if is_table:
         raise SpecError(f"{display_uri(uri)} is itself a Delta table. Name another folder or prefix for the tables.")
 
