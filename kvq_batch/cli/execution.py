@@ -156,7 +156,7 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
     short_models = ", ".join(f"{model['model_id']} ({model['model_origin']})" for model in models)
     cost = {}
     if summary.cost is not None:
-        cost = {"cost": round(summary.cost, 4), "currency": planned.job.prices.currency}
+        cost = {"cost": round(summary.cost, 6), "currency": planned.job.prices.currency}
     output.record(
         {
             "run_id": summary.run_id,
@@ -171,8 +171,8 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
             "retried": summary.num_retried,
             "seconds": round(summary.seconds, 1),
             "videos_per_s": round(summary.videos_per_s, 3),
-            "core_hours": round(summary.core_hours, 4),
-            "gpu_hours": round(summary.gpu_hours, 4),
+            "core_hours": round(summary.core_hours, 6),
+            "gpu_hours": round(summary.gpu_hours, 6),
             **cost,
         }
     )
