@@ -38,7 +38,7 @@ from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 TOLERANCE = 1e-4
 """Largest allowed difference of scores: absolute below 1, relative above."""
 
-MODELS = ("luma-sharpness", "kvq-tiny", "kvq-lite")
+MODELS = ("luma-sharpness", "kvq-tiny")
 
 _SAMPLE_EVERY_S = 0.2
 
