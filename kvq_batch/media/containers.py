@@ -342,7 +342,7 @@ def _check_asf(file: BinaryIO, size: int) -> Completeness:
 
 
 def _check_flv(file: BinaryIO, size: int) -> Completeness:
-    """The values of onMetaData, the first tag; a file whose size is what it says was cut by its writer, on purpose."""
+    """Compare with onMetaData, the first tag; a file whose size is what it says was cut by its writer, on purpose."""
     head = _read(file, 9, 8192)
     metadata = head[15 : 15 + int.from_bytes(head[5:8], "big")] if head[4:5] == b"\x12" else b""
     declared_size = _flv_number(metadata, b"filesize")
