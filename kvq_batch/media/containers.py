@@ -175,7 +175,7 @@ def _check_mp4(file: BinaryIO, size: int) -> Completeness:
 
 
 def _sidx_loss(box: bytes, offset: int, size: int) -> str | None:
-    """The loss that a segment index shows (ISO/IEC 14496-12, 8.16.3): it lists the sizes of what follows it."""
+    """Return the loss that a segment index shows (ISO/IEC 14496-12, 8.16.3): it lists the sizes of what follows it."""
     length = int.from_bytes(box[:4], "big")
     is_wide = len(box) > 8 and box[8] == 1
     start = 12 + 8 + (16 if is_wide else 8)
@@ -303,7 +303,7 @@ def _check_riff(file: BinaryIO, size: int) -> Completeness:
 
 
 def _movi_loss(file: BinaryIO, offset: int, end: int, size: int) -> str | None:
-    """The loss within the chunks [offset, end) of an AVI's frames and sound."""
+    """Return the loss within the chunks [offset, end) of an AVI's frames and sound."""
     while offset + 8 <= min(end, size):
         header = _read(file, offset, 12)
         kind, length = header[:4], int.from_bytes(header[4:8], "little")
@@ -394,7 +394,7 @@ def _check_png(file: BinaryIO, size: int) -> Completeness:
 
 
 def _check_ogg(file: BinaryIO, size: int) -> Completeness:
-    """The last page, whose header lists the sizes of its segments (RFC 3533)."""
+    """Check the last page, whose header lists the sizes of its segments (RFC 3533)."""
     start = max(0, size - (1 << 17))
     tail = _read(file, start, size - start)
     page = tail.rfind(b"OggS")
@@ -408,7 +408,7 @@ def _check_ogg(file: BinaryIO, size: int) -> Completeness:
 
 
 def _check_mxf(file: BinaryIO, size: int) -> Completeness:
-    """The footer, whose position the header partition gives (SMPTE ST 377-1), 0 where the writer left it open."""
+    """Check the footer, whose position the header partition gives (SMPTE ST 377-1), 0 where the writer left it open."""
     head = _read(file, 0, 96)
     width = head[16] & 0x7F if head[16] & 0x80 else 0
     start = 17 + width + 24
