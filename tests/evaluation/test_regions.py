@@ -164,5 +164,5 @@ def test_invalid_models_and_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"3\.png cannot be read as a picture"):
         score_regions(Brightness(), regions)
     Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / "LPVQ" / "3.png")
-    with pytest.raises(DecodeError, match="store it as 8 bit RGB"):
+    with pytest.raises(DecodeError, match="Store it as 8-bit RGB"):
         score_regions(Brightness(), regions)
