@@ -52,7 +52,7 @@ class OutOfMemoryError(TransientError):
 
 
 class DeviceLostError(TransientError):
-    """The GPU is of no more use to this process, whatever it scores next."""
+    """This process cannot use its GPU any more; each further clip would fail."""
 
 
 class HeadUnavailableError(TransientError):

@@ -33,12 +33,14 @@ def adhoc_job(
     Raises:
         SpecError: a value is invalid.
     """
+    # A decoder for each core, although models use the same cores: 48 short clips on 2 cores took 6.1 instead of 9.4 s
+    # with `luma-sharpness`, 9.1 instead of 8.9 s with `kvq-lite` (measured).
     values: dict[str, Any] = {
         "name": slug(f"score-{Path(source.rstrip('/')).name}"),
         "tables": tables,
         "catalog": {"source": source},
         "models": [{"name": model, "weights": weights, "device": device, "workers": gpu_share(device)}],
-        "decode": {"workers": {"max": max(1, (os.cpu_count() or 2) - 1)}},
+        "decode": {"workers": {"max": os.cpu_count() or 1}},
         "run": {"max_failure_share": 0.0},
         "storage": {"endpoint_url": endpoint_url, "region": region},
     }
