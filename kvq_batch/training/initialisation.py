@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kvq_batch.models.kvq.checkpoint import check_tensors, is_safetensors, load
-from kvq_batch.models.kvq.config import KvqConfig, Shape, tensor_shapes
+from kvq_batch.models.checkpoints.tensors import Shape, is_safetensors
+from kvq_batch.models.kvq.checkpoint import check_tensors, load
+from kvq_batch.models.kvq.config import KvqConfig, tensor_shapes
 from kvq_batch.models.kvq.network import KvqNetwork, Stage, build_network
 from kvq_batch.models.kvq.published import load_kinetics, load_published
 from kvq_batch.training.samples import seed_of

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from kvq_batch.domain.errors import CheckpointError
+from kvq_batch.models.checkpoints.torch_file import NumpyValue, read_torch_file
 from kvq_batch.models.kvq.published import load_kinetics, load_published
-from kvq_batch.models.kvq.torch_file import NumpyValue, read_torch_file
 from kvq_batch.models.kvq.untrained import untrained_checkpoint
 from tests.support.kvq_cases import SMALL
 

@@ -18,19 +18,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from kvq_batch.domain.errors import CheckpointError, SpecError, shorten_list
+from kvq_batch.domain.errors import CheckpointError, SpecError
 from kvq_batch.domain.scorer import ModelCard
-from kvq_batch.models.kvq.config import KvqConfig, Shape, tensor_shapes
-
-Tensors = Mapping[str, NDArray[np.float32]]
+from kvq_batch.models.checkpoints.tensors import Tensors
+from kvq_batch.models.checkpoints.tensors import check_tensors as check_named_tensors
+from kvq_batch.models.checkpoints.tensors import digest as tensors_digest
+from kvq_batch.models.kvq.config import KvqConfig, tensor_shapes
 
 METADATA_KEY = "kvq_batch.card"
 """Key of the card in the header of a safetensors file."""
 _LAYOUT = 1
 _CHECKSUM = "card_sha256"
 _TEXT_FIELDS = ("name", "version", "origin", "summary", "training_data", "licence")
-# A safetensors file starts with the length of its header in 8 bytes, and the header is a JSON object.
-_SAFETENSORS_MARK = b"{"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +43,7 @@ class Checkpoint:
 
 def digest(tensors: Tensors, config: KvqConfig) -> str:
     """Return the sha256 hex over the sizes and, sorted by name, each tensor's name, shape and little-endian float32."""
-    hasher = hashlib.sha256(json.dumps(config.as_json(), sort_keys=True, separators=(",", ":")).encode())
-    for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name], dtype="<f4")
-        hasher.update(f"\n{name} {'x'.join(map(str, tensor.shape))}\n".encode())
-        hasher.update(tensor.data)
-    return hasher.hexdigest()
+    return tensors_digest(tensors, json.dumps(config.as_json(), sort_keys=True, separators=(",", ":")))
 
 
 def save(path: Path, checkpoint: Checkpoint) -> ModelCard:
@@ -96,24 +90,6 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(card, config, tensors)
 
 
-def is_safetensors(path: Path) -> bool:
-    """Return whether a file starts like safetensors.
-
-    Raises:
-        CheckpointError: a file that is missing, unreadable, empty, or a git-lfs pointer.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path}: the weights cannot be read ({error}). Check the path.") from error
-    if not head:
-        raise CheckpointError(f"{path}: the file is empty. Download the weights again.")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: the file is a git-lfs pointer, not the weights. Run `git lfs pull`.")
-    return head[8:9] == _SAFETENSORS_MARK
-
-
 def check_tensors(
     found: Mapping[str, NDArray[np.generic]], config: KvqConfig, source: str
 ) -> dict[str, NDArray[np.float32]]:
@@ -122,32 +98,7 @@ def check_tensors(
     Raises:
         CheckpointError: a missing or unexpected tensor, another shape, or values that are not finite numbers.
     """
-    shapes = tensor_shapes(config)
-    if missing := [name for name in shapes if name not in found]:
-        raise CheckpointError(f"{source}: {_list_tensors(missing)} missing. Use weights of this network.")
-    if unexpected := sorted(set(found) - set(shapes)):
-        raise CheckpointError(f"{source}: {_list_tensors(unexpected)} not expected. Use weights of this network.")
-    return {name: check_tensor(name, found[name], shape, source) for name, shape in shapes.items()}
-
-
-def check_tensor(name: str, tensor: NDArray[np.generic], shape: Shape, source: str) -> NDArray[np.float32]:
-    """Return a tensor as float32.
-
-    Raises:
-        CheckpointError: another shape, or values that are not finite floating-point numbers.
-    """
-    if tensor.shape != shape:
-        raise CheckpointError(
-            f"{source}: {name} has shape {tensor.shape}, expected {shape}. Use weights of this network."
-        )
-    if not np.issubdtype(tensor.dtype, np.floating):
-        raise CheckpointError(f"{source}: {name} has type {tensor.dtype}, expected floating-point numbers.")
-    values = np.ascontiguousarray(tensor, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise CheckpointError(
-            f"{source}: {name} contains NaN or infinity, because its training diverged. Use other weights."
-        )
-    return values
+    return check_named_tensors(found, tensor_shapes(config), source)
 
 
 def card_json(card: ModelCard, config: KvqConfig) -> str:
@@ -219,7 +170,3 @@ def _parse_calibrations(entries: object, source: str) -> dict[str, tuple[float, 
         b1, b2, b3, b4 = map(float, numbers)
         calibrations[str(name)] = (b1, b2, b3, b4)
     return calibrations
-
-
-def _list_tensors(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({shorten_list(names, 3)})"

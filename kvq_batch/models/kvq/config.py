@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.models.checkpoints.tensors import Shape
 
 Grid = tuple[int, int, int]
-Shape = tuple[int, ...]
 
 # Fields that were added after the published network. `as_json` leaves them out where they have their default, so that
 # the digest of the published network does not change.

@@ -10,7 +10,8 @@ from pathlib import Path
 from kvq_batch.domain.errors import CheckpointError, SpecError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
-from kvq_batch.models.kvq.checkpoint import Checkpoint, is_safetensors, load
+from kvq_batch.models.checkpoints.tensors import is_safetensors
+from kvq_batch.models.kvq.checkpoint import Checkpoint, load
 from kvq_batch.models.kvq.config import LITE, PUBLISHED, TINY, KvqConfig
 from kvq_batch.models.kvq.untrained import UNTRAINED, untrained_checkpoint
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.domain.scorer import ModelCard
+from kvq_batch.models.checkpoints.tensors import Shape
 from kvq_batch.models.kvq.checkpoint import Checkpoint, digest
-from kvq_batch.models.kvq.config import KvqConfig, Shape, tensor_shapes
+from kvq_batch.models.kvq.config import KvqConfig, tensor_shapes
 
 UNTRAINED = "untrained"
 """The value of `weights` that selects random weights, and their model version."""
