@@ -13,6 +13,7 @@ PACKAGE = ROOT / "kvq_batch"
 LAYERS = [
     ("domain",),
     ("config",),
+    ("features",),
     ("models", "media", "metrics"),
     ("storage",),
     ("tables",),
@@ -36,7 +37,9 @@ OWNERS = {
     "s3fs": {"storage"},
     "torch": {"models", "training"},
     "safetensors": {"models", "training"},
-    "scipy": {"metrics"},
+    "cv2": {"features"},
+    "scipy": {"evaluation", "features", "metrics"},
+    "sklearn": {"evaluation"},
     "matplotlib": {"report"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -15,6 +15,7 @@ from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
 ENTRY_POINT_GROUP = "kvq_batch.models"
 
 _BUILT_IN = (
+    EntryPoint("brisque-svr", "kvq_batch.models.brisque_svr.family:brisque_svr", ENTRY_POINT_GROUP),
     EntryPoint("kvq", "kvq_batch.models.kvq.family:kvq", ENTRY_POINT_GROUP),
     EntryPoint("kvq-lite", "kvq_batch.models.kvq.family:kvq_lite", ENTRY_POINT_GROUP),
     EntryPoint("kvq-tiny", "kvq_batch.models.kvq.family:kvq_tiny", ENTRY_POINT_GROUP),

@@ -11,7 +11,7 @@ from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
 
-OURS = ["kvq", "kvq-lite", "kvq-tiny", "luma-sharpness"]
+OURS = ["brisque-svr", "kvq", "kvq-lite", "kvq-tiny", "luma-sharpness"]
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str = "") -> None:
@@ -64,7 +64,7 @@ def test_declarations_of_built_in_models() -> None:
 
 
 def test_unknown_name_lists_registered_models() -> None:
-    known = "kvq, kvq-lite, kvq-tiny, luma-sharpness"
+    known = "brisque-svr, kvq, kvq-lite, kvq-tiny, luma-sharpness"
     with pytest.raises(SpecError, match=f"Unknown model 'kvk'. Registered models: {known}"):
         registry.describe(ModelOptions("kvk"))
 
