@@ -31,6 +31,19 @@ Uri = Annotated[str, Field(min_length=1), AfterValidator(_checked_uri)]
 """An address, without a final slash."""
 
 
+Edges = tuple[float, float, float, float]
+
+
+def _checked_regions(regions: Mapping[str, Edges]) -> Mapping[str, Edges]:
+    for name, (left, top, right, bottom) in regions.items():
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(
+                f"{name} = {[left, top, right, bottom]}: expected [left, top, right, bottom] as shares of the frame, "
+                "such as [0, 0.85, 1, 1]"
+            )
+    return regions
+
+
 class Storage(Section):
     """Object storage. Credentials are never part of a job: each process resolves them by the AWS chain."""
 
@@ -242,6 +255,13 @@ class Job(Section):
     name: str = Field(pattern=NAME_PATTERN, description="Name of the job in the table `runs`.")
     tables: Uri = Field(description="Folder or s3:// prefix of the result tables. Created by the first run.")
     hdr: Hdr = Field("refuse", description='HDR (PQ, HLG) video: "refuse" makes it a failure, "as-is" scores it.')
+    regions: Annotated[
+        Mapping[Annotated[str, Field(pattern=NAME_PATTERN)], Edges], AfterValidator(_checked_regions)
+    ] = Field(
+        {},
+        description="Named regions, as shares of the frame: { caption = [left, top, right, bottom] }. Query them in the "
+        "view named_regions.",
+    )
     catalog: Catalog
     models: tuple[Model, ...] = Field(min_length=1, description="The models of this job.")
     clips: Clips = Field(Clips(), description="Clips of a video.")

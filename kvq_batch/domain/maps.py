@@ -50,7 +50,25 @@ class StoredMaps:
             "saliency": self.saliency,
             "saliency_offset": self.saliency_offset,
             "saliency_scale": self.saliency_scale,
+            "texture_mean": self._mean_over_slots(self.texture, self.texture_offset, self.texture_scale, 1),
+            "saliency_mean": self._mean_over_slots(self.saliency, self.saliency_offset, self.saliency_scale, 2),
         }
+
+    def _mean_over_slots(
+        self, levels: NDArray[np.int8] | None, offset: float | None, scale: float | None, power: int
+    ) -> NDArray[np.int8] | None:
+        """Return the mean over the slots in the same levels, flat [row, column]; None for an absent map.
+
+        The value of a level q is (q * scale + offset)^power. A mean lies between its values, so it has a level.
+        """
+        if levels is None or offset is None or scale is None:
+            return None
+        num_cells = self.shape[1] * self.shape[2]
+        if scale == 0:
+            return np.zeros(num_cells, np.int8)
+        values = (levels.reshape(-1, num_cells) * scale + offset) ** power
+        means: NDArray[np.float64] = values.mean(axis=0) ** (1 / power)
+        return np.rint((means - offset) / scale).clip(-(LEVELS // 2), LEVELS // 2).astype(np.int8)
 
 
 def quantise(texture_SRC: NDArray[np.float32] | None, saliency_SRC: NDArray[np.float32] | None) -> StoredMaps:

@@ -49,7 +49,7 @@ _CLIP = [
     *FAILURE_FIELDS,
 ]
 
-MAP_NAMES = ("texture", "saliency")
+MAP_NAMES = ("texture", "saliency", "texture_mean", "saliency_mean")
 
 _MAPS = pa.struct(
     [
@@ -62,6 +62,8 @@ _MAPS = pa.struct(
         ("saliency", pa.binary()),
         ("saliency_offset", pa.float64()),
         ("saliency_scale", pa.float64()),
+        ("texture_mean", pa.binary()),
+        ("saliency_mean", pa.binary()),
     ]
 )
 

@@ -96,6 +96,8 @@ class MapColumns(TypedDict):
     saliency: Sequence[int]
     saliency_offset: float
     saliency_scale: float
+    texture_mean: Sequence[int]
+    saliency_mean: Sequence[int]
 
 
 class MapRow(IdentityRow, MapColumns):

@@ -185,6 +185,8 @@ MAPS = TableSchema(
         Column("saliency", _BYTES, "saliency map, flat [slot, row, column]: (q * saliency_scale + saliency_offset)^2"),
         Column("saliency_offset", REAL, "see saliency"),
         Column("saliency_scale", REAL, "see saliency; 0 for a constant map"),
+        Column("texture_mean", _BYTES, "mean of the texture over the time slots, flat [row, column], as texture"),
+        Column("saliency_mean", _BYTES, "mean of the saliency over the time slots, flat [row, column], as saliency"),
     ),
     sort_by=("video_id", "clip_index"),
     partition_by=("model_id",),

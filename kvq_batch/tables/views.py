@@ -107,28 +107,110 @@ QUALIFY row_number() OVER (PARTITION BY f.video_id, f.model_name ORDER BY f.comm
 """
 
 # Lists in SQL start at 1. Cells are in the order slot, row, column.
-_REGIONS = """
+_CURRENT_MAPS = """
+SELECT m.* FROM raw_maps m
+SEMI JOIN (SELECT video_id, model_id, commit_seq FROM scores_latest WHERE NOT is_stale) s
+    ON s.video_id = m.video_id AND s.model_id = m.model_id AND s.commit_seq = m.commit_seq
+"""
+
+_EDGES = """
+cell_col / num_cols AS x0, cell_row / num_rows AS y0, (cell_col + 1) / num_cols AS x1, (cell_row + 1) / num_rows AS y1
+"""
+
+_REGIONS = f"""
 WITH cells AS (
     SELECT m.video_id, m.model_id, m.clip_index, k.slot_start_s, m.num_rows, m.num_cols,
         m.texture_offset, m.texture_scale, m.saliency_offset, m.saliency_scale,
         unnest(m.texture) AS texture_level, unnest(m.saliency) AS saliency_level,
         unnest(range(m.num_slots * m.num_rows * m.num_cols)) AS cell
-    FROM raw_maps m
-    SEMI JOIN (SELECT video_id, model_id, commit_seq FROM scores_latest WHERE NOT is_stale) s
-        ON s.video_id = m.video_id AND s.model_id = m.model_id AND s.commit_seq = m.commit_seq
+    FROM ({_CURRENT_MAPS}) m
     LEFT JOIN raw_clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
         AND k.clip_index = m.clip_index
 ),
 valued AS (
-    SELECT *, texture_level * texture_scale + texture_offset AS texture,
+    SELECT *, (cell // (num_rows * num_cols))::INTEGER AS slot,
+        (cell // num_cols % num_rows)::INTEGER AS cell_row, (cell % num_cols)::INTEGER AS cell_col,
+        texture_level * texture_scale + texture_offset AS texture,
         (saliency_level * saliency_scale + saliency_offset) ** 2 AS saliency
     FROM cells
 )
-SELECT video_id, model_id, clip_index, (cell // (num_rows * num_cols))::INTEGER AS slot,
-    slot_start_s[(cell // (num_rows * num_cols) + 1)::INTEGER] AS slot_start_s,
-    (cell // num_cols % num_rows)::INTEGER AS cell_row, (cell % num_cols)::INTEGER AS cell_col,
-    texture, saliency, texture * saliency AS weighted
+SELECT video_id, model_id, clip_index, slot, slot_start_s[slot + 1] AS slot_start_s, cell_row, cell_col,
+    texture, saliency, texture * saliency AS weighted, num_rows, num_cols, {_EDGES}
 FROM valued
+"""
+
+# Releases before `texture_mean` and `saliency_mean` stored whole maps only: their means are computed here.
+_CELLS = f"""
+WITH current_maps AS ({_CURRENT_MAPS}),
+levels AS (
+    SELECT video_id, model_id, clip_index, num_rows, num_cols, texture_offset, texture_scale, saliency_offset,
+        saliency_scale, unnest(texture_mean) AS texture_level, unnest(saliency_mean) AS saliency_level,
+        unnest(range(num_rows * num_cols)) AS cell
+    FROM current_maps WHERE texture_mean IS NOT NULL OR saliency_mean IS NOT NULL
+),
+whole AS (
+    SELECT video_id, model_id, clip_index, num_rows, num_cols, texture_offset, texture_scale, saliency_offset,
+        saliency_scale, unnest(texture) AS texture_level, unnest(saliency) AS saliency_level,
+        unnest(range(num_slots * num_rows * num_cols)) % (num_rows * num_cols) AS cell
+    FROM current_maps WHERE texture_mean IS NULL AND saliency_mean IS NULL
+),
+valued AS (
+    SELECT video_id, model_id, clip_index, num_rows, num_cols, cell,
+        texture_level * texture_scale + texture_offset AS texture,
+        (saliency_level * saliency_scale + saliency_offset) ** 2 AS saliency
+    FROM levels
+    UNION ALL
+    SELECT video_id, model_id, clip_index, num_rows, num_cols, cell,
+        avg(texture_level * texture_scale + texture_offset),
+        avg((saliency_level * saliency_scale + saliency_offset) ** 2)
+    FROM whole GROUP BY ALL
+),
+placed AS (
+    SELECT *, (cell // num_cols)::INTEGER AS cell_row, (cell % num_cols)::INTEGER AS cell_col FROM valued
+)
+SELECT video_id, model_id, clip_index, cell_row, cell_col, texture, saliency, num_rows, num_cols, {_EDGES}
+FROM placed
+"""
+
+# A region has the value of the cells that it overlaps, weighted by the area of the overlap. The newest run of the
+# catalog of a video defines its regions.
+_NAMED_REGIONS = """
+WITH defined AS (
+    SELECT r.run_id, region.key AS region, unnest([region.value::DOUBLE[]]) AS edges
+    FROM runs r, json_each(try_cast(r.job_spec AS JSON), '$.regions') region
+),
+named AS (
+    SELECT v.video_id, d.region, edges[1] AS left_edge, edges[2] AS top, edges[3] AS right_edge, edges[4] AS bottom
+    FROM catalog v JOIN defined d ON d.run_id = v.last_run_id
+),
+covered AS (
+    SELECT c.video_id, c.model_id, c.clip_index, n.region, c.texture, c.saliency,
+        greatest(0, least(c.x1, n.right_edge) - greatest(c.x0, n.left_edge))
+            * greatest(0, least(c.y1, n.bottom) - greatest(c.y0, n.top)) AS area
+    FROM cells c JOIN named n ON n.video_id = c.video_id
+)
+SELECT video_id, model_id, clip_index, region,
+    sum(texture * area) / sum(area) AS texture, sum(saliency * area) / sum(area) AS saliency
+FROM covered WHERE area > 0 GROUP BY ALL
+"""
+
+# A model without time slots has one row for each clip.
+_TIMELINE = """
+WITH slots AS (
+    SELECT k.video_id, k.model_id, s.model_name, k.clip_index, k.start_s, k.end_s, k.slot_start_s, k.slot_scores,
+        k.raw_score AS clip_score, unnest(range(greatest(1, len(k.slot_scores)))) AS slot
+    FROM raw_clips k
+    JOIN (SELECT video_id, model_id, model_name, commit_seq FROM scores_latest WHERE NOT is_stale) s
+        ON s.video_id = k.video_id AND s.model_id = k.model_id AND s.commit_seq = k.commit_seq
+),
+timed AS (
+    SELECT video_id, model_id, model_name, clip_index, slot::INTEGER AS slot,
+        CASE WHEN slot = 0 THEN start_s ELSE slot_start_s[slot + 1] END AS from_s,
+        coalesce(slot_start_s[slot + 2], end_s) AS until_s, coalesce(slot_scores[slot + 1], clip_score) AS raw_score
+    FROM slots
+)
+SELECT t.*, m.b2 + (m.b1 - m.b2) / (1 + exp(-(t.raw_score - m.b3) / abs(m.b4))) AS mos
+FROM timed t LEFT JOIN (SELECT model_id, b1, b2, b3, b4 FROM models WHERE is_default) m ON m.model_id = t.model_id
 """
 
 # In this order: views use those before them.
@@ -145,6 +227,9 @@ VIEWS: Mapping[str, str] = {
     "opinions": f"SELECT * FROM ({_NEWEST.format(table='opinions', keys='dataset, video_id')}) WHERE NOT is_withdrawn",
     "unresolved_failures": _UNRESOLVED_FAILURES,
     "regions": _REGIONS,
+    "cells": _CELLS,
+    "named_regions": _NAMED_REGIONS,
+    "timeline": _TIMELINE,
 }
 
 _DESCRIPTIONS: Mapping[str, str] = {
@@ -159,7 +244,10 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "labels": "one row per rendition of a reference segment that was made and measured",
     "opinions": "the newest opinion on each video in each data set",
     "unresolved_failures": "newest final failure of each video and model without a later score",
-    "regions": "one row per cell of the maps of current scores",
+    "regions": "one row per cell and time slot of the maps of current scores",
+    "cells": "one row per cell of the maps of current scores, means over the time slots of a clip",
+    "named_regions": "means of current maps over the regions that the job names ([regions])",
+    "timeline": "one row per time slot of current scores: from when until when, and how good",
 }
 
 _COMPUTED: Mapping[str, str] = {
@@ -175,7 +263,25 @@ _COMPUTED: Mapping[str, str] = {
     "texture": "quality of the cell",
     "saliency": "weight of the cell; the mean over a time slot is 1",
     "weighted": "texture * saliency; the mean over all cells of a video is raw_score",
+    "x0": "left edge of the cell, as a share of the width of the frame",
+    "y0": "upper edge of the cell, as a share of the height of the frame",
+    "x1": "right edge of the cell, as a share of the width of the frame",
+    "y1": "lower edge of the cell, as a share of the height of the frame",
+    "region": "name of the region in the job",
+    "from_s": "start of the time slot in the video, seconds",
+    "until_s": "end of the time slot in the video, seconds",
 }
+
+
+_TABLE_OF: Mapping[str, str] = {
+    "scores_latest": "scores",
+    "unresolved_failures": "failures",
+    "timeline": "",
+    "regions": "",
+    "cells": "",
+    "named_regions": "",
+}
+"""Tables whose descriptions the columns of a view share, where its name differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +309,7 @@ def describe_views() -> dict[str, View]:
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> tuple[Column, ...]:
-    table = {"scores_latest": "scores", "unresolved_failures": "failures", "regions": ""}.get(view, view)
+    table = _TABLE_OF.get(view, view)
     own = {c.name: c.comment for schema in TABLES if schema.name == table for c in schema.columns}
     known = {column.name: column.comment for schema in TABLES for column in schema.columns}
     rows = connection.execute(f'DESCRIBE "{view}"').fetchall()

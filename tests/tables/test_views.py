@@ -1,5 +1,6 @@
 """Views: current and stale scores, invisible rows, and the score recomputed from stored maps."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,11 @@ def test_regions_are_the_cells_of_the_maps(tables: Tables) -> None:
     assert [(r["slot"], r["cell_row"], r["cell_col"]) for r in rows] == list(np.ndindex(texture.shape))
     assert list(rows[0]) == [
         "video_id", "model_id", "clip_index", "slot", "slot_start_s",
-        "cell_row", "cell_col", "texture", "saliency", "weighted",
+        "cell_row", "cell_col", "texture", "saliency", "weighted", "num_rows", "num_cols", "x0", "y0", "x1", "y1",
     ]  # fmt: skip
+    last = rows[-1]
+    assert (last["num_rows"], last["num_cols"], last["x0"], last["y0"]) == (4, 5, 0.8, 0.75)
+    assert (last["x1"], last["y1"]) == (1, 1)
     step = np.ptp(texture) / 254
     # Half a step of rounding, and the shift of the offset, which is large where cells are as few as here.
     np.testing.assert_allclose([r["texture"] for r in rows], texture.ravel(), atol=step)
@@ -97,6 +101,68 @@ def test_single_map_gives_regions_with_nulls(tables: Tables) -> None:
     rows = ask(tables, "SELECT * FROM regions")
     assert len(rows) == 60
     assert all(r["saliency"] is None and r["weighted"] is None and r["texture"] is not None for r in rows)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_cells_are_means_over_time_slots(tables: Tables, is_old: bool) -> None:
+    batch = make_batch(["a"], seed=7)
+    if is_old:
+        # Earlier releases had no columns of means.
+        kept = [name for name in batch.maps.column_names if not name.endswith("_mean")]
+        batch = Batch(
+            batch.maps.select(kept).append_column("texture_mean", pa.nulls(1, pa.list_(pa.int8()))).append_column(
+                "saliency_mean", pa.nulls(1, pa.list_(pa.int8()))
+            ),
+            batch.clips, None, batch.scores,
+        )  # fmt: skip
+    start(tables, "run-1", ["a"], [KVQ]).commit(batch)
+    texture, saliency = make_maps(7)
+    rows = ask(tables, "SELECT * FROM cells ORDER BY cell_row, cell_col")
+    assert [(r["cell_row"], r["cell_col"]) for r in rows] == list(np.ndindex(texture.shape[1:]))
+    np.testing.assert_allclose([r["texture"] for r in rows], texture.mean(0).ravel(), atol=1.5 * np.ptp(texture) / 254)
+    roots = np.sqrt([r["saliency"] for r in rows])
+    np.testing.assert_allclose(roots, np.sqrt(saliency.mean(0)).ravel(), atol=1.5 * np.ptp(np.sqrt(saliency)) / 254)
+
+
+def test_timeline_has_the_score_and_times_of_each_slot(tables: Tables) -> None:
+    writer = start(tables, "run-1", ["a"], [KVQ])
+    writer.write_models(pa.concat_tables([make_model(KVQ), make_model(KVQ, "vmaf", (100, 0, 0.3, 0.1), True)]))
+    writer.commit(make_batch(["a"]))
+    rows = ask(tables, "SELECT * FROM timeline ORDER BY slot")
+    assert [(r["slot"], r["from_s"], r["until_s"]) for r in rows] == [(0, 0.0, 1.5), (1, 1.5, 3.0), (2, 3.0, 4.0)]
+    texture, saliency = make_maps(0)
+    expected = (texture * saliency).mean(axis=(1, 2))
+    np.testing.assert_allclose([r["raw_score"] for r in rows], expected, rtol=1e-6)
+    np.testing.assert_allclose([r["mos"] for r in rows], 100 / (1 + np.exp(-(expected - 0.3) / 0.1)), rtol=1e-6)
+
+
+def test_timeline_of_a_model_without_slots_has_one_row_a_clip(tables: Tables) -> None:
+    batch = make_batch(["a"])
+    empty = pa.array([[]], pa.list_(pa.float64()))
+    clips = batch.clips
+    for name, kind in (("slot_start_s", pa.float64()), ("slot_scores", pa.float32())):
+        clips = clips.set_column(clips.column_names.index(name), name, empty.cast(pa.list_(kind)))
+    start(tables, "run-1", ["a"], [KVQ]).commit(Batch(batch.maps, clips, None, batch.scores))
+    (row,) = ask(tables, "SELECT * FROM timeline")
+    assert (row["from_s"], row["until_s"]) == (0.0, 4.0)
+    assert row["raw_score"] == pytest.approx(clips["raw_score"][0].as_py())
+
+
+def test_named_regions_weight_cells_by_the_area_of_the_overlap(tables: Tables) -> None:
+    writer = Writer(tables, "run-1")
+    run = make_run([KVQ]).to_pylist(maps_as_pydicts="lossy")
+    regions = {"caption": [0, 0.875, 0.3, 1], "all": [0, 0, 1, 1]}
+    writer.write_run(make_rows("runs", [{**run[0], "job_spec": json.dumps({"regions": regions})}]))
+    writer.write_catalog(catalog_changes(tables, make_catalog(["a"]), "nightly"))
+    writer.commit(make_batch(["a"], seed=7))
+    texture, saliency = (values.mean(0) for values in make_maps(7))
+    rows = {r["region"]: r for r in ask(tables, "SELECT * FROM named_regions")}
+    # The lower half of the last of 4 rows; the first of 5 columns, and half of the second.
+    weights = np.array([0.2, 0.1])
+    for name, values in (("texture", texture), ("saliency", saliency)):
+        expected = (values[3, :2] * weights).sum() / weights.sum()
+        assert rows["caption"][name] == pytest.approx(expected, abs=0.05 * float(np.ptp(values)))
+        assert rows["all"][name] == pytest.approx(values.mean(), abs=0.01 * float(np.ptp(values)))
 
 
 def test_maps_without_a_score_are_invisible(tables: Tables) -> None:
