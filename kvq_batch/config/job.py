@@ -259,8 +259,8 @@ class Job(Section):
         Mapping[Annotated[str, Field(pattern=NAME_PATTERN)], Edges], AfterValidator(_checked_regions)
     ] = Field(
         {},
-        description="Named regions, as shares of the frame: { caption = [left, top, right, bottom] }. Query them in the "
-        "view named_regions.",
+        description="Named regions, as shares of the frame: { caption = [left, top, right, bottom] }. See the view "
+        "named_regions.",
     )
     catalog: Catalog
     models: tuple[Model, ...] = Field(min_length=1, description="The models of this job.")
