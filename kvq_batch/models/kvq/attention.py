@@ -96,13 +96,15 @@ def _partition(grid: Tensor, counts: tuple[int, ...], size: Grid) -> Tensor:
     return parts.permute(0, 2, 4, 1, 3, 5).reshape(math.prod(counts), math.prod(size))
 
 
-def bias_index(num_tokens: int, window: Grid, device: torch.device) -> Tensor:
+def bias_index(num_tokens: int, window: Grid, device: torch.device, size: Grid | None = None) -> Tensor:
     """Return the row of the relative position bias table for each pair of tokens, int64 [N, N] (KVQ_SPEC section 3.2).
 
-    Coordinates are those of a full window even if the window is smaller, as the published network was trained.
+    `window` is the window of the table. Coordinates are those in a window of `size`; by default those of a full window
+    even if the window is smaller, as the published network was trained.
     """
     token = torch.arange(num_tokens, device=device)
-    coordinates = (token // (window[1] * window[2]), token // window[2] % window[1], token % window[2])
+    _, rows, columns = size or window
+    coordinates = (token // (rows * columns), token // columns % rows, token % columns)
     index = torch.zeros(num_tokens, num_tokens, dtype=torch.int64, device=device)
     for extent, coordinate in zip(window, coordinates, strict=True):
         index = index * (2 * extent - 1) + (coordinate[:, None] - coordinate[None, :] + extent - 1)

@@ -22,7 +22,7 @@ from kvq_batch.models.kvq.config import KvqConfig
 
 NORM_EPS = 1e-5
 # Attention bias between tokens of different regions of a rolled grid: Swin's finite value, as published.
-_SEPARATION = -100.0
+SEPARATION = -100.0
 
 
 class Block(nn.Module):
@@ -105,7 +105,7 @@ class WindowAttention(nn.Module):
         rows = F.embedding(index.flatten(), self.relative_position_bias_table)
         bias = rows.t().contiguous().view(-1, *index.shape)
         if is_separated is not None:
-            bias = bias + _SEPARATION * is_separated.to(bias.dtype)
+            bias = bias + SEPARATION * is_separated.to(bias.dtype)
         return bias.to(dtype)
 
     def forward(self, normal: Tensor, bias: Tensor) -> Tensor:

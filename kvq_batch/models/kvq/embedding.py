@@ -50,14 +50,22 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim, eps=NORM_EPS)
 
     def forward(self, clips: Tensor) -> Tensor:
-        x = padded_to(clips, self.config.patch)
-        x = with_energy_bands(x, self.config)
-        frames, rows, columns = self.config.patch
-        batch, channels = x.shape[:2]
-        slots, height, width = (extent // step for extent, step in zip(x.shape[2:], self.config.patch, strict=True))
-        parts = x.view(batch, channels, slots, frames, height, rows, width, columns)
-        patches = parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).to(self.compute_dtype)
-        return normalise_tokens(linear(patches, self.proj).float(), self.norm)
+        x = with_energy_bands(padded_to(clips, self.config.patch), self.config)
+        return embed_patches(x, self.proj, self.norm, self.compute_dtype)
+
+
+def embed_patches(clips: Tensor, proj: nn.Conv3d, norm: nn.LayerNorm, compute_dtype: torch.dtype) -> Tensor:
+    """Apply a convolution without overlap as one product, and a norm: [B, C', T, H, W] -> float32 [B, D, H, W, C].
+
+    The ends are padded with zeros to whole patches.
+    """
+    patch = (proj.kernel_size[0], proj.kernel_size[1], proj.kernel_size[2])
+    x = padded_to(clips, patch)
+    batch, channels = x.shape[:2]
+    slots, height, width = (extent // step for extent, step in zip(x.shape[2:], patch, strict=True))
+    parts = x.view(batch, channels, slots, patch[0], height, patch[1], width, patch[2])
+    patches = parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).to(compute_dtype)
+    return normalise_tokens(linear(patches, proj).float(), norm)
 
 
 class ConvolutionalStem(nn.Module):
