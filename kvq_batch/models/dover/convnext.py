@@ -5,6 +5,8 @@ Tokens are [B, D, H, W, C] as in the Swin networks here, so products and norms w
 Axes: B clips, T frames, D slots, H rows, W columns, C channels.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class ConvNext(nn.Module):
         stem = nn.Sequential(nn.Conv3d(3, dims[0], _STEM, _STEM), nn.LayerNorm(dims[0], eps=_NORM_EPS))
         merges = [
             nn.Sequential(nn.LayerNorm(narrow, eps=_NORM_EPS), nn.Conv3d(narrow, wide, (1, 2, 2), (1, 2, 2)))
-            for narrow, wide in zip(dims, dims[1:], strict=False)
+            for narrow, wide in pairwise(dims)
         ]
         self.downsample_layers = nn.ModuleList([stem, *merges])
         block = BlockV1 if config.version == 1 else BlockV2
@@ -90,9 +92,10 @@ class ResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.empty(1, 1, 1, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-        share = size / (size.mean(-1, keepdim=True) + 1e-6)
-        return x * (self.gamma * share + 1) + self.beta
+        size: Tensor = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        share: Tensor = size / (size.mean(-1, keepdim=True) + 1e-6)
+        out: Tensor = x * (self.gamma * share + 1) + self.beta
+        return out
 
 
 def convolve_depthwise(x: Tensor, convolution: nn.Conv3d) -> Tensor:
@@ -143,5 +146,4 @@ def _merge(x: Tensor, merging: nn.Module) -> Tensor:
 
 
 def _depthwise(width: int, num_slots: int) -> nn.Conv3d:
-    kernel = (num_slots, _KERNEL, _KERNEL)
-    return nn.Conv3d(width, width, kernel, padding=tuple(step // 2 for step in kernel), groups=width)
+    return nn.Conv3d(width, width, (num_slots, _KERNEL, _KERNEL), groups=width)

@@ -3,7 +3,7 @@
 It shares the products, norms, patch merging and heads of KVQ. Other than there, a window may shrink with the input, its
 bias depends on the fragments of its tokens, and padding comes after the norm.
 
-Axes: B clips, T frames, D slots, H rows, W columns, C channels, L tokens of a padded grid, N tokens of a window, h heads.
+Axes: B clips, T frames, D slots, H rows, W columns, C channels, L tokens of a grid, N tokens of a window, h heads.
 """
 
 import math
@@ -80,7 +80,7 @@ class Stage(nn.Module):
 def fit_window(grid: Grid, window: Grid, full: Grid) -> tuple[Grid, Grid]:
     """Return (window, shift of odd blocks) on a grid (FASTVQA_SPEC section 3.2).
 
-    An axis that fits into the window is not shifted. The shift is half of the full window, even if the window is scaled.
+    An axis that fits into the window is not shifted. The shift is half of the full window, scaled or not.
     """
     axes = list(zip(grid, window, full, strict=True))
     size = [min(extent, step) for extent, step, _ in axes]

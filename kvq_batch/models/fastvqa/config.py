@@ -70,9 +70,9 @@ class FastVqaConfig:
     """A variant: its network, its frames, its scale, and the file that its authors publish.
 
     A video gives `num_clips` clips of `clip_frames` frames, `stride` apart: whole clips if `num_segments` is 0,
-    otherwise `num_segments` segments of the video that share the frames of one clip. A frame is spliced from `fragments`
-    (rows, columns) patches of 32 pixels; their positions are fixed. `mean` and `std` map a score to 0..1 (FASTVQA_SPEC
-    section 4).
+    otherwise `num_segments` segments of the video that share the frames of one clip. A frame is spliced from
+    `fragments` (rows, columns) patches of 32 pixels; their positions are fixed. `mean` and `std` map a score to 0..1
+    (FASTVQA_SPEC section 4).
     """
 
     network: SwinConfig = field(default_factory=SwinConfig)

@@ -96,7 +96,7 @@ def axis_kinds(length: int, size: int, shift: int, device: torch.device) -> Axis
         regions = torch.where(index >= length - shift, 2, (index >= length - size).long())
     else:
         regions = torch.zeros_like(index)
-    # The product is in float32, as that of torch's nearest interpolation; for some sizes it is below the exact quotient.
+    # The product is in float32, as that of torch's nearest interpolation; it can be below the exact quotient.
     scale = torch.tensor(size, dtype=torch.float32, device=device) / length
     fragment = torch.roll((index * scale).floor().long(), -shift)
     of_window = [values.view(-1, size) for values in (regions, fragment)]

@@ -79,7 +79,9 @@ class SwinV2(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Return the mean token [B, C], or the logits of the classes."""
         feature = self.stages(pictures)[-1].mean((1, 2))
-        return feature if self.head is None else self.head(feature)
+        if self.head is not None:
+            feature = self.head(feature)
+        return feature
 
 
 def square_windows(height: int, width: int, side: int, is_shifted: bool, device: torch.device) -> WindowLayout:
@@ -146,7 +148,8 @@ class CosineAttention(nn.Module):
         # [B, windows, h, N, d] -> [B, L, C], in the order of the grid.
         mixed = mixed.transpose(2, 3).flatten(3).flatten(1, 2).index_select(1, layout.indices.flatten().argsort())
         grid = torch.unflatten(mixed, 1, layout.padded[1:])[:, :height, :width]
-        return self.proj(grid)
+        out: Tensor = self.proj(grid)
+        return out
 
     def position_bias(self) -> Tensor:
         """Return 16 sigmoid(table) of every pair of tokens, [h, N, N]."""

@@ -1,0 +1,92 @@
+"""The networks of FAST-VQA and FasterVQA equal the golden maps of the official code, at every stage."""
+
+import numpy as np
+import pytest
+import torch
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.models.fastvqa.backbone import Stage
+from kvq_batch.models.fastvqa.config import FAST_VQA, FAST_VQA_M, SwinConfig
+from kvq_batch.models.fastvqa.network import FastVqaNetwork
+from kvq_batch.models.fastvqa.windows import window_layout
+from tests.goldens.fastvqa import golden_recipe
+from tests.support.published_networks import GOLDEN, TOLERANCES, assert_golden, record, tiny_config, with_weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("number", range(len(golden_recipe.GATE_CASES)))
+def test_fragment_distances_and_masks_are_golden(number: int) -> None:
+    slots, rows, columns, window, shift = golden_recipe.GATE_CASES[number]
+    golden = np.load(GOLDEN)
+    layout = window_layout((slots, rows, columns), window, shift, CPU)
+    count = layout.indices.shape[1]
+    distance = np.full((len(layout.indices), count, count), -1.0)
+    is_separated = np.zeros((len(layout.indices), count, count), bool)
+    for kind in layout.kinds():
+        distance[kind.windows] = kind.distance.numpy()
+        if kind.is_separated is not None:
+            is_separated[kind.windows] = kind.is_separated.numpy()
+    # The golden has one slot of each window.
+    assert np.array_equal(distance, np.tile(golden[f"gate.{number}.slice"], (slots // window[0], window[0], window[0])))
+    assert np.array_equal(is_separated.sum(-1), golden[f"gate.{number}.mask_rows"])
+    weighted = (is_separated * (1 + np.arange(count) % 31)).sum(-1)
+    assert np.array_equal(weighted, golden[f"gate.{number}.mask_weighted"])
+
+
+@pytest.mark.parametrize("case", golden_recipe.LAYER_CASES)
+@torch.inference_mode()
+def test_stage_equals_the_golden_stage(case: str) -> None:
+    clips, channels, heads, slots, rows, columns, window, scaled, has_table, is_merged = golden_recipe.LAYER_CASES[case]
+    full = (window[0], window[1], window[2])
+    depths, num_heads = ((2, 2), (heads, 2 * heads)) if is_merged else ((2,), (heads,))
+    config = SwinConfig(
+        channels, depths, num_heads, window=full, fragment_bias=(has_table,) * 2, scales_window=scaled is not None
+    )
+    weights = golden_recipe.weights(f"layer.{case}")
+    stage = with_weights(
+        lambda: Stage(config, 0), {name.removeprefix("layers.0."): value for name, value in weights.items()}
+    )
+    x = golden_recipe.uniform(f"x.{case}", (clips, channels, slots, rows, columns)).astype(np.float32)
+    size = full if scaled is None else (scaled[0], scaled[1], scaled[2])
+    out = stage(torch.from_numpy(x).permute(0, 2, 3, 4, 1), size).permute(0, 4, 1, 2, 3).numpy()
+    assert np.abs(out - np.load(GOLDEN)[f"layer.{case}.out"]).max() <= TOLERANCES["probe"]
+
+
+@pytest.mark.parametrize("case", golden_recipe.MODEL_CASES)
+@torch.inference_mode()
+def test_maps_and_stages_are_golden(case: str) -> None:
+    weights, scales_window, *_ = golden_recipe.MODEL_CASES[case]
+    config = tiny_config(weights, scales_window)
+    network = with_weights(lambda: FastVqaNetwork(config), golden_recipe.weights(weights))
+    backbone = network.fragments_backbone
+    stages = record([backbone.patch_embed, *backbone.layers], network.vqa_head)
+    quality = network(torch.from_numpy(golden_recipe.model_input(case)))
+    assert len(stages) == 6
+    assert_golden(case, quality, stages)
+
+
+@pytest.mark.parametrize(("config", "variant"), [(FAST_VQA, "fast_vqa_b"), (FAST_VQA_M, "fast_vqa_m")])
+def test_tensor_names_and_shapes_are_published(config: object, variant: str) -> None:
+    assert config in (FAST_VQA, FAST_VQA_M)
+    network_config = FAST_VQA.network if config == FAST_VQA else FAST_VQA_M.network
+    with torch.device("meta"):
+        network = FastVqaNetwork(network_config)
+    rows = golden_recipe.layout("state_dict_keys.tsv", variant)
+    assert {name: tuple(p.shape) for name, p in network.named_parameters()} == {
+        key: shape for key, shape, kind in rows if kind == "param"
+    }
+    assert all(key.endswith(".relative_position_index") for key, _, kind in rows if kind != "param")
+
+
+def test_sizes_without_a_scaled_window_are_rejected() -> None:
+    for size in ((3, 224, 224), (36, 224, 224), (32, 31, 224), (32, 224, 256)):
+        with pytest.raises(SpecError, match="cannot run on"):
+            SwinConfig().largest_window(size)
+    assert SwinConfig().largest_window((16, 160, 255)) == (4, 5, 7)
+
+
+def test_gradient_reaches_every_tensor() -> None:
+    network = with_weights(lambda: FastVqaNetwork(tiny_config("tiny", True)), golden_recipe.weights("tiny"))
+    network(torch.from_numpy(golden_recipe.model_input("t_32"))).mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
