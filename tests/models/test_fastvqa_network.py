@@ -6,9 +6,10 @@ import torch
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.fastvqa.backbone import Stage
-from kvq_batch.models.fastvqa.config import FAST_VQA, FAST_VQA_M, SwinConfig
+from kvq_batch.models.fastvqa.config import FAST_VQA, FAST_VQA_M, FastVqaConfig, SwinConfig
 from kvq_batch.models.fastvqa.network import FastVqaNetwork
 from kvq_batch.models.fastvqa.windows import window_layout
+from kvq_batch.training.losses import plcc_loss, rank_loss
 from tests.goldens.fastvqa import golden_recipe
 from tests.support.published_networks import GOLDEN, TOLERANCES, assert_golden, record, tiny_config, with_weights
 
@@ -66,13 +67,11 @@ def test_maps_and_stages_are_golden(case: str) -> None:
     assert_golden(case, quality, stages)
 
 
-@pytest.mark.parametrize(("config", "variant"), [(FAST_VQA, "fast_vqa_b"), (FAST_VQA_M, "fast_vqa_m")])
-def test_tensor_names_and_shapes_are_published(config: object, variant: str) -> None:
-    assert config in (FAST_VQA, FAST_VQA_M)
-    network_config = FAST_VQA.network if config == FAST_VQA else FAST_VQA_M.network
+@pytest.mark.parametrize(("variant", "name"), [(FAST_VQA, "fast_vqa_b"), (FAST_VQA_M, "fast_vqa_m")])
+def test_tensor_names_and_shapes_are_published(variant: FastVqaConfig, name: str) -> None:
     with torch.device("meta"):
-        network = FastVqaNetwork(network_config)
-    rows = golden_recipe.layout("state_dict_keys.tsv", variant)
+        network = FastVqaNetwork(variant.network)
+    rows = golden_recipe.layout("state_dict_keys.tsv", name)
     assert {name: tuple(p.shape) for name, p in network.named_parameters()} == {
         key: shape for key, shape, kind in rows if kind == "param"
     }
@@ -86,7 +85,20 @@ def test_sizes_without_a_scaled_window_are_rejected() -> None:
     assert SwinConfig().largest_window((16, 160, 255)) == (4, 5, 7)
 
 
-def test_gradient_reaches_every_tensor() -> None:
+def test_training_step_has_golden_losses_and_gradients() -> None:
+    golden = np.load(GOLDEN)
     network = with_weights(lambda: FastVqaNetwork(tiny_config("tiny", True)), golden_recipe.weights("tiny"))
-    network(torch.from_numpy(golden_recipe.model_input("t_32"))).mean().backward()
-    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+    clips = np.stack([golden_recipe.normalise(golden_recipe.video(seed, 8, 64, 64)) for seed in (61, 62, 63)])
+    predictions = network(torch.from_numpy(clips)).double().flatten(1).mean(1)
+    labels = torch.tensor([52.25, 35.0, 71.5], dtype=torch.float64)
+    plcc, rank = plcc_loss(predictions, labels), rank_loss(predictions, labels)
+    (plcc + 0.3 * rank).backward()  # type: ignore[no-untyped-call]
+    assert np.abs(predictions.detach().numpy() - golden["step.pred"]).max() <= TOLERANCES["score"]
+    assert abs(plcc.item() - golden["step.plcc"]) <= 1e-4
+    assert abs(rank.item() - golden["step.rank"]) <= 1e-4
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    assert set(gradients) == set(golden["step.names"].tolist())
+    for name, norm in zip(golden["step.names"].tolist(), golden["step.grad_norm"].tolist(), strict=True):
+        gradient = gradients[name]
+        assert gradient is not None
+        assert abs(float(gradient.norm()) - norm) <= 1e-2 * (norm + 1e-4), name

@@ -59,7 +59,7 @@ DOVER_MOBILE = DoverConfig(technical=_FEMTO, aesthetic=_FEMTO, head_hidden=32, w
 
 
 def fuse(technical: float, aesthetic: float) -> tuple[float, float, float]:
-    """Return (technical, aesthetic, overall) quality in 0..1 of the raw scores of the branches (FASTVQA_SPEC section 6)."""
+    """Return (technical, aesthetic, overall) quality in 0..1 of the raw scores of the branches (section 6)."""
     t = (technical - 0.1107) / 0.07355
     a = (aesthetic + 0.08285) / 0.03774
     return sigmoid(t), sigmoid(a), sigmoid(0.6104 * t + 0.3896 * a)
