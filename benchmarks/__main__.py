@@ -15,6 +15,7 @@ BENCHMARKS = (
     ("A whole run with the included model", "end_to_end", ("--model", "kvq-lite", "--videos", "24")),
     ("Decoding and resizing", "decode", ()),
     ("KVQ on a CPU", "kvq_cpu", ()),
+    ("KVQ-Lite on a CPU", "lite_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
     ("Forecasts against runs", "scaling", ()),
     ("Memory of a run", "memory", ()),

@@ -217,7 +217,7 @@ class Decode(Section):
     workers: Workers = Field(
         Workers(), description="Decoding processes. Decoding limits every GPU run, so give it the cores."
     )
-    decoder: Literal["auto", "pyav", "decord"] = Field("auto", description='"auto" chooses by codec and pixel format.')
+    decoder: Literal["auto", "pyav", "decord"] = Field("auto", description='"auto" is PyAV.')
     scratch: str | None = Field(
         None,
         description="Folder for fetched files, on every worker. Default: the system's temporary folder.",

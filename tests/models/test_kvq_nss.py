@@ -6,21 +6,20 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from kvq_batch.models.kvq.nss import NUM_NSS, nss_features
+from kvq_batch.models.kvq.nss import NUM_NSS, colour_spread, nss_features
 from kvq_batch.models.kvq.pixels import bands_of_tiles
 
 SIDE = 16
 # Indices of the statistics.
 SHAPE, DEVIATION, RIGHT, BELOW = 1, 2, 3, 4
-NOISE, LEAST_NOISE, MOST_DETAIL, LEAST_DETAIL, STEEPNESS, RED, BLUE = range(12, 19)
+NOISE, LEAST_NOISE, MOST_DETAIL, LEAST_DETAIL, STEEPNESS = range(12, 17)
 
 
-def measured(grey: NDArray[np.floating], red: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
+def measured(grey: NDArray[np.floating]) -> NDArray[np.float32]:
     """Return the statistics [h/side, w/side, NUM_NSS] of one tile [h, w]."""
-    luma = torch.from_numpy(np.asarray(grey, np.float32))[None]
+    luma = torch.from_numpy(np.asarray(grey, np.float32))[..., None]
     finest = next(bands_of_tiles(luma, 1))
-    reddish = luma if red is None else torch.from_numpy(np.asarray(red, np.float32))[None]
-    return torch.stack(list(nss_features(luma, finest, reddish, luma, SIDE)), dim=-1)[0].numpy()
+    return torch.stack(list(nss_features(luma, finest, SIDE)), dim=-1)[:, :, 0].numpy()
 
 
 def noise(sigma: float, shape: tuple[int, int] = (64, 96)) -> NDArray[np.float64]:
@@ -72,9 +71,11 @@ def test_blurred_edge_is_less_steep() -> None:
 
 def test_colour_statistics_measure_difference_from_luma() -> None:
     grey = noise(10)
-    found = measured(grey, red=grey + 8 * np.random.default_rng(2).standard_normal(grey.shape))
-    assert found[..., BLUE] == pytest.approx(np.log(0.1) / 4, abs=1e-3)
-    assert found[..., RED].mean() == pytest.approx(np.log(64.1) / 4, abs=0.05)
+    colours = np.stack([grey, grey + 8 * np.random.default_rng(2).standard_normal(grey.shape)])
+    luma, colour = (torch.from_numpy(np.asarray(planes, np.float32))[:, None] for planes in ((grey, grey), colours))
+    same, other = colour_spread(luma, colour, SIDE).numpy()
+    assert same == pytest.approx(np.log(0.1) / 4, abs=1e-3)
+    assert other.mean() == pytest.approx(np.log(64.1) / 4, abs=0.05)
 
 
 def test_statistics_of_extreme_frames_are_finite() -> None:

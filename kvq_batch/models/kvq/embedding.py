@@ -32,7 +32,7 @@ def with_energy_bands(clips: Tensor, config: KvqConfig) -> Tensor:
     split = (batch, -1, frames, height // tile[0], tile[0], width // tile[1], tile[1])
     tiled = planes.view(split).transpose(4, 5)
     for band, detail in enumerate(bands_of_tiles(in_tiles(luma(clips), tile), config.num_bands)):
-        of_clips = detail.view(batch, *tiled.shape[2:])
+        of_clips = detail.flatten(0, 1).t().reshape(batch, *tiled.shape[2:])
         size = of_clips.abs()
         tiled[:, 3 + 2 * band] = torch.log1p(size).copysign_(of_clips)
         tiled[:, 4 + 2 * band] = size.add_(FLOOR).log_()
