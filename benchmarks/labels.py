@@ -13,8 +13,7 @@ from typing import TypeVar
 
 from benchmarks.tables import print_table
 from kvq_batch.config.labels import DEFAULT_LADDERS, Renditions
-from kvq_batch.config.recipe import Recipe, Step
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Recipe, Segment, Step
 from kvq_batch.labeling.degradations import apply
 from kvq_batch.labeling.fidelity import measure
 from kvq_batch.labeling.labeler import Labeler

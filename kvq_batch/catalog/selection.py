@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvq_batch.config.selection import Select
+from kvq_batch.config.job import Select
 from kvq_batch.domain.column_types import fold_name
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import WHOLE, Shard

@@ -82,7 +82,7 @@ def init(
       $ kvq-batch init nightly.toml --kind nightly
     """
     from kvq_batch.config.job import slug
-    from kvq_batch.config.template import example_job, job_template
+    from kvq_batch.config.load import example_job, job_template
 
     if file.is_dir():
         raise SpecError(f"{file} is a folder. Name a file in it.")
@@ -285,9 +285,8 @@ def score(
 
 def override_job(job: "Job", context: typer.Context) -> "Job":
     """Return the job with selection and budget overridden by the options of the command, which are named like keys."""
-    from kvq_batch.config.budget import Budget
+    from kvq_batch.config.job import Budget, Select
     from kvq_batch.config.load import with_values
-    from kvq_batch.config.selection import Select
 
     values = {
         section: {key: context.params.get(key) or None for key in model.model_fields}

@@ -289,10 +289,8 @@ def load_job_with_options(path: Path, context: typer.Context, now: datetime) -> 
 
     Raises: SpecError as `load_any_job`; and for options that do not apply to a label job.
     """
-    from kvq_batch.config.budget import Budget
-    from kvq_batch.config.job import Job
+    from kvq_batch.config.job import Budget, Job, Select
     from kvq_batch.config.load import load_any_job, with_values
-    from kvq_batch.config.selection import Select
 
     job = load_any_job(path)
     if isinstance(job, Job):

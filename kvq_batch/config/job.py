@@ -6,15 +6,204 @@ not the whole job.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from datetime import UTC, datetime, time, timedelta
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from kvq_batch.config.budget import Budget, Prices
-from kvq_batch.config.section import LARGEST, LONGEST_S, Section
-from kvq_batch.config.selection import Select
+from kvq_batch.domain.identity import REASONS, Reason
 from kvq_batch.domain.scorer import Device, Precision
+from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.domain.video import ClipPolicy, Hdr
+
+
+class Section(BaseModel):
+    """Base class of every section: frozen; an unknown key, and a number that is not finite, is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+LONGEST_S = 365 * 24 * 3600
+"""Longest duration in a job, seconds. The clocks of an operating system do not hold every number."""
+
+LARGEST = 2**53
+"""Largest number of bytes, pixels or videos in a job. TOML has no limit; Arrow and the operating system do."""
+
+
+_TIME_OF_DAY = re.compile(r"^([01]?\d|2[0-3]):[0-5]\d$")
+
+
+def _moment_as_text(value: Any) -> Any:
+    # TOML has its own types for times and dates.
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.strftime("%H:%M") if isinstance(value, time) else value
+
+
+def _checked_moment(text: str) -> str:
+    if not _TIME_OF_DAY.match(text):
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            hint = 'expected "06:00", or a date and time such as "2026-03-01T06:00"'
+            raise ValueError(f"Invalid time {text!r}: {hint}") from None
+    return text
+
+
+def _checked_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f'Unknown time zone {name!r}: expected a name such as "Europe/Zurich"') from None
+    return name
+
+
+class Budget(Section):
+    """When a run stops early. It commits finished results; the next run does the rest (exit code 4)."""
+
+    max_videos: int | None = Field(
+        None, ge=1, le=LARGEST, description="Score at most this many videos.", examples=[1000]
+    )
+    max_cost: float | None = Field(
+        None, gt=0, description="Stop when the machines in use have cost this much, by [prices].", examples=[25.0]
+    )
+    deadline: Annotated[str, BeforeValidator(_moment_as_text), AfterValidator(_checked_moment)] | None = Field(
+        None,
+        description="Stop at the next occurrence of this time of day, or at this date and time.",
+        examples=["06:00"],
+    )
+    time_zone: Annotated[str, AfterValidator(_checked_zone)] = Field(
+        "UTC", description='Time zone of the deadline, such as "Europe/Zurich".'
+    )
+
+    def deadline_after(self, start: datetime) -> datetime | None:
+        """Return the UTC time at which a run that starts at `start` (timezone-aware) stops, or None."""
+        if self.deadline is None:
+            return None
+        zone = ZoneInfo(self.time_zone)
+        if not _TIME_OF_DAY.match(self.deadline):
+            moment = datetime.fromisoformat(self.deadline)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+        hour, minute = map(int, self.deadline.split(":"))
+        day = start.astimezone(zone).date()
+        # Add a calendar day, not 24 hours: they differ on two days of the year. zoneinfo moves a time that the clocks
+        # skip to an hour later.
+        for _ in range(2):
+            moment = datetime.combine(day, time(hour, minute), zone).astimezone(UTC)
+            if moment > start:
+                return moment
+            day += timedelta(days=1)
+        return datetime.combine(day, time(hour, minute), zone).astimezone(UTC)
+
+
+class Prices(Section):
+    """Prices of machines per hour. Without prices, plans and runs report hours only."""
+
+    core_hour: float | None = Field(None, ge=0, description="Price of one CPU core for an hour.", examples=[0.04])
+    gpu_hour: float | None = Field(None, ge=0, description="Price of one GPU for an hour.", examples=[2.5])
+    currency: str = Field("USD", min_length=1, description="Currency of these prices.")
+
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST_AGE = timedelta(days=100 * 365)
+_ORDER = re.compile(r"^\s*(?P<column>\S|\S.*?\S)(?:\s+(?P<way>asc|desc))?\s*$", re.IGNORECASE | re.DOTALL)
+
+
+def reason_name(reason: Reason) -> str:
+    """Return a reason as an option value, such as `model-changed`."""
+    return reason.replace(" ", "-")
+
+
+def _reason(value: Any) -> Any:
+    names = {reason_name(reason): reason for reason in REASONS}
+    if not isinstance(value, str):
+        return value
+    reason = names.get(value.strip().replace(" ", "-"))
+    if reason is None:
+        raise ValueError(f"Unknown reason {value!r}; expected one of {', '.join(names)}")
+    return reason
+
+
+def _shard(value: str) -> str:
+    return str(Shard.parse(value))
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Select(Section):
+    """Which of the due videos a run scores. The others wait for a later run."""
+
+    where: str | None = Field(
+        None,
+        description="SQL condition over the catalog's columns. Other videos wait for a later run.",
+        examples=["country = 'CH' AND views > 1000"],
+    )
+    sample: Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^(\d+(\.\d+)?%|\d{1,15})$")] | None = Field(
+        None,
+        description="Share or number of videos to score, chosen by a hash of the id: the same ones every time.",
+        examples=["1%"],
+    )
+    reasons: tuple[Annotated[Reason, BeforeValidator(_reason)], ...] = Field(
+        (), description='Only videos due for one of these reasons, such as ["new", "model-changed"]. Default: all.'
+    )
+    max_age: str | None = Field(
+        None,
+        pattern=r"^\d{1,6}(\.\d+)?[mhdw]$",
+        description="Score again results older than this: minutes, hours, days or weeks.",
+        examples=["30d"],
+    )
+    include_permanent: bool = Field(
+        False, description="Retry permanent failures, too, even if the content has not changed."
+    )
+    order_by: Annotated[str, Field(pattern=r"\S")] | None = Field(
+        None,
+        description="Column of the catalog that sorts the videos: ascending, or descending with desc.",
+        examples=["views desc"],
+    )
+
+    shard: Annotated[str, AfterValidator(_shard)] | None = Field(
+        None,
+        description="One of n disjoint catalog shards, by a hash of the id. Each shard has its own driver.",
+        examples=["2/4"],
+    )
+
+    @property
+    def scope(self) -> Shard:
+        """Return the catalog shard of the run."""
+        return WHOLE if self.shard is None else Shard.parse(self.shard)
+
+    @property
+    def sample_share(self) -> float | None:
+        """Return the share of the videos, 0 to 1; None if `sample` is not a share."""
+        if self.sample is None or not self.sample.endswith("%"):
+            return None
+        return min(1.0, float(self.sample[:-1]) / 100)
+
+    @property
+    def sample_size(self) -> int | None:
+        """Return the number of videos; None if `sample` is not a number."""
+        return None if self.sample is None or self.sample.endswith("%") else int(self.sample)
+
+    @property
+    def age(self) -> timedelta | None:
+        """Return the maximum age of a score; None for no maximum."""
+        if self.max_age is None:
+            return None
+        return min(timedelta(**{_UNITS[self.max_age[-1]]: float(self.max_age[:-1])}), _LONGEST_AGE)
+
+    @property
+    def order(self) -> tuple[str, bool] | None:
+        """Return the column and whether the order is descending; None without an order."""
+        found = None if self.order_by is None else _ORDER.match(self.order_by)
+        return None if found is None else (found["column"], (found["way"] or "asc").lower() == "desc")
+
+
+EVERYTHING = Select()
+"""Selects everything that is due."""
+
 
 ExecutorName = Literal["auto", "local", "ray"]
 

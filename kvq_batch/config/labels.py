@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator, model_validator
 
-from kvq_batch.config.job import NAME_PATTERN, Catalog, Decode, Limits, Run, Storage, Uri, Workers, why_ray
-from kvq_batch.config.recipe import CELL_PX, Chain, Step
-from kvq_batch.config.section import Section
-from kvq_batch.config.segment import FramingMode, Segment
+from kvq_batch.config.job import NAME_PATTERN, Catalog, Decode, Limits, Run, Section, Storage, Uri, Workers, why_ray
+from kvq_batch.config.recipe import CELL_PX, Chain, FramingMode, Segment, Step
 from kvq_batch.domain.errors import SpecError
 
 SYNTHETIC = "synthetic:"

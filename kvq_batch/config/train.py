@@ -4,8 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kvq_batch.config.job import Limits, Storage, Uri
-from kvq_batch.config.section import Section
+from kvq_batch.config.job import Limits, Section, Storage, Uri
 from kvq_batch.domain.scorer import Device
 
 

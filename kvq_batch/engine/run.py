@@ -17,8 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from kvq_batch.config.budget import Budget
-from kvq_batch.config.job import Decode, ExecutorName, Job
+from kvq_batch.config.job import Budget, Decode, ExecutorName, Job
 from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.domain.shard import WHOLE, Shard

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
-from kvq_batch.config.budget import Prices
-from kvq_batch.config.job import Job
+from kvq_batch.config.job import Job, Prices
 from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.engine.observer import Observer

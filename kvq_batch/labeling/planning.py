@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvq_batch.config.labels import SYNTHETIC, LabelJob, Reference
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Segment
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed
 from kvq_batch.labeling.references import REFERENCES, is_still, read_references

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvq_batch.config.labels import Renditions, parse_chain
-from kvq_batch.config.recipe import Chain, Patch, Recipe, draw_cells
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Chain, Patch, Recipe, Segment, draw_cells
 from kvq_batch.media.planes import cell_grid
 
 _REGION_ON_A_VERSION = 0.3

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Segment
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
 from kvq_batch.labeling.degradations import apply
 from kvq_batch.labeling.scenes import ALL_SCENES, make_scene

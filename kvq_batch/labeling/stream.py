@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvq_batch.config.recipe import Recipe
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Recipe, Segment
 from kvq_batch.domain.errors import ItemError
 from kvq_batch.domain.identity import canonical_json
 from kvq_batch.engine.stream import FAILURE_FIELDS, failure_values

@@ -15,8 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from kvq_batch.config.labels import SYNTHETIC, LabelJob
-from kvq_batch.config.recipe import Recipe
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Recipe, Segment
 from kvq_batch.domain.errors import ItemError, LabelError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import Window

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvq_batch.config.budget import Prices
+from kvq_batch.config.job import Prices
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import MAX_SHARDS
 

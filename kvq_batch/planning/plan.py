@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.catalog.reader import CATALOG_COLUMNS, check_catalog
 from kvq_batch.catalog.selection import select_indices, shard_condition, sort_selected
-from kvq_batch.config.selection import EVERYTHING, Select
+from kvq_batch.config.job import EVERYTHING, Select
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.identity import REASONS, ModelRef
 from kvq_batch.domain.shard import Shard

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kvq_batch.config.recipe import CELL_PX, Cells, Patch, Recipe, Step
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import CELL_PX, Cells, Patch, Recipe, Segment, Step
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.labeling.degradations import make_rendition

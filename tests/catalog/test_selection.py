@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from kvq_batch.catalog.changes import catalog_changes
-from kvq_batch.config.selection import Select
+from kvq_batch.config.job import Select
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import ModelRef
 from kvq_batch.planning.plan import Plan, make_plan

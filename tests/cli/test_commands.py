@@ -19,8 +19,7 @@ import kvq_batch
 from kvq_batch.cli.app import Commands, app
 from kvq_batch.cli.jobs import JobKind
 from kvq_batch.cli.options import PANELS
-from kvq_batch.config.load import load_any_job, load_train_job
-from kvq_batch.config.template import example_job
+from kvq_batch.config.load import example_job, load_any_job, load_train_job
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.media.synthesis import ClipShape, Degradation, write_demo_clips
 from kvq_batch.models.kvq.checkpoint import save

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kvq_batch.config.budget import Budget, Prices
 from kvq_batch.config.job import (
+    Budget,
     Catalog,
     CatalogColumns,
     Clips,
@@ -17,15 +17,15 @@ from kvq_batch.config.job import (
     Job,
     Limits,
     Model,
+    Prices,
     Run,
+    Section,
+    Select,
     Storage,
     Workers,
     slug,
 )
-from kvq_batch.config.load import load_job, make_job, with_values
-from kvq_batch.config.section import Section
-from kvq_batch.config.selection import Select
-from kvq_batch.config.template import job_template
+from kvq_batch.config.load import job_template, load_job, make_job, with_values
 from kvq_batch.domain.errors import SpecError
 
 # Labels and trainings have jobs of other kinds.

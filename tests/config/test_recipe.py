@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvq_batch.config.recipe import STEPS, Cells, Patch, Recipe, Step
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import STEPS, Cells, Patch, Recipe, Segment, Step
 from kvq_batch.domain.errors import SpecError
 
 REGION = Recipe((), (Patch(Cells(1, 2, 3, 4), (Step("blur", 2.5),)),), seed=7)

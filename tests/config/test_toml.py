@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from kvq_batch.config.load import load_any_job, load_job
-from kvq_batch.config.template import job_template
+from kvq_batch.config.load import job_template, load_any_job, load_job
 from kvq_batch.domain.errors import SpecError
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.toml"))

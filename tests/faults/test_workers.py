@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kvq_batch.config.budget import Budget
+from kvq_batch.config.job import Budget
 from kvq_batch.engine.executor.base import BLOCKS_IN_FLIGHT
 from tests.support.driver import wait_for
 from tests.support.processes import Process, named

@@ -7,8 +7,7 @@ import pytest
 
 from kvq_batch.config.labels import LabelJob, Renditions
 from kvq_batch.config.load import checked
-from kvq_batch.config.recipe import Recipe
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Recipe, Segment
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labeling.planning import label_blocks, plan_labels
 from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed

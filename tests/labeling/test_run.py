@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from kvq_batch.config.labels import LabelJob
-from kvq_batch.config.recipe import Recipe
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Recipe, Segment
 from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.run_recorder import RunSummary

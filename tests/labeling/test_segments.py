@@ -8,8 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from kvq_batch.config.recipe import Step
-from kvq_batch.config.segment import FramingMode, Segment
+from kvq_batch.config.recipe import FramingMode, Segment, Step
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
 from kvq_batch.labeling.degradations import apply
 from kvq_batch.labeling.scenes import ALL_SCENES, make_scene

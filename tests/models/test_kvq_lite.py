@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Cells, Patch, Recipe, Segment, Step
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.labeling.degradations import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene

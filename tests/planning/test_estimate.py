@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kvq_batch.config.budget import Prices
+from kvq_batch.config.job import Prices
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.estimate import (
     DECODE,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvq_batch.config.budget import Prices
+from kvq_batch.config.job import Prices
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.shard import MAX_SHARDS
 from kvq_batch.planning.estimate import (

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from kvq_batch.config.segment import Segment
+from kvq_batch.config.recipe import Segment
 from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.planes import Planes
 

@@ -12,7 +12,7 @@ import pytest
 
 from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.catalog.selection import filter_shard
-from kvq_batch.config.selection import Select
+from kvq_batch.config.job import Select
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
 from kvq_batch.planning.plan import make_plan
