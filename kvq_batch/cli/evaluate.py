@@ -233,7 +233,7 @@ def renditions(
     """
     from kvq_batch.domain.scorer import ModelOptions
     from kvq_batch.evaluation.renditions import COLUMNS, rendition_rows, write_renditions
-    from kvq_batch.labels.training_rows import training_rows
+    from kvq_batch.labels.export import training_rows
     from kvq_batch.models.registry import build
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.delta import Tables

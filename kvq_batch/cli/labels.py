@@ -123,9 +123,8 @@ def export(
       $ kvq-batch labels export tables --out set --where "kind <> 'mix'"
       $ kvq-batch labels export tables --out shards --format webdataset
     """
-    from kvq_batch.labels.export import SetRequest, export_set
-    from kvq_batch.labels.splits import parse_shares
-    from kvq_batch.labels.tar_shards import SetFolder
+    from kvq_batch.labels.export import SetFolder, SetRequest, export_set
+    from kvq_batch.labels.training_set import parse_shares
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.session import open_session
 

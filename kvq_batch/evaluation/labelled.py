@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labels.files import Labels
-from kvq_batch.labels.matching import Matching, NamedVideo, match_labels
+from kvq_batch.labels.files import Labels, Matching, NamedVideo, match_labels
 from kvq_batch.tables.sandbox import check_expression
 from kvq_batch.tables.session import Session
 

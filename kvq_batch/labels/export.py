@@ -4,11 +4,18 @@
     list           train.txt, validation.txt, test.txt: `file, -1, -1, label`, as the KVQ and FAST-VQA code reads
     webdataset     SPLIT-000000.tar, ...: KEY.json, KEY.cells.npy, and the clip: its file, or its frames as KEY.npy
 
-A clip without a usable label or file is an error that names it. No clip is left out silently.
+The rows are labels of a label job, imported opinions, or scores of a teacher model. All three have the same columns,
+except the label: `raw_score` of a teacher, `mos` of the others. The column names are those of a catalog and of a label
+list, so a set can be read as either. A clip without a usable label or file is an error that names it. No clip is left
+out silently.
+
+A tar shard holds whole samples. The members of a sample are adjacent and named KEY.EXTENSION. Times and owners are
+zero, so the same samples give the same bytes.
 """
 
 import io
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,14 +27,175 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
+from kvq_batch.domain.errors import FatalError, ItemError, SpecError, shorten_list
 from kvq_batch.labels.rendition_store import read_rendition
-from kvq_batch.labels.splits import SPLITS, named_splits, split_scenes, stratified
-from kvq_batch.labels.tar_shards import SetFolder, TarShards, npy
-from kvq_batch.labels.training_rows import COLUMNS, Target, label_column, training_rows
+from kvq_batch.labels.training_set import SPLITS, named_splits, split_scenes, stratified
 from kvq_batch.media.planes import decode_lossless
-from kvq_batch.storage.options import StorageOptions
+from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error, known_errors
+from kvq_batch.storage.objects import put_file
+from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, translate_storage_errors
+from kvq_batch.tables.sandbox import check_expression
 from kvq_batch.tables.session import Session
+
+SHARD_BYTES = 256 << 20
+"""Size at which a tar shard is closed. One shard is held in memory."""
+
+
+class SetFolder:
+    """A new folder for one training set.
+
+    Raises:
+        SpecError: the folder is not empty or cannot be reached.
+        FatalError: a file cannot be written.
+    """
+
+    def __init__(self, uri: str, options: StorageOptions) -> None:
+        self.uri = absolute(uri)
+        self._options = options
+        with translate_storage_errors(self.uri), known_errors():
+            file_system, root = filesystem(self.uri, options)
+            if file_system.exists(root) and file_system.find(root):
+                raise SpecError(
+                    f"{display_uri(self.uri)} is not empty; choose a new folder, so that two sets are not mixed"
+                )
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write the file `name`, which may contain folders, and return its address."""
+        uri = join(self.uri, name)
+        try:
+            put_file(uri, content, self._options)
+        except FOREIGN_ERRORS as error:
+            raise FatalError(f"{display_uri(uri)} cannot be written: {explain_error(error, uri)}") from error
+        return uri
+
+
+class TarShards:
+    """Writer that collects the samples of one split into tar files `SPLIT-000000.tar`, ... below a folder."""
+
+    def __init__(self, folder: SetFolder, split: str, shard_bytes: int = SHARD_BYTES) -> None:
+        self._folder = folder
+        self._split = split
+        self._shard_bytes = shard_bytes
+        self.num_shards = 0
+        self._start()
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add a sample, given its members by extension. WebDataset ends a key at the first dot, so a key has none."""
+        if "." in key:
+            raise ValueError(f"the key of a sample must not contain a dot, got {key!r}")
+        for extension, content in members.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size = len(content)
+            self._tar.addfile(info, io.BytesIO(content))
+        self._num_samples += 1
+        if self._buffer.tell() >= self._shard_bytes:
+            self.close()
+            self._start()
+
+    def close(self) -> None:
+        """Write the last shard unless it is empty."""
+        self._tar.close()
+        if self._num_samples:
+            self._folder.write(f"{self._split}-{self.num_shards:06d}.tar", self._buffer.getvalue())
+            self.num_shards += 1
+
+    def _start(self) -> None:
+        self._buffer = io.BytesIO()
+        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._num_samples = 0
+
+
+def npy(array: Any) -> bytes:
+    """Return the bytes of a .npy file that holds `array`."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+Target = Literal["labels", "opinions", "teacher"]
+
+COLUMNS = (
+    "video_id", "uri", "mos", "raw_score", "scene_id", "group_id", "target", "cells", "num_slots", "num_rows",
+    "num_cols", "num_frames", "height_px", "width_px", "frame_rate",
+)  # fmt: skip
+"""First columns of a set, as far as it has them. `target` is the kind of the label, which `label_column` names.
+
+`cells` holds the labels of the texture map's cells, flattened.
+"""
+
+_LABELS = """
+SELECT *, parse_filename(rendition_uri) AS file, 'vmaf' AS target FROM labels
+"""
+
+_SELECT_LABELS = """
+SELECT file AS video_id, rendition_uri AS uri, vmaf AS mos, scene_id, group_id, target, cells, num_slots, num_rows,
+    num_cols, num_frames, height_px, width_px, frame_rate, content_id AS reference_content_id,
+    * EXCLUDE (file, rendition_uri, content_id, vmaf, scene_id, group_id,
+    target, cells, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
+    vmaf_slots, psnr_db_slots, ssim_slots)
+FROM ({rows}) WHERE {where} ORDER BY video_id
+"""
+
+_OPINIONS = """
+SELECT o.video_id, coalesce(o.uri, c.uri) AS uri, o.mos, o.scene_id, o.scene_id AS group_id,
+    'opinion' AS target, NULL::FLOAT[] AS cells, NULL::INTEGER AS num_slots, NULL::INTEGER AS num_rows,
+    NULL::INTEGER AS num_cols, NULL::INTEGER AS num_frames, NULL::INTEGER AS height_px, NULL::INTEGER AS width_px,
+    NULL::DOUBLE AS frame_rate, o.dataset, o.opinion, o.scale_low, o.scale_high, o.spread, o.num_opinions
+FROM opinions o LEFT JOIN catalog c USING (video_id)
+"""
+
+# A map belongs to one clip, so a video with several clips has no cells.
+_TEACHER = """
+SELECT s.video_id, s.uri, s.raw_score, {scene} AS scene_id, {scene} AS group_id,
+    s.model_id AS target, [q * m.texture_scale + m.texture_offset FOR q IN m.texture]::FLOAT[] AS cells, m.num_slots,
+    m.num_rows, m.num_cols, NULL::INTEGER AS num_frames, s.height_px, s.width_px, s.frame_rate, s.model_name,
+    s.model_origin, s.content_id, s.mos AS calibrated_mos
+FROM scores_latest s LEFT JOIN maps m
+    ON m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq AND s.num_clips = 1
+LEFT JOIN catalog c ON c.video_id = s.video_id
+WHERE NOT s.is_stale
+"""
+
+
+def label_column(target: Target) -> str:
+    """Return the column of the label: `mos`, or `raw_score` of a teacher, which has a scale of its own."""
+    return "raw_score" if target == "teacher" else "mos"
+
+
+def training_rows(
+    session: Session, target: Target, where: str | None, model: str | None, split_sql: str | None = None
+) -> pa.Table:
+    """Return COLUMNS and further columns of every row that meets `where`, sorted by video.
+
+    `split_sql` is an expression over these columns that becomes the column `split`.
+
+    Raises:
+        SpecError: DuckDB rejects the condition or the expression, or no row matches.
+    """
+    selected = "SELECT *" if split_sql is None else f"SELECT *, ({check_expression(split_sql, '--split-sql')}) AS split"
+    condition = f"({check_expression(where, '--where')})" if where else "true"
+    if target == "labels":
+        rows = session.sql(f"{selected} FROM ({_SELECT_LABELS.format(rows=_LABELS, where=condition)})")
+    elif target == "opinions":
+        rows = session.sql(f"{selected} FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
+    else:
+        known = session.sql("SELECT * FROM catalog LIMIT 0").column_names
+        # A catalog of renditions has the scene of each; without that column every video is its own scene.
+        scene = "coalesce(c.scene_id::VARCHAR, s.video_id)" if "scene_id" in known else "s.video_id"
+        asked = _TEACHER.format(scene=scene)
+        if model is not None:
+            condition += " AND model_name = '{}'".format(model.replace("'", "''"))
+        rows = session.sql(f"{selected} FROM ({asked}) WHERE {condition} ORDER BY video_id")
+        models = set(rows["target"].to_pylist())
+        if len(models) > 1:
+            raise SpecError(
+                f"the tables hold scores of {len(models)} models ({', '.join(sorted(models))}); choose one with --model"
+            )
+    if rows.num_rows == 0:
+        condition = "" if where is None else f" that meets {where!r}"
+        raise SpecError(f"no row of {target}{condition} in these tables; make or import labels, or change the options")
+    return rows
+
 
 SetFormat = Literal["parquet", "csv", "list", "webdataset"]
 Clips = Literal["file", "frames"]

@@ -17,11 +17,10 @@ from kvq_batch.config.job import Catalog
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labeling.planning import plan_labels
 from kvq_batch.labeling.run import run_labels
-from kvq_batch.labels.export import SetRequest, SetSummary, export_set
+from kvq_batch.labels.export import SetFolder, SetRequest, SetSummary, TarShards, export_set
 from kvq_batch.labels.files import Scale, read_labels
 from kvq_batch.labels.opinions import OpinionList, import_opinions
-from kvq_batch.labels.splits import parse_shares
-from kvq_batch.labels.tar_shards import SetFolder, TarShards
+from kvq_batch.labels.training_set import parse_shares
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labels.files import Labels, Scale, dataset_name, read_labels
-from kvq_batch.labels.matching import Matching, NamedVideo, match_labels
+from kvq_batch.labels.files import Labels, Matching, NamedVideo, Scale, dataset_name, match_labels, read_labels
 from tests.support.stores import Store
 
 FOUR_FIELDS = "a.mp4, -1, -1, 61.5\nsub/b, c.mp4,-1,-1,7e1\n\nc.mp4, 2, 3, 0\n"

@@ -3,7 +3,7 @@
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labels.splits import parse_shares, split_scenes, stratified
+from kvq_batch.labels.training_set import parse_shares, split_scenes, stratified
 
 SOURCES = [f"s{n}" for n in range(20)]
 
