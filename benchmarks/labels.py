@@ -15,8 +15,7 @@ from benchmarks.tables import print_table
 from kvq_batch.config.labels import DEFAULT_LADDERS, Renditions
 from kvq_batch.config.recipe import Recipe, Segment, Step
 from kvq_batch.labeling.degradations import apply
-from kvq_batch.labeling.fidelity import measure
-from kvq_batch.labeling.labeler import Labeler
+from kvq_batch.labeling.labeler import Labeler, measure
 from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.planes import encode_lossless
 

@@ -1,10 +1,13 @@
 """Plans a label job: references x segments x recipes, minus the labels that exist and the permanent failures.
 
-Recipes are drawn here, so that a plan lists every rendition. No reference is opened and nothing is written.
+References are videos and stills of a catalog file or a listing, or procedural scenes. Recipes are drawn here, so that
+a plan lists every rendition: single steps, chains, regions and mixes, the same for the same job, reference and segment.
+Only the references' content ids are read; none is opened, and nothing is written.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +15,112 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvq_batch.config.labels import SYNTHETIC, LabelJob, Reference
-from kvq_batch.config.recipe import Segment
+from kvq_batch.catalog.content_ids import resolve_content_ids
+from kvq_batch.catalog.reader import read_catalog
+from kvq_batch.config.job import Catalog
+from kvq_batch.config.labels import SYNTHETIC, LabelJob, Reference, Renditions, parse_chain
+from kvq_batch.config.recipe import Chain, Patch, Recipe, Segment, draw_cells
+from kvq_batch.domain.column_types import TEXT, convert
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed
-from kvq_batch.labeling.references import REFERENCES, is_still, read_references
 from kvq_batch.labeling.scenes import ALL_SCENES
 from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS, label_id
 from kvq_batch.media.ffmpeg import require_filter
+from kvq_batch.media.planes import cell_grid
+from kvq_batch.storage.listing import VIDEO_EXTENSIONS
 from kvq_batch.storage.options import StorageOptions, check_reachable
 from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
+
+STILL_EXTENSIONS = frozenset(["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"])
+
+REFERENCES = pa.schema(
+    [
+        ("video_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("uri", pa.string()),
+        ("content_id", pa.string()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+
+
+def read_references(spec: Catalog, options: StorageOptions) -> pa.Table:
+    """Return the references with the schema REFERENCES.
+
+    The catalog column `scene_id` says which of them show the same scene; without it each is its own scene.
+
+    Raises:
+        SpecError: as `read_catalog` and `resolve_content_ids`.
+    """
+    catalog = resolve_content_ids(read_catalog(spec, options, VIDEO_EXTENSIONS | STILL_EXTENSIONS), options)
+    scenes = catalog["scene_id"] if "scene_id" in catalog.column_names else catalog["video_id"]
+    return (
+        catalog.select([n for n in REFERENCES.names if n != "scene_id"])
+        .append_column("scene_id", convert(scenes, TEXT))
+        .select(REFERENCES.names)
+    )
+
+
+def is_still(uri: str) -> bool:
+    """Return whether the URI is that of a picture, by its extension."""
+    return uri.partition("?")[0].rpartition(".")[2].lower() in STILL_EXTENSIONS
+
+
+_REGION_ON_A_VERSION = 0.3
+"""Share of the degraded regions whose frame is degraded, too."""
+
+_MOST_RECTANGLES = 3
+
+
+def draw_recipes(renditions: Renditions, segment: Segment) -> list[Recipe]:
+    """Return distinct recipes: the clean one, those of the whole frame, then regions and mixes.
+
+    All have the same seed, so that a mix is made of the same renditions that are labelled on their own.
+    """
+    rng, seed = np.random.default_rng([segment.seed, segment.number]), segment.seed
+    chains = renditions.chains
+    whole = list(chains)
+    if renditions.per_segment is not None and renditions.per_segment < len(chains):
+        drawn = np.sort(rng.choice(len(chains), renditions.per_segment, replace=False))
+        whole = [chains[index] for index in drawn]
+    grid = cell_grid(segment.height_px, segment.width_px)
+    recipes = [Recipe((), (), seed)] * renditions.clean + [Recipe(steps, (), seed) for steps in whole]
+    recipes += [_region(whole, grid, rng, seed) for _ in range(renditions.regions)]
+    recipes += [_mix(whole, grid, rng, seed) for _ in range(renditions.mixes)]
+    return list(dict.fromkeys(recipes))
+
+
+def segment_seed(job_seed: int, video_id: str, framing: str) -> int:
+    """Return the seed of the segments of one reference, independent of that of any other."""
+    digest = hashlib.sha256(f"{job_seed}:{framing}:{video_id}".encode()).digest()
+    return int.from_bytes(digest[:6], "little")
+
+
+def draw_pre_degraded(pre_degraded: Sequence[Sequence[str]], seed: int, number: int) -> Chain:
+    """Return the pre-degradation of segment `number`: the chains in turn, in an order drawn from `seed`."""
+    if not pre_degraded:
+        return ()
+    order = np.random.default_rng([seed, len(pre_degraded)]).permutation(len(pre_degraded))
+    return parse_chain(pre_degraded[order[number % len(pre_degraded)]])
+
+
+def _region(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:
+    inside = whole[rng.integers(len(whole))]
+    bases: list[Chain] = [chain for chain in whole if chain != inside]
+    base: Chain = ()
+    if bases and rng.random() < _REGION_ON_A_VERSION:
+        base = bases[rng.integers(len(bases))]
+    return Recipe(base, (Patch(draw_cells(grid, rng), inside),), seed)
+
+
+def _mix(whole: list[Chain], grid: tuple[int, int], rng: np.random.Generator, seed: int) -> Recipe:
+    base = whole[rng.integers(len(whole))]
+    # Another rendition, or the reference if there is only one rendition.
+    others: list[Chain] = [(), *(chain for chain in whole if chain != base)]
+    other = others[rng.integers(len(others))]
+    rectangles = [draw_cells(grid, rng) for _ in range(int(rng.integers(1, _MOST_RECTANGLES + 1)))]
+    return Recipe(base, tuple(Patch(cells, other) for cells in rectangles), seed)
+
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from PIL import Image
 from kvq_batch.config.recipe import Segment
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
 from kvq_batch.labeling.degradations import apply
-from kvq_batch.labeling.scenes import ALL_SCENES, make_scene
-from kvq_batch.labeling.synthetic_motion import moving_view
+from kvq_batch.labeling.scenes import ALL_SCENES, make_scene, moving_view
 from kvq_batch.media.ffmpeg import run_ffmpeg
 from kvq_batch.media.planes import Planes, from_raw
 from kvq_batch.media.synthesis import ClipShape

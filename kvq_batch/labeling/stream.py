@@ -12,7 +12,7 @@ from kvq_batch.config.recipe import Recipe, Segment
 from kvq_batch.domain.errors import ItemError
 from kvq_batch.domain.identity import canonical_json
 from kvq_batch.engine.stream import FAILURE_FIELDS, failure_values
-from kvq_batch.labeling.fidelity import VMAF_MODEL
+from kvq_batch.labeling.labeler import VMAF_MODEL
 
 ALGORITHM = 1
 """Increment when the code changes a rendition or its measures. All labels are then made again."""

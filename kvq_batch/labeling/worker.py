@@ -20,9 +20,8 @@ from kvq_batch.domain.errors import ItemError, LabelError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import Window
 from kvq_batch.engine.decode_worker import MediaSettings, as_item_error
-from kvq_batch.labeling.fidelity import VMAF_MODEL, slot_means
-from kvq_batch.labeling.labeler import Labeler, Labelled
-from kvq_batch.labeling.references import is_still
+from kvq_batch.labeling.labeler import VMAF_MODEL, Labeler, Labelled, slot_means
+from kvq_batch.labeling.planning import is_still
 from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, segment_of_still
 from kvq_batch.labeling.stream import LABELLED, failed_row
 from kvq_batch.labels.rendition_store import store_rendition

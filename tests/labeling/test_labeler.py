@@ -3,8 +3,7 @@
 import numpy as np
 
 from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
-from kvq_batch.labeling.fidelity import measure, slot_means
-from kvq_batch.labeling.labeler import Labeler
+from kvq_batch.labeling.labeler import Labeler, measure, slot_means
 from kvq_batch.media.planes import stacked
 from tests.support.pristine import pristine
 

@@ -9,8 +9,7 @@ from kvq_batch.config.labels import LabelJob, Renditions
 from kvq_batch.config.load import checked
 from kvq_batch.config.recipe import Recipe, Segment
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.labeling.planning import label_blocks, plan_labels
-from kvq_batch.labeling.recipes import draw_pre_degraded, draw_recipes, segment_seed
+from kvq_batch.labeling.planning import draw_pre_degraded, draw_recipes, label_blocks, plan_labels, segment_seed
 
 SEGMENT = Segment(seed=5)
 

@@ -15,8 +15,7 @@ from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.run_recorder import RunSummary
 from kvq_batch.engine.work_tracker import WorkTracker
-from kvq_batch.labeling.fidelity import slot_means
-from kvq_batch.labeling.labeler import Labeler
+from kvq_batch.labeling.labeler import Labeler, slot_means
 from kvq_batch.labeling.planning import plan_labels
 from kvq_batch.labeling.run import run_labels
 from kvq_batch.labeling.scenes import make_scene

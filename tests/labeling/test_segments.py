@@ -11,9 +11,8 @@ from PIL import Image
 from kvq_batch.config.recipe import FramingMode, Segment, Step
 from kvq_batch.domain.errors import LabelError, ProbeError, SpecError
 from kvq_batch.labeling.degradations import apply
-from kvq_batch.labeling.scenes import ALL_SCENES, make_scene
+from kvq_batch.labeling.scenes import ALL_SCENES, make_scene, moving_view
 from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, segment_of_still
-from kvq_batch.labeling.synthetic_motion import moving_view
 from kvq_batch.media.synthesis import ClipShape
 
 SEGMENT = Segment(num_frames=4, height_px=64, width_px=96, seed=1)
