@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvq_batch.catalog.selection import matching_indices
-from kvq_batch.catalog.source import read_source
-from kvq_batch.catalog.text_files import KnownTypes
+from kvq_batch.catalog.source import KnownTypes, read_source
 from kvq_batch.config.job import Catalog
 from kvq_batch.domain.column_types import fold_name, is_usable_name
 from kvq_batch.domain.errors import SpecError, shorten_list

@@ -30,10 +30,9 @@ from kvq_batch.domain.errors import ItemError, SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.domain.scorer import Scorer
-    from kvq_batch.evaluation.labelled import Labelled
-    from kvq_batch.evaluation.region_labels import RegionSet
-    from kvq_batch.evaluation.regions import ScoredFile
+    from kvq_batch.evaluation.regions import RegionSet, ScoredFile
     from kvq_batch.evaluation.renditions import ScoredRendition
+    from kvq_batch.evaluation.scores import Labelled
     from kvq_batch.labels.files import Scale
     from kvq_batch.storage.options import StorageOptions
 
@@ -100,8 +99,16 @@ def scores(
       $ kvq-batch evaluate scores quality/ labels.csv --by codec \\
           --reference scene_id --out evaluation/
     """
-    from kvq_batch.evaluation.labelled import JoinOptions, join_labels
-    from kvq_batch.evaluation.results import ALL, CALIBRATION, COLUMNS, evaluate, result_rows, write_files
+    from kvq_batch.evaluation.scores import (
+        ALL,
+        CALIBRATION,
+        COLUMNS,
+        JoinOptions,
+        evaluate,
+        join_labels,
+        result_rows,
+        write_files,
+    )
     from kvq_batch.labels.files import Scale, read_labels
     from kvq_batch.report.plots import draw_scatter, scatter_of
     from kvq_batch.storage.options import StorageOptions
@@ -179,8 +186,14 @@ def regions(
       $ kvq-batch evaluate regions KVQ/ --model kvq --weights KVQ.pth
     """
     from kvq_batch.domain.scorer import ModelOptions
-    from kvq_batch.evaluation.region_labels import read_region_set
-    from kvq_batch.evaluation.regions import COLUMNS, groups_of, num_still_frames, region_rows, write_regions
+    from kvq_batch.evaluation.regions import (
+        COLUMNS,
+        groups_of,
+        num_still_frames,
+        read_region_set,
+        region_rows,
+        write_regions,
+    )
     from kvq_batch.models.registry import build
 
     region_set = read_region_set(folder, dataset)

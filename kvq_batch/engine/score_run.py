@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.executor.base import PipelineSpec, PipelineStage, make_blocks
 from kvq_batch.engine.metrics import RunLabels

@@ -29,6 +29,8 @@ from kvq_batch.tables.row_types import FailureRow, LabelRow
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Writer
 
+_IDENTITY = ("label_id", "video_id", "scene_id", "content_id", "segment", "recipe")
+
 
 def run_labels(plan: LabelPlan, observer: Observer | None = None, options: RunOptions = DEFAULT_OPTIONS) -> RunSummary:
     """Make and label the renditions of `plan`. Finished labels are committed, however the run ends.
@@ -61,43 +63,6 @@ def _prepare(plan: LabelPlan, writer: Writer, options: RunOptions) -> PreparedRu
         decode=job.make,
         labels=RunLabels(job.name, [("label", LABELS_MODEL)], ("fetch", "probe", "decode", "label")),
     )
-
-
-class LabelRecorder(RunRecorder):
-    """Records a label run."""
-
-    packages = ("kvq-batch", "ray", "av", "numpy", "pillow", "pyarrow", "deltalake", "imageio-ffmpeg")
-
-    def __init__(self, plan: LabelPlan, tracker: LabelTracker, writer: Writer) -> None:
-        inputs = RunInputs(
-            job=plan.job,
-            job_spec=_display_spec(plan),
-            catalog_name=plan.job.name,
-            catalog_root="",
-            tasks=plan.renditions,
-            num_videos=plan.num_references,
-            planned_by_reason={"new": plan.renditions.num_rows},
-        )
-        super().__init__(inputs, tracker, writer)
-
-    def _write_rows(self, rows: FinishedRows) -> None:
-        self._writer.commit_labels(make_rows("labels", rows.scores), make_rows("failures", rows.failures))
-
-    def _package_versions(self) -> list[tuple[str, str]]:
-        return [*super()._package_versions(), ("ffmpeg", ffmpeg_version())]
-
-
-def _display_spec(plan: LabelPlan) -> dict[str, Any]:
-    """Return the job as JSON values without the signatures of its URIs."""
-    spec = plan.job.model_dump(mode="json")
-    spec["tables"] = display_uri(plan.job.tables)
-    spec["keep"] = None if plan.job.keep is None else display_uri(plan.job.keep)
-    for section, reference in zip(spec["references"], plan.job.references, strict=True):
-        section["source"] = display_uri(reference.source)
-    return spec
-
-
-_IDENTITY = ("label_id", "video_id", "scene_id", "content_id", "segment", "recipe")
 
 
 class LabelTracker(WorkTracker):
@@ -164,3 +129,37 @@ class LabelTracker(WorkTracker):
             "labelled_at": datetime.now(UTC),
         }
         return cast(LabelRow, label)
+
+
+class LabelRecorder(RunRecorder):
+    """Records a label run."""
+
+    packages = ("kvq-batch", "ray", "av", "numpy", "pillow", "pyarrow", "deltalake", "imageio-ffmpeg")
+
+    def __init__(self, plan: LabelPlan, tracker: LabelTracker, writer: Writer) -> None:
+        inputs = RunInputs(
+            job=plan.job,
+            job_spec=_display_spec(plan),
+            catalog_name=plan.job.name,
+            catalog_root="",
+            tasks=plan.renditions,
+            num_videos=plan.num_references,
+            planned_by_reason={"new": plan.renditions.num_rows},
+        )
+        super().__init__(inputs, tracker, writer)
+
+    def _write_rows(self, rows: FinishedRows) -> None:
+        self._writer.commit_labels(make_rows("labels", rows.scores), make_rows("failures", rows.failures))
+
+    def _package_versions(self) -> list[tuple[str, str]]:
+        return [*super()._package_versions(), ("ffmpeg", ffmpeg_version())]
+
+
+def _display_spec(plan: LabelPlan) -> dict[str, Any]:
+    """Return the job as JSON values without the signatures of its URIs."""
+    spec = plan.job.model_dump(mode="json")
+    spec["tables"] = display_uri(plan.job.tables)
+    spec["keep"] = None if plan.job.keep is None else display_uri(plan.job.keep)
+    for section, reference in zip(spec["references"], plan.job.references, strict=True):
+        section["source"] = display_uri(reference.source)
+    return spec

@@ -14,7 +14,7 @@ import pyarrow as pa
 from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.reader import catalog_root, read_catalog
 from kvq_batch.catalog.selection import filter_shard
-from kvq_batch.catalog.stored_columns import known_types, stored_columns
+from kvq_batch.catalog.stored_rows import known_types, stored_columns
 from kvq_batch.config.job import Job, Workers
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.estimate import DECODE, Cluster, Estimate, WorkerPool, estimate, forecast

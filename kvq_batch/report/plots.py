@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kvq_batch.evaluation.results import Result
+    from kvq_batch.evaluation.scores import Result
     from kvq_batch.labels.files import Scale
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")

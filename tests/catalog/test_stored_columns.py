@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.catalog.selection import matching_indices
-from kvq_batch.catalog.stored_columns import stored_name
+from kvq_batch.catalog.stored_rows import catalog_changes, stored_name
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.tables.check import check_tables
 from kvq_batch.tables.delta import Tables

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from kvq_batch.catalog.changes import catalog_changes
-from kvq_batch.catalog.stored_columns import stored_name
+from kvq_batch.catalog.stored_rows import catalog_changes, stored_name
 from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.job_plan import plan_job

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.cli.app import app
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables

@@ -7,7 +7,7 @@ import pytest
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import ModelRef
-from kvq_batch.evaluation.labelled import JoinOptions, Labelled, LabelledModel, join_labels
+from kvq_batch.evaluation.scores import JoinOptions, Labelled, LabelledModel, join_labels
 from kvq_batch.labels.files import read_labels
 from kvq_batch.tables.session import open_session
 from tests.support.evaluation_tables import NUM, Study, make_study, scored
@@ -88,7 +88,7 @@ def test_invalid_options_are_rejected(study: Study, options: JoinOptions, messag
 
 
 def test_too_many_segments_are_rejected(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvq_batch.evaluation.labelled.MAX_SEGMENTS", 10)
+    monkeypatch.setattr("kvq_batch.evaluation.scores.MAX_SEGMENTS", 10)
     with pytest.raises(SpecError, match="60 distinct values; at most 10"):
         join(study, JoinOptions(by="video_id"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.evaluation.region_labels import read_region_set
+from kvq_batch.evaluation.regions import read_region_set
 
 GOOD = "0.png (0,0):1.5, (0,1):2, (1,0):3e0, (1,1):-4"
 

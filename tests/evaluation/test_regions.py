@@ -13,8 +13,16 @@ from scipy import stats
 from kvq_batch.domain.errors import DecodeError, ScoreError, SpecError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelCard, Prediction, ScorerSpec
-from kvq_batch.evaluation.region_labels import RegionLabels, RegionSet, read_region_set
-from kvq_batch.evaluation.regions import avg_pool, groups_of, region_rows, score_regions, write_regions
+from kvq_batch.evaluation.regions import (
+    RegionLabels,
+    RegionSet,
+    avg_pool,
+    groups_of,
+    read_region_set,
+    region_rows,
+    score_regions,
+    write_regions,
+)
 from kvq_batch.metrics.ranks import Real
 from tests.support.material import Material
 from tests.support.region_set import GRID, NUM, SIZE_PX, make_region_set

@@ -10,8 +10,17 @@ import pytest
 from scipy import stats
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.evaluation.labelled import JoinOptions, Labelled, join_labels
-from kvq_batch.evaluation.results import ALL, COLUMNS, calibration, evaluate, result_rows, write_files
+from kvq_batch.evaluation.scores import (
+    ALL,
+    COLUMNS,
+    JoinOptions,
+    Labelled,
+    calibration,
+    evaluate,
+    join_labels,
+    result_rows,
+    write_files,
+)
 from kvq_batch.labels.files import Scale, read_labels
 from kvq_batch.tables.session import open_session
 from tests.support.evaluation_tables import NUM, Study, make_study

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.config.job import Select
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import ModelRef

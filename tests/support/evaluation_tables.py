@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.identity import ModelRef
 from kvq_batch.metrics.ranks import Real
 from kvq_batch.tables.delta import Tables

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.reader import read_catalog
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.config.job import Catalog
 from kvq_batch.domain.identity import ModelRef
 from kvq_batch.media.synthesis import ClipShape, Degradation, write_demo_clips

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import pyarrow.compute as pc
 
-from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.catalog.selection import filter_shard
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.domain.shard import Shard
 from kvq_batch.storage.options import StorageOptions

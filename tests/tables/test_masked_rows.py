@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.catalog.reader import read_catalog, write_catalog
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.config.job import Catalog
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.plan import store_plan

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import Shard
 from kvq_batch.storage.options import StorageOptions

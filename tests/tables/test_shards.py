@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvq_batch.catalog.changes import catalog_changes
 from kvq_batch.catalog.selection import filter_shard
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.config.job import Select
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import WHOLE, Shard

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.identity import ModelRef
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.storage.options import StorageOptions, filesystem
 from kvq_batch.tables.delta import Tables
