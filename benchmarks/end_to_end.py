@@ -19,10 +19,9 @@ from benchmarks.tables import print_table
 from kvq_batch.config.load import make_job
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.score_run import run_job
-from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.engine.work_tracker import SilentObserver, WorkTracker
 from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips

@@ -23,8 +23,8 @@ import kvq_batch
 from benchmarks.process_tree import ProcessTree
 from benchmarks.tables import print_table
 from kvq_batch.config.load import make_job
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.score_run import run_job
+from kvq_batch.engine.work_tracker import SilentObserver
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
 from kvq_batch.planning.job_plan import plan_job
 

@@ -22,12 +22,11 @@ from benchmarks.tables import print_table
 from kvq_batch.config.load import make_job
 from kvq_batch.domain.video import ClipFrames, VideoFacts, Window
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.stream import ClipRow, StreamRows
-from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.engine.work_tracker import SilentObserver, WorkTracker
 from kvq_batch.media.decode import ClipLayout, DecodeTask, FrameLayout, Timings, VideoLayout
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.scratch import ScratchWriter

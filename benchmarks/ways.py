@@ -27,10 +27,10 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.domain.video import ClipPolicy
 from kvq_batch.engine.decode_worker import DecodeWorker
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
+from kvq_batch.engine.work_tracker import SilentObserver
 from kvq_batch.media.decode import Decoding, decode_clips
 from kvq_batch.media.decoders import choose_decoder, open_reader
 from kvq_batch.media.probe import VideoLimits, probe

@@ -70,6 +70,6 @@ def score(
         SpecError: the source or the model cannot be used.
         FatalError: the run ended early, for example because many videos in a row failed with the same error.
     """
-    from kvq_batch.engine.adhoc import score_to_table
+    from kvq_batch.engine.score_run import score_to_table
 
     return score_to_table(source, model, weights, device)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kvq_batch.cli.estimate_report import budget_sentences, expected_record, expected_sentences, short_stage_rows
+from kvq_batch.cli.estimates import budget_sentences, expected_record, expected_sentences, short_stage_rows
 from kvq_batch.cli.logs import JsonHandler, RunLog, handler_of, status
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress

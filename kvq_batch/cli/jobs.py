@@ -260,7 +260,7 @@ def score(
       $ kvq-batch score videos/ --tables quality/
       $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
-    from kvq_batch.engine.adhoc import adhoc_job, tables_or_temporary
+    from kvq_batch.engine.score_run import adhoc_job, tables_or_temporary
 
     if log == "json":
         use_json_log(context)

@@ -25,10 +25,9 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     from kvq_batch.engine.executor.base import Queues
-    from kvq_batch.engine.observer import Observer
     from kvq_batch.engine.rows import Row
     from kvq_batch.engine.run_recorder import State
-    from kvq_batch.engine.work_tracker import Work, WorkTracker
+    from kvq_batch.engine.work_tracker import Observer, Work, WorkTracker
     from kvq_batch.tables.writer import Writer
 
 REPEAT_S = 5.0

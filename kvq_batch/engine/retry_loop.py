@@ -20,10 +20,9 @@ import pyarrow as pa
 
 from kvq_batch.domain.errors import FatalError, KvqBatchError
 from kvq_batch.engine.executor.base import Cancel
-from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.run_recorder import State
 from kvq_batch.engine.stopping import StopCondition
-from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.engine.work_tracker import Observer, WorkTracker
 from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.lease import Lease
 

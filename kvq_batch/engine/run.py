@@ -25,12 +25,11 @@ from kvq_batch.engine.decode_worker import cleanup_scratch
 from kvq_batch.engine.executor.base import Cancel, OpenExecutor, PipelineSpec, PipelineStage, choose_executor
 from kvq_batch.engine.executor.local import local_executor
 from kvq_batch.engine.metrics import MetricsObserver, RunLabels
-from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.recovery import close_crashed_runs
 from kvq_batch.engine.retry_loop import record_failure_on_error, run_attempts
 from kvq_batch.engine.run_recorder import RunRecorder, RunSummary, State
 from kvq_batch.engine.stopping import StopCondition
-from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.engine.work_tracker import Observer, SilentObserver, WorkTracker
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, Lease, hold

@@ -19,8 +19,7 @@ import pyarrow as pa
 from kvq_batch.config.job import Job, Prices
 from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.observer import Observer
-from kvq_batch.engine.work_tracker import FinishedRows, WorkTracker
+from kvq_batch.engine.work_tracker import FinishedRows, Observer, WorkTracker
 from kvq_batch.planning.estimate import Usage, WorkerPool, total_usage
 from kvq_batch.planning.plan import store_plan
 from kvq_batch.tables.row_types import RunRow

@@ -6,12 +6,16 @@ twice does no harm.
 
 Names follow the table `runs`: items are called videos and results are called scores. In a label run they are renditions
 and labels. The subclasses `ScoreTracker` and `LabelTracker` know what a result is.
+
+An `Observer` follows the tracker: progress bars, event logs, metrics, tests. A run calls it from the driver's main
+thread only, so observers need no locks. An observer must not change the tracker. Messages are not part of the
+interface: they go to `logging`, below the logger "kvq_batch".
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -226,3 +230,26 @@ def _bit_indices(mask: int) -> Iterator[int]:
         lowest = mask & -mask
         yield lowest.bit_length() - 1
         mask ^= lowest
+
+
+class Observer(Protocol):
+    """Receives the progress of a run."""
+
+    def started(self, run_id: str, num_videos: int) -> None:
+        """Called when the run is recorded in the tables and work begins."""
+
+    def progressed(self, tracker: WorkTracker) -> None:
+        """Called after results arrived."""
+
+    def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None:
+        """Called after these rows were committed."""
+
+
+class SilentObserver:
+    """Ignores all progress. Base class for observers that need some of the methods."""
+
+    def started(self, run_id: str, num_videos: int) -> None: ...
+
+    def progressed(self, tracker: WorkTracker) -> None: ...
+
+    def committed(self, scores: Sequence[Row], failures: Sequence[Row]) -> None: ...

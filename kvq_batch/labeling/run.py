@@ -13,13 +13,12 @@ from kvq_batch.config.labels import RENDITIONS_PER_BLOCK
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.engine.executor.base import PipelineSpec, PipelineStage
 from kvq_batch.engine.metrics import RunLabels
-from kvq_batch.engine.observer import Observer
 from kvq_batch.engine.rows import Failure, Row
 from kvq_batch.engine.run import DEFAULT_OPTIONS, PreparedRun, RunOptions, execute_run
 from kvq_batch.engine.run_recorder import RunInputs, RunRecorder, RunSummary
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import FAILURE_COLUMNS
-from kvq_batch.engine.work_tracker import FinishedRows, Task, Work, WorkTracker, failure_of_row
+from kvq_batch.engine.work_tracker import FinishedRows, Observer, Task, Work, WorkTracker, failure_of_row
 from kvq_batch.labeling.planning import LABELS_MODEL, LabelPlan, label_blocks, plan_labels
 from kvq_batch.labeling.stream import ALGORITHM, RENDITIONS
 from kvq_batch.labeling.worker import LabelSettings, LabelWorker

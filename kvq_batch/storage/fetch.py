@@ -17,11 +17,10 @@ from pathlib import Path
 
 from kvq_batch.domain.errors import FetchError, SpecError, TransientError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, explain_error, known_errors
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, classify_error, explain_error, known_errors
 from kvq_batch.storage.listing import stat_content_id, stat_object
 from kvq_batch.storage.objects import ObjectStream, content_changed_error, open_object
 from kvq_batch.storage.options import StorageOptions, display_uri, is_http, is_local, local_path
-from kvq_batch.storage.retry import RetryPolicy
 
 _CHECKED_TOKENS = ("etag:", "version:", "stat:", "ukey:")
 

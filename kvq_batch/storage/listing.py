@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import known_errors
+from kvq_batch.storage.errors import RetryPolicy, known_errors
 from kvq_batch.storage.http import http_info
 from kvq_batch.storage.options import (
     StorageOptions,
@@ -32,7 +32,6 @@ from kvq_batch.storage.options import (
     local_path,
     translate_storage_errors,
 )
-from kvq_batch.storage.retry import RetryPolicy
 
 VIDEO_EXTENSIONS = frozenset(
     [

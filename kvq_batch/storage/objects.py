@@ -13,11 +13,10 @@ from fsspec.asyn import sync
 from fsspec.compression import compr
 
 from kvq_batch.domain.errors import FetchError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, known_errors
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, classify_error, known_errors
 from kvq_batch.storage.http import CHUNK_BYTES, HttpStream
 from kvq_batch.storage.listing import content_id_of
 from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_http, is_local, is_s3, join
-from kvq_batch.storage.retry import RetryPolicy
 
 
 class ObjectStream(Protocol):

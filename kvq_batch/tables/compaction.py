@@ -24,10 +24,9 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import RemoveAction
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, explain_error
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import display_uri, join, translate_storage_errors
-from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.data_files import ROW_GROUP_ROWS, DataFile, make_data_file
 from kvq_batch.tables.database import translate_read_errors
 from kvq_batch.tables.delta import BOUNDED_COLUMNS, LoggedFile, Tables

@@ -16,10 +16,9 @@ from deltalake.exceptions import CommitFailedError
 from kvq_batch.domain.column_types import convert, merge_types, same_type, storable_type
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.identity import new_run_id
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, explain_error
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import StorageOptions, display_uri, join, translate_storage_errors
-from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.compaction import COMMIT_INFO_KEY
 from kvq_batch.tables.data_files import DataFile, make_data_file
 from kvq_batch.tables.delta import LoggedFile, Tables

@@ -19,11 +19,10 @@ from deltalake.transaction import AddAction
 from kvq_batch.domain.column_types import same_type
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, explain_error
 from kvq_batch.storage.masking import mask_rows
 from kvq_batch.storage.objects import put_files
 from kvq_batch.storage.options import display_uri, join, translate_storage_errors
-from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.data_files import DataFile, align_to_schema, make_data_files
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schema_changes import change_catalog_schema, extend_schema

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kvq_batch
-from kvq_batch.cli.estimate_report import duration
+from kvq_batch.cli.estimates import duration
 from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 from tests.cli.test_commands import call
 

@@ -25,8 +25,8 @@ from kvq_batch.engine.metrics import (
     Telemetry,
     instrument,
 )
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
+from kvq_batch.engine.work_tracker import SilentObserver
 from tests.engine.test_run import FAST, check_counts, job_of, run
 from tests.support.dashboard import dashboard, queries
 from tests.support.prometheus import ALERTS, CONFIG

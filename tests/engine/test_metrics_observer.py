@@ -14,12 +14,11 @@ from kvq_batch.domain.errors import FatalError, FetchError, LabelError
 from kvq_batch.engine import metrics
 from kvq_batch.engine.executor.base import Cancel, Queues
 from kvq_batch.engine.metrics import MetricsObserver, MetricSpec, RunLabels
-from kvq_batch.engine.observer import Observer, SilentObserver
 from kvq_batch.engine.retry_loop import record_failure_on_error, run_attempts
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run_recorder import State
 from kvq_batch.engine.stopping import StopCondition
-from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.engine.work_tracker import Observer, SilentObserver, WorkTracker
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.lease import Holder, hold

@@ -18,13 +18,12 @@ from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.run_recorder import RunSummary
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.stopping import INTERRUPTED
-from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.engine.work_tracker import SilentObserver, WorkTracker
 from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.models.registry import build

@@ -11,10 +11,9 @@ from PIL import Image
 
 from kvq_batch.config.labels import LabelJob
 from kvq_batch.config.recipe import Recipe, Segment
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.run_recorder import RunSummary
-from kvq_batch.engine.work_tracker import WorkTracker
+from kvq_batch.engine.work_tracker import SilentObserver, WorkTracker
 from kvq_batch.labeling.labeler import Labeler, slot_means
 from kvq_batch.labeling.planning import plan_labels
 from kvq_batch.labeling.run import run_labels

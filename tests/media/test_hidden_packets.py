@@ -8,7 +8,7 @@ import pytest
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from kvq_batch.media.hidden_packets import VopParser
+from kvq_batch.media.packets import VopParser
 from kvq_batch.media.probe import VideoLimits, probe
 from tests.media.test_keyframes import assert_as_ffmpeg
 from tests.support.material import encode

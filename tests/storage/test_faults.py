@@ -10,10 +10,10 @@ import pytest
 from kvq_batch.catalog.content_ids import MIN_VIDEOS_TO_LIST, resolve_content_ids
 from kvq_batch.domain.errors import FetchError, SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
+from kvq_batch.storage.errors import RetryPolicy
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.listing import list_files, stat_object
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.table_files import write_table
 from tests.support.proxy import (
     BROKEN,

@@ -19,10 +19,10 @@ import pytest
 from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.domain.errors import FetchError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
+from kvq_batch.storage.errors import RetryPolicy
 from kvq_batch.storage.fetch import Fetcher, remove_stale_folders
 from kvq_batch.storage.listing import content_id_of, list_files
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.retry import RetryPolicy
 from tests.support.s3 import S3Location, S3Server
 from tests.support.stores import LocalStore, Store
 

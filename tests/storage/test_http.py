@@ -15,11 +15,10 @@ from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.reader import CANONICAL
 from kvq_batch.domain.errors import FetchError, SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import FOREIGN_ERRORS, retry_after_s
+from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, retry_after_s
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.listing import stat_object
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.retry import RetryPolicy
 from tests.support.http_server import GARBAGE, RESET, SHORT, SILENT, HttpServer
 
 DATA = bytes(range(256)) * 40

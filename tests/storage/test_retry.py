@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from kvq_batch.domain.errors import FetchError, TransientError
-from kvq_batch.storage.retry import RetryPolicy
+from kvq_batch.storage.errors import RetryPolicy
 
 
 class Flaky:

@@ -15,10 +15,10 @@ from pathlib import Path
 from kvq_batch.config.job import Job
 from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import KvqBatchError
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
+from kvq_batch.engine.work_tracker import SilentObserver
 from kvq_batch.planning.job_plan import plan_job
 
 

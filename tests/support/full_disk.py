@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.engine.observer import SilentObserver
 from kvq_batch.engine.rows import Row
+from kvq_batch.engine.work_tracker import SilentObserver
 from tests.engine.test_run import FAST, ask, job_of, run
 
 LARGE_BYTES = 64 * 2**20

@@ -4,8 +4,8 @@ import pytest
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.planning.plan import store_plan
+from kvq_batch.storage.errors import RetryPolicy
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.storage.retry import RetryPolicy
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.writer import Writer
 from tests.support.proxy import BROKEN, EXPIRED, FULL, SLOW_DOWN, Fault, FaultProxy, Lost, Reset, Short, slept
