@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 from kvq_batch import __version__
 from kvq_batch.cli import (
     demo,
+    estimates,
     evaluate,
     failures,
-    forecast,
     jobs,
     labels,
     maintenance,
@@ -153,7 +153,7 @@ app.command(rich_help_panel=START)(jobs.init)
 app.command(rich_help_panel=START)(jobs.catalog)
 app.command(rich_help_panel=RUN)(jobs.plan)
 app.command(rich_help_panel=RUN)(jobs.run)
-app.command(rich_help_panel=RUN)(forecast.forecast)
+app.command(rich_help_panel=RUN)(estimates.forecast)
 app.command(rich_help_panel=ASK)(query.status)
 app.command(rich_help_panel=ASK)(query.query)
 app.command(rich_help_panel=ASK)(query.maps)
