@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from kvq_batch.domain.errors import SpecError, shorten_list
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, cut_content_id
-from kvq_batch.storage.errors import FOREIGN_ERRORS, StorageErrorKind, classify_error
+from kvq_batch.storage.errors import StorageErrorKind, classify_error, foreign_errors
 from kvq_batch.storage.listing import s3_files, stat_object, to_listing_table
 from kvq_batch.storage.options import StorageOptions, filesystem, translate_storage_errors, unsupported_scheme
 
@@ -129,7 +129,7 @@ def _listing(bucket: str, paths: pa.Array, options: StorageOptions) -> pa.Table 
     with translate_storage_errors(f"s3://{root}"):
         try:
             return to_listing_table(s3_files(filesystem(f"s3://{root}", options)[0], root), max_files)
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             if classify_error(error) in _SYSTEMIC:
                 raise
             # The requests for single objects find out which of them cannot be read.
@@ -167,7 +167,7 @@ def _try_stat(uri: str, options: StorageOptions) -> tuple[str, int | None] | Exc
         return stat_object(uri, options)
     except SpecError as error:
         return error
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         return error
 
 

@@ -31,7 +31,7 @@ from kvq_batch.domain.errors import FatalError, ItemError, SpecError, shorten_li
 from kvq_batch.labels.rendition_store import read_rendition
 from kvq_batch.labels.training_set import SPLITS, named_splits, split_scenes, stratified
 from kvq_batch.media.planes import decode_lossless
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error, known_errors
+from kvq_batch.storage.errors import explain_error, foreign_errors, known_errors
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import StorageOptions, absolute, display_uri, filesystem, join, translate_storage_errors
 from kvq_batch.tables.sandbox import check_expression
@@ -64,7 +64,7 @@ class SetFolder:
         uri = join(self.uri, name)
         try:
             put_file(uri, content, self._options)
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             raise FatalError(f"{display_uri(uri)} cannot be written: {explain_error(error, uri)}") from error
         return uri
 

@@ -4,7 +4,7 @@ The same label always has the same bytes, so an existing file may be written aga
 """
 
 from kvq_batch.domain.errors import FetchError, LabelError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error, explain_error
+from kvq_batch.storage.errors import classify_error, explain_error, foreign_errors
 from kvq_batch.storage.objects import put_file, read_file
 from kvq_batch.storage.options import StorageOptions, absolute, display_uri, join
 
@@ -18,7 +18,7 @@ def store_rendition(folder: str, name: str, content: bytes, options: StorageOpti
     uri = join(absolute(folder), name)
     try:
         put_file(uri, content, options)
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         raise LabelError("not_kept", f"{display_uri(uri)} cannot be written: {explain_error(error, uri)}") from error
     return display_uri(uri)
 
@@ -31,5 +31,5 @@ def read_rendition(uri: str, options: StorageOptions) -> bytes:
     """
     try:
         return read_file(uri, options)
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         raise FetchError(classify_error(error), f"{display_uri(uri)}: {explain_error(error, uri)}") from error

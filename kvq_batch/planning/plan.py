@@ -30,7 +30,7 @@ from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.identity import REASONS, ModelRef
 from kvq_batch.domain.shard import Shard
 from kvq_batch.planning.job_models import JobModel
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error
+from kvq_batch.storage.errors import explain_error, foreign_errors
 from kvq_batch.storage.masking import mask_rows
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import display_uri, join
@@ -223,7 +223,7 @@ def store_plan(tables: Tables, run_id: str, tasks: pa.Table) -> str:
     pq.write_table(mask_rows(tasks), content, compression="zstd")
     try:
         put_file(uri, content.getvalue(), tables.options)
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         raise FatalError(f"{display_uri(uri)}: cannot store the plan: {explain_error(error, uri)}") from error
     return uri
 

@@ -6,43 +6,28 @@ error message gives.
 
 The storage libraries retry a request a few times on their own (`StorageOptions.attempts`). `RetryPolicy` is for
 operations that must survive longer faults: fetching a video, storing a file, a commit.
+
+Importing botocore and aiohttp takes 0.6 s. So this module looks for their classes only if the process has imported them
+for another reason: otherwise no exception can be of these classes.
 """
 
 import errno
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    ReadTimeoutError,
-)
 from deltalake.exceptions import DeltaError
 from fsspec.exceptions import FSTimeoutError
 
 from kvq_batch.domain.errors import KvqBatchError, TransientError
 from kvq_batch.storage.redact import summarize_error
-
-FOREIGN_ERRORS: tuple[type[Exception], ...] = (
-    OSError, BotoCoreError, ClientError, aiohttp.ClientError, DeltaError, FSTimeoutError,
-)  # fmt: skip
-"""Exceptions that fsspec, s3fs and delta-rs raise when a storage request fails."""
 
 StorageErrorKind = Literal[
     "missing", "no_bucket", "bad_address", "forbidden", "credentials_expired", "no_credentials", "timeout",
@@ -103,12 +88,36 @@ _TREE = re.compile(r"(?:\x1b\[[0-9;]*m)*\s*↳(?:\x1b\[[0-9;]*m)*")
 
 
 class UnknownStoreError(OSError):
-    """An exception of a file system that is not in FOREIGN_ERRORS, which is its cause."""
+    """An exception of a file system that is not in `foreign_errors()`, which is its cause."""
+
+
+def foreign_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that fsspec, s3fs and delta-rs raise when a storage request fails.
+
+    Call it after the request: classes of libraries that this process has not imported are missing.
+    """
+    return (
+        OSError,
+        DeltaError,
+        FSTimeoutError,
+        *_loaded(_BOTOCORE, "BotoCoreError", "ClientError"),
+        *_aiohttp_errors(),
+    )
+
+
+def _loaded(module: str, *names: str) -> tuple[type[Exception], ...]:
+    """Return classes of a module; none if this process has not imported it."""
+    loaded = sys.modules.get(module)
+    return tuple(getattr(loaded, name) for name in names if hasattr(loaded, name))
+
+
+def _aiohttp_errors() -> tuple[type[Exception], ...]:
+    return _loaded("aiohttp", "ClientError")
 
 
 @contextmanager
 def known_errors() -> Iterator[None]:
-    """Convert every exception of a file system into one of FOREIGN_ERRORS.
+    """Convert every exception of a file system into one of `foreign_errors()`.
 
     fsspec has file systems of many packages, each with its own classes of errors. Surround single calls with this, so
     that it does not hide errors of our own code.
@@ -117,7 +126,7 @@ def known_errors() -> Iterator[None]:
         yield
     except Exception as error:
         # No list of classes can be complete.
-        if isinstance(error, (KvqBatchError, *FOREIGN_ERRORS)):
+        if isinstance(error, (KvqBatchError, *foreign_errors())):
             raise
         raise UnknownStoreError(f"{type(error).__name__}: {error}") from error
 
@@ -133,7 +142,7 @@ def classify_error(error: BaseException) -> StorageErrorKind:
     if kind not in ("missing", "other") or not isinstance(cause, Exception):
         return kind
     inner = classify_error(cause)
-    return kind if inner == "other" and not isinstance(cause, aiohttp.ClientError) else inner
+    return kind if inner == "other" and not isinstance(cause, _aiohttp_errors()) else inner
 
 
 def _classify(error: BaseException) -> StorageErrorKind:
@@ -144,7 +153,7 @@ def _classify(error: BaseException) -> StorageErrorKind:
         return "full"
     if isinstance(error, OSError) and error.errno in _INVALID:
         return "bad_address"
-    for kind, classes in _CLASSES:
+    for kind, classes in _error_classes():
         if isinstance(error, classes) and not (kind == "missing" and "NoSuchBucket" in text):
             return kind
     status = _http_status(error)
@@ -159,10 +168,10 @@ def retry_after_s(error: BaseException) -> float:
     """Return how long the server asks to wait before the next request (the header Retry-After); 0 if it does not."""
     headers: Mapping[str, str] = {}
     for source in (error, error.__cause__):
-        if isinstance(source, aiohttp.ClientResponseError) and source.headers:
-            headers = source.headers
-        elif isinstance(source, ClientError):
-            headers = source.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        if isinstance(source, _loaded("aiohttp", "ClientResponseError")):
+            headers = getattr(source, "headers", None) or headers
+        elif response := _s3_response(source):
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
     if value.isdecimal():
         return float(value)
@@ -193,10 +202,10 @@ def explain_error(error: BaseException, uri: str, note: str = "") -> str:
 def _http_status(error: BaseException) -> int:
     """Return the HTTP status that the client of a store reports, or 0."""
     for source in (error.__cause__, error):
-        if isinstance(source, ClientError):
-            return int(source.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status
+        if response := _s3_response(source):
+            return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    if isinstance(error, _loaded("aiohttp", "ClientResponseError")):
+        return int(getattr(error, "status", 0))
     statuses = (getattr(error, name, None) for name in ("status", "status_code", "code"))
     return next((status for status in statuses if isinstance(status, int) and 400 <= status <= 599), 0)
 
@@ -210,31 +219,52 @@ def _text(error: BaseException) -> str:
 
 def _codes(error: BaseException) -> list[str]:
     """Return code and HTTP status of the S3 response behind the exception or its cause."""
-    responses = [source.response for source in (error.__cause__, error) if isinstance(source, ClientError)]
+    responses = [_s3_response(source) for source in (error.__cause__, error)]
     return [
         f"{response.get('Error', {}).get('Code')} {response.get('ResponseMetadata', {}).get('HTTPStatusCode')}"
         for response in responses
+        if response is not None
     ]
 
 
+def _s3_response(error: BaseException | None) -> Mapping[str, Any] | None:
+    """Return the parsed response that an exception of botocore reports, or None for other exceptions."""
+    if not isinstance(error, _loaded(_BOTOCORE, "ClientError")):
+        return None
+    response: Mapping[str, Any] = getattr(error, "response", {})
+    return response
+
+
+_BOTOCORE = "botocore.exceptions"
 _EXPIRED = r"ExpiredToken|TokenRefreshRequired|RequestExpired"
 
-# Classes come before messages: s3fs and the operating system raise specific classes. delta-rs raises OSError or
-# DeltaError for everything, so its errors are classified by message.
-_CLASSES: tuple[tuple[StorageErrorKind, tuple[type[BaseException], ...]], ...] = (
-    ("no_credentials", (NoCredentialsError, PartialCredentialsError, ProfileNotFound)),
-    ("missing", (FileNotFoundError, NotADirectoryError)),
-    ("forbidden", (PermissionError,)),
-    ("timeout", (TimeoutError, ConnectTimeoutError, ReadTimeoutError, FSTimeoutError)),
-    (
-        "unreachable",
-        # aiohttp reports a response that is not HTTP as a status 400 with the parser's error as its cause.
-        (ConnectionError, HTTPClientError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError,
-         HttpProcessingError),
-    ),
-    ("damaged", (FlexibleChecksumError,)),
-    ("bad_address", (aiohttp.InvalidURL, ParamValidationError, ValueError)),
-)  # fmt: skip
+
+def _error_classes() -> tuple[tuple[StorageErrorKind, tuple[type[BaseException], ...]], ...]:
+    """Return kinds with their classes, in order.
+
+    Classes come before messages: s3fs and the operating system raise specific classes. delta-rs raises OSError or
+    DeltaError for everything, so its errors are classified by message.
+    """
+    return (
+        ("no_credentials", _loaded(_BOTOCORE, "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")),
+        ("missing", (FileNotFoundError, NotADirectoryError)),
+        ("forbidden", (PermissionError,)),
+        ("timeout", (TimeoutError, FSTimeoutError, *_loaded(_BOTOCORE, "ConnectTimeoutError", "ReadTimeoutError"))),
+        (
+            "unreachable",
+            (
+                ConnectionError,
+                *_loaded(_BOTOCORE, "HTTPClientError"),
+                *_loaded("aiohttp", "ClientConnectionError", "ClientPayloadError"),
+                # aiohttp reports a response that is not HTTP as a status 400 with the parser's error as its cause.
+                *_loaded("aiohttp.http_exceptions", "HttpProcessingError"),
+            ),
+        ),
+        ("damaged", _loaded(_BOTOCORE, "FlexibleChecksumError")),
+        ("bad_address", (ValueError, *_loaded("aiohttp", "InvalidURL"), *_loaded(_BOTOCORE, "ParamValidationError"))),
+    )
+
+
 _STATUSES: Mapping[int, StorageErrorKind] = {
     401: "forbidden", 403: "forbidden", 407: "forbidden", 451: "forbidden", 404: "missing", 410: "missing",
     408: "timeout", 412: "changed", 425: "unreachable", 429: "unreachable",
@@ -263,7 +293,9 @@ _TEXTS: tuple[tuple[StorageErrorKind, str], ...] = (
 
 T = TypeVar("T")
 
-_CAUGHT: tuple[type[Exception], ...] = (TransientError, *FOREIGN_ERRORS)
+
+def _caught() -> tuple[type[Exception], ...]:
+    return (TransientError, *foreign_errors())
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +328,7 @@ class RetryPolicy:
         while True:
             try:
                 return action(attempt)
-            except _CAUGHT as error:
+            except _caught() as error:
                 delay_s = min(self.max_delay_s, self.initial_delay_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 asked_s = retry_after_s(error)
                 delay_s = max(delay_s, asked_s)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kvq_batch.domain.errors import FetchError, SpecError, TransientError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, classify_error, explain_error, known_errors
+from kvq_batch.storage.errors import RetryPolicy, classify_error, explain_error, foreign_errors, known_errors
 from kvq_batch.storage.listing import stat_content_id, stat_object
 from kvq_batch.storage.objects import ObjectStream, content_changed_error, open_object
 from kvq_batch.storage.options import StorageOptions, display_uri, is_http, is_local, local_path
@@ -110,7 +110,7 @@ class Fetcher:
                     raise FetchError("not_a_file", f"{uri} is a folder or a device; use the address of a video file")
                 with path.open("rb"):
                     pass
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             raise _failure(uri, error) from error
         self._check_size(uri, status.st_size)
         actual = stat_content_id(status)
@@ -131,7 +131,7 @@ class Fetcher:
 
         try:
             return self.retry_policy.run(copy)
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             raise _failure(uri, error, attempts) from error
         except _BadResponseError as error:
             raise FetchError(error.code, f"{display_uri(uri)}: {error.text}{_after(attempts)}") from error

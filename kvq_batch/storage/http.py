@@ -5,13 +5,15 @@ and its `open` sends two more requests.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import fsspec
 from fsspec.asyn import sync
 
 from kvq_batch.storage.errors import known_errors
+
+if TYPE_CHECKING:
+    import aiohttp
 
 CHUNK_BYTES = 4 * 2**20
 
@@ -26,6 +28,9 @@ def http_filesystem(connect_timeout_s: float, read_timeout_s: float) -> Any:
 
     It uses the proxies of the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) and the passwords in ~/.netrc.
     """
+    # Imported where it is used because that takes 0.4 s, and most runs read no http address.
+    import aiohttp
+
     # No limit on the total time (aiohttp: 5 minutes): a long film takes longer while its bytes still arrive.
     limits = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s)
     return fsspec.filesystem("http", use_listings_cache=False, client_kwargs={"timeout": limits, "trust_env": True})
@@ -35,7 +40,7 @@ def http_info(file_system: Any, url: str) -> dict[str, Any]:
     """Return the size (None if unknown) and the change tokens of the object, from the headers of one response.
 
     Raises:
-        OSError: or another exception of aiohttp (`errors.FOREIGN_ERRORS`).
+        OSError: or another exception of aiohttp (`errors.foreign_errors`).
     """
     with known_errors():
         info: dict[str, Any] = sync(file_system.loop, _info, file_system, url)
@@ -61,6 +66,8 @@ class HttpStream:
 
 
 async def _info(file_system: Any, url: str) -> dict[str, Any]:
+    import aiohttp
+
     try:
         response = await _request(file_system, "HEAD", url)
     except aiohttp.ClientResponseError as error:
@@ -71,8 +78,10 @@ async def _info(file_system: Any, url: str) -> dict[str, Any]:
     return _info_of(response.headers)
 
 
-async def _request(file_system: Any, method: str, url: str) -> aiohttp.ClientResponse:
+async def _request(file_system: Any, method: str, url: str) -> "aiohttp.ClientResponse":
     """Send a request, follow redirects, and return the response if it has the whole object."""
+    import aiohttp
+
     session: aiohttp.ClientSession = await file_system.set_session()
     # Compressed by the server, an object would have another length and other bytes.
     headers = {"Accept-Encoding": "identity"}

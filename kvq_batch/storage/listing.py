@@ -294,7 +294,7 @@ def stat_object(uri: str, options: StorageOptions) -> tuple[str, int | None]:
 
     Raises:
         SpecError: the address cannot be opened.
-        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`).
+        OSError: or another exception of the store (`errors.foreign_errors`).
     """
     if is_local(uri):
         with known_errors():

@@ -13,7 +13,7 @@ from fsspec.asyn import sync
 from fsspec.compression import compr
 
 from kvq_batch.domain.errors import FetchError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, classify_error, known_errors
+from kvq_batch.storage.errors import RetryPolicy, classify_error, foreign_errors, known_errors
 from kvq_batch.storage.http import CHUNK_BYTES, HttpStream
 from kvq_batch.storage.listing import content_id_of
 from kvq_batch.storage.options import StorageOptions, display_uri, filesystem, is_http, is_local, is_s3, join
@@ -38,7 +38,7 @@ def open_object(uri: str, options: StorageOptions, expected: str | None) -> Obje
     Raises:
         FetchError: `not_a_file` for a bucket, prefix or folder; `content_changed` at the end of the stream if a store
             without conditional reads then reports another content id.
-        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`).
+        OSError: or another exception of the store (`errors.foreign_errors`).
     """
     file_system, path = filesystem(uri, options)
     if is_s3(uri):
@@ -141,7 +141,7 @@ class ConditionalObject:
         """Return content and ETag, or None if the object does not exist."""
         try:
             found: tuple[bytes, str] = sync(self._file_system.loop, self._get)
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             if classify_error(error) == "missing":
                 return None
             raise
@@ -157,7 +157,7 @@ class ConditionalObject:
             response = self._file_system.call_s3(
                 "put_object", Bucket=self._bucket, Key=self._key, Body=text, **condition
             )
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             if classify_error(error) == "changed":
                 return None
             raise
@@ -187,7 +187,7 @@ def read_file(uri: str, options: StorageOptions, retry_policy: RetryPolicy | Non
     """Return the bytes of a small file, with retries.
 
     Raises:
-        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`), after the last attempt.
+        OSError: or another exception of the store (`errors.foreign_errors`), after the last attempt.
     """
 
     def read(attempt: int) -> bytes:
@@ -202,7 +202,7 @@ def open_file(uri: str, options: StorageOptions, compression: str | None = None)
     """Open a file for reading at any position, decompressed; `compression` is a name that fsspec knows.
 
     Raises:
-        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`).
+        OSError: or another exception of the store (`errors.foreign_errors`).
     """
     if is_local(uri) or is_s3(uri):
         file_system, path = filesystem(uri, options)
@@ -217,7 +217,7 @@ def put_file(uri: str, content: bytes, options: StorageOptions, retry_policy: Re
     """Write `content` to `uri`, with retries; missing folders are created.
 
     Raises:
-        OSError: or another exception of the store (`errors.FOREIGN_ERRORS`), after the last attempt.
+        OSError: or another exception of the store (`errors.foreign_errors`), after the last attempt.
     """
     put_files({uri: content}, options, retry_policy)
 

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import botocore.session
 import fsspec
-from botocore.exceptions import ProfileNotFound
 from fsspec.registry import known_implementations
 
 from kvq_batch.config.job import Storage
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, explain_error, known_errors
+from kvq_batch.storage.errors import explain_error, foreign_errors, known_errors
 from kvq_batch.storage.http import http_filesystem
 from kvq_batch.storage.redact import SIGNATURE_NAMES, summarize_error
 
@@ -199,6 +197,10 @@ def _chain(name: str) -> str | None:
         if found:
             _check_endpoint(found, "AWS_ENDPOINT_URL")
             return found
+    # Imported here because it takes 0.2 s, and local tables do not need it.
+    import botocore.session
+    from botocore.exceptions import ProfileNotFound
+
     session = botocore.session.get_session()
     try:
         value = session.get_scoped_config().get(name) if name == "endpoint_url" else session.get_config_variable(name)
@@ -251,7 +253,7 @@ def translate_storage_errors(uri: str) -> Iterator[None]:
     """Translate exceptions of the store into a SpecError with the address, the error and a hint."""
     try:
         yield
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         raise SpecError(f"{display_uri(uri)}: {explain_error(error, uri)}") from error
 
 

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote, quote_plus, unquote
 
-import botocore.session
-from botocore.exceptions import BotoCoreError
-
 MASK = "***"
 
 SIGNATURE_NAMES = (
@@ -166,6 +163,13 @@ def _known_secrets() -> list[str]:
 
 def _profile_secrets() -> list[str | None]:
     """Return access key, secret and token of every profile in the AWS configuration files."""
+    files = (("AWS_CONFIG_FILE", "~/.aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
+    if not any(os.path.exists(os.path.expanduser(os.environ.get(name) or default)) for name, default in files):
+        return []
+    # Imported here because it takes 0.2 s, and most machines have no profiles.
+    import botocore.session
+    from botocore.exceptions import BotoCoreError
+
     try:
         profiles = botocore.session.get_session().full_config.get("profiles", {})
     except (BotoCoreError, OSError):

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from kvq_batch.domain.column_types import is_readable_column, same_type, storable_type
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, classify_error
+from kvq_batch.storage.errors import classify_error, foreign_errors
 from kvq_batch.storage.options import join, translate_storage_errors
 from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.data_files import statistics
@@ -141,8 +141,8 @@ def _check_file(
             if deep:
                 for group in range(parquet.num_row_groups):
                     parquet.read_row_group(group)
-    except (pa.ArrowException, *FOREIGN_ERRORS) as error:
-        if isinstance(error, FOREIGN_ERRORS) and classify_error(error) in _OUT_OF_REACH:
+    except (pa.ArrowException, *foreign_errors()) as error:
+        if isinstance(error, foreign_errors()) and classify_error(error) in _OUT_OF_REACH:
             with translate_storage_errors(join(tables.uri, name)):
                 raise
         return [Finding("error", "unreadable_file", name, file.path, summarize_error(error, 200))], False

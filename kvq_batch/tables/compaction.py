@@ -24,7 +24,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import RemoveAction
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, explain_error
+from kvq_batch.storage.errors import RetryPolicy, explain_error, foreign_errors
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import display_uri, join, translate_storage_errors
 from kvq_batch.tables.data_files import ROW_GROUP_ROWS, DataFile, make_data_file
@@ -177,7 +177,7 @@ def store_file(tables: Tables, name: str, file: DataFile, retry_policy: RetryPol
     """Write the data file; readers do not see it yet. Raises: FatalError if the store fails."""
     try:
         put_file(join(join(tables.uri, name), file.path), file.content.to_pybytes(), tables.options, retry_policy)
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         raise _fatal(tables, name, error) from error
 
 
@@ -235,7 +235,7 @@ def replace_files(
 
     try:
         retry_policy.run(commit)
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         raise _fatal(tables, name, error) from error
 
 

@@ -30,7 +30,7 @@ from typing import BinaryIO, Self
 
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.storage.errors import FOREIGN_ERRORS
+from kvq_batch.storage.errors import foreign_errors
 from kvq_batch.storage.objects import ConditionalObject, list_names
 from kvq_batch.storage.options import (
     StorageOptions,
@@ -313,7 +313,7 @@ class _Renewal:
                 self._tag = tag
                 return
             found = self._stored.read()
-        except FOREIGN_ERRORS:
+        except foreign_errors():
             # A short outage of the store is harmless. In a longer one, commits fail with an error.
             return
         if found is not None and found[0] == text:

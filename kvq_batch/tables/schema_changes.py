@@ -16,7 +16,7 @@ from deltalake.exceptions import CommitFailedError
 from kvq_batch.domain.column_types import convert, merge_types, same_type, storable_type
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.identity import new_run_id
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, explain_error
+from kvq_batch.storage.errors import RetryPolicy, explain_error, foreign_errors
 from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import StorageOptions, display_uri, join, translate_storage_errors
 from kvq_batch.tables.compaction import COMMIT_INFO_KEY
@@ -137,7 +137,7 @@ def _converted(tables: Tables, file: LoggedFile, schema: pa.Schema) -> DataFile:
     try:
         with tables.open_data_file("catalog", file) as source:
             rows = pq.ParquetFile(source).read()
-    except (pa.ArrowException, *FOREIGN_ERRORS) as error:
+    except (pa.ArrowException, *foreign_errors()) as error:
         raise SpecError(
             f"{display_uri(tables.uri)}: data file {file.path} cannot be read: {explain_error(error, tables.uri)}; run "
             "`kvq-batch tables check`"
@@ -155,7 +155,7 @@ def _converted(tables: Tables, file: LoggedFile, schema: pa.Schema) -> DataFile:
     )
     try:
         put_file(join(join(tables.uri, "catalog"), made.path), made.content.to_pybytes(), tables.options, RetryPolicy())
-    except FOREIGN_ERRORS as error:
+    except foreign_errors() as error:
         raise FatalError(
             f"{display_uri(tables.uri)}: table 'catalog' cannot be written: {explain_error(error, tables.uri)}. "
             "Nothing was changed."

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.storage.errors import FOREIGN_ERRORS
+from kvq_batch.storage.errors import foreign_errors
 from kvq_batch.storage.options import StorageOptions, translate_storage_errors
 from kvq_batch.storage.redact import redact
 from kvq_batch.tables.database import missing_data_file
@@ -48,7 +48,7 @@ class Session:
             return self._sandbox.query(text)
         except duckdb.Error as error:
             raise SpecError(self._missing_file_message(error) or _readable(error)) from error
-        except (pa.ArrowException, *FOREIGN_ERRORS) as error:
+        except (pa.ArrowException, *foreign_errors()) as error:
             raise SpecError(f"The tables cannot be read: {_readable(error)}") from error
 
     def close(self) -> None:

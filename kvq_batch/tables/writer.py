@@ -19,7 +19,7 @@ from deltalake.transaction import AddAction
 from kvq_batch.domain.column_types import same_type
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.domain.shard import WHOLE, Shard
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, explain_error
+from kvq_batch.storage.errors import RetryPolicy, explain_error, foreign_errors
 from kvq_batch.storage.masking import mask_rows
 from kvq_batch.storage.objects import put_files
 from kvq_batch.storage.options import display_uri, join, translate_storage_errors
@@ -165,7 +165,7 @@ class Writer:
         contents = {join(folder, file.path): file.content.to_pybytes() for file in files}
         try:
             put_files(contents, self.tables.options, self._retry_policy)
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             raise self._fatal(name, error) from error
 
     def _append(self, name: str, files: list[DataFile], commit_seq: int) -> None:
@@ -191,10 +191,10 @@ class Writer:
 
         try:
             self._retry_policy.run(append)
-        except FOREIGN_ERRORS as error:
+        except foreign_errors() as error:
             try:
                 has_landed = self._has_landed(name, commit_seq)
-            except FOREIGN_ERRORS:
+            except foreign_errors():
                 has_landed = False
             if not has_landed:
                 raise self._fatal(name, error) from error

@@ -15,11 +15,12 @@ from kvq_batch.catalog.content_ids import resolve_content_ids
 from kvq_batch.catalog.reader import CANONICAL
 from kvq_batch.domain.errors import FetchError, SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, retry_after_s
+from kvq_batch.storage.errors import RetryPolicy, retry_after_s
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.listing import stat_object
 from kvq_batch.storage.options import StorageOptions
 from tests.support.http_server import GARBAGE, RESET, SHORT, SILENT, HttpServer
+from tests.support.stores import FOREIGN_ERRORS
 
 DATA = bytes(range(256)) * 40
 OPTIONS = StorageOptions(read_timeout_s=1, connect_timeout_s=1, attempts=2)

@@ -13,11 +13,12 @@ from kvq_batch.catalog.content_ids import MIN_VIDEOS_TO_LIST, resolve_content_id
 from kvq_batch.catalog.reader import CANONICAL
 from kvq_batch.domain.errors import FetchError, SpecError
 from kvq_batch.domain.identity import UNKNOWN_CONTENT
-from kvq_batch.storage.errors import FOREIGN_ERRORS, RetryPolicy, UnknownStoreError
+from kvq_batch.storage.errors import RetryPolicy, UnknownStoreError
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.listing import list_files
 from kvq_batch.storage.objects import put_file, read_file
 from kvq_batch.storage.options import StorageOptions, unsupported_scheme
+from tests.support.stores import FOREIGN_ERRORS
 
 ODD = {
     "gs://bucket/a.mp4": "bad_address",

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 
-from kvq_batch.storage.errors import FOREIGN_ERRORS
 from kvq_batch.storage.options import StorageOptions, delta_options, filesystem
 from kvq_batch.storage.redact import MASK, redact, summarize_error
 from tests.support.s3 import BUCKET, S3Server
+from tests.support.stores import FOREIGN_ERRORS
 
 SECRET = "plantedSECRET/with+signs=="
 TOKEN = "plantedTOKENvalue0123456789"

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from kvq_batch.storage.errors import FOREIGN_ERRORS
+from kvq_batch.storage.errors import foreign_errors
 from kvq_batch.storage.options import StorageOptions, filesystem
 
 BUCKET = "videos"
@@ -243,7 +243,7 @@ def _wait_until_ready(server: S3Server, process: "subprocess.Popen[bytes]", log:
                 return
             except FileExistsError:
                 bucket_made = True
-            except FOREIGN_ERRORS as error:
+            except foreign_errors() as error:
                 if process.poll() is not None or time.monotonic() > deadline:
                     tail = log.read_text(errors="replace")[-3000:]
                     raise RuntimeError(f"the S3 server does not start: {error}\n{tail}") from error

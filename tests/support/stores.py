@@ -3,10 +3,17 @@
 from pathlib import Path
 from typing import Protocol
 
+import aiohttp
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+from deltalake.exceptions import DeltaError
+from fsspec.exceptions import FSTimeoutError
 
 from kvq_batch.storage.options import StorageOptions
 from tests.support.s3 import S3Location
+
+FOREIGN_ERRORS = (OSError, DeltaError, FSTimeoutError, BotoCoreError, ClientError, aiohttp.ClientError)
+"""All that `storage.errors.foreign_errors` returns after a request: `pytest.raises` needs the classes before it."""
 
 
 class Store(Protocol):
