@@ -16,6 +16,11 @@ ENTRY_POINT_GROUP = "kvq_batch.models"
 
 _BUILT_IN = (
     EntryPoint("brisque-svr", "kvq_batch.models.brisque_svr.family:brisque_svr", ENTRY_POINT_GROUP),
+    EntryPoint("fast-vqa", "kvq_batch.models.fastvqa.family:fast_vqa", ENTRY_POINT_GROUP),
+    EntryPoint("fast-vqa-m", "kvq_batch.models.fastvqa.family:fast_vqa_m", ENTRY_POINT_GROUP),
+    EntryPoint("fastervqa", "kvq_batch.models.fastvqa.family:fastervqa", ENTRY_POINT_GROUP),
+    EntryPoint("fastervqa-ms", "kvq_batch.models.fastvqa.family:fastervqa_ms", ENTRY_POINT_GROUP),
+    EntryPoint("fastervqa-mt", "kvq_batch.models.fastvqa.family:fastervqa_mt", ENTRY_POINT_GROUP),
     EntryPoint("kvq", "kvq_batch.models.kvq.family:kvq", ENTRY_POINT_GROUP),
     EntryPoint("kvq-lite", "kvq_batch.models.kvq.family:kvq_lite", ENTRY_POINT_GROUP),
     EntryPoint("kvq-tiny", "kvq_batch.models.kvq.family:kvq_tiny", ENTRY_POINT_GROUP),

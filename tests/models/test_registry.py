@@ -11,7 +11,8 @@ from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
 
-OURS = ["brisque-svr", "kvq", "kvq-lite", "kvq-tiny", "luma-sharpness"]
+FAST_VQA = ["fast-vqa", "fast-vqa-m", "fastervqa", "fastervqa-ms", "fastervqa-mt"]
+OURS = ["brisque-svr", *FAST_VQA, "kvq", "kvq-lite", "kvq-tiny", "luma-sharpness"]
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str = "") -> None:
@@ -64,7 +65,7 @@ def test_declarations_of_built_in_models() -> None:
 
 
 def test_unknown_name_lists_registered_models() -> None:
-    known = "brisque-svr, kvq, kvq-lite, kvq-tiny, luma-sharpness"
+    known = ", ".join(OURS)
     with pytest.raises(SpecError, match=f"Unknown model 'kvk'. Registered models: {known}"):
         registry.describe(ModelOptions("kvk"))
 

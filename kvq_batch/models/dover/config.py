@@ -3,11 +3,10 @@
 The module imports without torch, so commands that only list models start fast.
 """
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kvq_batch.models.fastvqa.config import SwinConfig
+from kvq_batch.models.fastvqa.config import SwinConfig, sigmoid
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,3 @@ def fuse(technical: float, aesthetic: float) -> tuple[float, float, float]:
     t = (technical - 0.1107) / 0.07355
     a = (aesthetic + 0.08285) / 0.03774
     return sigmoid(t), sigmoid(a), sigmoid(0.6104 * t + 0.3896 * a)
-
-
-def sigmoid(x: float) -> float:
-    """Return 1 / (1 + exp(-x)) without overflow."""
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

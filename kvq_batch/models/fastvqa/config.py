@@ -3,12 +3,16 @@
 The module imports without torch, so commands that only list models start fast.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kvq_batch.domain.errors import SpecError
 
 Grid = tuple[int, int, int]
+
+PATCH_PX = 32
+"""Side of a patch of a spliced frame, in pixels."""
 
 # The input (frames, rows, columns) to which a full window belongs (FASTVQA_SPEC section 3.2).
 _FULL_INPUT = (32, 224, 224)
@@ -105,3 +109,8 @@ FASTERVQA_MS = FastVqaConfig(
 FASTERVQA_MT = FastVqaConfig(
     _B, clip_frames=16, num_segments=4, mean=0.14699507, std=0.036453716, weights_file="FAST_VQA_3D_1_1.pth"
 )
+
+
+def sigmoid(x: float) -> float:
+    """Return 1 / (1 + exp(-x)) without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
