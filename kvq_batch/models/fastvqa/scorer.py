@@ -75,6 +75,6 @@ class FastVqaScorer:
     def _run(self, frames: NDArray[np.uint8]) -> float:
         clips = torch.unflatten(torch.from_numpy(frames).to(self._device), 0, (self._config.num_clips, -1))
         # On a CPU clips are computed one by one: a batch of them is not faster and takes more memory.
-        batches = [clips] if self._device.type == "cuda" else list(clips.split(1))
+        batches = [clips] if self._device.type == "cuda" else list(torch.split(clips, 1))
         quality = torch.cat([self._network(normalise(batch)) for batch in batches])
         return float(quality.double().mean())
