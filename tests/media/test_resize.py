@@ -1,5 +1,7 @@
 """Resize compared with stored goldens, and with torch, which the published code calls."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,21 @@ from tests.goldens import golden_recipe
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "golden_media.npz")
 CASES = [("30x50", 71), ("720x1280", 72), ("1080x606", 73), ("448x448", 74)]
+
+
+def test_resize_uses_one_blas_thread() -> None:
+    # In a process of its own, without the variables that limit threads at the start.
+    program = """
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
+from kvq_batch.media.resize import resize
+threadpool_limits(2, user_api="blas")
+blas = lambda: {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+assert blas() == {2}, blas()
+resize(np.zeros((32, 32, 3), np.uint8), (16, 16))
+assert blas() == {1}, blas()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def torch_resize(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
