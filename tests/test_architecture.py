@@ -22,7 +22,7 @@ LAYERS = [
     ("engine",),
     ("labels",),
     ("training",),
-    ("labeling", "evaluation"),
+    ("labeling", "evaluation", "analysis"),
     ("report",),
     ("cli",),
 ]

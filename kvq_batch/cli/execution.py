@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from kvq_batch.cli.estimates import budget_sentences, expected_record, expected_
 from kvq_batch.cli.logs import JsonHandler, RunLog, handler_of, status
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.progress import RunProgress
+from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.config.job import ExecutorName, Job
@@ -183,6 +184,8 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
         )
     if summary.num_failed:
         output.note(f"{summary.num_failed} failed; to list them:  {tables_command('failures list', planned.job)}")
+    if summary.num_scored and output.format is Format.TABLE:
+        print_worst(planned, output)
     if summary.num_scored:
         query = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
         output.note(f"to see the scores:  {tables_command('query', planned.job, query)}")
@@ -191,6 +194,43 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
         output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")
     limit = planned.job.run.max_failure_share
     exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
+
+
+def print_worst(planned: "JobPlan", output: Output) -> None:
+    """Print the ten worst videos of the tables, by the first model of the job that has a calibration, or the first."""
+    from kvq_batch.analysis.questions import ask, default_calibrations
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
+
+    try:
+        with open_session(planned.job.tables, StorageOptions.from_spec(planned.job.storage)) as session:
+            rows = ask(session, "worst").to_pylist()
+            calibrations = default_calibrations(session)
+    except SpecError as error:
+        # The run itself is complete.
+        output.warn(f"The worst videos cannot be listed: {error}")
+        return
+    cards = [(model.ref.name, model.spec.card.model_id) for model in planned.models.models]
+    name, model_id = next((card for card in cards if card[1] in calibrations), cards[0])
+    worst = [row for row in rows if row["model_name"] == name]
+    if not worst:
+        return
+    score = "mos" if model_id in calibrations else "raw_score"
+    meaning = f"calibration {calibrations[model_id]}" if score == "mos" else "without a unit"
+    columns = ["video_id", score, "worst_at_s", *["worst_region"] * (worst[0]["worst_region"] is not None)]
+    output.rows(
+        [{column: _rounded(row[column], column) for column in columns} for row in worst],
+        columns,
+        title=f"\nworst by {name} ({score}: {meaning}; higher is better)",
+    )
+    if "worst_region" in columns and planned.job.tables:
+        draw = tables_command("maps", planned.job, worst[0]["video_id"], "--out", "worst.png")
+        output.note(f"to see where:  {draw}")
+
+
+def _rounded(value: Any, column: str) -> Any:
+    # More digits would suggest a precision that no model has. JSON and CSV hold all.
+    return round(value, 1) if column in ("mos", "worst_at_s") and value is not None else value
 
 
 def print_scores(planned: "JobPlan", output: Output) -> None:
@@ -204,8 +244,7 @@ def print_scores(planned: "JobPlan", output: Output) -> None:
     if output.format is Format.TABLE:
         failed = ("error", "message") * (outcomes["error"].null_count < outcomes.num_rows)
         columns = ["video_id", "mos", "raw_score", *failed]
-        # More digits would suggest a precision that no model has. JSON and CSV hold all.
-        rows = [row | {"mos": None if row["mos"] is None else round(row["mos"], 1)} for row in rows]
+        rows = [row | {"mos": _rounded(row["mos"], "mos")} for row in rows]
     output.rows(rows, columns)
     output.warn_untrained(_untrained(planned))
 

@@ -156,8 +156,13 @@ def test_score_of_a_broken_file_exits_with_3(command: Command, tmp_path: Path) -
     running = command.start("score", "videos", "--tables", "tables", "--model", "kvq-tiny")
     stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
     assert running.returncode == 3, stderr
-    record = dict(line.split(None, 1) for line in stdout.splitlines())
+    summary, worst = stdout.split("\n\n")
+    record = dict(line.split(None, 1) for line in summary.splitlines())
     assert (record["scored"], record["failed"], record["state"]) == ("2", "1", "finished")
+    title, columns, *videos = worst.splitlines()
+    assert title == "worst by kvq-tiny (raw_score: without a unit; higher is better)"
+    assert columns.split() == ["video_id", "raw_score", "worst_at_s", "worst_region"]
+    assert len(videos) == 2
     assert record["models"].startswith("kvq-tiny@untrained-")
     assert record["models"].endswith("(untrained)")
     lines = stderr.splitlines()

@@ -1,0 +1,226 @@
+"""Ready-made questions about the quality of a catalog: their SQL over the views, for `kvq-batch analyze`.
+
+Each question is one SELECT over current scores, joined with the columns of the catalog. `build` fills in a condition
+and a grouping column; the text can be run with `kvq-batch query` as it is. `find_worst` adds the worst moment and
+region.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.tables.sandbox import check_expression
+from kvq_batch.tables.session import Session
+
+_QUALITY = "coalesce(mos, raw_score)"
+
+_ZONES = """
+CASE {row} WHEN 0 THEN CASE {col} WHEN 0 THEN 'upper left' WHEN 1 THEN 'top' ELSE 'upper right' END
+    WHEN 1 THEN CASE {col} WHEN 0 THEN 'left' WHEN 1 THEN 'centre' ELSE 'right' END
+    ELSE CASE {col} WHEN 0 THEN 'lower left' WHEN 1 THEN 'bottom' ELSE 'lower right' END END
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question. `sql` has the fields {selected}, {by} (a column with a comma, or empty) and {limit}."""
+
+    name: str
+    summary: str
+    sql: str
+
+
+_WORST = f"""
+SELECT model_name, {{by}} video_id, mos, raw_score, duration_s, model_id, model_origin, commit_seq
+FROM ({{selected}}) s
+QUALIFY row_number() OVER (PARTITION BY model_name ORDER BY {_QUALITY}, video_id) <= {{limit}}
+ORDER BY model_name, {_QUALITY}, video_id
+"""
+
+_DISTRIBUTION = f"""
+SELECT model_name, {{by}} count(*) AS videos, CASE WHEN count(mos) > 0 THEN 'mos' ELSE 'raw_score' END AS scale,
+    avg({_QUALITY}) AS mean, min({_QUALITY}) AS lowest, quantile_cont({_QUALITY}, 0.05) AS p5,
+    quantile_cont({_QUALITY}, 0.25) AS p25, median({_QUALITY}) AS median, quantile_cont({_QUALITY}, 0.75) AS p75,
+    quantile_cont({_QUALITY}, 0.95) AS p95, max({_QUALITY}) AS highest
+FROM ({{selected}}) s GROUP BY ALL ORDER BY ALL
+"""
+
+_BY_CELL = """
+SELECT s.model_name, {by} c.cell_row, c.cell_col, avg(c.texture) AS texture, avg(c.saliency) AS saliency,
+    count(DISTINCT s.video_id) AS videos
+FROM ({selected}) s JOIN cells c ON c.video_id = s.video_id AND c.model_id = s.model_id
+GROUP BY ALL ORDER BY ALL
+"""
+
+_OVER_TIME = """
+WITH timed AS (
+    SELECT s.model_name, {by} s.video_id, t.mos, t.raw_score,
+        least(9, floor(10 * (t.from_s + t.until_s) / 2 / s.duration_s)) AS tenth
+    FROM ({selected}) s JOIN timeline t ON t.video_id = s.video_id AND t.model_id = s.model_id
+    WHERE s.duration_s > 0
+)
+SELECT * EXCLUDE (video_id, mos, raw_score, tenth), tenth / 10 AS from_share, (tenth + 1) / 10 AS until_share,
+    avg(mos) AS mos, avg(raw_score) AS raw_score, count(DISTINCT video_id) AS videos
+FROM timed GROUP BY ALL ORDER BY ALL
+"""
+
+# The zone of a video with the lowest texture is where it loses most.
+_WHERE_LOST = f"""
+WITH zones AS (
+    SELECT s.model_name, {{by}} s.video_id, c.cell_row * 3 // c.num_rows AS zone_row,
+        c.cell_col * 3 // c.num_cols AS zone_col, avg(c.texture) AS texture, avg(c.saliency) AS saliency
+    FROM ({{selected}}) s JOIN cells c ON c.video_id = s.video_id AND c.model_id = s.model_id
+    WHERE c.texture IS NOT NULL GROUP BY ALL
+),
+ranked AS (
+    SELECT *, row_number() OVER (PARTITION BY model_name, video_id ORDER BY texture, zone_row, zone_col) = 1 AS is_worst
+    FROM zones
+)
+SELECT * EXCLUDE (video_id, zone_row, zone_col, texture, saliency, is_worst),
+    {_ZONES.format(row="zone_row", col="zone_col").strip()} AS zone,
+    avg(texture) AS texture, avg(saliency) AS saliency, count(*) FILTER (is_worst) AS videos_worst_here,
+    count(*) FILTER (is_worst) / count(*) AS share_worst_here
+FROM ranked GROUP BY ALL ORDER BY model_name, videos_worst_here DESC, zone
+"""
+
+_BY_RUN = f"""
+SELECT r.run_id, r.state, s.model_name, count(s.video_id) AS scored, median({_QUALITY}) AS median,
+    quantile_cont({_QUALITY}, 0.05) AS p5, r.num_failed AS failed, r.seconds
+FROM runs r LEFT JOIN (
+    SELECT a.* FROM scores a SEMI JOIN ({{selected}}) b ON b.video_id = a.video_id AND b.model_name = a.model_name
+) s ON s.run_id = r.run_id
+GROUP BY ALL ORDER BY r.run_id DESC, s.model_name LIMIT {{limit}}
+"""
+
+_COVERAGE = """
+WITH asked AS (SELECT DISTINCT catalog, unnest(models).name AS model_name FROM runs),
+wanted AS (SELECT v.*, a.model_name FROM ({videos}) v JOIN asked a ON a.catalog = v.catalog)
+SELECT s.model_name, {by} count(*) AS videos, count(r.video_id) FILTER (NOT r.is_stale) AS current,
+    count(r.video_id) FILTER (r.is_stale) AS stale,
+    count(f.video_id) FILTER (f.permanent AND r.video_id IS NULL) AS failed_permanently,
+    count(f.video_id) FILTER (NOT f.permanent AND r.video_id IS NULL) AS failed_for_now,
+    count(*) FILTER (r.video_id IS NULL AND f.video_id IS NULL) AS missing,
+    count(r.video_id) FILTER (NOT r.is_stale) / count(*) AS share_current
+FROM wanted s
+LEFT JOIN scores_latest r ON r.video_id = s.video_id AND r.model_name = s.model_name
+LEFT JOIN unresolved_failures f ON f.video_id = s.video_id AND f.model_name = s.model_name
+GROUP BY ALL ORDER BY ALL
+"""
+
+_COST = """
+SELECT model_name, {by} count(*) AS videos, sum(duration_s) / 3600 AS video_hours, avg(fetch_s) AS fetch_s_per_video,
+    avg(decode_s) AS decode_s_per_video, avg(score_s) AS score_s_per_video,
+    sum(decode_s + score_s) / nullif(sum(duration_s), 0) AS core_s_per_video_s
+FROM ({selected}) s GROUP BY ALL ORDER BY ALL
+"""
+
+QUESTIONS: Mapping[str, Question] = {
+    question.name: question
+    for question in (
+        Question("worst", "the worst videos, with their worst moment and region", _WORST),
+        Question("distribution", "how many videos have which quality", _DISTRIBUTION),
+        Question("by-cell", "mean maps over all videos, cell by cell", _BY_CELL),
+        Question("over-time", "quality from the start to the end of a video, in tenths", _OVER_TIME),
+        Question("where-lost", "in which ninth of the frame videos are at their worst", _WHERE_LOST),
+        Question("by-run", "what each run scored, newest first", _BY_RUN),
+        Question("coverage", "how many videos have a current score, and why others do not", _COVERAGE),
+        Question("cost", "time per video of each stage", _COST),
+    )
+}
+
+
+def build(session: Session, name: str, where: str | None = None, by: str | None = None, limit: int = 10) -> str:
+    """Return the SQL of the question `name`.
+
+    `where` is a condition over the columns of `scores_latest` and the catalog; `by` one of these columns, to group by.
+
+    Raises:
+        SpecError: an unknown column, or a condition that is not one expression.
+    """
+    question = QUESTIONS[name]
+    own = _columns(session, "catalog")
+    scores = _columns(session, "scores_latest")
+    added = [column for column in own if column not in scores]
+    columns = ", ".join(["s.*", *(f"v.{_identifier(column)}" for column in added)])
+    selected = f"SELECT {columns} FROM scores_latest s JOIN catalog v ON v.video_id = s.video_id WHERE NOT s.is_stale"
+    videos = "SELECT * FROM catalog"
+    if where:
+        condition = check_expression(where, "--where")
+        selected = f"SELECT * FROM ({selected}) WHERE ({condition})"
+        videos = f"SELECT * FROM catalog WHERE ({condition})"
+    known = own if name == "coverage" else [*scores, *added]
+    if by is not None and name == "by-run":
+        raise SpecError("by-run groups by run already: leave --by out.")
+    if by is not None and by not in known:
+        raise SpecError(f"--by: there is no column {by!r}. Columns: {', '.join(known)}.")
+    group = "" if by is None else f"s.{_identifier(by)},"
+    return question.sql.format(selected=selected, videos=videos, by=group, limit=int(limit)).strip()
+
+
+def ask(session: Session, name: str, where: str | None = None, by: str | None = None, limit: int = 10) -> pa.Table:
+    """Return the answer to the question `name`; see `build`."""
+    if name == "worst":
+        return find_worst(session, where, by, limit)
+    return session.sql(build(session, name, where, by, limit))
+
+
+# Two queries: only the maps of the videos that were found are read.
+_DETAILS = f"""
+WITH slots AS (
+    SELECT video_id, model_id, clip_index, slot, from_s FROM timeline WHERE video_id IN ({{videos}})
+    QUALIFY row_number() OVER (PARTITION BY video_id, model_id ORDER BY raw_score, clip_index, slot) = 1
+),
+zones AS (
+    SELECT r.video_id, r.model_id, r.cell_row * 3 // r.num_rows AS zone_row, r.cell_col * 3 // r.num_cols AS zone_col,
+        avg(r.texture) AS texture
+    FROM regions r JOIN slots t
+        ON t.video_id = r.video_id AND t.model_id = r.model_id AND t.clip_index = r.clip_index AND t.slot = r.slot
+    WHERE r.video_id IN ({{videos}}) AND r.texture IS NOT NULL GROUP BY 1, 2, 3, 4
+    QUALIFY row_number() OVER (PARTITION BY r.video_id, r.model_id ORDER BY avg(r.texture), zone_row, zone_col) = 1
+)
+SELECT t.video_id, t.model_id, t.from_s AS worst_at_s,
+    {_ZONES.format(row="z.zone_row", col="z.zone_col").strip()} AS worst_region, z.texture IS NOT NULL AS has_maps
+FROM slots t LEFT JOIN zones z ON z.video_id = t.video_id AND z.model_id = t.model_id
+"""
+
+
+def find_worst(session: Session, where: str | None = None, by: str | None = None, limit: int = 10) -> pa.Table:
+    """Return the worst videos of each model, the worst first.
+
+    `worst_at_s` is the start of the time slot with the lowest score, `worst_region` the ninth of the frame with the
+    lowest texture in it; null for a model without maps. Raises: SpecError as `build`.
+    """
+    found = session.sql(build(session, "worst", where, by, limit))
+    details: dict[tuple[str, str], Mapping[str, Any]] = {}
+    if found.num_rows:
+        videos = ", ".join(sorted({_literal(video) for video in found["video_id"].to_pylist()}))
+        rows = session.sql(_DETAILS.format(videos=videos)).to_pylist()
+        details = {(row["video_id"], row["model_id"]): row for row in rows}
+    keys = list(zip(found["video_id"].to_pylist(), found["model_id"].to_pylist(), strict=True))
+    place = found.column_names.index("raw_score") + 1
+    moments = [details.get(key, {}).get("worst_at_s") for key in keys]
+    regions = [row["worst_region"] if (row := details.get(key)) and row["has_maps"] else None for key in keys]
+    found = found.add_column(place, "worst_at_s", pa.array(moments, pa.float64()))
+    found = found.add_column(place + 1, "worst_region", pa.array(regions, pa.string()))
+    return found.drop_columns(["commit_seq"])
+
+
+def default_calibrations(session: Session) -> dict[str, str]:
+    """Return {model_id: name of the calibration that `mos` uses} of the models that have one."""
+    rows = session.sql("SELECT model_id, calibration FROM models WHERE is_default").to_pylist()
+    return {row["model_id"]: row["calibration"] for row in rows}
+
+
+def _columns(session: Session, view: str) -> list[str]:
+    return session.sql(f"SELECT * FROM {view} LIMIT 0").column_names
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
