@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from kvq_batch.analysis.questions import QUESTIONS, ask, build, default_calibrations
-from kvq_batch.catalog.changes import catalog_changes
+from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.session import Session
