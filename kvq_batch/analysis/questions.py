@@ -215,7 +215,7 @@ def default_calibrations(session: Session) -> dict[str, str]:
 
 
 def _columns(session: Session, view: str) -> list[str]:
-    return session.sql(f"SELECT * FROM {view} LIMIT 0").column_names
+    return list(session.sql(f"SELECT * FROM {view} LIMIT 0").column_names)
 
 
 def _identifier(name: str) -> str:

@@ -122,7 +122,7 @@ def test_no_video_gives_an_answer_without_rows(session: Session) -> None:
         ({"where": "land = 'CH'"}, "land"),
     ],
 )
-def test_wrong_options_name_the_column_or_condition(session: Session, options: dict[str, str], message: str) -> None:
+def test_wrong_options_name_the_column_or_condition(session: Session, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message.replace("(", r"\(")):
         ask(session, "distribution", **options)
 
