@@ -34,6 +34,7 @@ def score(model: str, way: str, clips: int) -> dict[str, float]:
             scorer = registry.build(options)
     request = scorer.spec.frames
     assert request.size is not None
+    assert request.sampling.num_frames is not None
     clip = np.random.default_rng(0).integers(0, 256, (request.sampling.num_frames, *request.size, 3), np.uint8)
     scorer.score([clip])
     started = time.process_time()

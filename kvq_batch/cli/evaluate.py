@@ -404,7 +404,7 @@ def _score_rendition(
     path = scratch / row["video_id"]
     try:
         path.write_bytes(read_rendition(row["uri"], options))
-        clip = clip_of_file(path, scorer.spec.frames, scorer.spec.frames.sampling.num_frames)
+        clip = clip_of_file(path, scorer.spec.pixel_request, 1)
         (prediction,) = scorer.score([clip])
     except ItemError as error:
         raise SpecError(f"Cannot score rendition {row['video_id']!r}: {error}") from error

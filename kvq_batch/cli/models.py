@@ -9,6 +9,7 @@ from kvq_batch.cli.output import Format, Output
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
+    from kvq_batch.domain.frames import FrameRequest
     from kvq_batch.domain.scorer import ScorerSpec
 
 
@@ -62,8 +63,13 @@ def _summary(name: str) -> str:
         return f"BROKEN: {error}"
 
 
+def _frames(request: "FrameRequest") -> str:
+    number = request.sampling.num_frames
+    return type(request.sampling).__name__ if number is None else str(number)
+
+
 def _card(spec: "ScorerSpec") -> dict[str, Any]:
-    card, size = spec.card, spec.frames.size
+    card = spec.card
     return {
         "model_id": card.model_id,
         "name": card.name,
@@ -74,8 +80,8 @@ def _card(spec: "ScorerSpec") -> dict[str, Any]:
         "licence": card.licence,
         "digest": card.digest,
         "calibrations": {name: list(values) for name, values in card.calibrations.items()},
-        "frames": spec.frames.sampling.num_frames,
-        "size": "native" if size is None else f"{size[1]}x{size[0]}",
+        "frames": ", ".join(_frames(request) for request in spec.requests),
+        "size": ", ".join("native" if r.size is None else f"{r.size[1]}x{r.size[0]}" for r in spec.requests),
         "maps": list(spec.maps),
         "outputs": list(spec.outputs),
         "devices": list(spec.devices),

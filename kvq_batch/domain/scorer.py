@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from kvq_batch.domain.frames import FrameRequest
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cpu", "cuda"]
+
+Clip = NDArray[Any] | tuple[NDArray[Any], ...]
+"""What a scorer gets for one clip: one array, or one for each request if the spec has `more_frames`."""
 
 _ID_PART = re.compile(r"[a-z0-9._-]+")
 
@@ -65,7 +68,12 @@ class ScorerSpec:
     """Declaration of a scorer, available before it is built: its card, its frames, its outputs and its devices.
 
     Increase `algorithm` when code changes a score while weights and configuration stay the same. `outputs` names the
-    numbers that it returns besides the raw score, `maps` its maps.
+    numbers that it returns besides the raw score, `maps` its maps. `more_frames` are further
+    requests, for several views of a clip. `num_parameters` counts the weights, 0 if there are none. A scorer without
+    `has_score` returns features only: its raw score is ignored and stored as null.
+
+    Raises:
+        ValueError: a streamed request beside others: its chunks come alone.
     """
 
     card: ModelCard
@@ -73,18 +81,48 @@ class ScorerSpec:
     outputs: tuple[str, ...] = ()
     maps: tuple[Literal["texture", "saliency"], ...] = ()
     num_features: int = 0
+    num_parameters: int = 0
+    more_frames: tuple[FrameRequest, ...] = ()
+    has_score: bool = True
     devices: tuple[Device, ...] = ("cpu", "cuda")
     precisions: tuple[Precision, ...] = ("fp32",)
     algorithm: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.requests or (self.is_streamed and len(self.requests) > 1):
+            raise ValueError(f"Model {self.card.name!r}: expected one streamed request, or several that are not.")
+
+    @property
+    def requests(self) -> tuple[FrameRequest, ...]:
+        """The frame requests, in the order of the arrays of a clip."""
+        return (self.frames, *self.more_frames)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether clips come in chunks: the scorer returns partial results, and a `Pooler` makes the prediction."""
+        return any(request.is_streamed for request in self.requests)
+
+    @property
+    def pixel_request(self) -> FrameRequest:
+        """The only request, of pixels of a fixed number of frames, for tools that make such clips of pictures.
+
+        Raises:
+            SpecError: the model requests something else.
+        """
+        (request, *others) = self.requests
+        if others or request.extractor or request.is_streamed or request.sampling.num_frames is None:
+            raise SpecError(f"Model {self.card.model_id} does not take clips of a fixed number of frames.")
+        return request
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Result of a scorer for one clip.
+    """Result of a scorer for one clip, or for a chunk of it.
 
     Maps are float32 [slot, row, column]. Saliency has mean 1 over the cells of each slot. If both maps exist,
     raw_score = mean(texture * saliency) (KVQ_SPEC section 3.4). `slot_scores` is float32 [slot] or None, `features`
-    float32 [num_features] or None.
+    float32 [num_features] or None; features may be NaN or infinite, all other values must be finite. `partial`, float32
+    [n, p], is the result for a chunk of a streamed request; the other values are then ignored.
     """
 
     raw_score: float
@@ -93,6 +131,21 @@ class Prediction:
     saliency: NDArray[np.float32] | None = None
     slot_scores: NDArray[np.float32] | None = None
     features: NDArray[np.float32] | None = None
+    partial: NDArray[np.float32] | None = None
+
+
+class Pooler(Protocol):
+    """Makes the prediction of a clip from the partial results of its chunks, in the driver and with numpy only."""
+
+    def pool(self, partial: NDArray[np.float32]) -> Prediction:
+        """Return the prediction of a clip for the partial results of all its chunks in order, float32 [N, p].
+
+        It must not depend on where the clip was cut into chunks.
+
+        Raises:
+            ScoreError: the clip has no usable prediction.
+        """
+        ...
 
 
 class Scorer(Protocol):
@@ -101,10 +154,14 @@ class Scorer(Protocol):
     @property
     def spec(self) -> ScorerSpec: ...
 
-    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """Return one prediction per clip, in order; each clip is uint8 RGB [T, H, W, 3] as `spec.frames` requests.
+    def score(self, clips: Sequence[Any]) -> list[Prediction]:
+        """Return one prediction per clip, in order; each clip is a `Clip`, as the spec requests it.
+
+        For one request of pixels that is uint8 RGB [T, H, W, 3]. A scorer may name the type of its clips.
 
         Raises:
+            ScoreError: one of the clips cannot be scored, with the reason and whether it is permanent. The caller
+                then scores each clip alone.
             OutOfMemoryError: the clips do not fit into memory; the memory of the attempt has been freed. The caller
                 also recognises the errors of CUDA libraries (`models/device_errors.py`).
         """

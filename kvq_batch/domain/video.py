@@ -1,10 +1,12 @@
 """Facts about a video, its clips, and decoded frames; all picklable."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kvq_batch.domain.errors import ItemError
 
 Hdr = Literal["refuse", "as-is"]
 
@@ -69,22 +71,35 @@ class ClipPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ClipFrames:
-    """The frames of one clip that answer one `FrameRequest`.
+    """What answers one `FrameRequest` for one clip.
 
-    `pixels` uint8 RGB [T, H, W, 3]; `indices` int64 [T], frame indices in presentation order from the start of the
-    video; `times_s` float64 [T], presentation times from the first frame.
+    `pixels` is uint8 RGB [T, H, W, 3], or the result of the request's extractor. `indices` int64 [T] are frame indices
+    in presentation order from the start of the video, `times_s` float64 [T] presentation times from the first frame.
+    With `error`, the request cannot be answered for this video, and the arrays are empty.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     indices: NDArray[np.int64]
     times_s: NDArray[np.float64]
+    error: ItemError | None = None
+
+    @classmethod
+    def empty(cls, error: ItemError | None = None) -> "ClipFrames":
+        """Return no frames: because of `error`, or because they come in other parts of the clip."""
+        return cls(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.float64), error)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """One clip of a video for all models of the job: `frames[i]` answers the i-th `FrameRequest`."""
+    """One clip of a video for all models of the job: `frames[i]` answers the i-th `FrameRequest`.
+
+    A streamed request comes in parts of its own, `chunk_index` of `num_chunks`; there, and in the part with all other
+    requests, `frames` are empty for requests that come elsewhere.
+    """
 
     clip_index: int
     num_clips: int
     window: Window
     frames: tuple[ClipFrames, ...]
+    chunk_index: int = 0
+    num_chunks: int = 1

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -159,15 +159,24 @@ class DecodeWorker:
         first_clip, num_clips = 0, 1
         probed: Probed | None = None
         while first_clip < num_clips:
+            held: tuple[DecodedVideo, float] | None = None
             started = time.perf_counter()
-            batch = self._decoder.submit(replace(task, first_clip=first_clip, probed=probed)).result()
-            decode_s = (time.perf_counter() - started) / len(batch.clips)
-            num_clips, probed = batch.num_clips, batch.probed
-            first_clip += len(batch.clips)
+            with closing(self._decoder.stream(replace(task, first_clip=first_clip, probed=probed))) as parts:
+                for batch in parts:
+                    now = time.perf_counter()
+                    if held is not None:
+                        self._add(item, video, *held, decoded)
+                        yield
+                    held = batch, (now - started) / max(1, len(batch.clips))
+                    num_clips, probed = batch.num_clips, batch.probed
+                    started = time.perf_counter()
+            assert held is not None
+            first_clip += task.max_clips
             if first_clip >= num_clips:
                 # A file that is read where it is may have changed meanwhile: then no clip of it counts.
                 video.check_unchanged()
-            self._add(item, video, batch, decode_s, decoded)
+            self._add(item, video, *held, decoded)
+            del held, batch
             yield
 
     def _add(
@@ -190,6 +199,8 @@ class DecodeWorker:
                 fetch_s=video.seconds,
                 fetch_attempts=video.attempts,
                 decode_s=decode_s,
+                chunk_index=clip.chunk_index,
+                num_chunks=clip.num_chunks,
             )
             decoded.add_clip(row, clip.frames)
 

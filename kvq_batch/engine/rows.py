@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from statistics import fmean, pstdev
 from typing import Any, cast
 
-from kvq_batch.engine.stream import maps_from_stream
+from kvq_batch.domain.scorer import Prediction
+from kvq_batch.engine.stream import maps_from_stream, prediction_values
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.tables.row_types import ClipRow, FailureRow, IdentityRow, MapColumns, MapRow, ScoreRow, VideoFactColumns
 
@@ -19,18 +20,35 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """One row of the stream and one model's `RESULT` for it; `request` is the index of the model's frame request."""
+    """One clip: a row of the stream, and one model's `RESULT` for it.
+
+    `frame_indices` and `times_s` are those of the model's first frame request.
+    """
 
     row: Row
     result: Row
-    request: int
+    frame_indices: Sequence[int]
+    times_s: Sequence[float]
+
+
+def clip_result(row: Row, result: Row, request: int) -> ClipResult:
+    """Return the result of a clip that came in one row; `request` is the index of the model's first request."""
+    return ClipResult(row, result, row[f"indices_{request}"] or [], row[f"times_{request}"] or [])
+
+
+def pooled_clip(chunks: Sequence[ClipResult], prediction: Prediction, has_score: bool) -> ClipResult:
+    """Return the result of a clip whose chunks, in order, were pooled into `prediction`."""
+    row = {**chunks[0].row, "decode_s": sum(chunk.row["decode_s"] for chunk in chunks)}
+    result = {**prediction_values(prediction, has_score), "score_s": sum(chunk.result["score_s"] for chunk in chunks)}
+    indices = [index for chunk in chunks for index in chunk.frame_indices]
+    return ClipResult(row, result, indices, [time_s for chunk in chunks for time_s in chunk.times_s])
 
 
 def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> ScoreRow:
     """Return a row of `scores`: the mean over the clips (section 2 of the specification)."""
     first = clips[0].row
     facts: VideoFactColumns = json.loads(first["facts"])
-    raw_scores = [clip.result["raw_score"] for clip in clips]
+    raw_scores = [clip.result["raw_score"] for clip in clips if clip.result["raw_score"] is not None]
     outputs: dict[str, list[float]] = {}
     for clip in clips:
         for name, value in clip.result["outputs"]:
@@ -40,8 +58,8 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> ScoreR
         "uri": item["uri"],
         "model_name": model.ref.name,
         "model_origin": model.spec.card.origin,
-        "raw_score": fmean(raw_scores),
-        "score_spread": pstdev(raw_scores) if len(clips) > 1 else 0.0,
+        "raw_score": fmean(raw_scores) if raw_scores else None,
+        "score_spread": pstdev(raw_scores) if len(raw_scores) > 1 else 0.0,
         "num_clips": len(clips),
         "outputs": [(name, fmean(values)) for name, values in outputs.items()],
         **facts,
@@ -59,17 +77,17 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> ScoreR
 def clip_row(item: Row, model: JobModel, clip: ClipResult) -> ClipRow:
     """Return a row of `clips`. A time slot starts with its first frame."""
     row, result = clip.row, clip.result
-    times_s = row[f"times_{clip.request}"]
-    num_slots = len(result["slot_scores"] or ())
+    times_s = clip.times_s
+    num_slots = 0 if result["slot_scores"] is None else len(result["slot_scores"])
     return {
         **_identity(item, model, row["content_id"]),
         "clip_index": row["clip_index"],
         "start_s": row["start_s"],
         "end_s": row["end_s"],
-        "frame_indices": row[f"indices_{clip.request}"],
+        "frame_indices": clip.frame_indices,
         "slot_start_s": times_s[:: len(times_s) // num_slots] if num_slots else [],
         "raw_score": result["raw_score"],
-        "slot_scores": result["slot_scores"] or [],
+        "slot_scores": [] if result["slot_scores"] is None else result["slot_scores"],
         "features": result["features"],
     }
 

@@ -14,21 +14,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.config.job import Job, slug
 from kvq_batch.config.load import make_job
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import ScoreError, SpecError
+from kvq_batch.domain.scorer import Pooler
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.executor.base import PipelineSpec, PipelineStage, make_blocks
 from kvq_batch.engine.metrics import RunLabels
-from kvq_batch.engine.rows import ClipResult, Failure, clip_row, failure_row, map_row, score_row
+from kvq_batch.engine.rows import (
+    ClipResult,
+    Failure,
+    clip_result,
+    clip_row,
+    failure_row,
+    map_row,
+    pooled_clip,
+    score_row,
+)
 from kvq_batch.engine.run import DEFAULT_OPTIONS, PreparedRun, RunOptions, execute_run
 from kvq_batch.engine.run_recorder import RunInputs, RunRecorder, RunSummary
 from kvq_batch.engine.score_worker import ScoreSettings, ScoreWorker
 from kvq_batch.engine.stopping import CircuitBreaker
+from kvq_batch.engine.stream import partial_result
 from kvq_batch.engine.work_tracker import FinishedRows, Observer, Task, Work, WorkTracker, failure_of_row
+from kvq_batch.models.registry import build_pooler
 from kvq_batch.planning.estimate import WorkerPool
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
@@ -49,6 +62,9 @@ class ScoreTracker(WorkTracker):
         super().__init__(items, max_attempts, breaker, lost_stage="decode")
         self._models = models
         self._clips: dict[Task, dict[int, ClipResult]] = {}
+        self._chunks: dict[tuple[Task, int], dict[int, ClipResult]] = {}
+        self._poolers: dict[int, Pooler] = {}
+        self._fetched: set[int] = set()
         self.fetch_s = 0.0
         self.decode_s = 0.0
         self.score_s_by_model = [0.0] * len(models)
@@ -73,14 +89,17 @@ class ScoreTracker(WorkTracker):
 
     def open_items(self, attempt: int) -> pa.Table:
         """See `WorkTracker.open_items`; discards clips of videos whose other clips never came back."""
+        self._fetched.clear()
         self._clips.clear()
+        self._chunks.clear()
         return super().open_items(attempt)
 
     def add(self, results: pa.Table) -> None:
         """Add clips with the results of the models."""
         for row in results.to_pylist():
             self.decode_s += row["decode_s"] or 0.0
-            if row["clip_index"] == 0:
+            if row["clip_index"] == 0 and row["chunk_index"] == 0 and row["item"] not in self._fetched:
+                self._fetched.add(row["item"])
                 self.fetch_s += row["fetch_s"]
                 self.fetched_bytes += row["size_bytes"]
             for model_index in self.open_models(row["item"], row["model_mask"]):
@@ -89,6 +108,8 @@ class ScoreTracker(WorkTracker):
     def fail(self, task: Task, failure: Failure) -> None:
         """See `WorkTracker.fail`; discards the results of the video's other clips."""
         self._clips.pop(task, None)
+        for key in [key for key in self._chunks if key[0] == task]:
+            del self._chunks[key]
         super().fail(task, failure)
 
     def failure_row(self, task: Task, failure: Failure, is_final: bool) -> FailureRow:
@@ -104,12 +125,43 @@ class ScoreTracker(WorkTracker):
         if result is None:
             return
         if result["error"] is not None:
-            self.fail(task, Failure(row["attempt"], "score", result["error"], result["message"], False))
+            is_permanent = bool(result["permanent"])
+            self.fail(task, Failure(row["attempt"], "score", result["error"], result["message"], is_permanent))
             return
+        clip = clip_result(row, result, self._models[model_index].requests[0])
+        if self._models[model_index].spec.is_streamed:
+            pooled = self._pool(task, clip)
+            if pooled is None:
+                return
+            clip = pooled
         clips = self._clips.setdefault(task, {})
-        clips[row["clip_index"]] = ClipResult(row, result, self._models[model_index].request)
+        clips[row["clip_index"]] = clip
         if len(clips) == row["num_clips"]:
             self._score(task, [clips[index] for index in sorted(clips)])
+
+    def _pool(self, task: Task, chunk: ClipResult) -> ClipResult | None:
+        """Return the pooled clip when all its chunks have come, None before, or if it fails."""
+        row, key = chunk.row, (task, chunk.row["clip_index"])
+        chunks = self._chunks.setdefault(key, {})
+        chunks[row["chunk_index"]] = chunk
+        if len(chunks) < row["num_chunks"]:
+            return None
+        ordered = [chunks[index] for index in sorted(self._chunks.pop(key))]
+        try:
+            prediction = self._pooler(task[1]).pool(np.concatenate([partial_result(c.result) for c in ordered]))
+        except ScoreError as error:
+            self.fail(task, Failure(row["attempt"], "score", error.code, error.message, error.permanent))
+            return None
+        clip = pooled_clip(ordered, prediction, self._models[task[1]].spec.has_score)
+        if clip.result.get("error"):
+            self.fail(task, Failure(row["attempt"], "score", clip.result["error"], clip.result["message"], False))
+            return None
+        return clip
+
+    def _pooler(self, model_index: int) -> Pooler:
+        if model_index not in self._poolers:
+            self._poolers[model_index] = build_pooler(self._models[model_index].options)
+        return self._poolers[model_index]
 
     def _score(self, task: Task, clips: Sequence[ClipResult]) -> None:
         item, model = self.item_values(task[0], _ITEM_COLUMNS), self._models[task[1]]
@@ -168,7 +220,7 @@ def _pipeline(plan: JobPlan, decode_worker: type[Any]) -> PipelineSpec:
     stages = [PipelineStage(decode_worker, decode, plan.job.decode.workers, "decode")]
     for model_index, model in enumerate(plan.models.models):
         drops, size = plan.models.drops_after(model_index), model.section.batch_size
-        settings = ScoreSettings(model.options, model.ref.model_id, model_index, model.request, drops, size)
+        settings = ScoreSettings(model.options, model.ref.model_id, model_index, model.requests, drops, size)
         stages.append(PipelineStage(ScoreWorker, settings, model.section.workers, "score", model.ref.name, size))
     return PipelineSpec(plan.job.name, stages, plan.job.limits.worker_timeout_s)
 

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import DeviceLostError, FatalError, OutOfMemoryError
-from kvq_batch.domain.maps import quantise
-from kvq_batch.domain.scorer import ModelOptions, Prediction, Scorer
-from kvq_batch.engine.stream import RESULT, clip_pixels, maps_to_stream
+from kvq_batch.domain.errors import DeviceLostError, FatalError, ItemError, OutOfMemoryError
+from kvq_batch.domain.scorer import Clip, ModelOptions, Scorer
+from kvq_batch.engine.stream import RESULT, clip_array, prediction_values
 from kvq_batch.models.device_errors import first_line, is_device_lost, is_out_of_memory
 from kvq_batch.models.registry import build
 from kvq_batch.storage.redact import redact
@@ -32,14 +30,14 @@ _LOG = logging.getLogger(__name__)
 class ScoreSettings:
     """Settings of the scoring workers of one model.
 
-    `model_id` identifies the model as the driver saw it. `model_index` is its index in the job and `request` the index
-    of its frame request. `drops` are the requests whose frames no later model needs.
+    `model_id` identifies the model as the driver saw it. `model_index` is its index in the job and `requests` the
+    indices of its frame requests. `drops` are the requests whose frames no later model needs.
     """
 
     model: ModelOptions
     model_id: str
     model_index: int
-    request: int
+    requests: tuple[int, ...]
     drops: tuple[int, ...]
     batch_size: int
 
@@ -59,6 +57,7 @@ class ScoreWorker:
                 f"model {settings.model.name!r} is {scorer.spec.card.model_id} on this worker but "
                 f"{settings.model_id} on the driver: put the same weights at {settings.model.weights} on every machine"
             )
+        self._is_tuple = len(scorer.spec.requests) > 1
         self._batches = Batches(scorer, settings.batch_size)
 
     def close(self) -> None:
@@ -72,15 +71,23 @@ class ScoreWorker:
         """
         settings = self._settings
         model_mask = clips["model_mask"].to_numpy()
-        has_frames = clips[f"shape_{settings.request}"].is_valid().to_numpy()
-        rows = np.flatnonzero(((model_mask >> settings.model_index) & 1).astype(bool) & has_frames)
+        is_due = ((model_mask >> settings.model_index) & 1).astype(bool)
         results: list[dict[str, Any] | None] = [None] * clips.num_rows
-        frames, shapes = clips[f"frames_{settings.request}"], clips[f"shape_{settings.request}"]
-        pixels = [clip_pixels(frames, shapes, int(row)) for row in rows]
-        for row, result in zip(rows, self._batches.score(pixels), strict=True):
+        has_frames = np.ones(clips.num_rows, bool)
+        for request in settings.requests:
+            has_frames &= clips[f"shape_{request}"].is_valid().to_numpy()
+            refused = clips[f"refused_{request}"]
+            for row in np.flatnonzero(is_due & refused.is_valid().to_numpy()):
+                results[int(row)] = refused[int(row)].as_py()
+        rows = np.flatnonzero(is_due & has_frames)
+        for row, result in zip(rows, self._batches.score([self._clip(clips, int(row)) for row in rows]), strict=True):
             results[int(row)] = result
         kept = clips.drop_columns([f"frames_{r}" for r in settings.drops])
         return kept.append_column(f"result_{settings.model_index}", pa.array(results, RESULT))
+
+    def _clip(self, clips: pa.Table, row: int) -> Clip:
+        arrays = tuple(clip_array(clips, request, row) for request in self._settings.requests)
+        return arrays if self._is_tuple else arrays[0]
 
 
 class Batches:
@@ -90,7 +97,7 @@ class Batches:
         self._scorer = scorer
         self.size = size
 
-    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    def score(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
         """Return one value of `RESULT` per clip, in order."""
         results: list[dict[str, Any]] = []
         size_before = self.size
@@ -111,7 +118,7 @@ class Batches:
         return results
 
 
-def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+def score_clips(scorer: Scorer, clips: Sequence[Clip]) -> list[dict[str, Any]]:
     """Return one value of `RESULT` per clip, in order, with `error` for a clip that the model cannot score.
 
     Raises:
@@ -121,7 +128,7 @@ def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict
     started = time.perf_counter()
     try:
         predictions = zip(clips, scorer.score(clips), strict=True)
-        results = [_result(prediction) for _, prediction in predictions]
+        results = [prediction_values(prediction, scorer.spec.has_score) for _, prediction in predictions]
     except OutOfMemoryError:
         raise
     except Exception as error:
@@ -131,6 +138,8 @@ def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict
             raise OutOfMemoryError(f"{len(clips)} clip(s) do not fit: {first_line(error)}") from error
         if is_device_lost(error):
             raise DeviceLostError(f"its GPU cannot be used any more: {first_line(error)}") from error
+        if len(clips) == 1 and isinstance(error, ItemError):
+            return [{"error": error.code, "message": redact(error.message), "permanent": error.permanent}]
         if len(clips) == 1:
             return [{"error": type(error).__name__, "message": redact(str(error))}]
     else:
@@ -138,18 +147,3 @@ def score_clips(scorer: Scorer, clips: Sequence[NDArray[np.uint8]]) -> list[dict
         return [result | {"score_s": share_s} for result in results]
     # After the handler, so that the errors of single clips do not have the batch's as their context.
     return [result for clip in clips for result in score_clips(scorer, [clip])]
-
-
-def _result(prediction: Prediction) -> dict[str, Any]:
-    arrays = (prediction.texture, prediction.saliency, prediction.slot_scores, prediction.features)
-    numbers = [prediction.raw_score, *prediction.outputs.values()]
-    if not np.isfinite(numbers).all() or not all(np.isfinite(array).all() for array in arrays if array is not None):
-        return {"error": "non_finite", "message": f"the model returned NaN or infinity (score {prediction.raw_score})"}
-    has_maps = prediction.texture is not None or prediction.saliency is not None
-    return {
-        "raw_score": prediction.raw_score,
-        "outputs": list(prediction.outputs.items()),
-        "maps": maps_to_stream(quantise(prediction.texture, prediction.saliency)) if has_maps else None,
-        "slot_scores": prediction.slot_scores,
-        "features": prediction.features,
-    }

@@ -2,13 +2,16 @@
 
     items   item, attempt, video_id, uri, content_id, size_bytes, start_s, end_s, model_mask
     decode  -> item, attempt, model_mask, clip facts, error columns, and for each frame request r:
-               frames_r (uint8 RGB bytes), shape_r, indices_r, times_r
+               frames_r (bytes of a uint8 or float32 array), shape_r, dtype_r, indices_r, times_r, refused_r
     score   -> the same plus result_m for model m; frames_r is dropped after the last model that needs it
+
+A clip is one row, and further rows for the chunks of each streamed request, in which all other requests are null. A
+request that a video cannot answer is null, with the reason in refused_r.
 
 `model_mask` is a bit mask over the models of the job. Frames never reach the driver.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +20,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import ItemError
-from kvq_batch.domain.maps import StoredMaps
+from kvq_batch.domain.maps import StoredMaps, quantise
+from kvq_batch.domain.scorer import Prediction
 from kvq_batch.domain.video import ClipFrames
+from kvq_batch.storage.redact import redact
 
 FAILURE_FIELDS = [
     ("stage", pa.string()),
@@ -37,6 +42,8 @@ _CLIP = [
     ("model_mask", pa.int64()),
     ("clip_index", pa.int32()),
     ("num_clips", pa.int32()),
+    ("chunk_index", pa.int32()),
+    ("num_chunks", pa.int32()),
     ("start_s", pa.float64()),
     ("end_s", pa.float64()),
     ("facts", pa.string()),
@@ -74,12 +81,19 @@ RESULT = pa.struct(
         ("maps", _MAPS),
         ("slot_scores", pa.list_(pa.float32())),
         ("features", pa.list_(pa.float32())),
+        ("partial", pa.large_binary()),
+        ("partial_shape", pa.list_(pa.int32())),
         ("score_s", pa.float64()),
         ("error", pa.string()),
         ("message", pa.string()),
+        ("permanent", pa.bool_()),
     ]
 )
-"""One model's result for one clip: a score, or `error` and `message`; null if the model does not score the clip."""
+"""One model's result for one clip: a score, or `error` and `message`; null if the model does not score the row.
+
+For a chunk of a streamed request it is `partial`, float32 of shape `partial_shape`."""
+
+_REFUSED = pa.struct([("error", pa.string()), ("message", pa.string()), ("permanent", pa.bool_())])
 
 
 def clip_schema(num_requests: int) -> pa.Schema:
@@ -89,6 +103,8 @@ def clip_schema(num_requests: int) -> pa.Schema:
         fields += [
             (f"frames_{r}", pa.large_binary()),
             (f"shape_{r}", pa.list_(pa.int32())),
+            (f"dtype_{r}", pa.string()),
+            (f"refused_{r}", _REFUSED),
             (f"indices_{r}", pa.list_(pa.int32())),
             (f"times_{r}", pa.list_(pa.float64())),
         ]
@@ -113,6 +129,8 @@ class ClipRow:
     fetch_s: float
     fetch_attempts: int
     decode_s: float
+    chunk_index: int = 0
+    num_chunks: int = 1
 
 
 class StreamRows:
@@ -125,9 +143,19 @@ class StreamRows:
         self.num_bytes = 0
 
     def add_clip(self, row: ClipRow, frames: Sequence[ClipFrames]) -> None:
-        """Add a clip with one `ClipFrames` per frame request. The pixels must not change afterwards."""
+        """Add a clip or a chunk, with one `ClipFrames` per frame request. The pixels must not change afterwards."""
         values: dict[str, Any] = {name: getattr(row, name) for name in row.__slots__}
         for r, clip in enumerate(frames):
+            if clip.error is not None:
+                error = clip.error
+                values[f"refused_{r}"] = {
+                    "error": error.code,
+                    "message": redact(error.message),
+                    "permanent": error.permanent,
+                }
+            if not clip.pixels.size:
+                continue
+            values[f"dtype_{r}"] = str(clip.pixels.dtype)
             values[f"frames_{r}"] = clip.pixels
             values[f"shape_{r}"] = clip.pixels.shape
             values[f"indices_{r}"] = clip.indices
@@ -165,9 +193,35 @@ def failure_values(error: ItemError) -> dict[str, Any]:
     }
 
 
-def clip_pixels(frames: pa.ChunkedArray, shapes: pa.ChunkedArray, row: int) -> NDArray[np.uint8]:
-    """Return the frames of one row, uint8 RGB [T, H, W, 3], as a read-only view without a copy."""
-    return np.frombuffer(frames[row].as_buffer(), np.uint8).reshape(shapes[row].as_py())
+def clip_array(clips: pa.Table, request: int, row: int) -> NDArray[Any]:
+    """Return what answers a request in one row, as a read-only view without a copy."""
+    frames, dtype = clips[f"frames_{request}"], clips[f"dtype_{request}"][row].as_py()
+    return np.frombuffer(frames[row].as_buffer(), dtype).reshape(clips[f"shape_{request}"][row].as_py())
+
+
+def prediction_values(prediction: Prediction, has_score: bool = True) -> dict[str, Any]:
+    """Return a prediction as a value of `RESULT`; an error if it is not finite. Features may be NaN."""
+    partial = prediction.partial
+    if partial is not None:
+        return {"partial": np.ascontiguousarray(partial, np.float32).tobytes(), "partial_shape": partial.shape}
+    arrays = (prediction.texture, prediction.saliency, prediction.slot_scores)
+    score = prediction.raw_score if has_score else None
+    numbers = [0.0 if score is None else score, *prediction.outputs.values()]
+    if not np.isfinite(numbers).all() or not all(np.isfinite(array).all() for array in arrays if array is not None):
+        return {"error": "non_finite", "message": f"the model returned NaN or infinity (score {score})"}
+    has_maps = prediction.texture is not None or prediction.saliency is not None
+    return {
+        "raw_score": score,
+        "outputs": list(prediction.outputs.items()),
+        "maps": maps_to_stream(quantise(prediction.texture, prediction.saliency)) if has_maps else None,
+        "slot_scores": prediction.slot_scores,
+        "features": prediction.features,
+    }
+
+
+def partial_result(result: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return the partial result in a value of `RESULT`, float32 [n, p]."""
+    return np.frombuffer(result["partial"], np.float32).reshape(result["partial_shape"])
 
 
 def maps_to_stream(maps: StoredMaps) -> dict[str, Any]:
@@ -181,14 +235,14 @@ def maps_from_stream(value: dict[str, Any]) -> dict[str, Any]:
     return value | {name: None if value[name] is None else np.frombuffer(value[name], np.int8) for name in MAP_NAMES}
 
 
-def _pixels(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.ChunkedArray:
+def _pixels(arrays: Sequence[NDArray[Any] | None]) -> pa.ChunkedArray:
     """Return one chunk per row that shares the memory of its array."""
     chunks = []
     for pixels in arrays:
         if pixels is None:
             chunks.append(pa.nulls(1, pa.large_binary()))
             continue
-        flat = np.ascontiguousarray(pixels).reshape(-1)
+        flat = np.ascontiguousarray(pixels).reshape(-1).view(np.uint8)
         offsets = pa.py_buffer(np.array([0, flat.size], np.int64))
         chunks.append(pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(flat)]))
     return pa.chunked_array(chunks, pa.large_binary())

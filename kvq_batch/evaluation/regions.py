@@ -181,7 +181,7 @@ class ScoredFile:
 
 def num_still_frames(scorer: Scorer) -> int:
     """Return the number of frames of a static clip for this model."""
-    return min(PROTOCOL_FRAMES, scorer.spec.frames.sampling.num_frames)
+    return min(PROTOCOL_FRAMES, scorer.spec.pixel_request.sampling.num_frames or PROTOCOL_FRAMES)
 
 
 def score_regions(
@@ -206,7 +206,7 @@ def score_regions(
 
 def _texture(scorer: Scorer, item: RegionLabels, is_clean: bool) -> Real:
     path = item.clean if is_clean and item.clean is not None else item.path
-    clip = clip_of_file(path, scorer.spec.frames, num_still_frames(scorer))
+    clip = clip_of_file(path, scorer.spec.pixel_request, num_still_frames(scorer))
     (prediction,) = scorer.score([clip])
     if prediction.texture is None or not np.isfinite(prediction.texture).all():
         raise ScoreError("non_finite", f"{path}: the model returned no texture map, or NaN in it")

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from multiprocessing.connection import Connection
 
@@ -18,7 +19,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, parent_pid: int, memory_bytes: int, task_function: str) -> None:
-    """Answer tasks on the socket `fd` until it closes, with the result of the function or an error of this package."""
+    """Answer tasks on the socket `fd` until it closes, with the result of the function or an error of this package.
+
+    If the function returns an iterator, the answers are its parts, each sent after the parent asked for it, and None.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os._exit(1)
@@ -42,6 +46,14 @@ def main(fd: int, parent_pid: int, memory_bytes: int, task_function: str) -> Non
             return
         try:
             answer = run(task, scratch_file)
+            if isinstance(answer, Iterator):
+                for part in answer:
+                    connection.send(part)
+                    # One part is made ahead of the parent, which bounds the memory.
+                    connection.recv()
+                answer = None
+        except EOFError:
+            return
         except MemoryError:
             answer = DecodeError(
                 "out_of_memory",

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError
+from kvq_batch.domain.frames import Planes
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.track_headers import NO_CROP
 
@@ -39,16 +40,35 @@ _DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "avi", 
 _DECORD_MIN_WIDTH = 64  # it returned 6 channels for a width of 16
 
 
+class Picture(Protocol):
+    """A decoded frame, cropped and upright, before its conversion. Arrays may be overwritten by the next frame."""
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """Return uint8 RGB [H, W, 3]."""
+
+    def yuv(self, kind: Planes) -> tuple[NDArray[Any], ...]:
+        """Return Y, U and V: "yuv420p" or "yuv" (`FrameRequest`).
+
+        Raises:
+            DecodeError: the decoder has no planes (decoder_unsuitable).
+        """
+
+
 class FrameReader(Protocol):
     """Reads frames of one video by number."""
 
     def frames(
         self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield each wanted frame as (number, uint8 RGB [H, W, 3]); `wanted` is sorted and unique.
+        """Yield each wanted frame as (number, uint8 RGB [H, W, 3]); otherwise as `pictures`."""
+        ...
 
-        If a number comes twice, its second frame is right. Frames are cropped and upright (`picture`). The array may be
-        a view of memory that the next frame overwrites.
+    def pictures(
+        self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int
+    ) -> Iterator[tuple[int, Picture]]:
+        """Yield each wanted frame as (number, picture); `wanted` is sorted and unique.
+
+        Numbers rise. If a number comes again, the frames before from that number on were wrong.
 
         Raises:
             DecodeError: a wanted frame cannot be decoded exactly. No other frame is returned instead. Damage that no

@@ -6,7 +6,9 @@ keyframes by mistake, all without an error, so this reader does, too.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import decord
 import numpy as np
@@ -14,7 +16,25 @@ from decord._ffi.base import DECORDError
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import DecodeError
+from kvq_batch.domain.frames import Planes
 from kvq_batch.media.probe import Probed
+
+
+@dataclass(frozen=True, slots=True)
+class _DecordPicture:
+    """Implements `Picture` for a frame that decord converted."""
+
+    converted: NDArray[np.uint8]
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """See `Picture.rgb`."""
+        return self.converted
+
+    def yuv(self, kind: Planes) -> tuple[NDArray[Any], ...]:
+        """See `Picture.yuv`."""
+        raise DecodeError(
+            "decoder_unsuitable", 'decord returns RGB only, and a model needs planes; set decoder = "auto"', True
+        )
 
 
 class DecordReader:
@@ -24,6 +44,13 @@ class DecordReader:
         self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int = 1
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """See `FrameReader.frames`."""
+        for number, picture in self.pictures(path, probed, wanted, num_threads):
+            yield number, picture.rgb()
+
+    def pictures(
+        self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int = 1
+    ) -> Iterator[tuple[int, _DecordPicture]]:
+        """See `FrameReader.pictures`."""
         try:
             video = decord.VideoReader(str(path), num_threads=num_threads)
             if len(video) != probed.facts.num_frames:
@@ -34,7 +61,7 @@ class DecordReader:
                     True,
                 )
             for number in wanted.tolist():
-                yield number, video[number].asnumpy()
+                yield number, _DecordPicture(video[number].asnumpy())
         except (DECORDError, RuntimeError) as error:
             text = str(error).strip().splitlines()[0][:200]
             raise DecodeError(

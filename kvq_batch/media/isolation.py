@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -25,7 +26,9 @@ from kvq_batch.media import child
 from kvq_batch.media.decode import DecodedVideo, DecodeTask, VideoLayout
 from kvq_batch.media.scratch import ScratchDirectory, map_arrays
 
-DECODE_TASK = "kvq_batch.media.decode:decode_task"
+DECODE_TASK = "kvq_batch.media.decode:run_task"
+
+Answer = VideoLayout | KvqBatchError | None
 
 # A child is ready in 0.3 s on an idle machine.
 _START_TIMEOUT_S = 120.0
@@ -36,7 +39,7 @@ class IsolatedDecoder:
 
     `scratch_root` is a folder on a memory file system (or on a disk, if the job says so) with space for the clips in
     flight. `memory_bytes` limits what one child may allocate after its start, frames included. Children run
-    `task_function` ("module:function", with the signature of `decode.decode_task`).
+    `task_function` ("module:function", with the signature of `decode.run_task`).
     """
 
     def __init__(
@@ -79,6 +82,36 @@ class IsolatedDecoder:
         """
         return self._threads.submit(self._run, task)
 
+    def stream(self, task: DecodeTask) -> Generator[DecodedVideo]:
+        """Yield the clips of a task in parts, as they are decoded, in this thread; `submit` for streamed requests.
+
+        A task without streamed requests has one part. If the caller stops early, the child is killed.
+
+        Raises: see `submit`.
+        """
+        scratch_file = self._scratch.path / f"{uuid.uuid4().hex}.frames"
+        slot = self._idle.get()
+        is_done = False
+        try:
+            answer: Answer = slot.call(task, scratch_file, self._timeout_s)
+            is_last = not isinstance(answer, VideoLayout) or not any(r.is_streamed for r in task.requests)
+            while isinstance(answer, VideoLayout):
+                video = _assemble(task, answer, answer.file or scratch_file)
+                if not is_last:
+                    slot.ask()
+                yield video
+                del video
+                answer = None if is_last else slot.receive(self._timeout_s)
+            is_done = True
+            if isinstance(answer, KvqBatchError):
+                raise answer
+        finally:
+            if not is_done:
+                slot.kill()
+            for file in scratch_file.parent.glob(f"{scratch_file.stem}.*"):
+                file.unlink(missing_ok=True)
+            self._idle.put(slot)
+
     def child_pids(self) -> list[int]:
         """Return the process ids of the children that run; none before the first task."""
         return [pid for slot in self._children if (pid := slot.pid) is not None]
@@ -90,6 +123,7 @@ class IsolatedDecoder:
             answer = slot.call(task, scratch_file, self._timeout_s)
             if isinstance(answer, KvqBatchError):
                 raise answer
+            assert answer is not None
             return _assemble(task, answer, scratch_file)
         finally:
             scratch_file.unlink(missing_ok=True)
@@ -111,8 +145,8 @@ class _Child:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    def call(self, task: DecodeTask, scratch_file: Path, timeout_s: float) -> VideoLayout | KvqBatchError:
-        """Return the answer of the child.
+    def call(self, task: DecodeTask, scratch_file: Path, timeout_s: float) -> "Answer":
+        """Return the answer of the child, or its first part.
 
         Raises:
             DecodeError: decode_timeout, decoder_crashed.
@@ -120,19 +154,36 @@ class _Child:
         """
         if self.pid is None:
             self._start()
+        self._send((task, scratch_file))
+        return self.receive(timeout_s)
+
+    def ask(self) -> None:
+        """Let the child make the next part of its answer. Raises: DecodeError if it crashed."""
+        self._send(True)
+
+    def receive(self, timeout_s: float) -> "Answer":
+        """Return the next part of the answer, or None after the last one. Raises: DecodeError as `call`."""
         try:
-            self._connection.send((task, scratch_file))
             if not self._connection.poll(timeout_s):
                 self.kill()
                 raise DecodeError(
                     "decode_timeout",
                     f"Its decoder was killed after {timeout_s:g} s. Raise limits.timeout_s if the video is heavy.",
                 )
-            answer: VideoLayout | KvqBatchError = self._connection.recv()
+            answer: Answer = self._connection.recv()
         except (EOFError, ConnectionError) as error:
-            cause, exit_signal = self._exit_cause()
-            raise DecodeError("decoder_crashed", f"Its decoder crashed: {cause}.", exit_signal=exit_signal) from error
+            raise self._crashed() from error
         return answer
+
+    def _send(self, message: object) -> None:
+        try:
+            self._connection.send(message)
+        except (EOFError, ConnectionError) as error:
+            raise self._crashed() from error
+
+    def _crashed(self) -> DecodeError:
+        cause, exit_signal = self._exit_cause()
+        return DecodeError("decoder_crashed", f"Its decoder crashed: {cause}.", exit_signal=exit_signal)
 
     def kill(self) -> None:
         """Kill the process, if it runs, and wait for its end."""
@@ -199,7 +250,12 @@ def _assemble(task: DecodeTask, layout: VideoLayout, scratch_file: Path) -> Deco
             clip.clip_index,
             layout.num_clips,
             clip.window,
-            tuple(ClipFrames(arrays[f.extent], f.indices, f.times_s) for f in clip.frames),
+            tuple(
+                ClipFrames.empty(f.error) if f.extent < 0 else ClipFrames(arrays[f.extent], f.indices, f.times_s)
+                for f in clip.frames
+            ),
+            clip.chunk_index,
+            clip.num_chunks,
         )
         for clip in layout.clips
     )

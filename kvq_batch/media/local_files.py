@@ -5,6 +5,7 @@ Files from elsewhere are decoded in a child process (`isolation`).
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,14 @@ STILL_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "1")
 
 
-def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> NDArray[np.uint8]:
-    """Return a clip, uint8 RGB [T, H, W, 3]: a still `num_still_frames` times, or the frames of a video for `request`.
+def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> NDArray[Any]:
+    """Return a clip, uint8 RGB [T, H, W, 3]: a still `num_still_frames` times, or what `request` gets of a video.
+
+    A still answers requests for pixels only. The chunks of a streamed request are joined.
 
     Raises:
         ProbeError, DecodeError: the file is missing, damaged, or not supported.
+        ScoreError: its extractor rejects the video.
     """
     if path.suffix.lower() in STILL_EXTENSIONS:
         frame = _still(path)
@@ -38,8 +42,11 @@ def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> ND
     reader, _ = open_reader(choose_decoder(probed))
     # The duration may be rounded to less than the time of the last frame.
     whole = [Window(0.0, max(probed.facts.duration_s, float(probed.times_s[-1]) + 1e-6))]
-    (clip,) = decode_clips(path, probed, whole, [request], path.name, range(1), Decoding(reader))
-    return clip.frames[0].pixels
+    parts = list(decode_clips(path, probed, whole, [request], path.name, range(1), Decoding(reader)))
+    if (error := parts[0].frames[0].error) is not None:
+        raise error
+    arrays = [part.frames[0].pixels for part in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:

@@ -21,12 +21,14 @@ from typing import Any, cast
 import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import SideData, Type
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import ProbeError
+from kvq_batch.domain.frames import Planes
 from kvq_batch.media.track_headers import Crop
 
 # Formats whose conversion repeats chroma samples, where the height is even (ff_get_unscaled_swscale in libswscale).
@@ -90,10 +92,11 @@ def side_data(frame: VideoFrame) -> list[SideData]:
 
 
 class PictureConverter:
-    """Makes RGB pictures of the frames of one video."""
+    """Makes RGB pictures, or planes, of the frames of one video."""
 
     def __init__(self, crop: Crop, orientation: Orientation) -> None:
         self._reformatter = VideoReformatter()
+        self._plane_reformatter = VideoReformatter()
         self._plain: VideoFrame | None = None
         self._crop = crop
         self._orientation = orientation
@@ -106,6 +109,22 @@ class PictureConverter:
             # As in ffmpeg, before the conversion: libswscale interpolates chroma from row to row, but not within a row.
             return self._to_rgb(self._plain_frame(frame, is_oriented=True))
         return self._oriented(self._cropped(self._to_rgb(self._plain_frame(frame, is_oriented=False))))
+
+    def planes(self, frame: VideoFrame, kind: Planes) -> tuple[NDArray[Any], ...]:
+        """Return Y, U and V, cropped and upright: "yuv420p" or "yuv" (`FrameRequest`). They may be views of the frame.
+
+        Of a crop that divides chroma samples, chroma keeps the sample.
+        """
+        name = "yuv420p" if kind == "yuv420p" else _planar_format(frame.format)
+        if frame.format.name != name:
+            # As `ffmpeg -pix_fmt`: the range of the source is kept, except that yuvj420p is full range by its name.
+            frame = self._plane_reformatter.reformat(frame, format=name, interpolation=Interpolation.BICUBIC, threads=1)
+        dtype = np.dtype(np.uint16 if frame.format.components[0].bits > 8 else np.uint8)
+        shifts = _chroma_shifts(frame)
+        return tuple(
+            self._oriented(self._cropped(_rows(plane).view(dtype)[:, : plane.width], shifts if index else (0, 0)))
+            for index, plane in enumerate(frame.planes[:3])
+        )
 
     def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
@@ -160,6 +179,39 @@ class PictureConverter:
         return copy
 
 
+class DecodedPicture:
+    """Implements `decoders.Picture`; converts on demand, each form once."""
+
+    def __init__(self, frame: VideoFrame, converter: PictureConverter) -> None:
+        self._frame = frame
+        self._converter = converter
+        self._rgb: NDArray[np.uint8] | None = None
+        self._planes: dict[Planes, tuple[NDArray[Any], ...]] = {}
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """See `Picture.rgb`."""
+        if self._rgb is None:
+            self._rgb = self._converter(self._frame)
+        return self._rgb
+
+    def yuv(self, kind: Planes) -> tuple[NDArray[Any], ...]:
+        """See `Picture.yuv`."""
+        if kind not in self._planes:
+            self._planes[kind] = self._converter.planes(self._frame, kind)
+        return self._planes[kind]
+
+
+def _planar_format(kind: VideoFormat) -> str:
+    """Return the name of the planar YUV format with the depth and the subsampling of `kind`; 4:4:4 for RGB."""
+    components = kind.components
+    is_planar = len({component.plane for component in components}) == len(components) >= 3
+    if is_planar and not kind.is_rgb and not kind.is_big_endian:
+        return kind.name
+    ratio = {(1, 1): "420", (0, 1): "422"}.get(_shifts(kind), "444")
+    depth = max(component.bits for component in components)
+    return f"yuv{ratio}p" if depth <= 8 else f"yuv{ratio}p{depth}le"
+
+
 def _repeats_chroma(frame: VideoFrame) -> bool:
     """Return whether the conversion ignores chroma locations and fields: without subsampling, or for most 8 bits."""
     kind = frame.format
@@ -170,7 +222,10 @@ def _repeats_chroma(frame: VideoFrame) -> bool:
 
 def _chroma_shifts(frame: VideoFrame) -> tuple[int, int]:
     """Return the logarithms of the rows and of the columns that share a chroma sample."""
-    kind = frame.format
+    return _shifts(frame.format)
+
+
+def _shifts(kind: VideoFormat) -> tuple[int, int]:
     rows, columns = _LARGE // kind.chroma_height(_LARGE), _LARGE // kind.chroma_width(_LARGE)
     return rows.bit_length() - 1, columns.bit_length() - 1
 

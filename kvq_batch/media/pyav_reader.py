@@ -26,7 +26,7 @@ from kvq_batch.domain.errors import DecodeError, shorten_list
 from kvq_batch.media.damage import CheckedDecoder, verify_checksums
 from kvq_batch.media.decoders import FRAME_ORDER
 from kvq_batch.media.packets import best_stream, open_video
-from kvq_batch.media.picture import Orientation, PictureConverter
+from kvq_batch.media.picture import DecodedPicture, Orientation, PictureConverter
 from kvq_batch.media.probe import Probed
 
 # Reading this many packets without decoding them costs less than a seek and what it re-reads.
@@ -49,14 +49,20 @@ class PyavReader:
         self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int = 1
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """See `FrameReader.frames`."""
+        for number, picture in self.pictures(path, probed, wanted, num_threads):
+            yield number, picture.rgb()
+
+    def pictures(
+        self, path: Path, probed: Probed, wanted: NDArray[np.int64], num_threads: int = 1
+    ) -> Iterator[tuple[int, DecodedPicture]]:
+        """See `FrameReader.pictures`."""
         facts = probed.facts
-        to_rgb = PictureConverter(probed.crop, Orientation(facts.is_mirrored, facts.rotation_deg))
+        converter = PictureConverter(probed.crop, Orientation(facts.is_mirrored, facts.rotation_deg))
         try:
             with _Session(path, probed, num_threads) as session:
-                if probed.counting == "decoding":
-                    yield from ((n, to_rgb(frame)) for n, frame in _by_counting(session, wanted))
-                else:
-                    yield from ((n, to_rgb(frame)) for n, frame in _by_time(session, probed, wanted))
+                is_counted = probed.counting == "decoding"
+                found = _by_counting(session, wanted) if is_counted else _by_time(session, probed, wanted)
+                yield from ((number, DecodedPicture(frame, converter)) for number, frame in found)
         except av.error.MemoryError as error:
             raise DecodeError("out_of_memory", "The decoder reached the memory limit of its process.", True) from error
         except av.error.FFmpegError as error:

@@ -1,8 +1,8 @@
-"""The bicubic resize of the published KVQ code, in numpy: decode processes do not import torch.
+"""The resizes of the published code of models, in numpy: decode processes do not import torch.
 
-KVQ_SPEC section 2: float32, a = -0.75, align_corners false, no antialiasing, clamp to 0..255, round half to even. A
-frame that has the size already is returned unchanged. Since torchvision 0.17 the same call antialiases, which changes
-the scores.
+Bicubic, of KVQ (KVQ_SPEC section 2): float32, a = -0.75, align_corners false, no antialiasing, clamp to 0..255, round
+half to even. A frame that has the size already is returned unchanged. Since torchvision 0.17 the same call antialiases,
+which changes the scores. Bilinear, of DOVER and others: torch's, without and with antialiasing.
 
 Both passes are products with a banded matrix, in blocks of output rows (columns): matrix products of a few hundred rows
 are faster than gathers. Results differ from torch's by at most 1 level, where a value is within 0.01 of a tie and sums
@@ -20,6 +20,8 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
+
+from kvq_batch.domain.frames import Resize
 
 _A = np.float32(-0.75)
 # The float rows of a block fit into the second-level cache (43 rows of 1080p: 1 MB). Fastest of 8, 16, 32 and 64 for
@@ -63,16 +65,46 @@ def bicubic_taps(num_in: int, num_out: int) -> tuple[NDArray[np.int64], NDArray[
     return np.clip(positions, 0, num_in - 1), weights.astype(np.float32)
 
 
+def bilinear_taps(num_in: int, num_out: int, is_antialiased: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return clamped source positions int64 [num_out, n] and weights float32 [num_out, n] of one axis.
+
+    torch's bilinear interpolation with align_corners false. With antialiasing, the triangle is as wide as the sources
+    of an output when the axis shrinks, and the weights are divided by their sum.
+    """
+    scale = num_in / num_out
+    if not is_antialiased:
+        source = np.maximum(np.float32(scale) * (np.arange(num_out, dtype=np.float32) + np.float32(0.5)) - 0.5, 0)
+        floor = np.floor(source)
+        weights = np.stack([1 - (source - floor), source - floor], axis=1)
+        positions = floor.astype(np.int64)[:, None] + np.arange(2)
+        return np.clip(positions, 0, num_in - 1), weights.astype(np.float32)
+    width = max(scale, 1.0)
+    centres = scale * (np.arange(num_out) + 0.5)
+    low = np.maximum((centres - width + 0.5).astype(np.int64), 0)
+    high = np.minimum((centres + width + 0.5).astype(np.int64), num_in)
+    positions = low[:, None] + np.arange(int((high - low).max()))
+    triangle = np.maximum(0.0, 1.0 - np.abs((positions - centres[:, None] + 0.5) / width))
+    triangle[positions >= high[:, None]] = 0.0
+    triangle /= triangle.sum(axis=1, keepdims=True)
+    return np.clip(positions, 0, num_in - 1), triangle.astype(np.float32)
+
+
+def _taps(num_in: int, num_out: int, kind: Resize) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    if kind == "bicubic":
+        return bicubic_taps(num_in, num_out)
+    return bilinear_taps(num_in, num_out, kind == "bilinear-antialias")
+
+
 @lru_cache(maxsize=32)
-def _bands(num_in: int, num_out: int, channels: int) -> tuple[_Band, ...]:
+def _bands(num_in: int, num_out: int, channels: int, kind: Resize) -> tuple[_Band, ...]:
     """Return the blocks of an axis. With `channels` > 1 each weight is repeated for the channels of a pixel."""
-    positions, weights = bicubic_taps(num_in, num_out)
+    positions, weights = _taps(num_in, num_out, kind)
     bands = []
     for first in range(0, num_out, _BLOCK):
         last = min(first + _BLOCK, num_out)
         low, high = int(positions[first:last].min()), int(positions[first:last].max()) + 1
         dense = np.zeros((last - first, high - low), np.float32)
-        rows = np.repeat(np.arange(last - first), 4)
+        rows = np.repeat(np.arange(last - first), positions.shape[1])
         np.add.at(dense, (rows, (positions[first:last] - low).reshape(-1)), weights[first:last].reshape(-1))
         if channels > 1:
             dense = np.ascontiguousarray(np.kron(dense, np.eye(channels, dtype=np.float32)).T)
@@ -80,7 +112,9 @@ def _bands(num_in: int, num_out: int, channels: int) -> tuple[_Band, ...]:
     return tuple(bands)
 
 
-def resize(frames: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def resize(
+    frames: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8] | None = None, kind: Resize = "bicubic"
+) -> NDArray[np.uint8]:
     """Return frames uint8 [..., h, w, 3] of `size` (h, w) for frames uint8 [..., H, W, 3].
 
     Frames that have the size are returned as they are. With `out` (uint8 [..., h, w, 3]) the result is written there
@@ -96,7 +130,7 @@ def resize(frames: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uin
         out = np.empty((*frames.shape[:-3], *size, 3), np.uint8)
     _limit_blas_threads()
     for index in _each(frames.shape[:-3]):
-        _resize_frame(frames[index], size, out[index])
+        _resize_frame(frames[index], size, out[index], kind)
     return out
 
 
@@ -114,11 +148,11 @@ def _each(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     return iter(np.ndindex(*shape))
 
 
-def _resize_frame(frame: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8]) -> None:
+def _resize_frame(frame: NDArray[np.uint8], size: tuple[int, int], out: NDArray[np.uint8], kind: Resize) -> None:
     """Resize a frame uint8 [H, W, 3] into `out` uint8 [h, w, 3], rows first, as their memory is contiguous."""
     height, width = frame.shape[:2]
     rows = frame.reshape(height, width * 3)
-    down = _bands(height, size[0], 1)
+    down = _bands(height, size[0], 1, kind)
     # All blocks share one float buffer that stays in the cache. New buffers cost more than the conversion.
     source = np.empty((max(band.high - band.low for band in down), width * 3), np.float32)
     mixed = np.empty((size[0], width * 3), np.float32)
@@ -127,11 +161,27 @@ def _resize_frame(frame: NDArray[np.uint8], size: tuple[int, int], out: NDArray[
         np.copyto(block, rows[band.low : band.high])
         np.matmul(band.weights, block, out=mixed[band.first : band.last])
     result = np.empty((size[0], size[1] * 3), np.float32)
-    for band in _bands(width, size[1], 3):
+    for band in _bands(width, size[1], 3, kind):
         np.matmul(mixed[:, band.low : band.high], band.weights, out=result[:, band.first : band.last])
     np.rint(result, out=result)
     np.clip(result, 0.0, 255.0, out=result)
     out[...] = result.reshape(*size, 3)
+
+
+def resize_and_crop(frame: NDArray[np.uint8], short_side: int, kind: Resize, out: NDArray[np.uint8]) -> None:
+    """Fill `out` uint8 [h, w, 3] with the middle of `frame` uint8 [H, W, 3].
+
+    A frame with a longer short side is first resized to `short_side` in its own shape. One that is smaller than `out`
+    after that is resized to its size.
+    """
+    factor = short_side / min(frame.shape[:2])
+    if factor < 1:
+        frame = resize(frame, (round(frame.shape[0] * factor), round(frame.shape[1] * factor)), kind=kind)
+    top, left = ((extent - wanted) // 2 for extent, wanted in zip(frame.shape[:2], out.shape[:2], strict=True))
+    if min(top, left) < 0:
+        resize(frame, (out.shape[0], out.shape[1]), out=out, kind=kind)
+    else:
+        out[...] = frame[top : top + out.shape[0], left : left + out.shape[1]]
 
 
 def splice(frame: NDArray[np.uint8], grid: tuple[int, int], out: NDArray[np.uint8]) -> None:

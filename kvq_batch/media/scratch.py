@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,28 +79,35 @@ def sweep(root: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The location of a uint8 array in a scratch file: byte offset (a multiple of the page size) and shape."""
+    """The location of an array in a scratch file: byte offset (a multiple of the page size), shape and dtype."""
 
     offset: int
     shape: tuple[int, ...]
+    dtype: str = "uint8"
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 class ScratchWriter:
     """Writes arrays into a new file, which another process maps."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._end = 0
         self.extents: list[Extent] = []
-        self.arrays: list[NDArray[np.uint8]] = []
+        self.arrays: list[NDArray[Any]] = []
 
-    def allocate(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return a zeroed uint8 array of `shape` at the end of the file.
+    def allocate(self, shape: tuple[int, ...], dtype: str = "uint8") -> NDArray[Any]:
+        """Return a zeroed array of `shape`, not empty, at the end of the file.
 
         Raises:
             TransientError: there is no space. It is reserved first: a write to a full memory file system is a SIGBUS.
         """
-        size = int(np.prod(shape))
+        extent = Extent(self._end, shape, dtype)
+        size = extent.num_bytes
         try:
             os.posix_fallocate(self._file, self._end, size)
         except OSError as error:
@@ -109,13 +116,13 @@ class ScratchWriter:
                 "or fewer decoders in the job."
             ) from error
         mapped = mmap.mmap(self._file, size, offset=self._end)
-        array: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8).reshape(shape)
-        self.extents.append(Extent(self._end, shape))
+        array: NDArray[Any] = np.frombuffer(mapped, dtype).reshape(shape)
+        self.extents.append(extent)
         self.arrays.append(array)
         self._end += -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         return array
 
-    def position(self, array: NDArray[np.uint8]) -> int:
+    def position(self, array: NDArray[Any]) -> int:
         """Return the index of the extent of an array that `allocate` returned."""
         return next(i for i, known in enumerate(self.arrays) if known is array)
 
@@ -123,7 +130,7 @@ class ScratchWriter:
         os.close(self._file)
 
 
-def map_arrays(path: Path, extents: list[Extent]) -> list[NDArray[np.uint8]]:
+def map_arrays(path: Path, extents: list[Extent]) -> list[NDArray[Any]]:
     """Map the arrays of a scratch file one by one: each frees its memory with its last reference.
 
     The file is unlinked at once, so only the maps keep its memory. Writing into an array changes this process's copy.
@@ -136,7 +143,7 @@ def map_arrays(path: Path, extents: list[Extent]) -> list[NDArray[np.uint8]]:
         os.close(file)
 
 
-def _map_array(file: int, extent: Extent) -> NDArray[np.uint8]:
-    size = int(np.prod(extent.shape))
+def _map_array(file: int, extent: Extent) -> NDArray[Any]:
+    size = extent.num_bytes
     mapped = mmap.mmap(file, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=extent.offset)
-    return np.frombuffer(mapped, np.uint8).reshape(extent.shape)
+    return np.frombuffer(mapped, extent.dtype).reshape(extent.shape)

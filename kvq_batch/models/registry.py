@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
 
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
+from kvq_batch.domain.scorer import ModelOptions, Pooler, Scorer, ScorerSpec
 
 ENTRY_POINT_GROUP = "kvq_batch.models"
 
@@ -57,6 +57,15 @@ class ModelFamily(Protocol):
         ...
 
 
+@runtime_checkable
+class PoolingFamily(Protocol):
+    """Also implemented by the family of a model with a streamed request."""
+
+    def build_pooler(self, options: ModelOptions) -> Pooler:
+        """Return the pooler. The driver calls this, once per run: import no torch."""
+        ...
+
+
 def names() -> list[str]:
     """Return the names of all registered models, sorted. A registered model may still fail to import."""
     return sorted({point.name for point in _entry_points()})
@@ -93,6 +102,18 @@ def build(options: ModelOptions) -> Scorer:
     scorer = family.build(options)
     _check(scorer.spec, options)
     return scorer
+
+
+def build_pooler(options: ModelOptions) -> Pooler:
+    """Return what pools the partial results of a streamed model with these options.
+
+    Raises:
+        SpecError: the model has no pooler.
+    """
+    family = _checked_family(options)
+    if not isinstance(family, PoolingFamily):
+        raise SpecError(f"Model {options.name!r} requests streamed frames but has no build_pooler. Update its package.")
+    return family.build_pooler(options)
 
 
 def _checked_family(options: ModelOptions) -> ModelFamily:

@@ -6,16 +6,19 @@ workers build models.
 
 import os
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
 from kvq_batch.config.job import Clips, Job, Model
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.domain.frames import ALGORITHMS, FrameRequest
+from kvq_batch.domain.frames import ALGORITHMS, FrameRequest, Sampling
 from kvq_batch.domain.identity import ModelRef, fingerprint
 from kvq_batch.domain.scorer import ModelOptions, ScorerSpec
 from kvq_batch.domain.video import Hdr
 from kvq_batch.models.registry import describe
+
+_NEWER_FIELDS = {"fragments", "resize", "short_side", "planes", "extractor", "is_streamed"}
 
 MAX_MODELS = 62
 """Most models of one job: `model_mask` is a bit mask in a signed 64-bit column."""
@@ -25,14 +28,14 @@ MAX_MODELS = 62
 class JobModel:
     """One model of a job: its section of the job file, its own description, and its identity in rows.
 
-    `request` is the index of its frame request in `JobModels.requests`.
+    `requests` are the indices of its frame requests in `JobModels.requests`.
     """
 
     section: Model
     options: ModelOptions
     spec: ScorerSpec
     ref: ModelRef
-    request: int
+    requests: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,8 @@ class JobModels:
 
     def drops_after(self, model_index: int) -> tuple[int, ...]:
         """Return the requests whose frames no model after `model_index` needs."""
-        request = self.models[model_index].request
-        is_needed = any(model.request == request for model in self.models[model_index + 1 :])
-        return () if is_needed else (request,)
+        later = {request for model in self.models[model_index + 1 :] for request in model.requests}
+        return tuple(sorted(set(self.models[model_index].requests) - later))
 
 
 def describe_models(job: Job) -> JobModels:
@@ -68,10 +70,9 @@ def describe_models(job: Job) -> JobModels:
             section.num_threads or _threads(section),
         )
         spec = describe(options)
-        if spec.frames not in requests:
-            requests.append(spec.frames)
+        requests += [request for request in dict.fromkeys(spec.requests) if request not in requests]
         ref = ModelRef(section.name, spec.card.model_id, model_fingerprint(spec, section.precision, job.clips, job.hdr))
-        models.append(JobModel(section, options, spec, ref, requests.index(spec.frames)))
+        models.append(JobModel(section, options, spec, ref, tuple(map(requests.index, spec.requests))))
     return JobModels(tuple(models), tuple(requests))
 
 
@@ -79,7 +80,7 @@ def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) 
     """Return the sha256 (hex) of everything that changes a score, except the weights and the bytes of the video."""
     return fingerprint(
         {
-            "frames": _frames(spec.frames),
+            "frames": list(map(_frames, spec.requests)) if spec.more_frames else _frames(spec.frames),
             "clips": clips.model_dump(),
             "hdr": hdr,
             "rotation": "upright",
@@ -92,7 +93,15 @@ def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) 
 def _frames(request: FrameRequest) -> dict[str, Any]:
     # A newer field is included only if it is used. Otherwise every existing score would become stale.
     fields = asdict(request)
-    return fields if fields["fragments"] else {name: value for name, value in fields.items() if name != "fragments"}
+    defaults = {field.name: field.default for field in dataclass_fields(request) if field.name in _NEWER_FIELDS}
+    used = {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
+    # Where a stream is cut does not change a score, and neither does the module of an extractor.
+    used.pop("is_streamed", None)
+    if request.extractor is not None:
+        del used["extractor"]["target"]
+    if not isinstance(request.sampling, Sampling):
+        used["sampling"]["rule"] = type(request.sampling).__name__
+    return used
 
 
 def _absolute(weights: str | None) -> str | None:

@@ -59,7 +59,7 @@ class ScoreRow(IdentityRow, VideoFactColumns):
     uri: str
     model_name: str
     model_origin: str
-    raw_score: float
+    raw_score: float | None
     score_spread: float
     num_clips: int
     outputs: MapItems[float]
@@ -79,7 +79,7 @@ class ClipRow(IdentityRow):
     end_s: float
     frame_indices: Sequence[int]
     slot_start_s: Sequence[float]
-    raw_score: float
+    raw_score: float | None
     slot_scores: Sequence[float]
     features: Sequence[float] | None
 

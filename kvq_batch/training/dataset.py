@@ -26,7 +26,7 @@ from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.probe import VideoLimits
 from kvq_batch.models.kvq.config import KvqConfig
-from kvq_batch.models.kvq.family import frame_request
+from kvq_batch.models.kvq.family import frame_request, frame_sampling
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.training.frame_files import FrameFiles, RenditionFiles, ViewLayout
@@ -168,13 +168,15 @@ def decode_frames(
 def _whole_clip_requests(config: KvqConfig, num_views: int) -> list[FrameRequest]:
     """Return the frames of each view: the first as a scorer requests it, the others at random positions."""
     first = frame_request(config)
-    samplings = [dataclasses.replace(first.sampling, offset="random", seed=view) for view in range(1, num_views)]
+    samplings = [
+        dataclasses.replace(frame_sampling(config), offset="random", seed=view) for view in range(1, num_views)
+    ]
     return [first, *(dataclasses.replace(first, sampling=sampling) for sampling in samplings)]
 
 
 def _slot_sampling(config: KvqConfig, num_slots: int) -> Sampling:
     """Return the sampling of `num_slots` evenly spread time slots, with frames as far apart as in scoring."""
-    sampling = frame_request(config).sampling
+    sampling = frame_sampling(config)
     if sampling.frames_per_fragment != config.patch[0]:
         raise SpecError(
             f"views.slots trains on slots of {config.patch[0]} frames, but scoring would take "

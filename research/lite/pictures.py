@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from kvq_batch.config.recipe import CELL_PX, Cells, Patch, Recipe, Segment, Step
-from kvq_batch.domain.frames import FrameRequest
+from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.labeling.degradations import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene
@@ -69,6 +69,7 @@ def draw_sheet(scorer: Scorer, source: Planes, out: Path) -> None:
 
 def clip_of(frames: np.ndarray, request: FrameRequest) -> np.ndarray:
     """Return the clip that a scorer gets of a video of these frames."""
+    assert isinstance(request.sampling, Sampling)
     indices = request.sampling.indices(len(frames))
     assert request.size is not None
     assert request.fragments is not None

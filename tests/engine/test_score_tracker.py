@@ -29,7 +29,7 @@ FACTS = {"width_px": 64, "height_px": 48, "num_frames": 10, "codec": "h264"}
 def job_model(name: str) -> JobModel:
     card = ModelCard(name, "1", "0" * 64, "handcrafted", "for tests")
     ref = ModelRef(name, card.model_id, "fp")
-    return JobModel(Model(name=name), ModelOptions(name), ScorerSpec(card, FrameRequest()), ref, 0)
+    return JobModel(Model(name=name), ModelOptions(name), ScorerSpec(card, FrameRequest()), ref, (0,))
 
 
 MODELS = (job_model("a"), job_model("b"))

@@ -152,7 +152,7 @@ def test_cuda_out_of_memory_halves_batch() -> None:
 
 def test_worker_rejects_other_weights_than_driver() -> None:
     (model,) = describe_models(job(models=[{"name": "kvq-tiny", "weights": "untrained"}])).models
-    settings = ScoreSettings(model.options, "kvq-tiny@untrained-0123456789ab", 0, 0, (), 1)
+    settings = ScoreSettings(model.options, "kvq-tiny@untrained-0123456789ab", 0, (0,), (), 1)
     with pytest.raises(FatalError, match=f"{model.ref.model_id} on this worker but kvq-tiny@untrained-0123456789ab"):
         ScoreWorker(settings)
     ScoreWorker(replace(settings, model_id=model.ref.model_id))
@@ -164,7 +164,7 @@ def test_nan_score_is_an_error() -> None:
     assert (bad["error"], bad.get("raw_score")) == ("non_finite", None)
 
 
-@pytest.mark.parametrize("name", ["texture", "saliency", "slot_scores", "features"])
+@pytest.mark.parametrize("name", ["texture", "saliency", "slot_scores"])
 def test_nan_in_any_array_is_an_error(name: str) -> None:
     class Scorer(PickyScorer):
         def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
@@ -193,6 +193,15 @@ def test_models_with_same_frames_share_one_decode() -> None:
     described = describe_models(job())
     assert len(described.requests) == 1
     assert (described.drops_after(0), described.drops_after(1)) == ((), (0,))
+
+
+def test_fingerprints_of_shipped_models_are_those_of_their_first_release() -> None:
+    """A change would make every stored score stale."""
+    models = describe_models(job(models=[{"name": "kvq-lite"}, {"name": "luma-sharpness"}])).models
+    assert [(model.ref.model_id, model.ref.fingerprint) for model in models] == [
+        ("kvq-lite@3-bb48f6a7f44d", "3efa628371c1846443d10c0b728ec8dc5501a2d5769618d45b2087a037c38372"),
+        ("luma-sharpness@1-8ebe4ba6c66e", "bcfda1855e21a4362d37fdf52cb93273b8ea0c8b36adf0d241831d47117c9d1d"),
+    ]
 
 
 def test_fingerprint_covers_what_changes_a_score() -> None:

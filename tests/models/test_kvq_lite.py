@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kvq_batch.config.recipe import Cells, Patch, Recipe, Segment, Step
+from kvq_batch.domain.frames import Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.labeling.degradations import make_rendition
 from kvq_batch.labeling.segments import segment_of_scene
@@ -35,6 +36,7 @@ def clip_of(planes: Planes) -> np.ndarray:
     assert request.size is not None
     assert request.fragments is not None
     frames = planes.to_rgb()
+    assert isinstance(request.sampling, Sampling)
     indices = request.sampling.indices(len(frames))
     clip = np.empty((len(indices), *request.size, 3), np.uint8)
     for t, index in enumerate(indices):

@@ -77,8 +77,12 @@ class KvqFamily:
 
 def frame_request(config: KvqConfig) -> FrameRequest:
     """Return the frames that a network of these sizes scores. Training uses them as the first view."""
-    sampling = Sampling(config.num_segments, config.num_frames // config.num_segments)
-    return FrameRequest(sampling, config.input_size, config.fragments if all(config.fragments) else None)
+    return FrameRequest(frame_sampling(config), config.input_size, config.fragments if all(config.fragments) else None)
+
+
+def frame_sampling(config: KvqConfig) -> Sampling:
+    """Return how a network of these sizes samples frames."""
+    return Sampling(config.num_segments, config.num_frames // config.num_segments)
 
 
 def scorer_spec(checkpoint: Checkpoint) -> ScorerSpec:
