@@ -180,7 +180,7 @@ def decode_clips(
 
     The sampler selects frames within the window of a clip, seeded by `key` (the video id) and the clip index. All clips
     of a call are decoded in one pass, which decodes each frame that a request needs once. They are in memory together:
-    decode a long video in ranges. Streamed requests come first, in parts of their own, while the pass goes on.
+    decode a long video in ranges. Streamed requests come first, in parts of their own, before the pass ends.
 
     Raises:
         DecodeError: a window contains no frame (empty_window), a frame does not decode, or frames of native size differ

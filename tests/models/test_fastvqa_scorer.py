@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kvq_batch.domain.errors import CheckpointError, SpecError
+from kvq_batch.domain.frames import Sampling
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
 from kvq_batch.models.fastvqa.config import FAST_VQA, FAST_VQA_M, FASTERVQA, FASTERVQA_MS, FASTERVQA_MT, FastVqaConfig
@@ -110,6 +111,7 @@ def test_frames_are_segments_of_the_official_sampler(variant: str, sampler: str)
     # The official starts are random; where a segment has no room for an offset, both are equal.
     golden = np.load(GOLDEN)
     sampling = frame_request(VARIANTS[variant]).sampling
+    assert isinstance(sampling, Sampling)
     per_segment, segments, stride, _ = golden_recipe.FRAGMENT_FRAMES[sampler]
     for length, expected in zip(golden_recipe.LENGTHS, golden[f"time.fragment.{sampler}"], strict=True):
         found = sampling.indices(length).reshape(segments, per_segment)
