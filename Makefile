@@ -22,7 +22,7 @@ demo: $(STAMP) ## make clips, score them on a local Ray, run four queries, draw 
 	$(BIN)/kvq-batch demo
 
 # These start Ray, count or kill processes, or break connections: one at a time. The others share two processes.
-SERIAL_TESTS := tests/benchmarks tests/cli tests/cluster tests/engine tests/faults tests/labeling tests/storage
+SERIAL_TESTS := tests/benchmarks tests/cli tests/cluster tests/engine tests/faults
 
 test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(SERIAL_TESTS))

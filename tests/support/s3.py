@@ -31,6 +31,7 @@ from kvq_batch.storage.options import StorageOptions, filesystem
 BUCKET = "videos"
 START_TIMEOUT_S = 90.0
 _PORTS = range(20_000, 32_768)
+_PROCESSES = 8
 
 # Requests SIGKILL from the kernel when the parent dies, then becomes the server. The request survives exec.
 _LAUNCHER = """
@@ -209,11 +210,13 @@ def free_ports(count: int) -> list[int]:
     """Return different free ports. All sockets are kept open until the last one is bound.
 
     The range is below the ephemeral ports of the kernel and above the ports of Ray workers, so that a port is still
-    free when the server binds it some seconds later.
+    free when the server binds it some seconds later. Each process of pytest-xdist has ports of its own: otherwise the
+    server of one process could start on the port of another's server that is being restarted, and reject its keys.
     """
+    ports = _PORTS[_xdist_worker() % _PROCESSES :: _PROCESSES]
     with ExitStack() as stack:
         found: list[int] = []
-        for port in random.sample(_PORTS, len(_PORTS)):
+        for port in random.sample(ports, len(ports)):
             held = stack.enter_context(socket.socket())
             try:
                 held.bind(("127.0.0.1", port))
@@ -224,7 +227,12 @@ def free_ports(count: int) -> list[int]:
             found.append(port)
             if len(found) == count:
                 return found
-    raise RuntimeError(f"fewer than {count} of the ports {_PORTS.start} to {_PORTS.stop - 1} are free")
+    raise RuntimeError(f"fewer than {count} of the {len(ports)} ports from {ports.start} to {ports.stop - 1} are free")
+
+
+def _xdist_worker() -> int:
+    """Return the number of this process of pytest-xdist, from 0; 0 without it."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 def _wait_until_ready(server: S3Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
