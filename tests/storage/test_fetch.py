@@ -159,6 +159,7 @@ class TestLocalFiles:
         # Root can read everything: run as another user, who also needs access to the folder.
         code = (
             "import os, sys; sys.path[:] = eval(sys.argv[3])\n"
+            "import botocore.session  # needed later, when the other user may not read the folder of Python\n"
             "from pathlib import Path\n"
             "from kvq_batch.storage.fetch import Fetcher; from kvq_batch.storage.options import StorageOptions\n"
             "from kvq_batch.domain.errors import FetchError\n"
