@@ -514,8 +514,9 @@ def study(
     """Train regressors on features of videos and compare with opinion scores.
 
     The file holds an array of features for each system, one row a video, and
-    an array mos. With several sets, the names are SET.SYSTEM and SET.mos. Figures are medians over random
-    splits (80% training). --save needs one set and one system.
+    an array mos. With several sets, the names are SET.SYSTEM and SET.mos.
+    Figures are medians over random splits (80% training). --save needs one set
+    and one system.
 
     Examples:
 
