@@ -15,10 +15,12 @@ from tests.support.damage import Case, damaged, frames_of, make, measure
 ERROR, WARNING = av.logging.ERROR, av.logging.WARNING
 # Checksums, or a syntax in which every damage ends in an error.
 ALWAYS_FOUND = [
-    Case("h264", "mp4"), Case("h264-slices", "mkv"), Case("hevc-hash", "mp4"), Case("mpeg1video", "ts"),
+    Case("h264", "mp4"), Case("hevc-hash", "mp4"), Case("mpeg1video", "ts"),
     Case("mpeg4", "avi"), Case("flv1", "flv"), Case("theora", "ogv"), Case("vp8", "ogg"),
     Case("ffv1", "mkv"), Case("png", "mov"), Case("apng", "apng"),
 ]  # fmt: skip
+# A changed bit can give another valid slice; which one depends on the bitstream, which the encoder varies with the CPU.
+MOSTLY_FOUND = [Case("h264-slices", "mkv")]
 SOMETIMES_FOUND = [
     Case("av1", "mp4"),
     Case("mjpeg", "mov"),
@@ -43,6 +45,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_flipped_bits_are_found(case: Case, folder: Path) -> None:
     found = measure(case, folder, "flipped", range(6))
     assert found.refused == found.harmful > 0
+
+
+@pytest.mark.parametrize("case", MOSTLY_FOUND, ids=lambda case: case.name)
+def test_flipped_bits_are_mostly_found(case: Case, folder: Path) -> None:
+    found = measure(case, folder, "flipped", range(6))
+    assert found.harmful > 0
+    assert found.refused >= found.harmful - 1
 
 
 @pytest.mark.parametrize("case", SOMETIMES_FOUND, ids=lambda case: case.name)
