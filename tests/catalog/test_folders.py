@@ -75,6 +75,7 @@ _AS_ANOTHER_USER = """
 import logging, os, sys
 sys.path[:] = eval(sys.argv[2])
 logging.basicConfig(level=logging.WARNING)
+import botocore.session  # needed later, when the other user may not read the folder of Python
 import pyarrow.parquet
 from kvq_batch.catalog.reader import read_catalog
 from kvq_batch.config.job import Catalog
