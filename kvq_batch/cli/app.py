@@ -33,6 +33,7 @@ from kvq_batch.cli import (
     submission,
     train,
 )
+from kvq_batch.cli.analysis import analyze
 from kvq_batch.cli.logs import logging_to_stderr
 from kvq_batch.cli.options import ASK, CLUSTER, MAINTENANCE, MODELS, PANELS, RUN, START
 from kvq_batch.cli.stdio import ReaderExitedError, flush_stdout, open_closed_streams, stdout_error, write_data
@@ -188,7 +189,7 @@ app.command(rich_help_panel=RUN)(jobs.run)
 app.command(rich_help_panel=RUN)(estimates.forecast)
 app.command(rich_help_panel=ASK)(query.status)
 app.command(rich_help_panel=ASK)(query.query)
-app.command(rich_help_panel=ASK)(query.analyze)
+app.command(rich_help_panel=ASK)(analyze.analyze)
 app.command(rich_help_panel=ASK)(query.maps)
 app.add_typer(failures.app, name="failures", rich_help_panel=ASK)
 app.command(rich_help_panel=CLUSTER)(submission.submit)

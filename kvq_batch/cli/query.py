@@ -1,4 +1,4 @@
-"""The commands `status`, `query`, `analyze` and `maps`, which read the tables and change nothing."""
+"""The commands `status`, `query` and `maps`, which read the tables and change nothing."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -109,66 +109,7 @@ def query(
             answer = _run_query(session, sql)
         untrained = list_untrained_models(session) if _VIEWS_WITH_RESULTS.search(sql) else []
     answer = answer.rename_columns(_unique_names(answer.column_names))
-    out.rows(_iter_rows(answer), answer.column_names)
-    out.warn_untrained(untrained)
-
-
-def analyze(
-    tables: TablesArgument,
-    question: Annotated[
-        Literal["worst", "distribution", "by-cell", "over-time", "where-lost", "by-run", "coverage", "cost"],
-        typer.Argument(metavar="QUESTION", help="See above.", show_default=False),
-    ] = "worst",
-    where: Annotated[
-        str | None,
-        typer.Option("--where", help="SQL condition over columns of scores and catalog.", show_default=False),
-    ] = None,
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="Group by this column.", show_default=False)
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Videos per model (worst), or runs (by-run).")] = 10,
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
-    endpoint_url: EndpointOption = None,
-    region: RegionOption = None,
-    output: OutputOption = Format.TABLE,
-) -> None:
-    """Answer a ready-made question about the quality of a catalog.
-
-    Questions, over current scores:
-
-      worst         the worst videos, with their worst moment and region
-      distribution  how many videos have which quality
-      by-cell       mean maps over all videos, cell by cell
-      over-time     quality from the start to the end of a video, in tenths
-      where-lost    in which ninth of the frame videos are at their worst
-      by-run        what each run scored, newest first
-      coverage      how many videos have a current score, and why others do not
-      cost          time per video of each stage
-
-    --sql prints a query that you can change and pass to `kvq-batch query`.
-
-    Examples:
-
-      $ kvq-batch analyze quality/
-      $ kvq-batch analyze quality/ distribution --by codec
-      $ kvq-batch analyze quality/ where-lost --where "country = 'CH'" -o csv
-    """
-    from kvq_batch.analysis.questions import ask, build
-    from kvq_batch.cli.stdio import write_data
-    from kvq_batch.tables.questions import list_untrained_models
-
-    out = Output(output)
-    with open_tables(tables, endpoint_url, region) as session:
-        if sql:
-            write_data(build(session, question, where, by, limit) + "\n")
-            return
-        answer = ask(session, question, where, by, limit)
-        untrained = list_untrained_models(session)
-    columns = answer.column_names
-    if output is Format.TABLE:
-        # They are needed to join other tables, and hide the answer on a screen.
-        columns = [name for name in columns if name not in ("model_id", "model_origin", "commit_seq")]
-    out.rows(_iter_rows(answer.select(columns)), columns)
+    out.rows(iter_rows(answer), answer.column_names)
     out.warn_untrained(untrained)
 
 
@@ -254,7 +195,8 @@ def _unique_names(names: list[str]) -> list[str]:
     return unique
 
 
-def _iter_rows(answer: "pa.Table") -> Iterator[dict[str, Any]]:
+def iter_rows(answer: "pa.Table") -> Iterator[dict[str, Any]]:
+    """Yield the rows of an answer."""
     # Batch by batch: an export of millions of rows is never held in memory as Python objects.
     for batch in answer.to_batches(max_chunksize=_BATCH_ROWS):
         yield from batch.to_pylist(maps_as_pydicts="lossy")

@@ -1,0 +1,1 @@
+"""Commands that answer questions about stored results, one module a command."""
