@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kvq_batch.domain.frames import Sampler, Sampling
 from kvq_batch.models.fastvqa.config import SwinConfig
 from tests.goldens.fastvqa import golden_recipe
 
@@ -77,3 +78,19 @@ def assert_golden(case: str, quality: Tensor, stages: Sequence[Tensor] = ()) -> 
         assert np.abs(probe - golden[f"{case}.stage_probe"][number]).max() <= TOLERANCES["probe"], number
         rms = np.sqrt((values**2).mean())
         assert abs(rms - golden[f"{case}.stage_rms"][number]) <= TOLERANCES["rms"], number
+
+
+def assert_segments_are_official(sampling: Sampler, sampler: str) -> None:
+    """Compare the frames of a sampling with the golden ones of an official sampler, for all lengths.
+
+    The official starts are random; where a segment has no room for an offset, both are equal.
+    """
+    assert isinstance(sampling, Sampling)
+    golden = np.load(GOLDEN)
+    per_segment, segments, stride, _ = golden_recipe.FRAGMENT_FRAMES[sampler]
+    for length, expected in zip(golden_recipe.LENGTHS, golden[f"time.fragment.{sampler}"], strict=True):
+        found = sampling.indices(length).reshape(segments, per_segment)
+        official = expected.reshape(segments, per_segment)
+        bound = golden_recipe.time_bound(length, per_segment, segments, stride)
+        shift = 0 if bound <= 0 else bound // 2 - golden_recipe.time_offsets(sampler, length).reshape(-1, 1)
+        assert np.array_equal(found, (official + shift) % length), length

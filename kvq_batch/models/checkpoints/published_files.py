@@ -16,7 +16,8 @@ from kvq_batch.domain.errors import CheckpointError, SpecError
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.models.checkpoints.tensors import Shape, Tensors, check_tensors, digest
 
-_COUNTERS = (".num_batches_tracked",)
+# Counters of training, and buffers that the network computes.
+_DERIVED = (".num_batches_tracked", ".relative_position_index")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -45,9 +46,7 @@ class PublishedFile:
 
     @property
     def sentence(self) -> str:
-        return (
-            f"{' or '.join(self.names)} ({self.kind}, saved by torch.save; published by {self.origin}; {self.licence})"
-        )
+        return f"{' or '.join(self.names)} ({self.kind}, a file of torch.save, from {self.origin}, {self.licence})"
 
     def find(self, folder: Path) -> Path | None:
         """Return the file in a folder.
@@ -70,6 +69,11 @@ class LoadedFiles:
 
     tensors: Mapping[str, Tensors]
     unverified: tuple[str, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights of all parts."""
+        return sum(array.size for tensors in self.tensors.values() for array in tensors.values())
 
     def card(self, name: str, summary: str, training_data: str, licence: str, config: Mapping[str, Any]) -> ModelCard:
         """Return the card of a model with these weights. Its version is "published" only if all checksums match."""
@@ -112,26 +116,26 @@ def find_published_files(model: str, weights: str | None, files: Sequence[Publis
         SpecError: weights are not named, or a file is missing; the message says where each is published.
     """
     if weights is None or weights == "untrained":
-        raise SpecError(_request(model, files, "" if weights is None else "It cannot run with untrained weights. "))
+        raise SpecError(_request(model, files, "" if weights is None else "untrained weights measure nothing"))
     path = Path(weights)
     if path.is_dir():
         found = {file.part: file.find(path) for file in files}
         missing = [file for file in files if found[file.part] is None]
         if missing:
-            raise SpecError(_request(model, missing, f"{path} lacks {'it' if len(missing) == 1 else 'them'}. "))
+            raise SpecError(_request(model, missing, f"{path} lacks {'it' if len(missing) == 1 else 'them'}"))
         return {part: place for part, place in found.items() if place is not None}
     if len(files) > 1 and path.exists():
-        raise SpecError(_request(model, files, f"{path} is a file, expected the folder that holds them. "))
+        raise SpecError(_request(model, files, f"{path} is a file, expected the folder that holds them"))
     return {file.part: path for file in files}
 
 
 def _request(model: str, files: Sequence[PublishedFile], reason: str) -> str:
-    """Return the error that names the files, their origin and their licence, and the option to set."""
-    count = f"the file {files[0].sentence}" if len(files) == 1 else f"{len(files)} files in one folder: "
-    listed = "" if len(files) == 1 else "; ".join(file.sentence for file in files)
-    what = "PATH" if len(files) == 1 else "FOLDER"
+    """Return the sentence that names the files, their format, origin and licence, and the option to set."""
+    listed = " and ".join(file.sentence for file in files)
+    what, them = ("PATH", "it") if len(files) == 1 else ("FOLDER", "them in one folder")
+    because = f" ({reason})" if reason else ""
     return (
-        f"Model {model!r} needs {count}{listed}. {reason}This package does not include them. Download them and set "
+        f"Model {model!r} needs {listed}, which this package does not include{because}: download {them} and set "
         f'--weights {what}, or weights = "{what}" in the job file.'
     )
 
@@ -146,7 +150,7 @@ def _load(path: Path, file: PublishedFile) -> Tensors:
     kept = {
         name.removeprefix(file.prefix): array
         for name, array in arrays.items()
-        if name.startswith(file.prefix) and not name.endswith(_COUNTERS)
+        if name.startswith(file.prefix) and not name.endswith(_DERIVED)
     }
     kept = {name: array for name, array in kept.items() if not name.startswith(file.unused or "\0")}
     return check_tensors(kept, file.shapes(), str(path))

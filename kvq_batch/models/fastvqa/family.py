@@ -3,15 +3,13 @@
 torch is imported only where weights are read, so commands that only list models start fast.
 """
 
-import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import FrameRequest, Sampling
-from kvq_batch.domain.scorer import ModelCard, ModelOptions, Scorer, ScorerSpec
-from kvq_batch.models.checkpoints.tensors import Tensors, check_tensors, digest
+from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile, load_published_files
+from kvq_batch.models.checkpoints.tensors import Shape
 from kvq_batch.models.fastvqa.config import (
     FAST_VQA,
     FAST_VQA_M,
@@ -23,8 +21,7 @@ from kvq_batch.models.fastvqa.config import (
 )
 
 OUTPUTS = ("quality",)
-# Index buffers, which are computed, and counters of a profiler.
-_DERIVED = (".relative_position_index",)
+NETWORK = "network"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class FastVqaFamily:
             SpecError: no weights.
             CheckpointError: weights that are missing, damaged, unsafe or of another network.
         """
-        return self._spec(self._tensors(options))
+        return self._spec(self._load(options))
 
     def build(self, options: ModelOptions) -> Scorer:
         """Return the scorer, loaded on its device.
@@ -56,41 +53,34 @@ class FastVqaFamily:
         """
         from kvq_batch.models.fastvqa.scorer import FastVqaScorer
 
-        tensors = self._tensors(options)
-        return FastVqaScorer(self._spec(tensors), self.config, tensors, options)
+        loaded = self._load(options)
+        return FastVqaScorer(self._spec(loaded), self.config, loaded.tensors[NETWORK], options)
 
-    def _tensors(self, options: ModelOptions) -> Tensors:
-        if options.weights in (None, "untrained"):
-            raise SpecError(
-                f"Model {self.name!r} needs {self.config.weights_file}, the file of torch.save that its authors attach "
-                "to the releases of VQAssessment/FAST-VQA-and-FasterVQA on GitHub (code under MIT; the weights have no "
-                'licence of their own). Download it and set --weights PATH, or weights = "PATH" in the job file.'
-            )
-        import torch
+    def _load(self, options: ModelOptions) -> LoadedFiles:
+        file = PublishedFile(
+            part=NETWORK,
+            names=(self.config.weights_file,),
+            kind="the weights of its authors",
+            origin="the releases of VQAssessment/FAST-VQA-and-FasterVQA on GitHub",
+            licence="code under MIT, no licence of their own",
+            shapes=self._shapes,
+            containers=("state_dict",),
+        )
+        return load_published_files(self.name, options.weights, (file,))
 
-        from kvq_batch.models.checkpoints.state_dict import read_arrays
+    def _shapes(self) -> Mapping[str, Shape]:
+        from kvq_batch.models.checkpoints.networks import network_shapes
         from kvq_batch.models.fastvqa.network import FastVqaNetwork
 
-        path = Path(str(options.weights))
-        found = {key: array for key, array in read_arrays(path, ("state_dict",)).items() if not key.endswith(_DERIVED)}
-        with torch.device("meta"):
-            network = FastVqaNetwork(self.config.network)
-        shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
-        return check_tensors(found, shapes, str(path))
+        return network_shapes(lambda: FastVqaNetwork(self.config.network))
 
-    def _spec(self, tensors: Tensors) -> ScorerSpec:
+    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
         # The whole configuration is part of the identity: variants share weights and differ in their frames.
-        header = json.dumps([self.name, asdict(self.config)], sort_keys=True)
-        card = ModelCard(
-            name=self.name,
-            version="unverified",
-            digest=hashlib.sha256(f"{header}\n{digest(tensors, '')}".encode()).hexdigest(),
-            origin="trained",
-            summary=f"{self.title}; its file was not compared with the published {self.config.weights_file}",
-            training_data="LSVQ",
-            licence="none given for the weights; code MIT",
+        licence = "none given for the weights; code MIT"
+        card = loaded.card(self.name, self.title, "LSVQ", licence, asdict(self.config))
+        return ScorerSpec(
+            card=card, frames=frame_request(self.config), outputs=OUTPUTS, num_parameters=loaded.num_parameters
         )
-        return ScorerSpec(card=card, frames=frame_request(self.config), outputs=OUTPUTS)
 
 
 def frame_request(config: FastVqaConfig) -> FrameRequest:

@@ -3,20 +3,17 @@
 It returns the values of the network unchecked, including NaN. The engine rejects those, because it knows the video.
 """
 
-import traceback
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
-from kvq_batch.models.device_errors import first_line, is_out_of_memory
-from kvq_batch.models.host_memory import keep_freed_memory
 from kvq_batch.models.kvq.checkpoint import Checkpoint
 from kvq_batch.models.kvq.network import build_network
 from kvq_batch.models.kvq.pixels import normalise
+from kvq_batch.models.torch_device import freeing_memory, set_up_device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,14 +26,8 @@ class KvqScorer:
     """
 
     def __init__(self, spec: ScorerSpec, checkpoint: Checkpoint, options: ModelOptions) -> None:
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise SpecError(f"Model {options.name!r}: device is 'cuda', but torch finds no GPU. Set device = 'cpu'.")
-        if options.num_threads is not None:
-            torch.set_num_threads(options.num_threads)
-        if options.device == "cpu":
-            keep_freed_memory()
         self._spec = spec
-        self._device = torch.device(options.device)
+        self._device = set_up_device(options)
         # On a CPU the network computes clips one by one, so a float32 batch would only take memory.
         self._is_batched = options.device == "cuda"
         # Copied, because the arrays may be read-only or views of a file.
@@ -64,16 +55,8 @@ class KvqScorer:
 
     def _score_shape(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
         batches = [clips] if self._is_batched else [[clip] for clip in clips]
-        try:
+        with freeing_memory(len(clips), clips[0].shape):
             return [prediction for batch in batches for prediction in self._score_batch(batch)]
-        except RuntimeError as error:
-            if not is_out_of_memory(error, len(batches[0])):
-                raise
-            # The frames of the traceback still reference the tensors of the failed batch.
-            traceback.clear_frames(error.__traceback__)
-            torch.cuda.empty_cache()
-            shape = "x".join(map(str, clips[0].shape))
-            raise OutOfMemoryError(f"{len(clips)} clip(s) of {shape} do not fit: {first_line(error)}") from error
 
     @torch.inference_mode()
     def _score_batch(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
