@@ -12,6 +12,7 @@ command line. Importing it loads nothing else, because workers and `--help` impo
         worst = tables.sql("SELECT uri, raw_score FROM scores_latest ORDER BY raw_score LIMIT 10").to_pandas()
 """
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from kvq_batch.tables.session import Session
 
 __all__ = ["__version__", "open", "score"]
+
+# Idle threads of torch's OpenMP sleep instead of spinning, because decoders and models share the cores: next to other
+# work, four clips of `kvq-lite` on two threads took 31 core-seconds with spinning threads, 3.5 with sleeping ones, and
+# 3.1 on one thread (measured). OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Not read from the installed distribution: workers may import this package from a copy of its files. A test compares it
 # with pyproject.toml.

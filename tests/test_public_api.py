@@ -1,8 +1,10 @@
 """The public API of the package, and what importing it loads."""
 
+import os
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,14 @@ def test_import_loads_no_other_package() -> None:
     )
     out = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "{'kvq_batch'}"
+
+
+def test_idle_openmp_threads_sleep() -> None:
+    (library,) = Path(find_spec("torch").submodule_search_locations[0]).glob("lib/libgomp*")  # type: ignore[union-attr,index]
+    program = "import ctypes, sys, kvq_batch; ctypes.CDLL(sys.argv[1])"
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "TRUE"}
+    environment.pop("OMP_WAIT_POLICY", None)
+    shown = subprocess.run(
+        [sys.executable, "-c", program, library], check=True, capture_output=True, text=True, env=environment
+    )
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
