@@ -132,6 +132,24 @@ QUESTIONS: Mapping[str, Question] = {
 }
 
 
+_HISTOGRAM = f"""
+WITH valued AS (
+    SELECT model_name, {_QUALITY} AS quality, CASE WHEN mos IS NULL THEN 'raw_score' ELSE 'mos' END AS scale
+    FROM ({{selected}})
+),
+spans AS (
+    SELECT model_name, min(quality) AS lowest, greatest(max(quality) - min(quality), 1e-9) / {{bins}} AS width,
+        min(scale) AS scale
+    FROM valued GROUP BY ALL
+)
+SELECT s.model_name, s.scale, s.lowest + bin * s.width AS low, s.lowest + (bin + 1) * s.width AS high,
+    count(*) AS videos
+FROM valued v JOIN spans s ON s.model_name = v.model_name,
+    LATERAL (SELECT least({{bins}} - 1, floor((v.quality - s.lowest) / s.width)) AS bin)
+GROUP BY ALL ORDER BY s.model_name, low
+"""
+
+
 def build(session: Session, name: str, where: str | None = None, by: str | None = None, limit: int = 10) -> str:
     """Return the SQL of the question `name`.
 
@@ -141,23 +159,48 @@ def build(session: Session, name: str, where: str | None = None, by: str | None 
         SpecError: an unknown column, or a condition that is not one expression.
     """
     question = QUESTIONS[name]
-    own = _columns(session, "catalog")
-    scores = _columns(session, "scores_latest")
-    added = [column for column in own if column not in scores]
-    columns = ", ".join(["s.*", *(f"v.{_identifier(column)}" for column in added)])
-    selected = f"SELECT {columns} FROM scores_latest s JOIN catalog v ON v.video_id = s.video_id WHERE NOT s.is_stale"
+    own, known = _columns(session, "catalog"), selected_columns(session)
     videos = "SELECT * FROM catalog"
     if where:
-        condition = check_expression(where, "--where")
-        selected = f"SELECT * FROM ({selected}) WHERE ({condition})"
-        videos = f"SELECT * FROM catalog WHERE ({condition})"
-    known = own if name == "coverage" else [*scores, *added]
+        videos = f"SELECT * FROM catalog WHERE ({check_expression(where, '--where')})"
+    if name == "coverage":
+        known = own
     if by is not None and name == "by-run":
         raise SpecError("by-run groups by run already: leave --by out.")
     if by is not None and by not in known:
         raise SpecError(f"--by: there is no column {by!r}. Columns: {', '.join(known)}.")
-    group = "" if by is None else f"s.{_identifier(by)},"
+    group = "" if by is None else f"s.{quote_identifier(by)},"
+    selected = select_current(session, where)
     return question.sql.format(selected=selected, videos=videos, by=group, limit=int(limit)).strip()
+
+
+def selected_columns(session: Session) -> list[str]:
+    """Return the columns of `select_current`: those of `scores_latest`, then those that the catalog adds."""
+    scores = _columns(session, "scores_latest")
+    return [*scores, *(column for column in _columns(session, "catalog") if column not in scores)]
+
+
+def select_current(session: Session, where: str | None = None) -> str:
+    """Return SQL for current scores with the columns of their catalog, where `where` holds.
+
+    Raises:
+        SpecError: the condition is not one expression.
+    """
+    scores = _columns(session, "scores_latest")
+    added = selected_columns(session)[len(scores) :]
+    columns = ", ".join(["s.*", *(f"v.{quote_identifier(column)}" for column in added)])
+    selected = f"SELECT {columns} FROM scores_latest s JOIN catalog v ON v.video_id = s.video_id WHERE NOT s.is_stale"
+    if where:
+        selected = f"SELECT * FROM ({selected}) WHERE ({check_expression(where, '--where')})"
+    return selected
+
+
+def histogram(session: Session, where: str | None = None, num_bins: int = 40) -> pa.Table:
+    """Return the histogram of current scores: model_name, scale (mos or raw_score), low, high, videos.
+
+    Bins of a model have equal width and span its scores; those without videos are left out.
+    """
+    return session.sql(_HISTOGRAM.format(selected=select_current(session, where), bins=int(num_bins)))
 
 
 def ask(session: Session, name: str, where: str | None = None, by: str | None = None, limit: int = 10) -> pa.Table:
@@ -196,7 +239,7 @@ def find_worst(session: Session, where: str | None = None, by: str | None = None
     found = session.sql(build(session, "worst", where, by, limit))
     details: dict[tuple[str, str], Mapping[str, Any]] = {}
     if found.num_rows:
-        videos = ", ".join(sorted({_literal(video) for video in found["video_id"].to_pylist()}))
+        videos = ", ".join(sorted({quote_literal(video) for video in found["video_id"].to_pylist()}))
         rows = session.sql(_DETAILS.format(videos=videos)).to_pylist()
         details = {(row["video_id"], row["model_id"]): row for row in rows}
     keys = list(zip(found["video_id"].to_pylist(), found["model_id"].to_pylist(), strict=True))
@@ -210,17 +253,25 @@ def find_worst(session: Session, where: str | None = None, by: str | None = None
 
 def default_calibrations(session: Session) -> dict[str, str]:
     """Return {model_id: name of the calibration that `mos` uses} of the models that have one."""
-    rows = session.sql("SELECT model_id, calibration FROM models WHERE is_default").to_pylist()
-    return {row["model_id"]: row["calibration"] for row in rows}
+    return {row["model_id"]: row["calibration"] for row in list_calibrations(session)}
+
+
+def list_calibrations(session: Session) -> list[dict[str, Any]]:
+    """Return model_id, model_name, calibration and b1 to b4 of the calibrations that `mos` uses."""
+    columns = "model_id, model_name, calibration, b1, b2, b3, b4"
+    rows: list[dict[str, Any]] = session.sql(f"SELECT {columns} FROM models WHERE is_default").to_pylist()
+    return rows
 
 
 def _columns(session: Session, view: str) -> list[str]:
     return list(session.sql(f"SELECT * FROM {view} LIMIT 0").column_names)
 
 
-def _identifier(name: str) -> str:
+def quote_identifier(name: str) -> str:
+    """Return `name` as a quoted identifier of SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def _literal(text: str) -> str:
+def quote_literal(text: str) -> str:
+    """Return `text` as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"

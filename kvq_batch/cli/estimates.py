@@ -158,10 +158,10 @@ def forecast(
             cluster = {"cores": cores, "gpus": gpus, "idle_cores": idle["cores"], "idle_gpus": idle["GPUs"]}
             shape = {"job": loaded.name, "videos": num_videos, "megapixels": megapixels, "cluster": cluster}
             out.record(shape | {"expected": expected_record(found)})
-        case Format.CSV:
-            out.rows(stage_rows(found))
         case Format.TABLE:
             out.rows(short_stage_rows(found), title=f"{loaded.name}: {num_videos:,} videos")
+        case _:
+            out.rows(stage_rows(found))
     for sentence in expected_sentences(found):
         out.note(sentence)
     for name, number in idle.items():

@@ -137,11 +137,11 @@ def scores(
     match output:
         case Format.JSON:
             shown.record({"labels": _label_record(labelled, limits), "results": rows})
-        case Format.CSV:
-            shown.rows(rows, COLUMNS)
         case Format.TABLE:
             short = [_short_score_row(row, reference is not None) for row in rows]
             shown.rows(short, list(short[0]) if short else None)
+        case _:
+            shown.rows(rows, COLUMNS)
     if written:
         shown.note(f"wrote {', '.join(path.name for path in written)} to {out}")
     for path in written:

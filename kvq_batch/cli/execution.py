@@ -67,8 +67,8 @@ def show_plan(planned: "JobPlan", output: Output) -> None:
                 "expected": expected_record(planned.estimate),
             }
         )
-    elif output.format is Format.CSV:
-        output.rows(tasks)
+    elif output.format is not Format.TABLE:
+        output.rows(tasks, ["reason", "model", "videos"])
     elif plan.tasks.num_rows:
         output.rows([row for row in tasks if row["videos"]], title=f"{planned.job.name}: planned")
         if planned.estimate.seconds is not None:

@@ -1,4 +1,4 @@
-"""Output of commands: data to stdout as a table, JSON or CSV; messages to the log.
+"""Output of commands: data to stdout as a table, JSON, CSV, Parquet or Markdown; messages to the log.
 
 Commands build values and never print.
 """
@@ -8,18 +8,31 @@ import io
 import json
 import logging
 import math
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvq_batch.cli.stdio import escape_controls, escape_json, escape_log, flush_stdout, write_data, write_text
+from kvq_batch.cli.stdio import (
+    binary_stdout,
+    escape_controls,
+    escape_json,
+    escape_log,
+    flush_stdout,
+    write_data,
+    write_text,
+)
+from kvq_batch.domain.errors import SpecError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 UNTRAINED_WARNING = (
     "UNTRAINED: the weights of {names} are random. Such scores exercise the pipeline; they do NOT measure quality."
@@ -30,6 +43,11 @@ _logger = logging.getLogger(__name__)
 # Minimum width of a folded cell, and the gap between two columns, in characters.
 _MIN_WIDTH, _GAP = 12, 2
 
+_BATCH_ROWS = 10_000
+
+# An underscore within a word is not markup, and ids are full of them.
+_MARKUP = re.compile(r"[\\`*\[\]|~]|\b_|_\b")
+
 
 class Format(StrEnum):
     """Formats of data on stdout."""
@@ -37,6 +55,8 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    PARQUET = "parquet"
+    MARKDOWN = "markdown"
 
 
 class Output:
@@ -61,15 +81,28 @@ class Output:
                 writer = csv.writer(_DataWriter(), lineterminator="\r\n")
                 writer.writerow(columns)
                 writer.writerows([_full(row[name]) for name in columns] for row in rows)
+            case Format.PARQUET:
+                _write_parquet(_to_arrow(list(rows), columns))
+            case Format.MARKDOWN:
+                write_text(_markdown(list(rows), columns, title))
             case Format.TABLE:
                 self._table(list(rows), columns, title)
+
+    def answer(self, answer: "pa.Table") -> None:
+        """Write an Arrow table. Parquet keeps its types; the other formats are written row by row."""
+        if self.format is Format.PARQUET:
+            _write_parquet(answer)
+        else:
+            self.rows(_iter_rows(answer), answer.column_names)
 
     def record(self, record: Mapping[str, Any], title: str = "") -> None:
         """Write one record: a JSON object, or a table of name and value."""
         if self.format is Format.JSON:
             write_data(_json(dict(record), indent=1) + "\n")
-        elif self.format is Format.CSV:
+        elif self.format in (Format.CSV, Format.PARQUET):
             self.rows([record])
+        elif self.format is Format.MARKDOWN:
+            self.rows([{"name": name, "value": value} for name, value in record.items()], title=title)
         else:
             grid = Table(title=_title(title), title_justify="left", box=None, pad_edge=False, show_header=False)
             grid.add_column(style="bold")
@@ -143,6 +176,53 @@ class _DataWriter:
     def write(self, line: str) -> None:
         # With a line end without \r, the writer would not quote a value that contains \r.
         write_data(line.removesuffix("\r\n") + "\n")
+
+
+def _iter_rows(answer: "pa.Table") -> Iterator[dict[str, Any]]:
+    # Batch by batch: an export of millions of rows is never held in memory as Python objects.
+    for batch in answer.to_batches(max_chunksize=_BATCH_ROWS):
+        yield from batch.to_pylist(maps_as_pydicts="lossy")
+
+
+def _to_arrow(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> "pa.Table":
+    """Return rows as an Arrow table. Raises: SpecError if the values of a column have no common type."""
+    import pyarrow as pa
+
+    arrays = {}
+    for name in columns:
+        try:
+            arrays[name] = pa.array([row[name] for row in rows])
+        except pa.ArrowException as error:
+            raise SpecError(
+                f"Column {name!r} cannot be written as Parquet, because its values have no common type: "
+                "use --output json."
+            ) from error
+    return pa.table(arrays)
+
+
+def _write_parquet(answer: "pa.Table") -> None:
+    """Write a Parquet file to stdout. Raises: SpecError if stdout is a terminal."""
+    import pyarrow.parquet as pq
+
+    with binary_stdout("Parquet") as stdout:
+        pq.write_table(answer, stdout, compression="zstd")
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str) -> str:
+    """Return a table in the Markdown of GitHub. Text of others is escaped: it shows no markup, link target or HTML."""
+    heading = [f"**{_markdown_cell(title.strip())}**", ""] if title.strip() else []
+    rules = ["---:" if rows and all(_is_number(row[name]) for row in rows) else "---" for name in columns]
+    lines = [
+        [_markdown_cell(name) for name in columns],
+        rules,
+        *([_markdown_cell(_short(row[name])) for name in columns] for row in rows),
+    ]
+    return "\n".join([*heading, *("| " + " | ".join(line) + " |" for line in lines)]) + "\n"
+
+
+def _markdown_cell(text: str) -> str:
+    escaped = escape_controls(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKUP.sub(lambda found: "\\" + found.group(), escaped).replace("\n", "<br>")
 
 
 def _unfolded(widths: Mapping[str, int], width: int) -> set[str]:

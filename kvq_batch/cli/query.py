@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 # Queries over these views show results of models, so a warning about untrained models applies.
 _VIEWS_WITH_RESULTS = re.compile(r"\b(scores|scores_latest|clips|maps|regions)\b", re.IGNORECASE)
 _UNKNOWN_NAME = re.compile(r"does not exist|not found in FROM|Referenced (?:table|column)", re.IGNORECASE)
-_BATCH_ROWS = 10_000
 _GRACE_S = 5.0
 """Time after the time limit in which DuckDB stops by itself, as it does between blocks of rows."""
 
@@ -109,7 +108,7 @@ def query(
             answer = _run_query(session, sql)
         untrained = list_untrained_models(session) if _VIEWS_WITH_RESULTS.search(sql) else []
     answer = answer.rename_columns(_unique_names(answer.column_names))
-    out.rows(iter_rows(answer), answer.column_names)
+    out.answer(answer)
     out.warn_untrained(untrained)
 
 
@@ -193,10 +192,3 @@ def _unique_names(names: list[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         unique.append(name if seen[name] == 1 else f"{name}:{seen[name] - 1}")
     return unique
-
-
-def iter_rows(answer: "pa.Table") -> Iterator[dict[str, Any]]:
-    """Yield the rows of an answer."""
-    # Batch by batch: an export of millions of rows is never held in memory as Python objects.
-    for batch in answer.to_batches(max_chunksize=_BATCH_ROWS):
-        yield from batch.to_pylist(maps_as_pydicts="lossy")

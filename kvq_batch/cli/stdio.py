@@ -8,6 +8,9 @@ JSON in its own escapes, CSV as they are.
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 from rich.console import Console
 
@@ -74,6 +77,25 @@ def write_text(text: str) -> None:
     """Write text for people to stdout; characters that its encoding lacks are escaped. Raises as `write_data`."""
     encoding = sys.stdout.encoding or "utf-8"
     write_data(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+@contextmanager
+def binary_stdout(format_name: str) -> Iterator[BinaryIO]:
+    """Yield stdout for bytes.
+
+    Raises:
+        SpecError: stdout is a terminal.
+        FatalError: stdout cannot be written.
+        ReaderExitedError: the reader of stdout has exited.
+    """
+    if sys.stdout.isatty():
+        raise SpecError(f"{format_name} cannot be shown on a terminal: write it to a file (> FILE) or into a pipe.")
+    flush_stdout()
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise stdout_error(error) from error
 
 
 def flush_stdout() -> None:

@@ -27,9 +27,9 @@ MAX_GROUPS = 8
 _DPI = 100
 _MAX_NAME_CHARS = 24
 # The colour-blind safe palette of Okabe and Ito (2008), blue first; yellow and black are replaced by grey and olive.
-_PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#646464", "#a09600")
-_BLUE, _LIGHT_BLUE, _ORANGE, _GREEN = _PALETTE[0], "#aacde6", _PALETTE[3], _PALETTE[2]
-_WARNING = "#be0000"
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#646464", "#a09600")
+_BLUE, _LIGHT_BLUE, _ORANGE, _GREEN = PALETTE[0], "#aacde6", PALETTE[3], PALETTE[2]
+WARNING = "#be0000"
 _MAX_MARKED_POINTS = 60
 _MOVING_MEAN_SHARE = 50
 """The moving mean spans 1/50 of the training, so that long and short ones look equally smooth."""
@@ -82,12 +82,12 @@ def draw_scatter(scatter: Scatter, out: Path) -> None:
     Raises:
         SpecError: no videos, an unknown picture format, or a file that cannot be written.
     """
-    _check_format(out)
+    check_format(out)
     if not len(scatter.scores):
         raise SpecError(f"{out}: no videos to draw.")
-    figure = _figure(SCATTER_SIZE_PX)
+    figure = make_figure(SCATTER_SIZE_PX)
     axes = figure.add_subplot()
-    _style(axes)
+    style(axes)
     num = len(scatter.scores)
     size = 40 if num <= 500 else 22 if num <= 3000 else 10
     groups = np.array(scatter.groups if scatter.groups is not None else [""] * num)
@@ -98,7 +98,7 @@ def draw_scatter(scatter: Scatter, out: Path) -> None:
         axes.scatter(
             scatter.scores[groups == name], scatter.labels[groups == name], s=size, color=color, alpha=0.5, linewidths=0
         )
-        for name, color in zip(names, _PALETTE, strict=False)
+        for name, color in zip(names, PALETTE, strict=False)
     ]
     low, high = axes.get_ylim()
     if scatter.curve is not None:
@@ -108,7 +108,7 @@ def draw_scatter(scatter: Scatter, out: Path) -> None:
     axes.set_xlabel(scatter.x_name, parse_math=False)
     axes.set_ylabel(scatter.y_name, parse_math=False)
     if names != [""]:
-        legend = figure.legend(points, [_shorten(name) for name in names], loc="outside lower left", ncols=4)
+        legend = figure.legend(points, [shorten(name) for name in names], loc="outside lower left", ncols=4)
         for text in legend.get_texts():
             text.set_parse_math(False)
         for handle in legend.legend_handles:
@@ -118,9 +118,9 @@ def draw_scatter(scatter: Scatter, out: Path) -> None:
     for i, (line, is_warning) in enumerate(reversed(scatter.title)):
         axes.annotate(
             line, (0, 1), (0, 6 + 16 * i), xycoords="axes fraction", textcoords="offset points", fontsize=11,
-            color=_WARNING if is_warning else "black", parse_math=False, annotation_clip=False,
+            color=WARNING if is_warning else "black", parse_math=False, annotation_clip=False,
         )  # fmt: skip
-    _save(figure, out)
+    save(figure, out)
 
 
 def draw_curves(curve: Sequence[Row], validations: Sequence[Row], title: str, out: Path) -> None:
@@ -131,10 +131,10 @@ def draw_curves(curve: Sequence[Row], validations: Sequence[Row], title: str, ou
     Raises:
         SpecError: no step yet, an unknown picture format, or a file that cannot be written.
     """
-    _check_format(out)
+    check_format(out)
     if not curve:
         raise SpecError(f"{out}: no step to draw yet.")
-    figure = _figure(CURVES_SIZE_PX)
+    figure = make_figure(CURVES_SIZE_PX)
     figure.suptitle(title, x=0.02, ha="left", fontsize=12, parse_math=False)
     loss_axes, correlation_axes = figure.subplots(1, 2)
     steps, losses = _column(curve, "step"), _column(curve, "loss")
@@ -147,7 +147,7 @@ def draw_curves(curve: Sequence[Row], validations: Sequence[Row], title: str, ou
         correlation_axes.set_xlim(loss_axes.get_xlim())
     else:
         correlation_axes.set_visible(False)
-    _save(figure, out)
+    save(figure, out)
 
 
 def moving_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,7 +162,7 @@ def moving_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _plot(axes: "Axes", steps: NDArray[np.float64], lines: Sequence[tuple[str, str, int, NDArray[np.float64]]]) -> None:
     """Plot lines of (name, color, width, values) over the steps, with the legend above the axes."""
-    _style(axes)
+    style(axes)
     marker = "o" if len(steps) <= _MAX_MARKED_POINTS else ""
     for name, color, width, values in lines:
         axes.plot(steps, values, color=color, linewidth=width, marker=marker, markersize=5, label=name)
@@ -170,32 +170,37 @@ def _plot(axes: "Axes", steps: NDArray[np.float64], lines: Sequence[tuple[str, s
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), frameon=False, borderaxespad=0.2)
 
 
-def _figure(size_px: tuple[int, int]) -> "Figure":
+def make_figure(size_px: tuple[int, int]) -> "Figure":
+    """Return an empty figure of this width and height."""
     # Not pyplot: it keeps global state and looks for a display.
     from matplotlib.figure import Figure
 
     return Figure((size_px[0] / _DPI, size_px[1] / _DPI), dpi=_DPI, layout="constrained")
 
 
-def _style(axes: "Axes") -> None:
+def style(axes: "Axes") -> None:
+    """Draw a light grid behind the data."""
     axes.set_axisbelow(True)
     axes.grid(color="#e1e1e1")
 
 
-def _shorten(name: str) -> str:
-    return name if len(name) <= _MAX_NAME_CHARS else f"{name[: _MAX_NAME_CHARS - 1]}…"
+def shorten(name: str, max_chars: int = _MAX_NAME_CHARS) -> str:
+    """Return `name`, cut if it is longer than `max_chars`."""
+    return name if len(name) <= max_chars else f"{name[: max_chars - 1]}…"
 
 
 def _column(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
     return np.array([row[name] for row in rows], np.float64)
 
 
-def _check_format(out: Path) -> None:
+def check_format(out: Path) -> None:
+    """Raises: SpecError if the file name has no known picture format."""
     if out.suffix.lower() not in FORMATS:
         raise SpecError(f"{out}: unknown picture format. Use {', '.join(FORMATS)}.")
 
 
-def _save(figure: "Figure", out: Path) -> None:
+def save(figure: "Figure", out: Path) -> None:
+    """Write a figure. Raises: SpecError if the file cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kvq_batch.analysis.questions import QUESTIONS, ask, build, default_calibrations
+from kvq_batch.analysis.questions import QUESTIONS, ask, build, default_calibrations, histogram
 from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.tables.delta import Tables
@@ -106,6 +106,16 @@ def test_by_run_counts_the_scores_of_a_run(session: Session) -> None:
 def test_printed_sql_is_the_query_that_runs(session: Session, name: str) -> None:
     answer = session.sql(build(session, name, where="country <> 'it''s'"))
     assert answer.num_rows == ask(session, name, where="country <> 'it''s'").num_rows
+
+
+def test_histogram_counts_as_numpy_does(session: Session) -> None:
+    mos = [1 + 4 / (1 + np.exp(-(raw - 0.3) / 0.1)) for raw in raw_scores().values()]
+    counts, edges = np.histogram(mos, 5)
+    found = histogram(session, num_bins=5).to_pylist()
+    assert [row["videos"] for row in found] == [count for count in counts if count]
+    assert [row["low"] for row in found] == pytest.approx(edges[:-1][counts > 0])
+    assert {row["scale"] for row in found} == {"mos"}
+    assert sum(row["videos"] for row in histogram(session, "country = 'IT'").to_pylist()) == 3
 
 
 def test_no_video_gives_an_answer_without_rows(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Data goes to stdout in three formats, messages go to the log."""
+"""Data goes to stdout in five formats, messages go to the log."""
 
 import csv
 import io
@@ -13,9 +13,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from kvq_batch.cli.output import UNTRAINED_WARNING, Format, Output
+from kvq_batch.domain.errors import SpecError
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +69,31 @@ def test_empty_tables_have_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == []
     Output(Format.TABLE).rows([], ["a", "b"])
     assert capsys.readouterr().out.splitlines() == ["a  b", "(no rows)"]
+
+
+def test_parquet_keeps_types(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    table = pa.table({"id": ["a", None], "n": pa.array([1, 2], pa.int32()), "at": pa.array([0, 1], pa.timestamp("us"))})
+    Output(Format.PARQUET).answer(table)
+    assert pq.read_table(io.BytesIO(capsysbinary.readouterr().out)).equals(table)
+    Output(Format.PARQUET).rows([{"x": 0.1}, {"x": None}])
+    assert pq.read_table(io.BytesIO(capsysbinary.readouterr().out)).to_pydict() == {"x": [0.1, None]}
+    with pytest.raises(SpecError, match="Column 'x' cannot be written as Parquet"):
+        Output(Format.PARQUET).rows([{"x": 1}, {"x": "a"}])
+
+
+def test_markdown_shows_no_markup_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [{"id": "<script>a|b\n[x](y)`*_c_", "n": 1}, {"id": "a_b.mp4", "n": None}]
+    Output(Format.MARKDOWN).rows(rows, title="t")
+    assert capsys.readouterr().out.splitlines() == [
+        "**t**",
+        "",
+        "| id | n |",
+        "| --- | ---: |",
+        r"| &lt;script&gt;a\|b<br>\[x\](y)\`\*\_c\_ | 1 |",
+        "| a_b.mp4 |  |",
+    ]
+    Output(Format.MARKDOWN).record({"a": 1.5})
+    assert capsys.readouterr().out.splitlines() == ["| name | value |", "| --- | ---: |", "| a | 1.5 |"]
 
 
 def test_record_is_one_object_or_row(capsys: pytest.CaptureFixture[str]) -> None:

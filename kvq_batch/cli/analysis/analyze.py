@@ -1,12 +1,13 @@
 """The command `analyze`: ready-made questions about the quality of a catalog."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from kvq_batch.cli.options import EndpointOption, OutputOption, RegionOption, TablesArgument
 from kvq_batch.cli.output import Format, Output
-from kvq_batch.cli.query import iter_rows, open_tables
+from kvq_batch.cli.query import open_tables
 
 
 def analyze(
@@ -24,6 +25,10 @@ def analyze(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Videos per model (worst), or runs (by-run).")] = 10,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE", help="Also draw the answer (.png).", show_default=False),
+    ] = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
@@ -42,14 +47,16 @@ def analyze(
       cost          time per video of each stage
 
     --sql prints a query that you can change and pass to `kvq-batch query`.
+    --picture draws distribution, by-cell, over-time, where-lost and by-run.
 
     Examples:
 
       $ kvq-batch analyze quality/
       $ kvq-batch analyze quality/ distribution --by codec
+      $ kvq-batch analyze quality/ distribution --picture scores.png
       $ kvq-batch analyze quality/ where-lost --where "country = 'CH'" -o csv
     """
-    from kvq_batch.analysis.questions import ask, build
+    from kvq_batch.analysis.questions import ask, build, histogram, list_calibrations
     from kvq_batch.cli.stdio import write_data
     from kvq_batch.tables.questions import list_untrained_models
 
@@ -60,9 +67,15 @@ def analyze(
             return
         answer = ask(session, question, where, by, limit)
         untrained = list_untrained_models(session)
+        if picture is not None:
+            from kvq_batch.report.answers import draw_answer
+
+            bins = histogram(session, where) if question == "distribution" and by is None else None
+            draw_answer(question, answer, picture, by, bins, list_calibrations(session), untrained)
+            out.note(f"wrote {picture}")
     columns = answer.column_names
-    if output is Format.TABLE:
+    if output in (Format.TABLE, Format.MARKDOWN):
         # They are needed to join other tables, and hide the answer on a screen.
         columns = [name for name in columns if name not in ("model_id", "model_origin", "commit_seq")]
-    out.rows(iter_rows(answer.select(columns)), columns)
+    out.answer(answer.select(columns))
     out.warn_untrained(untrained)
