@@ -2,8 +2,8 @@
 
     0  all scored, or failures within `max_failure_share`      3  more failures than that
     1  fatal: stopped, committed results stay                  4  the budget ended before the plan
-    2  rejected before start, or a query over its limits     130  interrupted; finished results are committed
-                                                           141  the reader of stdout has exited (`| head`)
+    2  rejected before start, or a query over its limits       5  a guard or --fail-if found what it checks for
+  130  interrupted; finished results are committed           141  the reader of stdout has exited (`| head`)
 
 Commands import what they need when they run, so that `--help` imports neither torch nor ray.
 """
@@ -33,7 +33,7 @@ from kvq_batch.cli import (
     submission,
     train,
 )
-from kvq_batch.cli.analysis import analyze
+from kvq_batch.cli.analysis import analyze, compare
 from kvq_batch.cli.logs import logging_to_stderr
 from kvq_batch.cli.options import ASK, CLUSTER, MAINTENANCE, MODELS, PANELS, RUN, START
 from kvq_batch.cli.stdio import ReaderExitedError, flush_stdout, open_closed_streams, stdout_error, write_data
@@ -161,7 +161,8 @@ Describe what runs every night in a job file:
 
 Exit codes: 0 all scored, or failures within the job's max_failure_share;
 1 fatal; 2 rejected before start; 3 more failures; 4 the budget ended
-before the plan; 130 Ctrl-C; 141 the reader of stdout exited (| head).""",
+before the plan; 5 a guard or --fail-if; 130 Ctrl-C; 141 the reader of
+stdout exited (| head).""",
 )
 
 
@@ -190,6 +191,7 @@ app.command(rich_help_panel=RUN)(estimates.forecast)
 app.command(rich_help_panel=ASK)(query.status)
 app.command(rich_help_panel=ASK)(query.query)
 app.command(rich_help_panel=ASK)(analyze.analyze)
+app.command(rich_help_panel=ASK)(compare.compare)
 app.command(rich_help_panel=ASK)(query.maps)
 app.add_typer(failures.app, name="failures", rich_help_panel=ASK)
 app.command(rich_help_panel=CLUSTER)(submission.submit)

@@ -210,7 +210,8 @@ def _write_parquet(answer: "pa.Table") -> None:
 
 def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str) -> str:
     """Return a table in the Markdown of GitHub. Text of others is escaped: it shows no markup, link target or HTML."""
-    heading = [f"**{_markdown_cell(title.strip())}**", ""] if title.strip() else []
+    # A title with a line break before it follows another table.
+    heading = [*[""] * title.startswith("\n"), f"**{_markdown_cell(title.strip())}**", ""] if title.strip() else []
     rules = ["---:" if rows and all(_is_number(row[name]) for row in rows) else "---" for name in columns]
     lines = [
         [_markdown_cell(name) for name in columns],

@@ -102,6 +102,21 @@ def agree(
     return Agreement(num, len(distinct), metrics, videos.curve, is_step)
 
 
+def correlate(x: Real, y: Real) -> dict[str, float | None]:
+    """Return srcc, krcc and plcc of two series of scores (both [N], finite), without a curve and without intervals.
+
+    They are None for fewer than MIN_VIDEOS values, or if one of the series is constant.
+    """
+    if _why_undefined(x, y):
+        return {"srcc": None, "krcc": None, "plcc": None}
+    weights = np.ones((1, len(x)))
+    return {
+        "srcc": float(spearman(Ranking(x), Ranking(y), weights)[0]),
+        "krcc": float(kendalltau(x, y, method="asymptotic").statistic),
+        "plcc": float(pearson(x, y, weights)[0]),
+    }
+
+
 class _Videos:
     """One set of videos, and its metrics under any resamples of its references."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from kvq_batch.analysis.comparison import Comparison
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.report.plots import PALETTE, WARNING, check_format, make_figure, save, shorten, style
 
@@ -27,6 +28,7 @@ PICTURES = ("distribution", "by-cell", "over-time", "where-lost", "by-run")
 _WIDTH_PX = 960
 _MAX_GROUPS, _MAX_BARS = len(PALETTE), 30
 _MAX_RUN_NAMES = 12
+_MAX_POINTS = 5_000
 _ZONES = {
     name: divmod(number, 3)
     for number, name in enumerate(
@@ -85,6 +87,46 @@ def draw_answer(
         names_of_models = shorten(", ".join(untrained), 60)
         warning = f"UNTRAINED: random weights, scores do not measure quality: {names_of_models}"
         figure.text(0.01, 0.01, warning, color=WARNING, fontsize=9, parse_math=False)
+    save(figure, out)
+
+
+def draw_comparison(comparison: Comparison, out: Path) -> None:
+    """Draw the scores of both sides against each other, and how far the textures of each cell agree.
+
+    Raises:
+        SpecError: an unknown picture format, or a file that cannot be written.
+    """
+    check_format(out)
+    summary = comparison.summary
+    figure = make_figure((_WIDTH_PX, 480))
+    left, right = figure.subplots(1, 2, width_ratios=(5, 4))
+    x, y = (comparison.scores[name].to_numpy() for name in ("score_from", "score_to"))
+    ends = (min(x.min(), y.min()), max(x.max(), y.max())) if summary["scale"] else None
+    style(left)
+    if len(x) > _MAX_POINTS:
+        drawn = left.hexbin(x, y, gridsize=60, bins="log", mincnt=1, cmap="viridis")
+        figure.colorbar(drawn, ax=left, shrink=0.7).set_label("videos")
+    else:
+        left.scatter(x, y, s=14, color=PALETTE[0], alpha=0.5, linewidths=0)
+    if ends is not None:
+        left.plot(ends, ends, color="black", linewidth=1, linestyle="--", label="no change")
+        left.legend(frameon=False, loc="upper left")
+    unit = summary["scale"] or "raw_score or mos"
+    left.set_xlabel(f"{unit} of {shorten(summary['from'], 40)}", parse_math=False)
+    left.set_ylabel(f"{unit} of {shorten(summary['to'], 40)}", parse_math=False)
+    numbers = [f"{name.upper()} {summary[name]:.3f}" for name in ("srcc", "plcc") if summary[name] is not None]
+    if summary["median_shift"] is not None:
+        numbers.append(f"median {summary['median_shift']:+.3g}")
+    left.set_title(", ".join([f"{len(x):,} videos", *numbers]), loc="left", fontsize=11)
+    plcc = [row for row in comparison.cells if row["plcc"] is not None]
+    if plcc:
+        values = np.full([1 + max(row[name] for row in comparison.cells) for name in ("cell_row", "cell_col")], np.nan)
+        for row in plcc:
+            values[row["cell_row"], row["cell_col"]] = row["plcc"]
+        title = f"texture of each cell, {summary['map_videos']:,} videos"
+        _heat_map(figure, right, values, (0.0, 1.0), "PLCC of from and to", title)
+    else:
+        right.set_visible(False)
     save(figure, out)
 
 

@@ -249,6 +249,23 @@ def check_expression(text: str, name: str) -> str:
     return f"{text}\n"
 
 
+def evaluate(row: pa.Table, condition: str, name: str) -> object:
+    """Return the value of one expression of SQL over the columns of a table with one row, and nothing else.
+
+    Raises: SpecError, with the name of the option that holds it, if it is not one expression or DuckDB rejects it.
+    """
+    expression = check_expression(condition, name)
+    with Sandbox() as sandbox:
+        sandbox.connection.register("given", row)
+        sandbox.lock()
+        try:
+            (value,) = sandbox.query(f"SELECT ({expression}) AS value FROM given")["value"].to_pylist()
+        except (SpecError, duckdb.Error) as error:
+            reason = summarize_error(error, 300)
+            raise SpecError(f"{name}: {condition!r}: {reason} Columns: {', '.join(row.column_names)}.") from error
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class _Token:
     """A token of SQL: its text, where it starts and ends in the UTF-8 bytes, and the name that it is as a name."""
