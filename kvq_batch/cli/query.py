@@ -1,4 +1,4 @@
-"""The commands `status`, `query` and `maps`, which read the tables and change nothing."""
+"""The commands `status` and `query`, which read the tables and change nothing."""
 
 import logging
 import os
@@ -6,7 +6,6 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -110,39 +109,6 @@ def query(
     answer = answer.rename_columns(_unique_names(answer.column_names))
     out.answer(answer)
     out.warn_untrained(untrained)
-
-
-def maps(
-    tables: TablesArgument,
-    video_id: Annotated[
-        str, typer.Argument(metavar="VIDEO_ID", help="Video id, as in `scores_latest`.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Picture to write (.png).", show_default=False)],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model, if the video has maps of several.", show_default=False)
-    ] = None,
-    clip: Annotated[int, typer.Option("--clip", min=0, help="Index of the clip.")] = 0,
-    slots: Annotated[int, typer.Option("--slots", min=1, max=16, help="Number of time slots to draw.")] = 4,
-    endpoint_url: EndpointOption = None,
-    region: RegionOption = None,
-) -> None:
-    """Draw the saliency and texture maps of a video over its frames.
-
-    Reads the video again from its URI in the catalog. Fails if the video has
-    changed since it was scored.
-
-    Example:
-
-      $ kvq-batch maps quality/ holiday.mp4 --out holiday.png
-    """
-    from kvq_batch.report.picture import draw_maps
-    from kvq_batch.storage.options import StorageOptions
-
-    with open_tables(tables, endpoint_url, region) as session:
-        drawn = draw_maps(session, StorageOptions(endpoint_url, region), video_id, out, model, clip, slots)
-    output = Output()
-    output.note(f"wrote {out}: {drawn.model_id} ({drawn.model_origin}), clip {clip}, score {drawn.raw_score:.4g}")
-    output.warn_untrained([drawn.model_id] if drawn.model_origin == "untrained" else [])
 
 
 def open_tables(

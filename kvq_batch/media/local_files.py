@@ -3,7 +3,7 @@
 Files from elsewhere are decoded in a child process (`isolation`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,25 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[NDArray[np.uint8]]:
     Raises:
         ProbeError, DecodeError: as `probe` and the readers.
     """
+    frames = dict(iter_frames(path, indices))
+    return [frames[int(index)] for index in indices]
+
+
+def iter_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield (index, frame) once for each distinct index, as `read_frames` returns them; one frame is held at a time.
+
+    Raises:
+        ProbeError, DecodeError: as `probe` and the readers.
+    """
     probed = probe(path, VideoLimits(hdr="as-is"))
     reader, _ = open_reader(choose_decoder(probed))
-    wanted = np.unique(np.asarray(indices, np.int64))
-    frames = {number: rgb.copy() for number, rgb in reader.frames(path, probed, wanted, num_threads=1)}
-    return [frames[int(index)] for index in indices]
+    for number, rgb in reader.frames(path, probed, np.unique(np.asarray(indices, np.int64)), num_threads=1):
+        yield number, rgb.copy()
+
+
+def frame_times(path: Path) -> NDArray[np.float64]:
+    """Return the presentation times of all frames, seconds, float64 [N]. Raises: ProbeError."""
+    return probe(path, VideoLimits(hdr="as-is")).times_s
 
 
 def _still(path: Path) -> NDArray[np.uint8]:

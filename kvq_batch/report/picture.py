@@ -1,63 +1,54 @@
-"""Draw the saliency and texture maps of one clip over its frames.
+"""Draw the maps of a video over its frames: a still of its worst moment, or a contact sheet of several moments.
 
-One column per time slot, with three rows: the frame, saliency over it, texture over it. Colours span the range of the
-clip, and the range is printed, because raw values of different models have different scales. Colours of saliency follow
-its square root, because its distribution has a heavy tail.
+The frame stays as it is, with a line around the cells that are clearly worse than the rest. Below or beside it are the
+quality of each cell and its weight (saliency), on scales that are the same for every video of the model
+(`analysis/quality_scale.py`). `kvq_batch.report.movie` draws the same still for each frame of a moving picture.
 """
 
+import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from kvq_batch.analysis.quality_scale import worst_cells
+from kvq_batch.analysis.video_maps import Moment, VideoMaps, find_video
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.domain.maps import StoredMaps, dequantise
 from kvq_batch.media.local_files import read_frames
+from kvq_batch.report import canvas
+from kvq_batch.report.canvas import FAINT, INK, PAPER
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.session import Session
 
-WIDTH_PX = 320
-MARGIN_PX = 6
-TEXT_PX = 16
-OPACITY = 0.55
+Form = Literal["still", "sheet"]
 
-# Black, purple, orange, yellow: brightness rises with the value, so the order survives greyscale printing.
-_SALIENCY_COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
-# Red is low quality, green is high, with a light middle.
-_TEXTURE_COLOURS = np.array([(165, 0, 38), (244, 109, 67), (255, 255, 191), (102, 189, 99), (0, 104, 55)], np.float64)
-
-_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
-
-_SCORED = """
-SELECT s.model_name, s.model_id, s.commit_seq, s.model_origin, s.num_clips, c.uri,
-    EXISTS (FROM maps m WHERE m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq)
-        AS has_maps
-FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
-WHERE s.video_id = {video_id} ORDER BY s.model_name
-"""
-
-# The raw score of the clip. That of the video is a mean over its clips.
-_CLIP = """
-SELECT m.*, k.frame_indices, k.raw_score
-FROM maps m JOIN clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
-    AND k.clip_index = m.clip_index
-WHERE m.video_id = {video_id} AND m.model_id = {model_id} AND m.commit_seq = {commit_seq} AND m.clip_index = {clip}
-"""
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+MARGIN_PX = 14
+GAP_PX = 8
+CELL_BOX = (320, 320)
+"""Largest width and height of one frame of a sheet."""
+STILL_BOX = (720, 480)
+CAPTION_PX = 40
+BAR_PX = 92
+STRIP_PX = 76
+MIN_WIDTH_PX = 420
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The model and the score that a picture shows."""
+    """The model and the score that a picture shows: `score` with its unit, such as "mos 53.4"."""
 
     model_id: str
     model_origin: str
     raw_score: float
+    score: str
 
 
 def draw_maps(
@@ -66,157 +57,252 @@ def draw_maps(
     video_id: str,
     out: Path,
     model: str | None = None,
-    clip: int = 0,
+    clip: int | None = None,
     num_slots: int = 4,
+    form: Form = "sheet",
 ) -> Drawn:
-    """Write the picture of one clip's maps over its frames and return the model and score that it shows.
+    """Write the picture of a video's maps and return the model and score that it shows.
 
     Raises:
         SpecError: no maps of this video, clip and model, or the picture cannot be written.
         ItemError: the video can no longer be fetched or decoded.
     """
-    if out.suffix.lower() not in _FORMATS:
-        raise SpecError(f"{out}: unknown picture format. Use {', '.join(_FORMATS)}.")
-    row = _find(session, video_id, model, clip)
-    stored = StoredMaps(
-        shape=(row["num_slots"], row["num_rows"], row["num_cols"]),
-        texture=None if row["texture"] is None else np.array(row["texture"], np.int8),
-        texture_offset=row["texture_offset"],
-        texture_scale=row["texture_scale"],
-        saliency=None if row["saliency"] is None else np.array(row["saliency"], np.int8),
-        saliency_offset=row["saliency_offset"],
-        saliency_scale=row["saliency_scale"],
-    )
-    texture, saliency = dequantise(stored)
-    slots = np.unique(np.linspace(0, stored.shape[0] - 1, min(num_slots, stored.shape[0])).astype(int))
-    indices = row["frame_indices"]
-    frames_of_slots = [indices[slot * len(indices) // stored.shape[0]] for slot in slots]
-    with (
-        tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
-        Fetcher(storage, Path(scratch), max_file_bytes=2**63 - 1).fetch(row["uri"], row["content_id"]) as video,
-    ):
-        frames = read_frames(video.path, frames_of_slots)
-    shown = None if saliency is None else np.sqrt(saliency)
-    bounds = (_bounds(shown), _bounds(texture))
-    columns = [
-        column(frame, None if shown is None else shown[slot], None if texture is None else texture[slot], bounds)
-        for frame, slot in zip(frames, slots, strict=True)
-    ]
-    picture = _sheet(columns, row, _legend(saliency, texture))
+    if out.suffix.lower() not in FORMATS:
+        raise SpecError(f"{out}: unknown picture format. Use {', '.join(FORMATS)}.")
+    video = find_video(session, video_id, model, clip)
+    picture = draw_video(video, storage, num_slots, form)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(out)
     except (OSError, ValueError) as error:
         raise SpecError(f"Cannot write {out}: {error}") from error
-    return Drawn(row["model_id"], row["model_origin"], row["raw_score"])
+    return drawn(video)
 
 
-def _find(session: Session, video_id: str, model: str | None, clip: int) -> dict[str, Any]:
-    """Return the stored maps of one clip, with its frame indices, score, model and URI."""
-    scored = session.sql(_SCORED.format(video_id=_quoted(video_id))).to_pylist()
-    if not scored:
-        raise SpecError(
-            f"Video {video_id!r} has no score in these tables. List the videos with scores with "
-            '`kvq-batch query TABLES "SELECT video_id FROM scores_latest"`, and failed ones with '
-            "`kvq-batch failures list TABLES`."
-        )
-    with_maps = [row for row in scored if row["has_maps"]]
-    chosen = [row for row in with_maps if model is None or row["model_name"] == model]
-    if not chosen:
-        requested = f"model {model!r}" if model else ", ".join(row["model_name"] for row in scored)
-        known = ", ".join(row["model_name"] for row in with_maps) or "no model"
-        raise SpecError(f"Video {video_id!r} has no maps of {requested}. It has maps of {known}.")
-    score = chosen[0]
-    identity = {"video_id": _quoted(video_id), "model_id": _quoted(score["model_id"])}
-    rows = session.sql(_CLIP.format(**identity, commit_seq=score["commit_seq"], clip=int(clip))).to_pylist()
-    if not rows:
-        last = score["num_clips"] - 1
-        raise SpecError(f"Video {video_id!r} has no clip {clip} of {score['model_name']}; its clips are 0 to {last}.")
-    return {**score, **rows[0]}
+def picture_of(
+    session: Session,
+    storage: StorageOptions,
+    video_id: str,
+    model: str | None = None,
+    clip: int | None = None,
+    num_slots: int = 4,
+    form: Form = "still",
+) -> bytes:
+    """Return the picture of a video's maps as PNG. Raises: as `draw_maps`."""
+    buffer = io.BytesIO()
+    draw_video(find_video(session, video_id, model, clip), storage, num_slots, form).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def draw_video(video: VideoMaps, storage: StorageOptions, num_slots: int = 4, form: Form = "sheet") -> Image.Image:
+    """Return the picture of a video. Raises: ItemError if it can no longer be fetched or decoded."""
+    moments = [video.worst()] if form == "still" else video.pick(num_slots)
+    with local_copy(video, storage) as path:
+        frames = read_frames(path, [moment.frame_index or 0 for moment in moments])
+    return still(video, moments[0], frames[0]) if form == "still" else sheet(video, moments, frames)
 
 
-def column(
+def drawn(video: VideoMaps) -> Drawn:
+    """Return what a picture of this video shows."""
+    return Drawn(video.model_id, video.model_origin, video.raw_score, f"{video.scale.unit} {_score(video)}")
+
+
+@contextmanager
+def local_copy(video: VideoMaps, storage: StorageOptions) -> Iterator[Path]:
+    """Yield a local path of the bytes that were scored. Raises: FetchError if they are gone or have changed."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
+        Fetcher(storage, Path(scratch), max_file_bytes=2**63 - 1).fetch(video.uri, video.content_id) as fetched,
+    ):
+        yield fetched.path
+
+
+def sheet(video: VideoMaps, moments: Sequence[Moment], frames: Sequence[NDArray[np.uint8]]) -> Image.Image:
+    """Return the contact sheet: a column for each moment, with its frame, its quality and its saliency.
+
+    `frames` are uint8 RGB [H, W, 3], one for each moment.
+    """
+    size = _frame_size(video, frames[0], CELL_BOX)
+    columns = [_column(video, moment, frame, size) for moment, frame in zip(moments, frames, strict=True)]
+    step = size[0] + GAP_PX
+    body_width = step * len(columns) - GAP_PX
+    width = max(MIN_WIDTH_PX, body_width + BAR_PX + GAP_PX + 2 * MARGIN_PX)
+    header = _header(video, width - 2 * MARGIN_PX)
+    top = MARGIN_PX + header.height
+    height = top + max(column.height for column in columns) + GAP_PX + STRIP_PX + MARGIN_PX
+    page = Image.new("RGB", (width, height), PAPER)
+    page.paste(header, (MARGIN_PX, MARGIN_PX))
+    for i, column in enumerate(columns):
+        page.paste(column, (MARGIN_PX + i * step, top))
+    draw = ImageDraw.Draw(page)
+    x = MARGIN_PX + body_width + GAP_PX
+    _note(draw, (x, top), moments, video)
+    y = top + size[1] + CAPTION_PX
+    for bar in _bars(video, moments, size[1]):
+        page.paste(bar, (x, y))
+        y += size[1] + GAP_PX
+    strip = canvas.time_bars(video, (width - 2 * MARGIN_PX, STRIP_PX), lambda m: _mark(video, m, moments))
+    page.paste(strip, (MARGIN_PX, height - MARGIN_PX - STRIP_PX))
+    return page
+
+
+def still(
+    video: VideoMaps,
+    moment: Moment,
     frame: NDArray[np.uint8],
-    saliency: NDArray[np.float32] | None,
-    texture: NDArray[np.float32] | None,
-    bounds: tuple[tuple[float, float], tuple[float, float]],
+    box: tuple[int, int] = STILL_BOX,
+    playhead_s: float | None = None,
+    note: str = "",
 ) -> Image.Image:
-    """Stack the frame (uint8 [H, W, 3]), saliency over it and texture over it. `bounds` is the range of the colours."""
-    height_px = max(1, round(frame.shape[0] * WIDTH_PX / frame.shape[1]))
-    base = Image.fromarray(frame).resize((WIDTH_PX, height_px), Image.Resampling.LANCZOS)
-    panels = [base]
-    for values, colours, (low, high) in zip(
-        (saliency, texture), (_SALIENCY_COLOURS, _TEXTURE_COLOURS), bounds, strict=True
-    ):
-        if values is not None:
-            panels.append(
-                Image.blend(base.convert("L").convert("RGB"), _tinted(values, colours, low, high, base.size), OPACITY)
-            )
-    sheet = Image.new("RGB", (WIDTH_PX, height_px * len(panels) + MARGIN_PX * (len(panels) - 1)), "white")
+    """Return one moment: the frame, its quality and its saliency beside it, and the quality over time below.
+
+    `frame` is uint8 RGB [H, W, 3]. The width and height of the result are even.
+    """
+    size = _frame_size(video, frame, box)
+    maps_size = canvas.shown_size(*size, 1.0, (size[0], (size[1] - GAP_PX) // 2))
+    base, small = canvas.fit(frame, size), canvas.fit(frame, maps_size)
+    panels = _maps(video, moment, small)
+    bars = _bars(video, [moment], maps_size[1])
+    _outline_worst(base, video, moment)
+    beside = (GAP_PX + maps_size[0] + GAP_PX + BAR_PX) if panels else 0
+    width = max(MIN_WIDTH_PX, size[0] + beside + 2 * MARGIN_PX) // 2 * 2
+    header = _header(video, width - 2 * MARGIN_PX, note)
+    top = MARGIN_PX + header.height
+    height = (top + size[1] + CAPTION_PX + STRIP_PX + MARGIN_PX) // 2 * 2
+    page = Image.new("RGB", (width, height), PAPER)
+    page.paste(header, (MARGIN_PX, MARGIN_PX))
+    page.paste(base, (MARGIN_PX, top))
+    x = MARGIN_PX + size[0] + GAP_PX
+    for i, (panel, bar) in enumerate(zip(panels, bars, strict=True)):
+        y = top + i * (maps_size[1] + GAP_PX)
+        page.paste(panel, (x, y))
+        page.paste(bar, (x + maps_size[0] + GAP_PX, y))
+    draw = ImageDraw.Draw(page)
+    _caption(draw, (MARGIN_PX, top + size[1]), size[0], video, moment, has_mark=playhead_s is None)
+    strip = canvas.time_bars(
+        video, (width - 2 * MARGIN_PX, STRIP_PX), lambda m: _mark(video, m, [video.worst()]), playhead_s
+    )
+    page.paste(strip, (MARGIN_PX, height - MARGIN_PX - STRIP_PX))
+    return page
+
+
+def _column(video: VideoMaps, moment: Moment, frame: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
+    """Return the frame with its time, and the maps below."""
+    base = canvas.fit(frame, size)
+    panels = _maps(video, moment, base)
+    _outline_worst(base, video, moment)
+    mark = _mark(video, moment, [])
+    if mark is not None:
+        canvas.border(base, mark)
+    height = size[1] + CAPTION_PX + len(panels) * (size[1] + GAP_PX)
+    column = Image.new("RGB", (size[0], height), PAPER)
+    column.paste(base, (0, 0))
+    _caption(ImageDraw.Draw(column), (0, size[1]), size[0], video, moment)
     for i, panel in enumerate(panels):
-        sheet.paste(panel, (0, i * (height_px + MARGIN_PX)))
-    return sheet
+        column.paste(panel, (0, size[1] + CAPTION_PX + i * (size[1] + GAP_PX)))
+    return column
 
 
-def _tinted(
-    values: NDArray[np.float32], colours: NDArray[np.float64], low: float, high: float, size: tuple[int, int]
-) -> Image.Image:
-    """Draw cells [row, column] as blocks of colour, without smoothing."""
-    share = np.clip((values - low) / (high - low or 1.0), 0, 1) * (len(colours) - 1)
-    below = np.minimum(share.astype(int), len(colours) - 2)
-    fraction = (share - below)[..., None]
-    rgb = colours[below] * (1 - fraction) + colours[below + 1] * fraction
-    return Image.fromarray(rgb.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+def _maps(video: VideoMaps, moment: Moment, base: Image.Image) -> list[Image.Image]:
+    """Return the quality and the saliency of the cells over the frame, those that there are."""
+    panels = []
+    if moment.texture is not None:
+        panel = canvas.tint(base, canvas.quality_colours(video.scale.shares(moment.texture)))
+        _outline_worst(panel, video, moment)
+        panels.append(panel)
+    if moment.saliency is not None:
+        panels.append(canvas.tint(base, canvas.saliency_colours(moment.saliency)))
+    return panels
 
 
-def _bounds(values: NDArray[np.float32] | None) -> tuple[float, float]:
-    return (0.0, 1.0) if values is None else (float(values.min()), float(values.max()))
+def _bars(video: VideoMaps, moments: Sequence[Moment], height_px: int) -> list[Image.Image]:
+    bars = []
+    if moments[0].texture is not None:
+        bars.append(canvas.quality_bar(video.scale, height_px))
+    if moments[0].saliency is not None:
+        bars.append(canvas.saliency_bar(height_px))
+    return bars
 
 
-def _legend(saliency: NDArray[np.float32] | None, texture: NDArray[np.float32] | None) -> list[str]:
-    """Return one line for each map: its row, and the values of its first and last colours."""
-    lines: list[str] = []
-    for name, values, low, high in (
-        ("saliency", saliency, "dark", "bright"),
-        ("texture", texture, "red", "green"),
-    ):
-        if values is not None:
-            least, most = _bounds(values)
-            lines.append(f"row {len(lines) + 2}: {name}, {low} {least:.3g} to {high} {most:.3g}")
-    return lines
+def _outline_worst(picture: Image.Image, video: VideoMaps, moment: Moment) -> None:
+    if moment.texture is not None:
+        canvas.outline(picture, worst_cells(moment.texture, video.scale))
 
 
-def _sheet(columns: Sequence[Image.Image], row: dict[str, Any], legend: Sequence[str]) -> Image.Image:
-    """Put the columns next to each other, with the title above and the legend below."""
-    width_px = sum(panels.width + MARGIN_PX for panels in columns) + MARGIN_PX
-    # Wrapped into lines, so that nothing is cut in a narrow picture, above all not the warning.
-    texts = [(str(row["video_id"]), "black"), (f"clip {row['clip_index']}, score {row['raw_score']:.4g}", "black")]
-    texts += [(str(row["model_id"]), "black")]
-    texts += [("UNTRAINED: random weights", "red")] * (row["model_origin"] == "untrained")
-    title = [(line, colour) for text, colour in texts for line in _wrap(text, width_px - 2 * MARGIN_PX)]
-    top_px = len(title) * TEXT_PX + MARGIN_PX
-    height_px = top_px + max(panels.height for panels in columns) + len(legend) * TEXT_PX + 2 * MARGIN_PX
-    sheet = Image.new("RGB", (width_px, height_px), "white")
-    draw = ImageDraw.Draw(sheet)
-    for i, (line, colour) in enumerate(title):
-        draw.text((MARGIN_PX, MARGIN_PX // 2 + i * TEXT_PX), line, fill=colour)
-    for i, panels in enumerate(columns):
-        sheet.paste(panels, (MARGIN_PX + i * (panels.width + MARGIN_PX), top_px))
-    for i, line in enumerate(legend):
-        draw.text((MARGIN_PX, height_px - (len(legend) - i) * TEXT_PX - MARGIN_PX // 2), line, fill="black")
-    return sheet
+def _mark(video: VideoMaps, moment: Moment, others: Sequence[Moment]) -> str | None:
+    """Return the colour of the mark of a moment: the worst, the best, one of `others`, or None."""
+    if len(video.moments) > 1:
+        if moment is video.worst():
+            return canvas.ACCENT
+        if moment is video.best() and any(moment is other for other in others or [moment]):
+            return canvas.BEST
+    return FAINT if any(moment is other for other in others) else None
 
 
-def _wrap(text: str, width_px: int) -> list[str]:
-    """Wrap text into lines that fit `width_px`, breaking anywhere: ids have no spaces."""
-    font = ImageFont.load_default()
-    lines = [""]
-    for character in text:
-        if font.getlength(lines[-1] + character) > width_px:
-            lines.append("")
-        lines[-1] += character
-    return lines
+def _caption(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    width_px: int,
+    video: VideoMaps,
+    moment: Moment,
+    has_mark: bool = True,
+) -> None:
+    """Write time and quality below a frame, and whether this is the worst or the best moment."""
+    text = canvas.time_text(moment.from_s, moment.until_s) or f"slot {moment.slot}"
+    many = len({other.clip_index for other in video.moments}) > 1
+    text += f", clip {moment.clip_index}" if many else ""
+    draw.text((at[0], at[1] + 5), text, fill=FAINT, font=canvas.font(12))
+    score = f"{video.scale.unit} {video.scale.text(moment.value)}"
+    draw.text((at[0], at[1] + 20), score, fill=INK, font=canvas.font(13, is_bold=True))
+    mark = _mark(video, moment, []) if has_mark else None
+    if mark is not None:
+        name = "worst" if mark == canvas.ACCENT else "best"
+        draw.text((at[0] + width_px, at[1] + 20), name, fill=mark, font=canvas.font(13, is_bold=True), anchor="ra")
+
+
+def _note(draw: ImageDraw.ImageDraw, at: tuple[int, int], moments: Sequence[Moment], video: VideoMaps) -> None:
+    """Say beside the frames what the line around cells means, or why there is none."""
+    textures = [moment.texture for moment in moments if moment.texture is not None]
+    if not textures:
+        return
+    has_marks = any(worst_cells(texture, video.scale).any() for texture in textures)
+    lines = ("outlined:", "worst cells") if has_marks else ("no cell is", "much worse", "than the rest")
+    for i, line in enumerate(lines):
+        draw.text((at[0], at[1] + 15 * i), line, fill=FAINT, font=canvas.font(11))
+
+
+def _header(video: VideoMaps, width_px: int, note: str = "") -> Image.Image:
+    """Return the lines above a picture: the id, the score, the model, and a warning if it is untrained.
+
+    They are wrapped, so that nothing is cut in a narrow picture, above all not the warning.
+    """
+    facts = [f"{video.scale.unit} {_score(video)}"]
+    if video.scale.unit == "mos":
+        facts[0] += f" of {canvas.tick_text(video.scale.low)} to {canvas.tick_text(video.scale.high)}"
+    if video.width_px:
+        facts.append(f"{video.width_px}×{video.height_px}")
+    if video.duration_s:
+        facts.append(f"{video.duration_s:.1f} s")
+    if note:
+        facts.append(note)
+    title, small = canvas.font(17, is_bold=True), canvas.font(13)
+    texts = [(video.video_id, title, INK), (" · ".join(facts), small, INK), (video.model_id, small, FAINT)]
+    if video.model_origin == "untrained":
+        texts.append(("UNTRAINED: random weights", small, canvas.WARNING))
+    lines = [(line, font, colour) for text, font, colour in texts for line in canvas.wrap(text, width_px, font)]
+    height = sum(round(font.size * 1.4) for _, font, _ in lines) + GAP_PX
+    header = Image.new("RGB", (width_px, height), PAPER)
+    draw = ImageDraw.Draw(header)
+    y = 0
+    for line, font, colour in lines:
+        draw.text((0, y), line, fill=colour, font=font)
+        y += round(font.size * 1.4)
+    return header
+
+
+def _score(video: VideoMaps) -> str:
+    return video.scale.text(video.value)
+
+
+def _frame_size(video: VideoMaps, frame: NDArray[np.uint8], box: tuple[int, int]) -> tuple[int, int]:
+    return canvas.shown_size(frame.shape[1], frame.shape[0], video.sample_aspect_ratio, box)

@@ -3,7 +3,8 @@
     python -m research.lite.pictures --out docs/pictures
 
 Each sheet shows one procedural scene: clean, and with a rectangle that is blurred, noisy, or coded with strong
-compression. Below each frame are its saliency and texture, on one colour scale. White lines mark the rectangle.
+compression. Below each frame are its texture, on one range of colours per sheet, and its saliency. White lines mark the
+rectangle.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from kvq_batch.analysis.quality_scale import QualityScale
 from kvq_batch.config.recipe import CELL_PX, Cells, Patch, Recipe, Segment, Step
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
@@ -20,8 +22,9 @@ from kvq_batch.labeling.segments import segment_of_scene
 from kvq_batch.media.planes import Planes
 from kvq_batch.media.resize import splice
 from kvq_batch.models.registry import build
-from kvq_batch.report.picture import MARGIN_PX, TEXT_PX, WIDTH_PX, column
+from kvq_batch.report import canvas
 
+WIDTH_PX, MARGIN_PX, TEXT_PX, BAR_PX = 300, 8, 22, 92
 SCENES = ("landscape", "leaves", "page")
 REGION = Cells(4, 8, 7, 8)
 SEGMENT = Segment(num_frames=10, height_px=448, width_px=640, seed=11)
@@ -50,21 +53,41 @@ def main() -> None:
 def draw_sheet(scorer: Scorer, source: Planes, out: Path) -> None:
     """Draw one sheet, with a column for each of RECIPES."""
     renditions = {name: make_rendition(source, recipe).to_rgb() for name, recipe in RECIPES.items()}
-    maps = {}
+    predictions = {}
     for name, frames in renditions.items():
-        (prediction,) = scorer.score([clip_of(frames, scorer.spec.frames)])
-        assert prediction.texture is not None
-        assert prediction.saliency is not None
-        maps[name] = (np.sqrt(prediction.saliency.mean(0)), prediction.texture.mean(0), prediction.raw_score)
-    salience, texture = (np.stack([found[i] for found in maps.values()]) for i in (0, 1))
-    bounds = ((float(salience.min()), float(salience.max())), (float(texture.min()), float(texture.max())))
-    columns = [outlined(column(renditions[name][0], found[0], found[1], bounds), name) for name, found in maps.items()]
-    sheet = Image.new("RGB", (len(columns) * (WIDTH_PX + MARGIN_PX), columns[0].height + TEXT_PX), "white")
+        (predictions[name],) = scorer.score([clip_of(frames, scorer.spec.frames)])
+    textures = {name: mean_map(found.texture) for name, found in predictions.items()}
+    # The fixed scale of a model would hide differences of one scene.
+    low, high = (float(limit(list(textures.values()))) for limit in (np.min, np.max))
+    scale = QualityScale("raw score", low, high)
+    size = (WIDTH_PX, round(WIDTH_PX * SEGMENT.height_px / SEGMENT.width_px))
+    step = WIDTH_PX + MARGIN_PX
+    width, height = len(RECIPES) * step + BAR_PX, TEXT_PX + 3 * size[1] + 2 * MARGIN_PX
+    sheet = Image.new("RGB", (width, height), canvas.PAPER)
     draw = ImageDraw.Draw(sheet)
-    for i, (panels, (name, found)) in enumerate(zip(columns, maps.items(), strict=True)):
-        draw.text((i * (WIDTH_PX + MARGIN_PX), 2), f"{name}: raw score {found[2]:.3f}", fill="black")
-        sheet.paste(panels, (i * (WIDTH_PX + MARGIN_PX), TEXT_PX))
-    sheet.quantize(128).save(out, optimize=True)
+    for i, (name, found) in enumerate(predictions.items()):
+        base = canvas.fit(renditions[name][0], size)
+        panels = [
+            base,
+            canvas.tint(base, canvas.quality_colours(scale.shares(textures[name]))),
+            canvas.tint(base, canvas.saliency_colours(mean_map(found.saliency))),
+        ]
+        title = f"{name}: raw score {found.raw_score:.3f}"
+        draw.text((i * step, 2), title, fill=canvas.INK, font=canvas.font(13))
+        for number, panel in enumerate(panels):
+            mark_region(panel, name)
+            sheet.paste(panel, (i * step, TEXT_PX + number * (size[1] + MARGIN_PX)))
+    for number, bar in enumerate((canvas.quality_bar(scale, size[1]), canvas.saliency_bar(size[1]))):
+        sheet.paste(bar, (len(RECIPES) * step, TEXT_PX + (number + 1) * (size[1] + MARGIN_PX)))
+    palette = sheet.quantize(256)
+    sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(out, optimize=True)
+
+
+def mean_map(values: np.ndarray | None) -> np.ndarray:
+    """Return the mean of a map over its time slots."""
+    assert values is not None
+    mean: np.ndarray = values.mean(0)
+    return mean
 
 
 def clip_of(frames: np.ndarray, request: FrameRequest) -> np.ndarray:
@@ -79,19 +102,13 @@ def clip_of(frames: np.ndarray, request: FrameRequest) -> np.ndarray:
     return clip
 
 
-def outlined(panels: Image.Image, name: str) -> Image.Image:
-    """Draw the rectangle of the region into each of the three panels of a column."""
-    if not RECIPES[name].patches:
-        return panels
-    scale = WIDTH_PX / SEGMENT.width_px
-    height = (panels.height - 2 * MARGIN_PX) // 3
-    draw = ImageDraw.Draw(panels)
-    left, top = REGION.left * CELL_PX * scale, REGION.top * CELL_PX * scale
-    right, bottom = left + REGION.columns * CELL_PX * scale, top + REGION.rows * CELL_PX * scale
-    for number in range(3):
-        offset = number * (height + MARGIN_PX)
-        draw.rectangle((left, top + offset, right, bottom + offset), outline="white", width=2)
-    return panels
+def mark_region(panel: Image.Image, name: str) -> None:
+    """Draw the rectangle of the region, if the rendition has one."""
+    if RECIPES[name].patches:
+        scale = CELL_PX * WIDTH_PX / SEGMENT.width_px
+        left, top = REGION.left * scale, REGION.top * scale
+        corners = (left, top, left + REGION.columns * scale, top + REGION.rows * scale)
+        ImageDraw.Draw(panel).rectangle(corners, outline="white", width=2)
 
 
 if __name__ == "__main__":

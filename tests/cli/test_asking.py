@@ -142,7 +142,8 @@ def test_maps_writes_a_picture_and_warns_if_untrained(scored: Scored, tmp_path: 
     result = call("maps", scored.tables, VIDEO, "--out", str(out), "--slots", "1")
     assert out.stat().st_size > 1000
     assert result.stdout == ""
-    assert f"wrote {out}: {KVQ.model_id} (untrained), clip 0, score" in result.stderr
+    assert f"wrote {out}: raw score " in result.stderr
+    assert f"{KVQ.model_id} (untrained)" in result.stderr
     assert "UNTRAINED" in result.stderr
     rejected = call("maps", scored.tables, VIDEO, "--out", str(out), "--clip", "7", exit_code=2)
     assert "its clips are 0 to 1" in rejected.stderr
