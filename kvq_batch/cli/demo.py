@@ -3,7 +3,6 @@
 It runs what users run (a catalog file, a job, a plan, a run, queries, a picture) and prints the commands.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ import typer
 from kvq_batch.cli.execution import execute, finish, plan_with_status, show_plan
 from kvq_batch.cli.output import Output
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.machine import num_cores
 
 if TYPE_CHECKING:
     from kvq_batch.media.synthesis import DemoClip
@@ -97,7 +97,7 @@ def demo(
         catalog=(out / "catalog.csv").as_posix(),
         model=model,
         weights='\nweights = "untrained"' if full else "",
-        num_threads=os.cpu_count() or 1,
+        num_threads=num_cores(),
     )
     _write(job_file, text)
     _step(output, f"kvq-batch plan {job_file}")

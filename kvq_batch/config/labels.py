@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator, model_validator
 
-from kvq_batch.config.job import NAME_PATTERN, Catalog, Decode, Limits, Run, Section, Storage, Uri, Workers, why_ray
+from kvq_batch.config.job import NAME_PATTERN, Catalog, Limits, MediaFiles, Run, Section, Storage, Uri, Workers, why_ray
 from kvq_batch.config.recipe import CELL_PX, Chain, FramingMode, Segment, Step
 from kvq_batch.domain.errors import SpecError
 
@@ -170,7 +170,7 @@ class Renditions(Section):
         return (*singles, *map(parse_chain, self.combinations))
 
 
-class Making(Decode):
+class Making(MediaFiles):
     """Decoding, degrading and measuring, on CPUs."""
 
     workers: Workers = Field(Workers(), description="Workers; each keeps one core busy.")

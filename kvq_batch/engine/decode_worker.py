@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from kvq_batch.config.job import Decode, Job, Limits, Storage
+from kvq_batch.config.job import Job, Limits, MediaFiles, Storage
 from kvq_batch.domain.errors import DecodeError, FetchError, ItemError, TransientError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.video import ClipPolicy, Window
@@ -57,7 +57,7 @@ class MediaSettings:
     shared_memory: str
 
     @classmethod
-    def of(cls, video_limits: VideoLimits, limits: Limits, decode: Decode, storage: Storage) -> "MediaSettings":
+    def of(cls, video_limits: VideoLimits, limits: Limits, decode: MediaFiles, storage: Storage) -> "MediaSettings":
         """Return the settings of a job with these sections."""
         return cls(
             limits=video_limits,
@@ -237,7 +237,7 @@ def _windows(item: dict[str, Any]) -> tuple[Window, ...] | None:
 
 
 @contextmanager
-def cleanup_scratch(decode: Decode) -> Iterator[None]:
+def cleanup_scratch(decode: MediaFiles) -> Iterator[None]:
     """Remove frames and fetched files that workers of the block leave behind on this machine.
 
     Ray kills its workers, which then cannot clean up. Folders of living processes are kept. On other machines

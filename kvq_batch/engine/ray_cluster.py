@@ -20,8 +20,9 @@ from math import ceil
 import ray
 from ray.exceptions import AuthenticationError
 
-from kvq_batch.config.job import Workers
+from kvq_batch.config.job import DecodeWorkers, Workers
 from kvq_batch.domain.errors import FatalError, SpecError
+from kvq_batch.domain.machine import num_cores
 from kvq_batch.engine import ray_internals
 
 LOGGER = logging.getLogger("kvq_batch.ray")
@@ -50,7 +51,7 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
     # A thread of Ray Data that outlives a stopped run would otherwise start a new cluster with its next Ray call.
     ray_internals.disable_auto_init()
     with redirect_ray_output():
-        connect(target, needed["CPU"])
+        connect(target, minimum_resources(with_all_decoders(pools))["CPU"])
         try:
             _check_size(needed)
             yield
@@ -67,12 +68,11 @@ def connect(target: str | None, needed_cpus: float) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if target is None:
-            # A local Ray uses CPU counts for scheduling only: pools that are small together can share the cores.
-            num_cpus = max(os.cpu_count() or 1, ceil(needed_cpus))
             # "local": without an address Ray would join any cluster that this machine belongs to.
             ray.init(
                 address="local",
-                num_cpus=num_cpus,
+                # Ray uses the number for scheduling only: pools that are small together can share the cores.
+                num_cpus=max(num_cores(), ceil(needed_cpus)),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -88,6 +88,22 @@ def connect(target: str | None, needed_cpus: float) -> None:
         # Ray installs a SIGTERM handler that exits at once. A caller with its own handler commits results first.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def with_all_decoders(pools: Sequence[Workers]) -> list[Workers]:
+    """Return `pools`, with one decoder for each core of this machine at least where that is the default."""
+    return [
+        pool.model_copy(update={"min": pool.on(num_cores()).max})
+        if isinstance(pool, DecodeWorkers) and pool.is_one_per_core
+        else pool
+        for pool in pools
+    ]
+
+
+def cluster_cores() -> int:
+    """Return the CPUs that the cluster has or can grow to; needs a connection to Ray."""
+    total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(max(total.get("CPU", 0.0), ray_internals.find_resource_limits().get("CPU", 0.0)))
 
 
 def minimum_resources(pools: Sequence[Workers]) -> dict[str, float]:

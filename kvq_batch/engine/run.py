@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
-from kvq_batch.config.job import Budget, Decode, ExecutorName, Job
+from kvq_batch.config.job import Budget, ExecutorName, Job, MediaFiles
 from kvq_batch.config.labels import LabelJob
 from kvq_batch.domain.identity import new_run_id
 from kvq_batch.domain.shard import WHOLE, Shard
@@ -73,16 +73,16 @@ class RunPlan(Protocol):
 class PreparedRun:
     """The parts in which scoring runs and label runs differ.
 
-    `make_blocks` cuts items into blocks for the pipeline; True asks for blocks of one item. `decode` is the section of
-    the job that names the scratch folders. With `connects_without_work` the run connects to its cluster even if there
-    is nothing to do, so that monitoring does not take a nightly job without work for a dead one.
+    `make_blocks` cuts items into blocks for a number of workers; True asks for blocks of one item. `decode` is the
+    section of the job that names the scratch folders. With `connects_without_work` the run connects to its cluster even
+    if there is nothing to do, so that monitoring does not take a nightly job without work for a dead one.
     """
 
     tracker: WorkTracker
     recorder: RunRecorder
     pipeline: PipelineSpec
-    make_blocks: Callable[[pa.Table, bool], list[pa.Table]]
-    decode: Decode
+    make_blocks: Callable[[pa.Table, bool, int], list[pa.Table]]
+    decode: MediaFiles
     labels: RunLabels
     budget: Budget = field(default_factory=Budget)
     connects_without_work: bool = False
@@ -145,9 +145,12 @@ def _execute(
                 stack.enter_context(cleanup_scratch(run.decode))
                 _LOG.info("executor: %s (%s)", name, reason)
                 executor = stack.enter_context(_open_executor(name, stages, address))
+                recorder.note_cores(executor.num_cores)
+                spec = run.pipeline.on(executor.num_cores)
 
                 def pipeline(items: pa.Table, is_alone: bool, cancel: Cancel) -> Iterator[pa.Table]:
-                    return executor.results(run.make_blocks(items, is_alone), run.pipeline, is_alone, cancel)
+                    blocks = run.make_blocks(items, is_alone, spec.stages[0].workers.max)
+                    return executor.results(blocks, spec, is_alone, cancel)
 
                 if executor.exports_metrics:
                     metrics = MetricsObserver(

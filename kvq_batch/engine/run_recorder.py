@@ -156,6 +156,9 @@ class RunRecorder(ABC):
         store_plan(self._writer.tables, self.run_id, self._inputs.tasks)
         self._write_run(self._summary("running", ""))
 
+    def note_cores(self, num_cores: int) -> None:  # noqa: B027 - optional
+        """Note the cores of the machine or cluster that the run uses."""
+
     def note_result(self) -> None:
         """Note that a result arrived; the first one ends the startup time."""
         if self._first_result is None:

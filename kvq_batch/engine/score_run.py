@@ -5,7 +5,6 @@
 """
 
 import csv
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -194,14 +193,17 @@ def _prepare(plan: JobPlan, writer: Writer, options: RunOptions) -> PreparedRun:
     job, models = plan.job, plan.models.models
     items = tasks_to_items(plan.plan.tasks, models, job.budget.max_videos)
     tracker = ScoreTracker(items, models, job.run.max_attempts, CircuitBreaker.from_spec(job.run))
-    # A small catalog is cut into at least two blocks for each decoder: with one large block, the others would idle.
-    num_blocks = 2 * job.decode.workers.max
-    videos_per_block = max(1, min(block_size(job), items.num_rows // num_blocks))
+
+    def blocks_of(items: pa.Table, is_alone: bool, num_decoders: int) -> list[pa.Table]:
+        # A small catalog is cut into at least two blocks for each decoder: with one large block, the others would idle.
+        videos_per_block = max(1, min(block_size(job), tracker.num_videos // (2 * num_decoders)))
+        return make_blocks(items, 1 if is_alone else videos_per_block)
+
     return PreparedRun(
         tracker=tracker,
         recorder=ScoreRecorder(plan, tracker, writer),
         pipeline=_pipeline(plan, options.worker or DecodeWorker),
-        make_blocks=lambda items, is_alone: make_blocks(items, 1 if is_alone else videos_per_block),
+        make_blocks=blocks_of,
         decode=job.decode,
         labels=RunLabels(
             job.name,
@@ -234,7 +236,7 @@ class ScoreRecorder(RunRecorder):
         counts = plan.plan.tasks["reason"].value_counts().to_pylist()
         inputs = RunInputs(
             job=plan.job,
-            job_spec=_display_spec(plan),
+            job_spec=_display_spec(plan.job),
             catalog_name=plan.job.catalog_name,
             catalog_root=plan.root,
             tasks=plan.plan.tasks,
@@ -246,6 +248,12 @@ class ScoreRecorder(RunRecorder):
         self._plan = plan
         self._scores = tracker
         self._pools = job_pools(plan.job, plan.models)
+
+    def note_cores(self, num_cores: int) -> None:
+        """See `RunRecorder.note_cores`: later estimates need the number of decoders that this run could use."""
+        job = self._plan.job.on(num_cores)
+        self._pools = job_pools(job, self._plan.models)
+        self._inputs = replace(self._inputs, job_spec=_display_spec(job))
 
     def _write_inputs(self) -> None:
         tables, plan = self._writer.tables, self._plan
@@ -322,11 +330,11 @@ def model_rows(model: JobModel) -> list[ModelRow]:
     return [bare, *calibrations]
 
 
-def _display_spec(plan: JobPlan) -> dict[str, Any]:
+def _display_spec(job: Job) -> dict[str, Any]:
     """Return the job as JSON values without the signatures of its URIs."""
-    spec = plan.job.model_dump(mode="json")
-    spec["tables"] = display_uri(plan.job.tables)
-    spec["catalog"]["source"] = display_uri(plan.job.catalog.source)
+    spec = job.model_dump(mode="json")
+    spec["tables"] = display_uri(job.tables)
+    spec["catalog"]["source"] = display_uri(job.catalog.source)
     return spec
 
 
@@ -342,19 +350,16 @@ def adhoc_job(
     endpoint_url: str | None = None,
     region: str | None = None,
 ) -> Job:
-    """Return a job with default settings that uses the cores of this machine; any failed video makes it exit with 3.
+    """Return a job with default settings; any failed video makes it exit with 3.
 
     Raises:
         SpecError: a value is invalid.
     """
-    # A decoder for each core, although models use the same cores: 48 short clips on 2 cores took 6.1 instead of 9.4 s
-    # with `luma-sharpness`, 9.1 instead of 8.9 s with `kvq-lite` (measured).
     values: dict[str, Any] = {
         "name": slug(f"score-{Path(source.rstrip('/')).name}"),
         "tables": tables,
         "catalog": {"source": source},
         "models": [{"name": model, "weights": weights, "device": device, "workers": gpu_share(device)}],
-        "decode": {"workers": {"max": os.cpu_count() or 1}},
         "run": {"max_failure_share": 0.0},
         "storage": {"endpoint_url": endpoint_url, "region": region},
     }

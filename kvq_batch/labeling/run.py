@@ -51,7 +51,7 @@ def _prepare(plan: LabelPlan, writer: Writer, options: RunOptions) -> PreparedRu
     worker = options.worker or LabelWorker
     stage = PipelineStage(worker, LabelSettings.of(job), job.make.workers, "label", LABELS_MODEL)
 
-    def make_blocks(renditions: pa.Table, is_alone: bool) -> list[pa.Table]:
+    def make_blocks(renditions: pa.Table, is_alone: bool, _: int) -> list[pa.Table]:
         return label_blocks(renditions, 1 if is_alone else RENDITIONS_PER_BLOCK)
 
     return PreparedRun(

@@ -4,7 +4,6 @@ Describing a model verifies its complete weights, so that a wrong file is reject
 workers build models.
 """
 
-import os
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from kvq_batch.config.job import Clips, Job, Model
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import ALGORITHMS, FrameRequest, Sampling
 from kvq_batch.domain.identity import ModelRef, fingerprint
+from kvq_batch.domain.machine import num_cores
 from kvq_batch.domain.scorer import ModelOptions, ScorerSpec
 from kvq_batch.domain.video import Hdr
 from kvq_batch.models.registry import describe
@@ -112,4 +112,4 @@ def _absolute(weights: str | None) -> str | None:
 def _threads(section: Model) -> int:
     # Ray sets OMP_NUM_THREADS to the CPUs of the actor. A single worker on the CPU uses every core instead.
     is_single = section.workers.max == 1 and section.device == "cpu"
-    return (os.cpu_count() or 1) if is_single else max(1, round(section.workers.num_cpus))
+    return num_cores() if is_single else max(1, round(section.workers.num_cpus))

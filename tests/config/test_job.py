@@ -1,5 +1,6 @@
 """Job files: invalid keys, defaults, and the template."""
 
+import os
 import re
 import tomllib
 from datetime import datetime, timedelta
@@ -39,7 +40,24 @@ SMALLEST: dict[str, Any] = {"name": "n", "tables": "t", "catalog": {"source": "v
 def test_smallest_job_has_defaults() -> None:
     job = make_job(SMALLEST, "here")
     assert job.catalog_name == "n"
+    assert job.decode.workers.max == len(os.sched_getaffinity(0))
     assert (job.hdr, job.run.commit_every_s, job.models[0].precision) == ("refuse", 5.0, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_cores", "most"),
+    [
+        ({}, 96, 96),
+        ({"num_cpus": 0.5}, 96, 96),
+        ({"num_cpus": 2}, 96, 48),
+        ({"min": 128}, 96, 128),
+        ({"min": 2, "max": 8}, 96, 8),
+    ],
+)
+def test_default_is_one_decoder_per_core(workers: dict[str, Any], num_cores: int, most: int) -> None:
+    job = make_job(SMALLEST | {"decode": {"workers": workers}}, "here").on(num_cores)
+    assert job.decode.workers.max == most
+    assert job.models[0].workers.max == 1
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,22 @@ import signal
 
 import pytest
 
-from kvq_batch.config.job import Workers
+from kvq_batch.config.job import DecodeWorkers, Workers
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.engine.ray_cluster import minimum_resources, ray_cluster
+from kvq_batch.engine.ray_cluster import minimum_resources, ray_cluster, with_all_decoders
 
 
 def test_smallest_pools_are_summed_by_resource() -> None:
     decode = Workers(min=4, max=64, num_cpus=1, resources={"decode": 1})
     score = Workers(min=2, max=4, num_cpus=0.5, num_gpus=0.25, resources={"score": 0.5})
     assert minimum_resources([decode, score]) == {"CPU": 5.0, "GPU": 0.5, "decode": 4.0, "score": 1.0}
+
+
+def test_local_ray_has_room_for_a_decoder_per_core() -> None:
+    num_cores = len(os.sched_getaffinity(0))
+    pools = with_all_decoders([DecodeWorkers(), Workers(max=3)])
+    assert minimum_resources(pools)["CPU"] == num_cores + 1
+    assert minimum_resources(with_all_decoders([DecodeWorkers(max=num_cores + 5), Workers()]))["CPU"] == 2
 
 
 def test_missing_resource_is_rejected() -> None:

@@ -124,6 +124,9 @@ def test_every_task_ends_with_score_or_failure(videos: Path, tmp_path: Path, exe
         "handcrafted",
     }
 
+    stored = json.loads(ask(job.tables, "SELECT job_spec FROM runs ORDER BY commit_seq DESC LIMIT 1")[0]["job_spec"])
+    assert stored["decode"]["workers"]["max"] == len(os.sched_getaffinity(0))
+
     again = run(job)
     assert (again.num_planned, again.state) == (0, "finished")
 

@@ -76,7 +76,7 @@ class Trial:
             "catalog": {"source": f"{root}/videos"},
             "models": [{"name": "tally", "weights": str(weights), "batch_size": 4, "workers": {"num_cpus": 0.5}}],
             "decode": {
-                "workers": {"num_cpus": 0.5},
+                "workers": {"max": 1, "num_cpus": 0.5},
                 "scratch": str(self.scratch),
                 "shared_memory": str(shared_memory),
             },

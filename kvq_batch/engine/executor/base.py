@@ -11,7 +11,7 @@ failure rows are the same. What does not come back is retried by the driver (`en
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -87,14 +87,20 @@ class PipelineSpec:
     worker_timeout_s: float
     queues: Queues = field(default_factory=Queues)
 
+    def on(self, num_cores: int) -> "PipelineSpec":
+        """Return the pipeline on a machine or cluster with `num_cores`: workers have default numbers for it."""
+        return replace(self, stages=[replace(stage, workers=stage.workers.on(num_cores)) for stage in self.stages])
+
 
 class Executor(Protocol):
     """Runs the stages of one run's pipeline.
 
-    `exports_metrics` says whether `engine/metrics.py` has an agent to send values to.
+    `exports_metrics` says whether `engine/metrics.py` has an agent to send values to. `num_cores` are the cores of this
+    machine, or those that the cluster has or can grow to.
     """
 
     exports_metrics: bool
+    num_cores: int
 
     def results(
         self, blocks: Sequence[pa.Table], spec: PipelineSpec, is_alone: bool, cancel: Cancel

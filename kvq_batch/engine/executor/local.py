@@ -7,7 +7,6 @@ Ray. A model runs in this process: if it crashes the process, the run ends, and 
 """
 
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from kvq_batch.domain.errors import DeviceLostError, FatalError, KvqBatchError
+from kvq_batch.domain.machine import num_cores
 from kvq_batch.engine.executor.base import Cancel, Executor, PipelineSpec, PipelineStage
 from kvq_batch.storage.redact import redact
 
@@ -44,6 +44,7 @@ class _LocalExecutor:
     exports_metrics = False
 
     def __init__(self, stack: ExitStack) -> None:
+        self.num_cores = num_cores()
         self._stack = stack
         self._idle: dict[int, list[Any]] = {}
         self._lock = threading.Lock()
@@ -62,7 +63,7 @@ class _LocalExecutor:
             queue.put(block)
         queue.producer_ended()
         for index, stage in enumerate(spec.stages):
-            num_threads = min(stage.workers.max, os.cpu_count() or 1, len(blocks))
+            num_threads = min(stage.workers.max, self.num_cores, len(blocks))
             max_rows = 1 if is_alone or not index else stage.batch_size
             following = _Queue(execution.is_stopped, 2 * stage.batch_size, MAX_QUEUED_BYTES, num_threads)
             for number in range(num_threads):

@@ -22,9 +22,10 @@ from ray.util.annotations import RayDeprecationWarning
 
 from kvq_batch.config.job import Workers
 from kvq_batch.domain.errors import FatalError
+from kvq_batch.domain.machine import num_cores
 from kvq_batch.engine.executor.base import BLOCKS_IN_FLIGHT, Cancel, Executor, PipelineSpec, PipelineStage
 from kvq_batch.engine.metrics import instrument
-from kvq_batch.engine.ray_cluster import PreemptionMonitor, ray_cluster
+from kvq_batch.engine.ray_cluster import PreemptionMonitor, cluster_cores, ray_cluster
 from kvq_batch.engine.ray_internals import StepCallback
 from kvq_batch.engine.watchdog import watched
 from kvq_batch.storage.redact import redact
@@ -84,7 +85,7 @@ def ray_executor(pools: Sequence[Workers], address: str | None) -> Iterator[Exec
     """
     with ray_cluster(pools, address):
         _configure_ray_data()
-        yield _RayExecutor()
+        yield _RayExecutor(num_cores() if address is None else cluster_cores())
 
 
 class _RayExecutor:
@@ -92,7 +93,8 @@ class _RayExecutor:
 
     exports_metrics = True
 
-    def __init__(self) -> None:
+    def __init__(self, num_cores: int) -> None:
+        self.num_cores = num_cores
         self._preemptions = PreemptionMonitor()
 
     def has_new_preemptions(self) -> bool:
