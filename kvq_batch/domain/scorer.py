@@ -122,7 +122,7 @@ class Prediction:
     Maps are float32 [slot, row, column]. Saliency has mean 1 over the cells of each slot. If both maps exist,
     raw_score = mean(texture * saliency) (KVQ_SPEC section 3.4). `slot_scores` is float32 [slot] or None, `features`
     float32 [num_features] or None; features may be NaN or infinite, all other values must be finite. `partial`, float32
-    [n, p], is the result for a chunk of a streamed request; the other values are then ignored.
+    or float64 [n, p], is the result for a chunk of a streamed request; the other values are then ignored.
     """
 
     raw_score: float
@@ -131,14 +131,14 @@ class Prediction:
     saliency: NDArray[np.float32] | None = None
     slot_scores: NDArray[np.float32] | None = None
     features: NDArray[np.float32] | None = None
-    partial: NDArray[np.float32] | None = None
+    partial: NDArray[Any] | None = None
 
 
 class Pooler(Protocol):
-    """Makes the prediction of a clip from the partial results of its chunks, in the driver and with numpy only."""
+    """Makes the prediction of a clip from the partial results of its chunks, in the driver: it must be quick."""
 
-    def pool(self, partial: NDArray[np.float32]) -> Prediction:
-        """Return the prediction of a clip for the partial results of all its chunks in order, float32 [N, p].
+    def pool(self, partial: NDArray[Any]) -> Prediction:
+        """Return the prediction of a clip for the partial results of all its chunks in order, [N, p].
 
         It must not depend on where the clip was cut into chunks.
 

@@ -83,6 +83,7 @@ RESULT = pa.struct(
         ("features", pa.list_(pa.float32())),
         ("partial", pa.large_binary()),
         ("partial_shape", pa.list_(pa.int32())),
+        ("partial_dtype", pa.string()),
         ("score_s", pa.float64()),
         ("error", pa.string()),
         ("message", pa.string()),
@@ -91,7 +92,7 @@ RESULT = pa.struct(
 )
 """One model's result for one clip: a score, or `error` and `message`; null if the model does not score the row.
 
-For a chunk of a streamed request it is `partial`, float32 of shape `partial_shape`."""
+For a chunk of a streamed request it is `partial`, of shape `partial_shape` and type `partial_dtype`."""
 
 _REFUSED = pa.struct([("error", pa.string()), ("message", pa.string()), ("permanent", pa.bool_())])
 
@@ -203,7 +204,7 @@ def prediction_values(prediction: Prediction, has_score: bool = True) -> dict[st
     """Return a prediction as a value of `RESULT`; an error if it is not finite. Features may be NaN."""
     partial = prediction.partial
     if partial is not None:
-        return {"partial": np.ascontiguousarray(partial, np.float32).tobytes(), "partial_shape": partial.shape}
+        return {"partial": partial.tobytes(), "partial_shape": partial.shape, "partial_dtype": str(partial.dtype)}
     arrays = (prediction.texture, prediction.saliency, prediction.slot_scores)
     score = prediction.raw_score if has_score else None
     numbers = [0.0 if score is None else score, *prediction.outputs.values()]
@@ -219,9 +220,9 @@ def prediction_values(prediction: Prediction, has_score: bool = True) -> dict[st
     }
 
 
-def partial_result(result: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Return the partial result in a value of `RESULT`, float32 [n, p]."""
-    return np.frombuffer(result["partial"], np.float32).reshape(result["partial_shape"])
+def partial_result(result: Mapping[str, Any]) -> NDArray[Any]:
+    """Return the partial result in a value of `RESULT`, [n, p]."""
+    return np.frombuffer(result["partial"], result["partial_dtype"]).reshape(result["partial_shape"])
 
 
 def maps_to_stream(maps: StoredMaps) -> dict[str, Any]:

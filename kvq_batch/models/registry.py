@@ -27,6 +27,9 @@ _BUILT_IN = (
     EntryPoint("kvq-lite", "kvq_batch.models.kvq.family:kvq_lite", ENTRY_POINT_GROUP),
     EntryPoint("kvq-tiny", "kvq_batch.models.kvq.family:kvq_tiny", ENTRY_POINT_GROUP),
     EntryPoint("luma-sharpness", "kvq_batch.models.luma_sharpness.family:luma_sharpness", ENTRY_POINT_GROUP),
+    EntryPoint("mdtvsfa", "kvq_batch.models.mdtvsfa.family:mdtvsfa", ENTRY_POINT_GROUP),
+    EntryPoint("vsfa", "kvq_batch.models.vsfa.family:vsfa", ENTRY_POINT_GROUP),
+    EntryPoint("vsfa-cnn", "kvq_batch.models.vsfa.family:vsfa_cnn", ENTRY_POINT_GROUP),
 )
 
 # What importing a module of another package may raise. Any other exception is shown with its traceback.
@@ -64,7 +67,7 @@ class PoolingFamily(Protocol):
     """Also implemented by the family of a model with a streamed request."""
 
     def build_pooler(self, options: ModelOptions) -> Pooler:
-        """Return the pooler. The driver calls this, once per run: import no torch."""
+        """Return the pooler. The driver calls this, once per run: import torch only if the pooling needs it."""
         ...
 
 

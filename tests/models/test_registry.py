@@ -12,7 +12,19 @@ from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.models import registry
 
 FAST_VQA = ["fast-vqa", "fast-vqa-m", "fastervqa", "fastervqa-ms", "fastervqa-mt"]
-OURS = ["brisque-svr", "dover", "dover-mobile", *FAST_VQA, "kvq", "kvq-lite", "kvq-tiny", "luma-sharpness"]
+OURS = [
+    "brisque-svr",
+    "dover",
+    "dover-mobile",
+    *FAST_VQA,
+    "kvq",
+    "kvq-lite",
+    "kvq-tiny",
+    "luma-sharpness",
+    "mdtvsfa",
+    "vsfa",
+    "vsfa-cnn",
+]
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, entry: str, source: str = "") -> None:

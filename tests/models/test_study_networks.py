@@ -76,7 +76,7 @@ def test_resnet_features_equal_the_golden_features(frame: str) -> None:
 def test_vsfa_head_equals_the_golden_scores(num_frames: int) -> None:
     network, features = head().double(), torch.from_numpy(deep_recipe.vsfa_features(num_frames)).double()
     name = f"vsfa.T{num_frames}"
-    quality = network.qualities(features)
+    quality = network.qualities(network.reduction(features))
     assert_close_to_scale(quality, golden()[f"{name}.q"], 1e-12)
     assert_close_to_scale(pool_frames(quality), golden()[f"{name}.pooled"], 1e-12)
     assert network(features).item() == pytest.approx(float(golden()[f"{name}.score"]), rel=1e-12)
@@ -114,10 +114,13 @@ def test_score_cam_skips_constant_masks() -> None:
     flat = np.flatnonzero(golden()["cam.s64.act_min"] == golden()["cam.s64.act_max"])
     assert len(flat) == 25
     assert not golden()["cam.s64.scores"][flat].any()
-    constant = torch.zeros(1, 3, 32, 32)
+    with torch.device("meta"):
+        network = Vgg16()
+    # Each tensor is one zero, seen in its whole shape.
+    zeros = {name: torch.zeros(()).expand(shape) for name, shape in network_shapes(Vgg16).items()}
+    network.load_state_dict(zeros, assign=True)
     with torch.inference_mode():
-        network = build_network(Vgg16, {k: np.zeros_like(v) for k, v in deep_recipe.weights("vgg16").items()})
-        found = score_cam(network, constant)
+        found = score_cam(network, torch.zeros(1, 3, 32, 32))
     assert not found.saliency.any()
     assert not found.weights.any()
 

@@ -3,7 +3,7 @@
 The quality of a frame is pooled with the worst of the frames before it, because viewers remember drops, and with a soft
 minimum of those after it (STUDY_SPEC section 3).
 
-Axes: T frames, F features, H hidden units.
+Axes: T frames, R reduced features.
 """
 
 import torch
@@ -17,9 +17,9 @@ _FAR = 1e4
 """Quality of the frames after the end: its weight exp(-10^4) is 0, so the last windows are shorter."""
 
 
-def frame_qualities(features_TF: Tensor, reduction: nn.Linear, memory: nn.GRU, regression: nn.Linear) -> Tensor:
-    """Return the quality of each frame [T]: a reduction without activation, a GRU that starts at 0, a regression."""
-    hidden, _ = memory(reduction(features_TF)[None])
+def frame_qualities(reduced_TR: Tensor, memory: nn.GRU, regression: nn.Linear) -> Tensor:
+    """Return the quality of each frame [T] of its reduced features: a GRU that starts at 0, then a regression."""
+    hidden, _ = memory(reduced_TR[None])
     quality: Tensor = regression(hidden)
     return quality[0, :, 0]
 

@@ -3,7 +3,7 @@
 The relative quality of a video is mapped to one perceptual scale by a logistic, and from there to the scale of each
 data set by a line. Modules have the names of the published files, the authors' spelling included.
 
-Axes: T frames, F features.
+Axes: T frames, F features, R reduced features.
 """
 
 from dataclasses import dataclass
@@ -35,14 +35,17 @@ class MixedHead(nn.Module):
         self.nlm = nn.ModuleDict({"0": nn.Linear(1, 1), "2": nn.Linear(1, 1)})
         self.lm = nn.ModuleDict({name: nn.Linear(1, 1) for name in config.data_sets})
 
+    @property
+    def reduction(self) -> nn.Linear:
+        return self.dimemsion_reduction
+
     def forward(self, features_TF: Tensor) -> MixedScore:
         """Return the score of one video from the features of all its frames."""
-        return self.score(
-            frame_qualities(features_TF, self.dimemsion_reduction, self.feature_aggregation, self.regression)
-        )
+        return self.score(self.reduction(features_TF))
 
-    def score(self, quality_T: Tensor) -> MixedScore:
-        """Return the score of one video from the quality of all its frames."""
+    def score(self, reduced_TR: Tensor) -> MixedScore:
+        """Return the score of one video from the reduced features of all its frames."""
+        quality_T = frame_qualities(reduced_TR, self.feature_aggregation, self.regression)
         relative = torch.sigmoid(pool_frames(quality_T).mean())[None]
         mapped = self.nlm["2"](torch.sigmoid(self.nlm["0"](relative)))
         aligned = {name: layer(mapped).item() for name, layer in self.lm.items()}

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 class VsfaConfig:
     """Sizes of the head; field names and values enter the model id.
 
-    `num_features` are the mean and the standard deviation of the 2048 channels of a frame. `scale` is the largest
-    opinion score of the training set, by which the labels were divided; the published head was trained on KoNViD-1k.
+    `num_features` are the mean and the standard deviation of the 2048 channels of a frame.
     """
 
     num_features: int = 4096
     reduced: int = 128
     hidden: int = 32
-    scale: float = 4.677

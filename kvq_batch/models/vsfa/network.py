@@ -2,7 +2,7 @@
 
 Modules have the names of the published file. Its `ann.fc` and its dropout are never used.
 
-Axes: T frames, F features.
+Axes: T frames, F features, R reduced features.
 """
 
 from torch import Tensor, nn
@@ -20,12 +20,20 @@ class VsfaHead(nn.Module):
         self.rnn = nn.GRU(config.reduced, config.hidden, batch_first=True)
         self.q = nn.Linear(config.hidden, 1)
 
+    @property
+    def reduction(self) -> nn.Linear:
+        layer = self.ann["fc0"]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def forward(self, features_TF: Tensor) -> Tensor:
         """Return the score of one video [], on the scale of labels that are divided by their maximum."""
-        return pool_frames(self.qualities(features_TF)).mean()
+        return self.score(self.reduction(features_TF))
 
-    def qualities(self, features_TF: Tensor) -> Tensor:
+    def score(self, reduced_TR: Tensor) -> Tensor:
+        """Return the score of one video [] from the reduced features of all its frames."""
+        return pool_frames(self.qualities(reduced_TR)).mean()
+
+    def qualities(self, reduced_TR: Tensor) -> Tensor:
         """Return the quality of each frame [T]."""
-        reduction = self.ann["fc0"]
-        assert isinstance(reduction, nn.Linear)
-        return frame_qualities(features_TF, reduction, self.rnn, self.q)
+        return frame_qualities(reduced_TR, self.rnn, self.q)
