@@ -148,8 +148,9 @@ def plan(
     """Show what a run would do, and why. Reads no video.
 
     Reasons: new, content changed, model changed, preprocessing changed,
-    retry (the last run failed), re-score (older than --max-age). `run` with
-    the same options executes this plan.
+    retry (the last run failed), re-score (older than --max-age), features
+    missing (the job stores them). `run` with the same options executes this
+    plan.
 
     Examples:
 
@@ -228,6 +229,7 @@ def score(
     model: ModelOption = "kvq-lite",
     weights: WeightsOption = None,
     device: DeviceOption = "cpu",
+    features: Annotated[bool, typer.Option("--features", help="Store the features of the model, too.")] = False,
     where: WhereOption = None,
     sample: SampleOption = None,
     shard: ShardOption = None,
@@ -265,7 +267,7 @@ def score(
     if log == "json":
         use_json_log(context)
     with tables_or_temporary(tables) as folder:
-        job = adhoc_job(source, folder, model, weights, device, endpoint_url, region)
+        job = adhoc_job(source, folder, model, weights, device, endpoint_url, region, features)
         planned, out = plan_with_status(override_job(job, context)), Output(output)
         if dry_run:
             return show_plan(planned, out)

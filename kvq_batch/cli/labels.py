@@ -22,6 +22,7 @@ from kvq_batch.cli.options import (
     TablesOption,
 )
 from kvq_batch.cli.output import Format, Output
+from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
     from kvq_batch.engine.run_recorder import RunSummary
@@ -81,15 +82,15 @@ def export(
         typer.Option("--format", help="list: `file, -1, -1, mos`. webdataset: tar shards with clips."),
     ] = "parquet",
     target: Annotated[
-        Literal["labels", "opinions", "teacher"],
-        typer.Option("--target", help="Made labels, imported opinions, or scores of a teacher."),
+        Literal["labels", "opinions", "teacher", "features"],
+        typer.Option("--target", help="Made labels, imported opinions, scores of a teacher, or stored features."),
     ] = "labels",
     where: Annotated[
         str | None,
         typer.Option("--where", help="SQL condition over the columns of the target's view.", show_default=False),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Teacher: a model with scores in these tables.", show_default=False)
+        str | None, typer.Option("--model", help="Teacher, features: a model of these tables.", show_default=False)
     ] = None,
     stratify: Annotated[
         int | None,
@@ -115,20 +116,30 @@ def export(
 
     Columns: video_id, uri, the label (mos, or raw_score of a teacher),
     scene_id, group_id, split, cells (a .npy file, \\[slot, row, column]),
-    and those of the view.
+    and those of the view. Features are one Parquet file, a row per video and
+    model, without splits.
 
     Examples:
 
       $ kvq-batch labels export tables --out set
       $ kvq-batch labels export tables --out set --where "kind <> 'mix'"
       $ kvq-batch labels export tables --out shards --format webdataset
+      $ kvq-batch labels export tables --out nss --target features --model nss
     """
-    from kvq_batch.labels.export import SetFolder, SetRequest, export_set
+    from kvq_batch.labels.export import SetFolder, SetRequest, export_features, export_set
     from kvq_batch.labels.training_set import parse_shares
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.session import open_session
 
     storage, shown = StorageOptions(endpoint_url, region), Output(output)
+    if target == "features":
+        if form != "parquet" or stratify is not None or split_sql is not None:
+            raise SpecError("--target features writes one Parquet file. Remove --format, --stratify and --split-sql.")
+        with open_session(tables, storage) as session:
+            counts = export_features(session, SetFolder(out, storage), where, model)
+        shown.rows([{"model_id": model_id, "videos": num} for model_id, num in counts.items()])
+        shown.note("wrote features.parquet")
+        return
     request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips, split_sql)
     with open_session(tables, storage) as session:
         summary = export_set(session, request, SetFolder(out, storage), storage)

@@ -375,6 +375,11 @@ class Model(Section):
         description="CPU threads per worker; fewer if decoding uses the same cores. Default: its share of the cores.",
         examples=[8],
     )
+    features: bool | None = Field(
+        None,
+        description="Store the features of this model. Default: output.features; true for a model without a score.",
+        examples=[True],
+    )
     workers: Workers = Field(Workers(), description="Scoring processes of this model.")
 
     @model_validator(mode="after")
@@ -449,6 +454,14 @@ class MediaFiles(Section):
     shared_memory: str = Field("/dev/shm", description="Folder on a memory file system, for frames between processes.")
 
 
+class Output(Section):
+    """What is stored besides scores, clips and maps."""
+
+    features: bool = Field(
+        False, description="Store the features of models that have them, in the table features: 4 bytes a number."
+    )
+
+
 class Decode(MediaFiles):
     """Fetching and decoding, on CPUs."""
 
@@ -499,6 +512,7 @@ class Job(Section):
     clips: Clips = Field(Clips(), description="Clips of a video.")
     limits: Limits = Field(Limits(), description="Limits of one video.")
     decode: Decode = Field(default_factory=Decode, description="Fetching and decoding.")
+    output: Output = Field(Output(), description="What is stored besides scores, clips and maps.")
     run: Run = Field(Run(), description="Options of the whole run.")
     select: Select = Field(Select(), description="Which videos to score.")
     budget: Budget = Field(Budget(), description="When a run stops early.")

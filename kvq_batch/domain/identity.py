@@ -9,10 +9,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Reason = Literal["new", "content changed", "model changed", "preprocessing changed", "retry", "re-score"]
-REASONS: tuple[Reason, ...] = ("new", "content changed", "model changed", "preprocessing changed", "retry", "re-score")
+Reason = Literal[
+    "new", "content changed", "model changed", "preprocessing changed", "retry", "re-score", "features missing"
+]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 UNKNOWN_CONTENT = "unknown:"
 """Content id of an object that could not be listed: fetching it records the reason in `failures`."""

@@ -10,10 +10,22 @@ from datetime import UTC, datetime
 from statistics import fmean, pstdev
 from typing import Any, cast
 
+import numpy as np
+
 from kvq_batch.domain.scorer import Prediction
 from kvq_batch.engine.stream import maps_from_stream, prediction_values
+from kvq_batch.features.pooling import mean_of_defined
 from kvq_batch.planning.job_models import JobModel
-from kvq_batch.tables.row_types import ClipRow, FailureRow, IdentityRow, MapColumns, MapRow, ScoreRow, VideoFactColumns
+from kvq_batch.tables.row_types import (
+    ClipRow,
+    FailureRow,
+    FeatureRow,
+    IdentityRow,
+    MapColumns,
+    MapRow,
+    ScoreRow,
+    VideoFactColumns,
+)
 
 Row = Mapping[str, Any]
 
@@ -75,7 +87,10 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> ScoreR
 
 
 def clip_row(item: Row, model: JobModel, clip: ClipResult) -> ClipRow:
-    """Return a row of `clips`. A time slot starts with its first frame."""
+    """Return a row of `clips`. A time slot starts with its first frame.
+
+    Features of the only clip are those of the video, which are in a row of `features`.
+    """
     row, result = clip.row, clip.result
     times_s = clip.times_s
     num_slots = 0 if result["slot_scores"] is None else len(result["slot_scores"])
@@ -88,7 +103,20 @@ def clip_row(item: Row, model: JobModel, clip: ClipResult) -> ClipRow:
         "slot_start_s": times_s[:: len(times_s) // num_slots] if num_slots else [],
         "raw_score": result["raw_score"],
         "slot_scores": [] if result["slot_scores"] is None else result["slot_scores"],
-        "features": result["features"],
+        "features": result["features"] if model.stores_features and row["num_clips"] > 1 else None,
+    }
+
+
+def feature_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> FeatureRow:
+    """Return a row of `features`: means over the clips where a feature is defined. Empty if the model gave none."""
+    stored = [clip.result["features"] for clip in clips if clip.result["features"] is not None]
+    features = mean_of_defined(np.array(stored, np.float64)).astype(np.float32) if stored else np.empty(0, np.float32)
+    return {
+        **_identity(item, model, clips[0].row["content_id"]),
+        "model_name": model.ref.name,
+        "num_features": len(features),
+        "num_undefined": int(np.count_nonzero(~np.isfinite(features))),
+        "features": cast(Sequence[float], features),
     }
 
 

@@ -30,6 +30,7 @@ from kvq_batch.engine.rows import (
     clip_result,
     clip_row,
     failure_row,
+    feature_row,
     map_row,
     pooled_clip,
     score_row,
@@ -49,7 +50,7 @@ from kvq_batch.storage.options import display_uri
 from kvq_batch.tables.calibrations import unknown_cards
 from kvq_batch.tables.questions import list_outcomes
 from kvq_batch.tables.row_types import FailureRow, ModelRow, RunRow
-from kvq_batch.tables.schemas import make_rows
+from kvq_batch.tables.schemas import DATA_TABLES, make_rows
 from kvq_batch.tables.session import open_session
 from kvq_batch.tables.writer import Batch, Writer
 
@@ -169,6 +170,8 @@ class ScoreTracker(WorkTracker):
             self._rows.clips.append(clip_row(item, model, clip))
             if clip.result["maps"] is not None:
                 self._rows.maps.append(map_row(item, model, clip))
+        if model.stores_features:
+            self._rows.features.append(feature_row(item, model, clips))
         self.num_scored_by_model[task[1]] += 1
         self.score_s_by_model[task[1]] += sum(clip.result["score_s"] for clip in clips)
         self._clips.pop(task, None)
@@ -266,7 +269,7 @@ class ScoreRecorder(RunRecorder):
             self._writer.write_catalog(changes)
 
     def _write_rows(self, rows: FinishedRows) -> None:
-        tables = {name: make_rows(name, getattr(rows, name)) for name in ("maps", "clips", "failures", "scores")}
+        tables = {name: make_rows(name, getattr(rows, name)) for name in DATA_TABLES}
         self._writer.commit(Batch(**tables))
 
     def _pools_with_work(self) -> tuple[WorkerPool, ...]:
@@ -349,6 +352,7 @@ def adhoc_job(
     device: str = "cpu",
     endpoint_url: str | None = None,
     region: str | None = None,
+    features: bool = False,
 ) -> Job:
     """Return a job with default settings; any failed video makes it exit with 3.
 
@@ -360,6 +364,7 @@ def adhoc_job(
         "tables": tables,
         "catalog": {"source": source},
         "models": [{"name": model, "weights": weights, "device": device, "workers": gpu_share(device)}],
+        "output": {"features": features},
         "run": {"max_failure_share": 0.0},
         "storage": {"endpoint_url": endpoint_url, "region": region},
     }

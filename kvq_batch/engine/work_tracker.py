@@ -25,7 +25,7 @@ from kvq_batch.engine.rows import Failure, Row
 from kvq_batch.engine.stopping import CircuitBreaker
 from kvq_batch.engine.stream import FAILURE_COLUMNS
 from kvq_batch.storage.redact import DataMask
-from kvq_batch.tables.row_types import ClipRow, FailureRow, MapRow
+from kvq_batch.tables.row_types import ClipRow, FailureRow, FeatureRow, MapRow
 
 PERMANENT_IF_REPEATED = frozenset({"decoder_crashed", "ffmpeg_crashed"})
 """Errors that are permanent if they happen again when the item runs alone."""
@@ -61,6 +61,7 @@ class FinishedRows:
 
     maps: list[MapRow] = field(default_factory=list)
     clips: list[ClipRow] = field(default_factory=list)
+    features: list[FeatureRow] = field(default_factory=list)
     failures: list[FailureRow] = field(default_factory=list)
     scores: list[Row] = field(default_factory=list)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.features.imresize import imresize
 from kvq_batch.features.nss_maps import EPS, NUM_FULL_SIZE, ColourVariant, Planes, frame_maps, planes_to_rgb
+from kvq_batch.features.pooling import mean_of_defined
 from kvq_batch.features.scene_statistics import SHIFTS, fit_aggd, fit_ggd, mscn, shape_grid, shifted
 
 NUM_BASIC = 34
@@ -163,14 +164,6 @@ def chunk_features(
     with np.errstate(invalid="ignore"):
         difference = np.abs(spatial[0] - spatial[1])
     return np.concatenate([mean_of_defined(np.stack(spatial)), difference, temporal_features(lumas, ratio)])
-
-
-def mean_of_defined(vectors: Real) -> Real:
-    """Return the mean of each column over the rows where it is not NaN; NaN where it never is."""
-    is_defined = ~np.isnan(vectors)
-    with np.errstate(invalid="ignore"):
-        means: Real = np.where(is_defined, vectors, 0.0).sum(axis=0) / is_defined.sum(axis=0)
-    return means
 
 
 def nss_features(

@@ -157,6 +157,37 @@ WHERE NOT s.is_stale
 """
 
 
+_FEATURES = """
+SELECT f.video_id, s.uri, f.content_id, f.model_name, f.model_id, f.fingerprint, f.num_features, f.num_undefined,
+    f.features
+FROM features_latest f JOIN scores_latest s
+    ON s.video_id = f.video_id AND s.model_id = f.model_id AND s.commit_seq = f.commit_seq
+WHERE NOT f.is_stale
+"""
+
+
+def export_features(session: Session, folder: SetFolder, where: str | None, model: str | None) -> dict[str, int]:
+    """Write current features as `features.parquet`, sorted by model and video; return the number of videos by model id.
+
+    Raises:
+        SpecError: no features match.
+        FatalError: the folder cannot be written.
+    """
+    condition = f"({check_expression(where, '--where')})" if where else "true"
+    if model is not None:
+        quoted = model.replace("'", "''")
+        condition += f" AND (model_name = '{quoted}' OR model_id = '{quoted}')"
+    rows = session.sql(f"SELECT * FROM ({_FEATURES}) WHERE {condition} ORDER BY model_name, model_id, video_id")
+    if not rows.num_rows:
+        raise SpecError(
+            "No stored features match. Store them with --features, or with [output] features = true in the job."
+        )
+    content = io.BytesIO()
+    pq.write_table(rows, content, compression="zstd")
+    folder.write("features.parquet", content.getvalue())
+    return dict(Counter(rows["model_id"].to_pylist()))
+
+
 def label_column(target: Target) -> str:
     """Return the column of the label: `mos`, or `raw_score` of a teacher, which has a scale of its own."""
     return "raw_score" if target == "teacher" else "mos"

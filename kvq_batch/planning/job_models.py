@@ -28,7 +28,8 @@ MAX_MODELS = 62
 class JobModel:
     """One model of a job: its section of the job file, its own description, and its identity in rows.
 
-    `requests` are the indices of its frame requests in `JobModels.requests`.
+    `requests` are the indices of its frame requests in `JobModels.requests`. With `stores_features` the features of
+    each video are stored.
     """
 
     section: Model
@@ -36,6 +37,7 @@ class JobModel:
     spec: ScorerSpec
     ref: ModelRef
     requests: tuple[int, ...]
+    stores_features: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,20 @@ def describe_models(job: Job) -> JobModels:
         spec = describe(options)
         requests += [request for request in dict.fromkeys(spec.requests) if request not in requests]
         ref = ModelRef(section.name, spec.card.model_id, model_fingerprint(spec, section.precision, job.clips, job.hdr))
-        models.append(JobModel(section, options, spec, ref, tuple(map(requests.index, spec.requests))))
+        stores_features = _stores_features(job, section, spec)
+        models.append(JobModel(section, options, spec, ref, tuple(map(requests.index, spec.requests)), stores_features))
     return JobModels(tuple(models), tuple(requests))
+
+
+def _stores_features(job: Job, section: Model, spec: ScorerSpec) -> bool:
+    """Return whether the features of a model are stored. Raises: SpecError if the model cannot do what the job says."""
+    if section.features is not None:
+        if section.features and not spec.num_features:
+            raise SpecError(f"models: {section.name} has no features to store; remove features = true")
+        if not section.features and not spec.has_score:
+            raise SpecError(f"models: {section.name} gives features and no score; remove features = false")
+        return section.features
+    return bool(spec.num_features) and (job.output.features or not spec.has_score)
 
 
 def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) -> str:

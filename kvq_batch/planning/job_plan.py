@@ -68,7 +68,9 @@ def plan_job(job: Job) -> JobPlan:
     _LOG.info("comparing the catalog with the tables")
     if tables is not None:
         check_roots(tables, catalog, root)
-    plan = make_plan(tables, catalog, job.catalog_name, [model.ref for model in models.models], job.select)
+    refs = [model.ref for model in models.models]
+    with_features = {model.ref.name for model in models.models if model.stores_features}
+    plan = make_plan(tables, catalog, job.catalog_name, refs, job.select, with_features=with_features)
     estimated = estimate_plan(job, models, plan, tables)
     return JobPlan(job, models, catalog, root, plan, estimated, tables.progress(job.select.scope) if tables else {})
 

@@ -11,7 +11,7 @@ files whose bounds may contain one of the videos. Every join is written in the o
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -36,7 +36,7 @@ from kvq_batch.storage.objects import put_file
 from kvq_batch.storage.options import display_uri, join
 from kvq_batch.tables.database import connect, translate_read_errors
 from kvq_batch.tables.delta import Tables
-from kvq_batch.tables.schemas import FAILURES, SCORES
+from kvq_batch.tables.schemas import FAILURES, FEATURES, SCORES
 
 ITEMS = pa.schema(
     [
@@ -115,11 +115,13 @@ def make_plan(
     models: Sequence[ModelRef],
     select: Select = EVERYTHING,
     now: datetime | None = None,
+    with_features: Collection[str] = (),
 ) -> Plan:
     """Return the plan for `catalog` (at least video_id, uri, content_id, size_bytes, start_s, end_s).
 
     It holds only videos of `select.scope`. Without tables every task is new. The age of a score is relative to `now`
-    (time-zone aware; default: the current time).
+    (time-zone aware; default: the current time). For the models `with_features` (names) a score is current only if its
+    features are stored.
 
     Raises:
         SpecError: a null or repeated video id, a null content id, two models with the same name, a selection that does
@@ -133,7 +135,7 @@ def make_plan(
     videos = catalog.select(["video_id", "content_id"])
     with connect() as connection, translate_read_errors(tables.uri if tables else ""):
         due = compute_due_reasons(
-            connection, tables, videos if indices is None else videos.take(indices), models, select, now
+            connection, tables, videos if indices is None else videos.take(indices), models, select, now, with_features
         )
         states = due.states
         removed = _removed_videos(connection, tables, catalog, catalog_name, select.scope)
@@ -270,6 +272,7 @@ NUM_STATES = 2
 _NEW = REASONS.index("new")
 _RETRY = REASONS.index("retry")
 _RE_SCORE = REASONS.index("re-score")
+_NO_FEATURES = REASONS.index("features missing")
 
 _BATCH_ROWS = 100_000
 
@@ -281,6 +284,13 @@ SELECT v.row_index, r.model_index FROM scores s
 JOIN refs r ON r.model_id = s.model_id AND r.fingerprint = s.fingerprint
 JOIN videos v ON v.video_id = s.video_id AND v.content_id = s.content_id
 WHERE {within} AND s.model_id IN ({model_ids}) {young}
+"""
+
+_HAS_FEATURES = """
+SELECT v.row_index, r.model_index FROM features s
+JOIN refs r ON r.model_id = s.model_id AND r.fingerprint = s.fingerprint
+JOIN videos v ON v.video_id = s.video_id AND v.content_id = s.content_id
+WHERE {within} AND s.model_id IN ({model_ids})
 """
 
 # How the newest row of the video and the model name differs from what is planned.
@@ -352,6 +362,7 @@ def compute_due_reasons(
     models: Sequence[ModelRef],
     select: Select,
     now: datetime | None,
+    with_features: Collection[str],
 ) -> DueReasons:
     """Return why each of `videos` (video_id, content_id) is due for each model. Without tables all are new."""
     states = np.full((videos.num_rows, len(models)), _NEW, np.int8)
@@ -365,6 +376,8 @@ def compute_due_reasons(
     _register_videos(connection, videos, None)
     for rows, refs in _fetch(connection, _CURRENT, parameters, "row_index", "model_index"):
         states[rows, refs] = CURRENT
+    lacks_features = _lack_features(connection, tables, parameters, states, models, with_features)
+    states[lacks_features] = _NO_FEATURES
     is_due = states != CURRENT
     due_rows = np.flatnonzero(is_due.any(axis=1))
     if not len(due_rows):
@@ -378,17 +391,35 @@ def compute_due_reasons(
         states[rows, refs] = np.where(is_due[rows, refs], reasons, CURRENT)
         scored_at_s[rows, refs] = times_s
     scored_seq: NDArray[np.int64] | None = None
-    if select.age is not None:
-        # Only if a maximum age is selected can a task that is due have a score of the same identity.
+    if select.age is not None or lacks_features.any():
+        # Only then can a task that is due have a score of the same identity.
         scored_seq = np.full(states.shape, -1, np.int64)
         for rows, refs, seqs in _fetch(connection, _SCORED, parameters, "row_index", "model_index", "scored_seq"):
             scored_seq[rows, refs] = seqs
         states[is_due & (scored_seq >= 0)] = _RE_SCORE
     _apply_failures(connection, parameters, states, is_due, scored_seq, include_permanent=select.include_permanent)
-    is_stale = (states >= 0) & (states != _RE_SCORE) & (scored_at_s > 0)
+    states[lacks_features & (states >= 0)] = _NO_FEATURES
+    is_stale = (states >= 0) & (states != _RE_SCORE) & (states != _NO_FEATURES) & (scored_at_s > 0)
     if not is_stale.any():
         return DueReasons(states)
     return DueReasons(states, datetime.fromtimestamp(int(scored_at_s[is_stale].min()), UTC))
+
+
+def _lack_features(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Tables,
+    parameters: _Parameters,
+    states: NDArray[np.int8],
+    models: Sequence[ModelRef],
+    with_features: Collection[str],
+) -> NDArray[np.bool_]:
+    """Return which current tasks have no stored features although their model is to store them."""
+    lacks: NDArray[np.bool_] = (states == CURRENT) & np.array([model.name in with_features for model in models])
+    if lacks.any():
+        connection.register(FEATURES.name, tables.dataset(FEATURES.name))
+        for rows, refs in _fetch(connection, _HAS_FEATURES, parameters, "row_index", "model_index"):
+            lacks[rows, refs] = False
+    return lacks
 
 
 def _apply_failures(

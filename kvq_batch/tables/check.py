@@ -38,7 +38,7 @@ MAX_EXAMPLES = 20
 """Rows of one kind of finding that are listed. The others are only counted."""
 
 _SEVERITIES = ("error", "warning", "info")
-_LOAD_ORDER = ("runs", "scores", "failures", "clips", "maps", "catalog", "models", "labels", "opinions")
+_LOAD_ORDER = ("runs", "scores", "failures", "clips", "maps", "features", "catalog", "models", "labels", "opinions")
 _NUM_THREADS = 16
 _OUT_OF_REACH = ("forbidden", "no_credentials", "unreachable")
 
@@ -208,6 +208,7 @@ _UNIQUE: Mapping[str, tuple[str, ...]] = {
     "scores": _IDENTITY,
     "clips": (*_IDENTITY, "clip_index"),
     "maps": (*_IDENTITY, "clip_index"),
+    "features": _IDENTITY,
     "catalog": ("video_id", "catalog", "commit_seq"),
     "labels": ("video_id", "label_id"),
 }
@@ -313,7 +314,7 @@ def _row_queries(last: int) -> Iterator[tuple[Severity, str, str, str]]:
         yield "error", "duplicate", table, _duplicates(table, keys)
     yield "error", "duplicate", "failures", _duplicates("final_failures", _UNIQUE_FINAL)
     yield "error", "scored_and_failed", "scores", _SCORED_AND_FAILED
-    for table in ("clips", "maps"):
+    for table in ("clips", "maps", "features"):
         yield "error", "without_score", table, _WITHOUT_SCORE.format(table=table)
         yield "info", "invisible", table, _INVISIBLE.format(table=table)
     yield "error", "clip_count", "clips", _CLIP_COUNT.format(table="clips", join="LEFT")

@@ -104,6 +104,13 @@ class MapRow(IdentityRow, MapColumns):
     clip_index: int
 
 
+class FeatureRow(IdentityRow):
+    model_name: str
+    num_features: int
+    num_undefined: int
+    features: Sequence[float]
+
+
 class FailureRow(IdentityRow):
     uri: str
     model_name: str
@@ -238,6 +245,7 @@ ROW_TYPES: Mapping[str, type] = {
     "scores": ScoreRow,
     "clips": ClipRow,
     "maps": MapRow,
+    "features": FeatureRow,
     "failures": FailureRow,
     "models": ModelRow,
     "runs": RunRow,

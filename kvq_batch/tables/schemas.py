@@ -160,7 +160,7 @@ CLIPS = TableSchema(
         Column("slot_start_s", _REALS, "time of the first frame of each time slot in the video, seconds"),
         Column("raw_score", REAL, "score of the model for this clip"),
         Column("slot_scores", _FLOATS, "score of each time slot; empty if the model has none"),
-        Column("features", _FLOATS, "pooled features of the model; null if they were not requested"),
+        Column("features", _FLOATS, "features of this clip, if they are stored and the video has several clips"),
     ),
     sort_by=("video_id", "clip_index"),
     partition_by=("model_id",),
@@ -189,6 +189,24 @@ MAPS = TableSchema(
         Column("saliency_mean", _BYTES, "mean of the saliency over the time slots, flat [row, column], as saliency"),
     ),
     sort_by=("video_id", "clip_index"),
+    partition_by=("model_id",),
+)
+
+FEATURES = TableSchema(
+    "features",
+    (
+        _VIDEO_ID,
+        _CONTENT_ID,
+        _MODEL_ID,
+        _MODEL_NAME,
+        _FINGERPRINT,
+        _RUN_ID,
+        _COMMIT_SEQ,
+        Column("num_features", INT, "number of features"),
+        Column("num_undefined", INT, "features that are NaN or infinite: pictures without detail or without motion"),
+        Column("features", _FLOATS, "features of the video in the order of the model, means over clips"),
+    ),
+    sort_by=("video_id",),
     partition_by=("model_id",),
 )
 
@@ -340,13 +358,15 @@ OPINIONS = TableSchema(
     sort_by=("dataset", "video_id"),
 )
 
-TABLES: tuple[TableSchema, ...] = (CATALOG, SCORES, CLIPS, MAPS, FAILURES, MODELS, RUNS, LABELS, OPINIONS)
+TABLES: tuple[TableSchema, ...] = (
+    CATALOG, SCORES, CLIPS, MAPS, FEATURES, FAILURES, MODELS, RUNS, LABELS, OPINIONS,
+)  # fmt: skip
 
-ADDED_TABLES = frozenset({"labels", "opinions"})
+ADDED_TABLES = frozenset({"features", "labels", "opinions"})
 """Tables that may be missing: they count as empty, and the next run creates them."""
 
-DATA_TABLES: tuple[str, ...] = ("maps", "clips", "failures", "scores")
-"""Order of commits of one batch. `scores` is last, so that a visible score always has its maps and clips."""
+DATA_TABLES: tuple[str, ...] = ("maps", "clips", "features", "failures", "scores")
+"""Order of commits of one batch. `scores` is last, so that a visible score always has its maps, clips and features."""
 
 RESULT_TABLES: tuple[str, ...] = (*DATA_TABLES, "labels")
 """Tables with results of runs. Each of them rejects the commits of a stale writer."""

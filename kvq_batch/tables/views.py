@@ -1,7 +1,7 @@
 """Views for SQL queries: their definitions over the raw Delta tables, and descriptions of their columns.
 
-Runs only append. The views select what is current, by commit order and not by time. Maps and clips are shown only
-together with a score of the same commit, so rows that a crashed run left are never visible.
+Runs only append. The views select what is current, by commit order and not by time. Maps, clips and features are
+shown only together with a score of the same commit, so rows that a crashed run left are never visible.
 """
 
 from collections.abc import Mapping
@@ -81,6 +81,13 @@ ON s.video_id = c.video_id AND s.model_id = c.best.model_id AND s.commit_seq = c
 _WITH_SCORE = """
 SELECT t.* FROM raw_{table} t
 SEMI JOIN raw_scores s ON s.video_id = t.video_id AND s.model_id = t.model_id AND s.commit_seq = t.commit_seq
+"""
+
+# `is_stale` is that of the score.
+_FEATURES_LATEST = """
+SELECT f.*, s.is_stale FROM raw_features f
+JOIN (SELECT video_id, model_id, commit_seq, is_stale FROM scores_latest) s
+    ON s.video_id = f.video_id AND s.model_id = f.model_id AND s.commit_seq = f.commit_seq
 """
 
 _NEWEST = "SELECT * FROM raw_{table} QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY commit_seq DESC) = 1"
@@ -222,6 +229,8 @@ VIEWS: Mapping[str, str] = {
     "scores_latest": _SCORES_LATEST,
     "clips": _WITH_SCORE.format(table="clips"),
     "maps": _WITH_SCORE.format(table="maps"),
+    "features": _WITH_SCORE.format(table="features"),
+    "features_latest": _FEATURES_LATEST,
     "failures": _FAILURES,
     "labels": _NEWEST.format(table="labels", keys="label_id"),
     "opinions": f"SELECT * FROM ({_NEWEST.format(table='opinions', keys='dataset, video_id')}) WHERE NOT is_withdrawn",
@@ -240,6 +249,8 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "scores_latest": "one score per video of the catalog and model: the current one, or an older one marked as stale",
     "clips": "clips of all scores",
     "maps": "stored maps of all scores",
+    "features": "stored features of all scores",
+    "features_latest": "stored features of the scores in scores_latest",
     "failures": "all committed failures",
     "labels": "one row per rendition of a reference segment that was made and measured",
     "opinions": "the newest opinion on each video in each data set",
@@ -275,6 +286,7 @@ _COMPUTED: Mapping[str, str] = {
 
 _TABLE_OF: Mapping[str, str] = {
     "scores_latest": "scores",
+    "features_latest": "features",
     "unresolved_failures": "failures",
     "timeline": "",
     "regions": "",

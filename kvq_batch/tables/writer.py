@@ -50,6 +50,7 @@ class Batch:
     clips: pa.Table = None
     failures: pa.Table = None
     scores: pa.Table = None
+    features: pa.Table = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Writer:
         return (self.epoch << COUNTER_BITS) | self._counter
 
     def commit(self, batch: Batch) -> int:
-        """Commit maps, clips, failures and scores, in this order. Return the `commit_seq`."""
+        """Commit maps, clips, features, failures and scores, in this order. Return the `commit_seq`."""
         return self._commit({name: getattr(batch, name) for name in DATA_TABLES})
 
     def commit_labels(self, labels: pa.Table | None, failures: pa.Table | None) -> int:

@@ -1,6 +1,7 @@
 """The tracker closes every task exactly once, whether results arrive once, twice, late or never."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
 from kvq_batch.engine.work_tracker import MAX_PREEMPTED_ATTEMPTS
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.planning.plan import tasks_to_items
-from kvq_batch.tables.schemas import make_rows
+from kvq_batch.tables.schemas import DATA_TABLES, make_rows
 
 FACTS = {"width_px": 64, "height_px": 48, "num_frames": 10, "codec": "h264"}
 
@@ -107,7 +108,8 @@ def test_rows_match_table_schemas() -> None:
     tracker.add(scored(0, [0], 1))
     tracker.add(failed(1, 1, DecodeError("undecodable", "no", True)))
     rows = tracker.take()
-    tables = {name: make_rows(name, getattr(rows, name)) for name in ("maps", "clips", "failures", "scores")}
+    tables = {name: make_rows(name, getattr(rows, name)) for name in DATA_TABLES}
+    assert tables.pop("features").num_rows == 0
     assert {name: table.num_rows for name, table in tables.items()} == dict.fromkeys(tables, 1)
     assert tables["scores"]["width_px"].to_pylist() == [64]
     assert tables["clips"]["slot_start_s"].to_pylist() == [[0.0, 0.2]]
@@ -123,6 +125,32 @@ def test_score_is_mean_of_all_clips() -> None:
     (row,) = (rows := tracker.take()).scores
     assert (row["raw_score"], row["score_spread"], row["num_clips"], row["outputs"]) == (2.0, 1.0, 2, [("x", 4.0)])
     assert [clip["clip_index"] for clip in rows.clips] == [0, 1]
+
+
+def with_features(table: pa.Table, features: list[float] | None) -> pa.Table:
+    (value,) = table["result_0"].to_pylist(maps_as_pydicts="lossy")
+    value |= {"outputs": [], "features": features}
+    return table.set_column(table.column_names.index("result_0"), "result_0", pa.array([value], RESULT))
+
+
+def test_features_of_a_video_are_means_over_clips_where_they_are_defined() -> None:
+    models = (replace(job_model("a"), stores_features=True), job_model("b"))
+    tracker = ScoreTracker(tasks_to_items(task_table(("x", "a")), models), models, 3, CircuitBreaker(1000, 1.0))
+    nan, inf = float("nan"), float("inf")
+    tracker.add(with_features(scored(0, [0], 1, clip=0, num_clips=2), [1.0, nan, nan, inf]))
+    tracker.add(with_features(scored(0, [0], 1, clip=1, num_clips=2), [2.0, 5.0, nan, inf]))
+    rows = tracker.take()
+    (row,) = make_rows("features", rows.features).to_pylist()
+    assert (row["num_features"], row["num_undefined"], row["model_name"]) == (4, 2, "a")
+    np.testing.assert_array_equal(row["features"], [1.5, 5.0, nan, inf])
+    assert [(clip["features"] or [])[0] for clip in rows.clips] == [1.0, 2.0]
+
+
+def test_features_that_the_job_does_not_store_are_dropped() -> None:
+    tracker = tracker_of(("x", "a"))
+    tracker.add(with_features(scored(0, [0], 1), [1.0]))
+    rows = tracker.take()
+    assert (rows.features, rows.clips[0]["features"]) == ([], None)
 
 
 def test_models_of_one_video_close_separately() -> None:

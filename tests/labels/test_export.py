@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ from kvq_batch.config.job import Catalog
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.labeling.planning import plan_labels
 from kvq_batch.labeling.run import run_labels
-from kvq_batch.labels.export import SetFolder, SetRequest, SetSummary, TarShards, export_set
+from kvq_batch.labels.export import SetFolder, SetRequest, SetSummary, TarShards, export_features, export_set
 from kvq_batch.labels.files import Scale, read_labels
 from kvq_batch.labels.opinions import OpinionList, import_opinions
 from kvq_batch.labels.training_set import parse_shares
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import open_session
 from tests.labeling.test_planning import label_job
 from tests.labeling.test_run import FEW
-from tests.support.scored import Scored, make_scored
+from tests.support.results import KVQ, make_batch
+from tests.support.scored import VIDEO, Scored, make_scored
 
 THIRDS = parse_shares("1/1/1")
 
@@ -174,3 +177,20 @@ def test_shards_are_closed_when_they_are_full(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [f"train-{n:06d}.tar" for n in range(3)]
     with pytest.raises(ValueError, match="contain a dot"):
         shards.add("a.b", {})
+
+
+def test_features_are_exported_as_parquet(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path, num_clips=1)
+    with open_session(scored.tables) as session, pytest.raises(SpecError, match="Store them with --features"):
+        export_features(session, SetFolder(str(tmp_path / "none"), StorageOptions()), None, None)
+    with open_session(scored.tables) as session:
+        content = session.sql(f"SELECT content_id FROM catalog WHERE video_id = '{VIDEO}'").to_pylist()[0]["content_id"]
+    batch = make_batch([VIDEO], KVQ, content)
+    key = {name: batch.scores[name][0].as_py() for name in ("video_id", "content_id", "model_id", "fingerprint")}
+    row = key | {"model_name": KVQ.name, "num_features": 2, "num_undefined": 1, "features": [0.5, float("inf")]}
+    scored.writer.commit(replace(batch, features=make_rows("features", [row])))
+    with open_session(scored.tables) as session:
+        found = export_features(session, SetFolder(str(tmp_path / "set"), StorageOptions()), None, KVQ.name)
+    assert found == {KVQ.model_id: 1}
+    (stored,) = pq.read_table(tmp_path / "set" / "features.parquet").to_pylist()
+    assert (stored["video_id"], stored["features"], stored["num_undefined"]) == (VIDEO, [0.5, float("inf")], 1)

@@ -1,5 +1,6 @@
 """Plans: every reason, tasks that are not planned, invalid catalogs, and changes of catalog rows."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from kvq_batch.domain.identity import ModelRef
 from kvq_batch.planning.plan import Plan, check_roots, make_plan
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Batch, Writer
 from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_run
 
@@ -90,6 +92,7 @@ def test_every_reason_in_one_plan(tables_location: tuple[str, StorageOptions]) -
     assert (plan.num_current, plan.num_quarantined) == (1, 1)
     assert plan.by_reason == {
         "new": 1, "content changed": 2, "model changed": 1, "preprocessing changed": 1, "retry": 2, "re-score": 0,
+        "features missing": 0,
     }  # fmt: skip
     assert plan.tasks.num_rows + plan.num_current + plan.num_quarantined == len(ids)
 
@@ -148,6 +151,33 @@ def test_score_ends_retries(tables: Tables, writer: Writer) -> None:
     writer.commit(make_failures(["a"], permanent=False))
     writer.commit(make_batch(["a"]))
     assert make_plan(tables, make_catalog(["a"]), "nightly", [KVQ]).num_current == 1
+
+
+def with_features(batch: Batch) -> Batch:
+    columns = ("video_id", "content_id", "model_id", "fingerprint", "model_name")
+    rows = [{name: row[name] for name in columns} for row in batch.scores.to_pylist()]
+    return replace(batch, features=make_rows("features", [row | {"features": [0.5, 1.5]} for row in rows]))
+
+
+def test_current_score_without_requested_features_is_due(tables: Tables, writer: Writer) -> None:
+    writer.commit(make_batch(["old"]))
+    writer.commit(with_features(make_batch(["stored"])))
+    writer.commit(make_failures(["broken"]))
+    writer.commit(make_batch(["old", "stored", "broken"], LUMA))
+    catalog = make_catalog(["old", "stored", "broken"])
+    plan = make_plan(tables, catalog, "nightly", [KVQ, LUMA], with_features={KVQ.name})
+    assert reasons(plan) == {("old", "kvq-tiny"): "features missing"}
+    assert (plan.num_current, plan.num_quarantined, plan.oldest_stale_at) == (4, 1, None)
+    assert make_plan(tables, catalog, "nightly", [KVQ, LUMA]).num_current == 5
+
+
+def test_features_that_failed_to_compute_are_quarantined(tables: Tables, writer: Writer) -> None:
+    writer.commit(make_batch(["a", "b"]))
+    writer.commit(make_failures(["a"]))
+    writer.commit(make_failures(["b"], permanent=False))
+    plan = make_plan(tables, make_catalog(["a", "b"]), "nightly", [KVQ], with_features={KVQ.name})
+    assert plan.num_quarantined == 1
+    assert reasons(plan) == {("b", "kvq-tiny"): "features missing"}
 
 
 def test_newest_failure_decides_on_quarantine(tables: Tables, writer: Writer) -> None:

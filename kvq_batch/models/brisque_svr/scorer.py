@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from kvq_batch.domain.scorer import Prediction, ScorerSpec
 from kvq_batch.features.brisque import live_features
 from kvq_batch.features.nss_maps import video_luma
-from kvq_batch.features.rapique import mean_of_defined
+from kvq_batch.features.pooling import mean_of_defined
 from kvq_batch.models.support_vectors import SupportVectorRegressor
 
 
