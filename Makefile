@@ -21,12 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## make clips, score them on a local Ray, run four queries, draw a picture
 	$(BIN)/kvq-batch demo
 
-# These start Ray, count or kill processes, or break connections: one at a time. The others share two processes.
-SERIAL_TESTS := tests/benchmarks tests/cli tests/cluster tests/engine tests/faults
-
 test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(SERIAL_TESTS))
-	$(BIN)/python -m pytest $(SERIAL_TESTS)
+	$(BIN)/python -m pytest -n 2 tests
 
 test-faults: $(STAMP) ## run every fault of docs/reliability.md and all whole runs, with real kills; long
 	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research \

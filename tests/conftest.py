@@ -1,4 +1,9 @@
-"""Fixtures that all tests share. Each is defined next to what it starts."""
+"""Fixtures that all tests share, each defined next to what it starts, and the division of tests between processes."""
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
     "tests.support.s3",
@@ -9,3 +14,22 @@ pytest_plugins = [
     "tests.support.tables_location",
     "tests.support.clips",
 ]
+
+# These start Ray, a cluster, or runs of which a process is killed at a certain moment. They mostly wait, so one process
+# runs them one after the other, from the start, while the other processes take the remaining files one by one.
+ONE_AFTER_THE_OTHER = ("tests/benchmarks/", "tests/cluster/", "tests/engine/", "tests/faults/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(ONE_AFTER_THE_OTHER))
+
+
+class _FilesAndOneSeries(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    def _split_scope(self, nodeid: str) -> str:
+        return "series" if nodeid.startswith(ONE_AFTER_THE_OTHER) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndOneSeries:
+    """Divide the tests of `pytest -n 2`. The order is that of the collection: the series must start first."""
+    config.option.loadscopereorder = False
+    return _FilesAndOneSeries(config, log)

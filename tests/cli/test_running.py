@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -177,7 +176,11 @@ def test_score_of_a_broken_file_exits_with_3(command: Command, tmp_path: Path) -
     assert command.left() == []
 
 
-def test_score_without_tables_prints_scores(command: Command, tmp_path: Path) -> None:
+def test_score_without_tables_prints_scores(
+    command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setenv("TMPDIR", str(scratch))
     write_demo_clips(tmp_path / "videos", 1, SHAPE, DEGRADATIONS[:2])
     (tmp_path / "videos" / "page.mp4").write_bytes(b"<!DOCTYPE html><html><body>404</body></html>")
 
@@ -185,7 +188,7 @@ def test_score_without_tables_prints_scores(command: Command, tmp_path: Path) ->
         running = command.start("score", "videos", "--model", "luma-sharpness", *arguments)
         stdout, stderr = running.communicate(timeout=CLEANUP_TIMEOUT_S)
         assert running.returncode == 3, stderr
-        assert not list(Path(tempfile.gettempdir()).glob("kvq-batch-score-*"))
+        assert not list(scratch.iterdir())
         return stdout, stderr
 
     rows = json.loads(score("--output", "json")[0])
