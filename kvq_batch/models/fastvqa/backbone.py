@@ -156,7 +156,7 @@ class FragmentAttention(nn.Module):
         return bias if is_separated is None else bias + SEPARATION * is_separated
 
     def forward(self, normal: Tensor, bias: Tensor) -> Tensor:
-        return linear(window_attention(linear(normal, self.qkv), self.num_heads, bias), self.proj)
+        return linear(window_attention(linear(normal, self.qkv), self.num_heads, [(len(normal), bias)]), self.proj)
 
 
 def _entries(table: Tensor, index: Tensor) -> Tensor:

@@ -5,15 +5,23 @@ Partition, roll and their inverses are one table of token indices: a block gathe
 they are in cache, and scatters them back. Attention scores are computed in blocks that fit a cache; the L x L matrix of
 section 3.3 is never in memory as a whole.
 
+The host runs ahead of a GPU, so nothing here reads a value from a device: what depends on shapes only is computed on
+the host, once, and kept for each device.
+
 Axes: B clips, n or W windows, N tokens of a window, L = W * N tokens of a clip, h heads, d head width, C = h * d,
 K selected windows.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvq_batch.models.kvq.config import Grid
@@ -29,57 +37,108 @@ _CPU_SALIENCY_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class WindowGroup:
-    """Windows of one layout that share one attention mask.
+    """Windows of one layout that share one attention mask: those from `start` to before `stop`.
 
-    `windows` int64 [n] holds their indices; `is_separated` bool [N, N] is true between tokens of different regions, or
-    None if all tokens are of one region.
+    `kind` is the number of the mask in the layout. `is_separated` bool [N, N] is true between tokens of different
+    regions, or None if all tokens are of one region.
     """
 
-    windows: Tensor
+    kind: int
+    start: int
+    stop: int
     is_separated: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class WindowLayout:
-    """The windows of one block.
+    """The windows of one block, on one device. It is immutable and shared: `window_layout` keeps it.
 
     `indices` int64 [W, N] holds the index of each token in the flat padded grid; `padded` is the size of that grid.
-    Windows, and tokens in them, are ordered by (slot, row, column) of the rolled grid.
+    `positions` int64 [D * H * W] holds the position, in `indices`, of each token of the grid without padding.
+    Windows are ordered by mask, so a group is a slice, and then by (slot, row, column) of the rolled grid, as tokens
+    in them are. `by_grid` and `by_mask` int64 [W] translate this order: `by_grid[i]` is the window that is number i in
+    the rolled grid, and `by_mask` is its inverse. Both are None if the orders are the same.
     """
 
     padded: Grid
     indices: Tensor
+    positions: Tensor
     groups: tuple[WindowGroup, ...]
+    by_grid: Tensor | None
+    by_mask: Tensor | None
+
+    def steps(self, size: int) -> Iterator[tuple[WindowGroup, ...]]:
+        """Yield the windows in steps of at most `size`: for each step the groups, or slices of them."""
+        count = len(self.indices)
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            yield tuple(
+                replace(group, start=max(start, group.start), stop=min(stop, group.stop))
+                for group in self.groups
+                if group.start < stop and group.stop > start
+            )
 
 
+@lru_cache(maxsize=64)
 def window_layout(grid: Grid, window: Grid, is_shifted: bool, device: torch.device) -> WindowLayout:
-    """Return the windows of a grid; odd blocks are shifted, even ones are not."""
+    """Return the windows of a grid; odd blocks are shifted, even ones are not.
+
+    Layouts are computed on the host and kept, so a device never waits for one.
+    """
     size, shift = _fit_window(grid, window, is_shifted)
     counts = tuple(-(-extent // step) for extent, step in zip(grid, size, strict=True))
     padded: Grid = (counts[0] * size[0], counts[1] * size[1], counts[2] * size[2])
-    flat = torch.arange(math.prod(padded), device=device).view(padded)
-    indices = _partition(torch.roll(flat, [-step for step in shift], dims=(0, 1, 2)), counts, size)
+    flat = np.arange(math.prod(padded)).reshape(padded)
+    indices = _partition(np.roll(flat, [-step for step in shift], axis=(0, 1, 2)), counts, size)
 
     # Only the last window of a shifted axis has a mask of its own, so there are at most 8 masks.
-    regions = torch.zeros(padded, dtype=torch.int64, device=device)
-    kinds = torch.zeros(counts, dtype=torch.int64, device=device)
+    regions = np.zeros(padded, np.int64)
+    kinds = np.zeros(counts, np.int64)
     for axis in range(3):
         if shift[axis]:
-            index = torch.arange(padded[axis], device=device)
+            index = np.arange(padded[axis])
             start, wrapped = padded[axis] - size[axis], padded[axis] - shift[axis]
-            region = (index >= start).long() + (index >= wrapped).long()
-            last = (torch.arange(counts[axis], device=device) == counts[axis] - 1).long()
+            region = (index >= start).astype(np.int64) + (index >= wrapped)
+            last = np.arange(counts[axis]) == counts[axis] - 1
             along = [-1 if other == axis else 1 for other in range(3)]
-            regions = regions * 3 + region.view(along)
-            kinds = kinds * 2 + last.view(along)
+            regions = regions * 3 + region.reshape(along)
+            kinds = kinds * 2 + last.reshape(along)
     in_window = _partition(regions, counts, size)
-    kinds = kinds.flatten()
-    groups = []
-    for kind in torch.unique(kinds).tolist():
-        windows = (kinds == kind).nonzero().flatten()
-        tokens = in_window[windows[0]]
-        groups.append(WindowGroup(windows, (tokens[:, None] != tokens[None, :]) if kind else None))
-    return WindowLayout(padded, indices, tuple(groups))
+    order = np.argsort(kinds, axis=None, kind="stable")
+    groups: list[WindowGroup] = []
+    for kind, start, count in zip(*np.unique(kinds.ravel()[order], return_index=True, return_counts=True), strict=True):
+        tokens = in_window[order[start]]
+        separated = constant(tokens[:, None] != tokens[None, :], device) if kind else None
+        groups.append(WindowGroup(len(groups), int(start), int(start + count), separated))
+    rank = np.argsort(order)
+    is_same = np.array_equal(order, np.arange(len(order)))
+    positions = np.argsort(indices[order], axis=None).reshape(padded)[: grid[0], : grid[1], : grid[2]].ravel()
+    return WindowLayout(
+        padded,
+        constant(indices[order], device),
+        constant(positions, device),
+        tuple(groups),
+        None if is_same else constant(rank, device),
+        None if is_same else constant(order, device),
+    )
+
+
+@lru_cache(maxsize=64)
+def window_rows(layout: WindowLayout, clips: int) -> Tensor:
+    """Return the row of each token of each window in tokens [B * L, C] of padded grids, int64 [W * B * N].
+
+    Windows come before clips, so that a group of windows is a slice of all clips.
+    """
+    length = math.prod(layout.padded)
+    with torch.inference_mode(False):
+        first = torch.arange(clips, device=layout.indices.device) * length
+        return (layout.indices[:, None] + first[:, None]).flatten()
+
+
+def constant(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor that is kept: it can be used with gradients too, wherever it was first needed."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
 def _fit_window(grid: Grid, window: Grid, is_shifted: bool) -> tuple[Grid, Grid]:
@@ -90,30 +149,31 @@ def _fit_window(grid: Grid, window: Grid, is_shifted: bool) -> tuple[Grid, Grid]
     return (size[0], size[1], size[2]), (shift[0], shift[1], shift[2])
 
 
-def _partition(grid: Tensor, counts: tuple[int, ...], size: Grid) -> Tensor:
+def _partition(grid: NDArray[np.int64], counts: tuple[int, ...], size: Grid) -> NDArray[np.int64]:
     """Reshape [D, H, W] to [windows, tokens of a window]."""
-    parts = grid.view(counts[0], size[0], counts[1], size[1], counts[2], size[2])
-    return parts.permute(0, 2, 4, 1, 3, 5).reshape(math.prod(counts), math.prod(size))
+    parts = grid.reshape(counts[0], size[0], counts[1], size[1], counts[2], size[2])
+    return parts.transpose(0, 2, 4, 1, 3, 5).reshape(math.prod(counts), math.prod(size))
 
 
+@lru_cache(maxsize=64)
 def bias_index(num_tokens: int, window: Grid, device: torch.device, size: Grid | None = None) -> Tensor:
     """Return the row of the relative position bias table for each pair of tokens, int64 [N, N] (KVQ_SPEC section 3.2).
 
     `window` is the window of the table. Coordinates are those in a window of `size`; by default those of a full window
     even if the window is smaller, as the published network was trained.
     """
-    token = torch.arange(num_tokens, device=device)
+    token = np.arange(num_tokens)
     _, rows, columns = size or window
     coordinates = (token // (rows * columns), token // columns % rows, token % columns)
-    index = torch.zeros(num_tokens, num_tokens, dtype=torch.int64, device=device)
+    index = np.zeros((num_tokens, num_tokens), np.int64)
     for extent, coordinate in zip(window, coordinates, strict=True):
         index = index * (2 * extent - 1) + (coordinate[:, None] - coordinate[None, :] + extent - 1)
-    return index
+    return constant(index, device)
 
 
 def step_bytes(device: torch.device) -> int:
     """Return the memory that one step of a blocked computation may use: a share of a CPU's cache or a GPU's memory."""
-    return _CUDA_STEP_BYTES if device.type == "cuda" else _CPU_STEP_BYTES
+    return _CPU_STEP_BYTES if device.type == "cpu" else _CUDA_STEP_BYTES
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,11 +182,20 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def window_attention(qkv: Tensor, num_heads: int, bias: Tensor) -> Tensor:
-    """Return softmax(s q k^T + bias) v of each window, [n, N, C]; qkv is [n, N, 3C], `bias` [h, N, N] (section 3.2)."""
+def window_attention(qkv: Tensor, num_heads: int, biases: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """Return softmax(s q k^T + bias) v of each window, [n, N, C]; qkv is [n, N, 3C] (section 3.2).
+
+    `biases` are the biases [h, N, N] of successive windows, each with the number of windows that share it.
+    """
     query, key, value = split_heads(qkv, num_heads)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].expand(len(qkv), -1, -1, -1))
-    return mixed.transpose(1, 2).flatten(2)
+    mixed, start = [], 0
+    for count, bias in biases:
+        part = slice(start, start + count)
+        mask = bias[None].expand(count, -1, -1, -1)
+        out = F.scaled_dot_product_attention(query[part], key[part], value[part], attn_mask=mask)
+        mixed.append(out.transpose(1, 2).flatten(2))
+        start += count
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 def select_windows(mean_query: Tensor, mean_key: Tensor, num_heads: int, top_k: int) -> tuple[Tensor, Tensor]:
@@ -145,18 +214,19 @@ def select_windows(mean_query: Tensor, mean_key: Tensor, num_heads: int, top_k: 
 
 
 def cross_window_attention(qkv: Tensor, num_heads: int, windows: Tensor, weights: Tensor) -> Tensor:
-    """Return the attention of each window to the tokens of its selected windows, [B, W, N, C] (section 3.3).
+    """Return the attention of each window to the tokens of its selected windows, [W, B, N, C] (section 3.3).
 
-    `qkv` is [B, W, N, 3C]. Keys and values are both scaled by the weight of their window. They are gathered for some
-    heads at a time, because all of them take K times the memory of `qkv`. Fused attention is used on a CPU too: on one
-    thread, at the sizes of the published stage 3, it reaches 65 GFLOP/s; two products and a softmax reach 44 to 53.
+    `qkv` is [W, B, N, 3C], `windows` and `weights` are [B, h, W, K]. Keys and values are both scaled by the weight of
+    their window. They are gathered for some heads at a time, because all of them take K times the memory of `qkv`.
+    Fused attention is used on a CPU too: on one thread, at the sizes of the published stage 3, it reaches 65 GFLOP/s;
+    two products and a softmax reach 44 to 53.
     """
-    clips, count, tokens, width = qkv.shape
+    count, clips, tokens, width = qkv.shape
     selected = windows.shape[-1]
     head_bytes = 2 * clips * count * selected * tokens * (width // 3 // num_heads) * qkv.element_size()
     step = max(1, min(num_heads, step_bytes(qkv.device) // head_bytes))
-    # Heads before windows: [B, h, W, N, d].
-    query, key, value = (part.transpose(1, 2) for part in split_heads(qkv, num_heads))
+    # [W, B, h, N, d] -> [B, h, W, N, d]
+    query, key, value = (part.permute(1, 2, 0, 3, 4) for part in split_heads(qkv, num_heads))
     mixed = []
     for first in range(0, num_heads, step):
         heads = slice(first, first + step)
@@ -165,8 +235,9 @@ def cross_window_attention(qkv: Tensor, num_heads: int, windows: Tensor, weights
         keys, values = (_gather(part[:, heads].flatten(0, 1), rows, scale) for part in (key, value))
         out = _attend(query[:, heads].flatten(0, 1), keys, values)
         mixed.append(torch.unflatten(out, 0, (clips, -1)))
-    # [B, h, W, N, d] -> [B, W, N, C]
-    return torch.cat(mixed, dim=1).permute(0, 2, 3, 1, 4).flatten(3)
+    # [B, h, W, N, d] -> [W, B, N, C]
+    joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+    return joined.permute(2, 0, 3, 1, 4).flatten(3)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -185,17 +256,24 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _gather(tokens: Tensor, windows: Tensor, scale: Tensor) -> Tensor:
     """Return the tokens of selected windows, times their scale: [n, W, K * N, d] of [n, W, N, d] and [n, W, K]."""
     groups, count, length, width = tokens.shape
-    offsets = torch.arange(groups, device=tokens.device)[:, None, None] * count
     flat = tokens.reshape(groups * count, length * width)
-    picked = flat.index_select(0, (windows + offsets).flatten()).view(groups, count, -1, length * width)
+    rows = (windows + _offsets(groups, count, tokens.device)).flatten()
+    picked = flat.index_select(0, rows).view(groups, count, -1, length * width)
     return picked.mul_(scale).view(groups, count, -1, width)
+
+
+@lru_cache(maxsize=64)
+def _offsets(groups: int, count: int, device: torch.device) -> Tensor:
+    """Return the number of windows before those of each group, int64 [n, 1, 1]."""
+    return constant(np.arange(groups)[:, None, None] * count, device)
 
 
 def saliencies(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Return `saliency` of each clip, float32 [B, L], of [B, L, C] twice. Small clips, as in training, are batched."""
     clips, length, _ = query.shape
     step = _saliency_bytes(query.device) // (4 * length * length)
-    if clips == 1 or step < 2:
+    # On a GPU, whole matrices of single clips are few kernels.
+    if step < 1 or (query.device.type == "cpu" and (clips == 1 or step < 2)):
         return torch.stack([saliency(q, k, scale) for q, k in zip(query, key, strict=True)])
     parts = zip(torch.split(query * scale, step), torch.split(key, step), strict=True)
     return torch.cat([torch.softmax(q @ k.mT, -1, dtype=torch.float32).sum(1) for q, k in parts])
@@ -225,4 +303,4 @@ def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 def _saliency_bytes(device: torch.device) -> int:
-    return _CUDA_STEP_BYTES // 2 if device.type == "cuda" else _CPU_SALIENCY_BYTES
+    return _CPU_SALIENCY_BYTES if device.type == "cpu" else _CUDA_STEP_BYTES

@@ -6,23 +6,33 @@ Axes: B clips, D slots, H rows, W columns (W windows next to N), C channels, L t
 N tokens of a window.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kvq_batch.models.kvq.attention import (
+    WindowGroup,
     WindowLayout,
     cross_window_attention,
     saliencies,
     select_windows,
     step_bytes,
     window_attention,
+    window_rows,
 )
 from kvq_batch.models.kvq.config import KvqConfig
 
 NORM_EPS = 1e-5
 # Attention bias between tokens of different regions of a rolled grid: Swin's finite value, as published.
 SEPARATION = -100.0
+
+Biases = dict[tuple[WindowLayout, int], Tensor]
+"""Attention biases [h, N, N] by layout and kind of windows."""
+
+# Two layouts of eight kinds: a model that scores clips of ever other sizes must not fill the memory.
+_MAX_KEPT_BIASES = 16
 
 
 class Block(nn.Module):
@@ -43,43 +53,54 @@ class Block(nn.Module):
         # Padding comes before the norm, so a padded token is the norm's bias, and attention does not mask it
         # (section 3.1).
         tokens = F.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0])) if any(pad) else x
-        tokens = tokens.flatten(1, 3)
-        crossed, salience = self._cross(tokens, layout) if self.attn.cross_windowattn is not None else (None, None)
+        tokens = tokens.flatten(0, 3)
+        in_windows = window_rows(layout, clips)
+        num_windows, count = layout.indices.shape
+        is_fusion = self.attn.cross_windowattn is not None
+        crossed, salience = None, None
+        if is_fusion:
+            parts = tokens.index_select(0, in_windows).view(-1, count, width)
+            exact = normalise_tokens(parts, self.norm1)
+            normals = exact.to(self.compute_dtype)
+            crossed, salience = self._cross(exact, normals, layout, clips)
         out = torch.empty_like(tokens)
-        count = layout.indices.shape[1]
+        store = self.attn.bias_store(layout, self.compute_dtype)
         widest = max(4 * width, self.mlp.fc1.out_features) * self.compute_dtype.itemsize
         # Steps fit the cache. Under autograd there is one step, because the gradient of each is as large as `tokens`.
         step = max(1, step_bytes(x.device) // (clips * count * widest))
-        if torch.is_grad_enabled():
-            step = len(layout.indices)
-        for group in layout.groups:
-            bias = self.attn.bias(index, group.is_separated, self.compute_dtype)
-            for windows in torch.split(group.windows, step):
-                indices = layout.indices[windows].flatten()
-                part = tokens.index_select(1, indices).view(-1, count, width)
-                mixed = self.attn(self._norm1(part), bias)
-                if crossed is not None:
-                    mixed = mixed.add_(crossed.index_select(1, windows).view_as(mixed))
-                part = mixed.add_(part)
-                part = self.mlp(normalise_tokens(part, self.norm2).to(self.compute_dtype)).add_(part)
-                out = out.index_copy_(1, indices, part.view(clips, -1, width))
-        grid = torch.unflatten(out, 1, layout.padded)[:, :slots, :rows, :columns]
-        if salience is not None:
-            salience = torch.unflatten(salience, 1, layout.padded)[:, :slots, :rows, :columns]
-        return grid, salience
+        for groups in layout.steps(num_windows if torch.is_grad_enabled() else step):
+            within = slice(groups[0].start * clips, groups[-1].stop * clips)
+            indices = in_windows[within.start * count : within.stop * count]
+            if is_fusion:
+                part, normal = parts[within], normals[within]
+            else:
+                part = tokens.index_select(0, indices).view(-1, count, width)
+                normal = normalise_tokens(part, self.norm1).to(self.compute_dtype)
+            found = self.attn.biases(layout, groups, index, self.compute_dtype, store)
+            sizes = [(group.stop - group.start) * clips for group in groups]
+            mixed = self.attn(normal, list(zip(sizes, found, strict=True)))
+            if crossed is not None:
+                mixed = added(mixed, crossed[within])
+            part = added(mixed, part)
+            part = added(self.mlp(normalise_tokens(part, self.norm2).to(self.compute_dtype)), part)
+            out = out.index_copy_(0, indices, part.flatten(0, 1))
+        grid = out.view(clips, *layout.padded, width)[:, :slots, :rows, :columns]
+        return grid, None if salience is None else salience.view(clips, slots, rows, columns)
 
-    def _norm1(self, part: Tensor) -> Tensor:
-        return normalise_tokens(part, self.norm1).to(self.compute_dtype)
+    def _cross(self, exact: Tensor, normal: Tensor, layout: WindowLayout, clips: int) -> tuple[Tensor, Tensor]:
+        """Return cross-window attention, float32 [W * B, N, C], and saliency in grid order, [B, D * H * W].
 
-    def _cross(self, tokens: Tensor, layout: WindowLayout) -> tuple[Tensor, Tensor]:
-        """Return cross-window attention of all windows, float32 [B, W, N, C], and saliency in grid order [B, L]."""
+        Both inputs are normalised tokens [W * B, N, C]: in float32, and in the precision of products.
+        """
         cross = self.attn.cross_windowattn
         assert cross is not None
-        normal = normalise_tokens(tokens.index_select(1, layout.indices.flatten()), self.norm1)
-        crossed, by_window = cross(torch.unflatten(normal, 1, layout.indices.shape), self.compute_dtype)
-        salience = torch.empty_like(by_window)
-        salience[:, layout.indices.flatten()] = by_window
-        return crossed, salience
+        crossed, by_window = cross(*(torch.unflatten(part, 0, (-1, clips)) for part in (exact, normal)), layout)
+        return crossed.flatten(0, 1), by_window.index_select(1, layout.positions)
+
+
+def added(update: Tensor, x: Tensor) -> Tensor:
+    """Return the sum of an update and float32 `x`, in float32. It takes the memory of the update if that is float32."""
+    return update.add_(x) if update.dtype == x.dtype else x + update
 
 
 class WindowAttention(nn.Module):
@@ -89,6 +110,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         width = config.width(stage)
         self.num_heads = config.num_heads[stage]
+        self.is_frozen = False
+        self._kept_biases: Biases = {}
         rows = 1
         for extent in config.window:
             rows *= 2 * extent - 1
@@ -98,8 +121,30 @@ class WindowAttention(nn.Module):
         top_k = config.top_k[stage]
         self.cross_windowattn = CrossWindowAttention(width, self.num_heads, top_k) if top_k else None
 
-    def bias(self, index: Tensor, is_separated: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return position bias plus region mask of one group of windows, [h, N, N]."""
+    def bias_store(self, layout: WindowLayout, dtype: torch.dtype) -> Biases:
+        """Return where the biases of a forward pass are kept: across passes only if weights are frozen.
+
+        A CPU keeps small ones only: all biases of the published network take 380 MB.
+        """
+        size = len(layout.groups) * self.num_heads * layout.indices.shape[1] ** 2 * dtype.itemsize
+        return self._kept_biases if self.is_frozen and size <= step_bytes(layout.indices.device) else {}
+
+    def biases(
+        self, layout: WindowLayout, groups: Sequence[WindowGroup], index: Tensor, dtype: torch.dtype, store: Biases
+    ) -> list[Tensor]:
+        """Return position bias plus region mask of each group of windows, [h, N, N]."""
+        found = []
+        for group in groups:
+            bias = store.get((layout, group.kind))
+            if bias is None:
+                if store is not self._kept_biases or len(store) >= _MAX_KEPT_BIASES:
+                    # The next step may start in the middle of this group, and needs no earlier one.
+                    store.clear()
+                bias = store[layout, group.kind] = self._bias(index, group.is_separated, dtype)
+            found.append(bias)
+        return found
+
+    def _bias(self, index: Tensor, is_separated: Tensor | None, dtype: torch.dtype) -> Tensor:
         # Contiguous, because fused attention copies a strided mask on every call, a third of its time. An embedding,
         # because on a CPU the gradient of plain indexing is summed in an order that depends on threads.
         rows = F.embedding(index.flatten(), self.relative_position_bias_table)
@@ -108,8 +153,8 @@ class WindowAttention(nn.Module):
             bias = bias + SEPARATION * is_separated.to(bias.dtype)
         return bias.to(dtype)
 
-    def forward(self, normal: Tensor, bias: Tensor) -> Tensor:
-        return linear(window_attention(linear(normal, self.qkv), self.num_heads, bias), self.proj).float()
+    def forward(self, normal: Tensor, biases: Sequence[tuple[int, Tensor]]) -> Tensor:
+        return linear(window_attention(linear(normal, self.qkv), self.num_heads, biases), self.proj)
 
 
 class CrossWindowAttention(nn.Module):
@@ -122,17 +167,34 @@ class CrossWindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.router = WindowRouter(num_heads, top_k)
 
-    def forward(self, normal: Tensor, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return mixed tokens [B, W, N, C] of normalised windows of that shape, and saliency [B, W * N], float32."""
-        windows, weights = self.router(normal, self.qkv)
-        qkv = linear(normal.to(compute_dtype), self.qkv)
+    def forward(self, exact: Tensor, normal: Tensor, layout: WindowLayout) -> tuple[Tensor, Tensor]:
+        """Return mixed tokens [W, B, N, C] and saliency [B, W * N], both float32, of normalised windows [W, B, N, C].
+
+        `exact` are the windows in float32, `normal` in the precision of products.
+        """
+        windows, weights = self._select(exact, layout)
+        qkv = linear(normal, self.qkv)
         mixed = cross_window_attention(qkv, self.num_heads, windows, weights)
         with torch.no_grad():
-            query, key, _ = qkv.detach().flatten(1, 2).chunk(3, dim=-1)
+            width = qkv.shape[-1] // 3
+            query, key = qkv.detach()[..., : 2 * width].transpose(0, 1).flatten(1, 2).chunk(2, dim=-1)
             # As published: the dot product is over all heads, but scaled as for one.
-            scale = (query.shape[-1] // self.num_heads) ** -0.5
-            salience = saliencies(query, key, scale)
+            salience = saliencies(query, key, (width // self.num_heads) ** -0.5)
         return linear(mixed, self.proj).float(), salience
+
+    @torch.no_grad()
+    def _select(self, exact: Tensor, layout: WindowLayout) -> tuple[Tensor, Tensor]:
+        """Return the selection of the router, which sees windows in the order of the grid, in the order of the layout.
+
+        Among equal windows the first of the grid is selected, so the order matters.
+        """
+        mean = exact.mean(2, dtype=torch.float64).transpose(0, 1)
+        if layout.by_grid is None or layout.by_mask is None:
+            chosen: tuple[Tensor, Tensor] = self.router(mean, self.qkv)
+            return chosen
+        windows, weights = self.router(mean.index_select(1, layout.by_grid), self.qkv)
+        windows = F.embedding(windows.index_select(2, layout.by_mask), layout.by_grid[:, None]).squeeze(-1)
+        return windows, weights.index_select(2, layout.by_mask)
 
 
 class WindowRouter(nn.Module):
@@ -142,23 +204,31 @@ class WindowRouter(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.top_k = top_k
+        self._exact: tuple[Tensor, Tensor] | None = None
+
+    def freeze(self, qkv: nn.Linear) -> None:
+        """Keep the float64 weights of this layer, which will not change."""
+        self._exact = self._weights(qkv)
 
     @torch.no_grad()
-    def forward(self, normal: Tensor, qkv: nn.Linear) -> tuple[Tensor, Tensor]:
-        """Return `select_windows` for windows [B, W, N, C] and the layer that computes their queries and keys.
+    def forward(self, mean: Tensor, qkv: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Return `select_windows` for the means of windows and the layer that computes their queries and keys.
 
-        The layer is applied to the mean of the tokens, in float64. That equals the mean of its outputs, and does not
-        depend on the shape or the precision of other products.
+        `mean` is float64 [B, W, C], of the normalised tokens of each window. The layer is applied to it in float64.
+        That equals the mean of its outputs, and does not depend on the shape or the precision of other products.
         """
-        width = normal.shape[-1]
-        mean = normal.mean(2, dtype=torch.float64)
-        both = F.linear(mean, qkv.weight[: 2 * width].double(), qkv.bias[: 2 * width].double())
-        query, key = both.chunk(2, dim=-1)
+        weight, bias = self._weights(qkv) if self._exact is None else self._exact
+        query, key = F.linear(mean, weight, bias).chunk(2, dim=-1)
         return select_windows(query, key, self.num_heads, self.top_k)
+
+    @torch.no_grad()
+    def _weights(self, qkv: nn.Linear) -> tuple[Tensor, Tensor]:
+        rows = 2 * qkv.in_features
+        return qkv.weight[:rows].double(), qkv.bias[:rows].double()
 
 
 class Mlp(nn.Module):
-    """Two layers with an exact GELU between them."""
+    """Two layers with an exact GELU between them, in the precision of the input."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -166,11 +236,27 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(ratio * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(F.gelu(linear(x, self.fc1)), self.fc2).float()
+        return linear(F.gelu(linear(x, self.fc1)), self.fc2)
 
 
 def normalise_tokens(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def freeze(network: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Declare that the weights of a backbone do not change any more: cast them once, and let it keep what it derives.
+
+    Only weights of products are cast; norms and bias tables stay float32.
+    """
+    network.requires_grad_(requires_grad=False)
+    for module in network.modules():
+        if isinstance(module, CrossWindowAttention):
+            module.router.freeze(module.qkv)
+        elif isinstance(module, WindowAttention):
+            module.is_frozen = True
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            module.to(compute_dtype)
 
 
 def linear(x: Tensor, layer: nn.Linear | nn.Conv3d) -> Tensor:

@@ -1,9 +1,9 @@
 """KVQ network (KVQ_SPEC section 3): maps normalised clips to texture and saliency maps.
 
 Modules and parameters have the published names, so checkpoints load by name. Parameters are float32. Products are
-computed in `compute_dtype`; the residual stream, norms, routing, saliency sums and heads in float32. The network is
-differentiable, except for routing and saliency maps, which are detached as published. Only training mode computes whole
-batches on a CPU, applies dropout in the heads, and can recompute blocks to save memory.
+computed in `compute_dtype`; the residual stream, norms, saliency sums and heads in float32, routing in float64. The
+network is differentiable, except for routing and saliency maps, which are detached as published. Only training mode
+computes whole batches on a CPU, applies dropout in the heads, and can recompute blocks to save memory.
 
 Axes: B clips, T frames, D slots, H rows, W columns, C channels, L tokens of a padded grid, N tokens of a window.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kvq_batch.models.kvq.attention import bias_index, window_layout
-from kvq_batch.models.kvq.blocks import NORM_EPS, Block, linear, normalise_tokens
+from kvq_batch.models.kvq.blocks import NORM_EPS, Block, freeze, linear, normalise_tokens
 from kvq_batch.models.kvq.config import Grid, KvqConfig
 from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding
 from kvq_batch.models.kvq.pixels import padded_to
@@ -70,7 +70,7 @@ class KvqNetwork(nn.Module):
             SpecError: frames of a size that the network cannot run on.
         """
         self.config.maps_shape(clips.shape[2], clips.shape[3], clips.shape[4])
-        if self.training or clips.device.type == "cuda" or len(clips) == 1:
+        if self.training or clips.device.type != "cpu" or len(clips) == 1:
             return self._run_slots(clips) if self.config.slot_by_slot else self._run(clips)
         parts = [self(clip[None]) for clip in clips]
         return KvqMaps(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
@@ -175,12 +175,21 @@ class Head(nn.Module):
 
 
 def build_network(
-    config: KvqConfig, tensors: Mapping[str, Tensor], compute_dtype: torch.dtype = torch.float32
+    config: KvqConfig,
+    tensors: Mapping[str, Tensor],
+    compute_dtype: torch.dtype = torch.float32,
+    *,
+    is_frozen: bool = False,
 ) -> KvqNetwork:
-    """Build a network in scoring mode around tensors, which it shares; `checkpoint.check_tensors` has checked them."""
+    """Build a network in scoring mode around tensors, which it shares; `checkpoint.check_tensors` has checked them.
+
+    The tensors of a frozen network must not change any more: it casts them once and keeps what it derives from them.
+    """
     with torch.device("meta"):
         network = KvqNetwork(config, compute_dtype)
     network.load_state_dict(dict(tensors), strict=True, assign=True)
+    if is_frozen:
+        freeze(network.fragments_backbone, compute_dtype)
     return network.eval()
 
 

@@ -9,6 +9,7 @@ Axes: B clips, T frames, H rows, W columns, n tiles, h and w pixels of a tile.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +32,31 @@ def normalise(clips: Tensor) -> Tensor:
     """Return (x - mean) / std of uint8 RGB [B, T, H, W, 3], float32 [B, 3, T, H, W] (KVQ_SPEC section 2)."""
     # A whole row of constants, because operations on rows of three values take three times as long.
     rows = clips.flatten(3)
-    mean, std = (torch.tensor(values, device=clips.device).repeat(clips.shape[3]) for values in (MEAN, STD))
+    mean, std = (_repeated(values, clips.shape[3], clips.device) for values in (MEAN, STD))
     return rows.to(torch.float32).sub_(mean).div_(std).view(clips.shape).permute(0, 4, 1, 2, 3)
 
 
 def luma(clips: Tensor) -> Tensor:
     """Return the luma in grey levels [B, T, H, W] of normalised clips [B, 3, T, H, W]."""
-    std, mean, weights = (torch.tensor(values, device=clips.device) for values in (STD, MEAN, _LUMA))
-    found: Tensor = torch.tensordot(std * weights, clips, dims=([0], [1])) + (mean * weights).sum()
+    scale, offset = _luma_constants(clips.device)
+    found: Tensor = torch.tensordot(scale, clips, dims=([0], [1])) + offset
     return found
+
+
+# Constants are made once for each device: copying them there would make the host wait for it on every call. They are
+# no inference tensors, so that a network can be trained after it scored.
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _repeated(values: tuple[float, ...], count: int, device: torch.device) -> Tensor:
+    return torch.tensor(values).repeat(count).to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _luma_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the factors float32 [3] and the offset float32 [] that make luma of normalised colours."""
+    std, mean, weights = (torch.tensor(values) for values in (STD, MEAN, _LUMA))
+    return (std * weights).to(device), (mean * weights).sum().to(device)
 
 
 def in_tiles(planes: Tensor, tile: tuple[int, int]) -> Tensor:
@@ -117,13 +134,15 @@ def zero_edged(like: Tensor, rows: tuple[int, int], columns: tuple[int, int]) ->
     return found, found[rows[0] : height - rows[1], columns[0] : width - columns[1]]
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
 def _gaussian(extent: int, sigma: float, radius: int, device: torch.device) -> Tensor:
     """Return the matrix [extent, extent] that blurs one axis: row i has the weights of the sources of pixel i."""
-    taps = torch.arange(-radius, radius + 1, device=device)
+    taps = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-(taps.float() ** 2) / (2 * sigma**2))
-    sources = (torch.arange(extent, device=device)[:, None] + taps).clamp(0, extent - 1)
+    sources = (torch.arange(extent)[:, None] + taps).clamp(0, extent - 1)
     weights = (kernel / kernel.sum()).expand(extent, -1)
-    return torch.zeros(extent, extent, device=device).scatter_add_(1, sources, weights)
+    return torch.zeros(extent, extent).scatter_add_(1, sources, weights).to(device)
 
 
 def padded_to(clips: Tensor, patch: tuple[int, int, int]) -> Tensor:

@@ -32,7 +32,7 @@ class KvqScorer:
         self._is_batched = options.device == "cuda"
         # Copied, because the arrays may be read-only or views of a file.
         tensors = {name: torch.tensor(array, device=self._device) for name, array in checkpoint.tensors.items()}
-        self._network = build_network(checkpoint.config, tensors, _DTYPES[options.precision])
+        self._network = build_network(checkpoint.config, tensors, _DTYPES[options.precision], is_frozen=True)
 
     @property
     def spec(self) -> ScorerSpec:
