@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from kvq_batch.config.train import TrainJob
     from kvq_batch.labels.training_set import LabelledVideo
     from kvq_batch.models.kvq.config import KvqConfig
-    from kvq_batch.training.settings import TrainSettings
+    from kvq_batch.training.architectures import Architecture
+    from kvq_batch.training.settings import NetworkConfig, TrainSettings
     from kvq_batch.training.trainer import TrainingPlan
 
 CURVES_PICTURE = "curve.png"
@@ -33,7 +34,7 @@ def train(
     address: AddressOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Train a model of the KVQ family on labelled videos.
+    """Train a KVQ or a coarse-to-fine SwinV2 network on labelled videos.
 
     Decodes each video once. Holds out whole scenes for validation and keeps
     the weights that score them best, in best.safetensors, which `run` loads.
@@ -58,7 +59,7 @@ def train(
     loaded = load_train_job(job)
     shown = Output(output)
     folder = Path(loaded.out)
-    config, settings = network_of(loaded), settings_of(loaded)
+    settings = settings_of(loaded)
     # Reject what is already known to fail before an hour of decoding.
     if (folder / STATE).exists() and not resume and not dry_run:
         raise SpecError(f"{folder} holds a training. Continue it with --resume, or set another folder in `out`.")
@@ -69,7 +70,7 @@ def train(
     videos = [video for video in listed if video.split != "test"]
     split = split_samples(to_samples(videos), settings.scale, settings.validation_share, settings.seed)
     if dry_run:
-        return shown.record(_facts(loaded, config, videos, len(split.train), len(split.validation), len(listed)))
+        return shown.record(_facts(loaded, settings, videos, len(split.train), len(split.validation), len(listed)))
     with TrainProgress() as progress:
         plan = _planned(loaded, settings, videos, progress)
         finished, seconds = _trained(plan, loaded, resume, address, progress)
@@ -77,8 +78,26 @@ def train(
     return None
 
 
-def network_of(job: "TrainJob") -> "KvqConfig":
-    """Return the network of a job: its preset with the sizes that it overrides. Raises: SpecError."""
+def network_of(job: "TrainJob") -> "NetworkConfig":
+    """Return the network of a job: [swinv2], or the preset of [model] with the sizes that it overrides.
+
+    Raises:
+        SpecError: sizes that do not form a network.
+    """
+    from kvq_batch.models.swinv2_ctf.config import CtfConfig, SwinV2Config
+
+    if job.swinv2 is not None:
+        chosen = job.swinv2.model_dump(exclude={"initialisation", "start", "imagenet"})
+        chosen["spatial"] = SwinV2Config(
+            **{field.name: chosen.pop(field.name) for field in dataclasses.fields(SwinV2Config)}
+        )
+        chosen["num_heads"] = chosen.pop("fusion_heads")
+        return CtfConfig(**chosen)
+    return kvq_network_of(job)
+
+
+def kvq_network_of(job: "TrainJob") -> "KvqConfig":
+    """Return the KVQ network of a job without [swinv2]. Raises: SpecError."""
     from kvq_batch.models.kvq.config import PUBLISHED, TINY
 
     preset = {"published": PUBLISHED, "tiny": TINY}[job.model.preset]
@@ -88,35 +107,48 @@ def network_of(job: "TrainJob") -> "KvqConfig":
 
 def settings_of(job: "TrainJob") -> "TrainSettings":
     """Return the settings of a job for the training package. Raises: SpecError."""
-    from kvq_batch.training.losses import check_cube
-    from kvq_batch.training.settings import LossWeights, Optimiser, TrainSettings
+    from kvq_batch.training.architectures import architecture_of
+    from kvq_batch.training.settings import GroupLoss, LossWeights, Optimiser, TrainSettings
 
-    config = network_of(job)
-    if job.loss.lpc:
-        check_cube(config, job.loss.cube)
-    return TrainSettings(
+    config, training = network_of(job), job.training.model_dump()
+    if training["dropout"] is None:
+        training["dropout"] = 0.5 if job.swinv2 is None else 0.1
+    group_loss = job.group_loss.model_dump() if job.swinv2 is not None else None
+    if group_loss is not None and group_loss["margin"] == "gap":
+        group_loss["margin"] = None
+    settings = TrainSettings(
         config=config,
         scale=job.data.scale,
         loss=LossWeights(**job.loss.model_dump(exclude={"cube"})),
         optimiser=Optimiser(**job.optimiser.model_dump()),
-        initialisation=job.model.initialisation,
+        initialisation=(job.swinv2 or job.model).initialisation,
         cube=job.loss.cube,
-        **job.training.model_dump(),
+        group_loss=None if group_loss is None else GroupLoss(**group_loss),
+        **training,
     )
+    architecture_of(config).check(settings, job.machine.recompute)
+    return settings
 
 
 def _facts(
-    job: "TrainJob", config: "KvqConfig", videos: "list[LabelledVideo]", num_train: int, num_held_out: int, listed: int
+    job: "TrainJob",
+    settings: "TrainSettings",
+    videos: "list[LabelledVideo]",
+    num_train: int,
+    num_held_out: int,
+    listed: int,
 ) -> dict[str, Any]:
     import math
 
-    from kvq_batch.models.kvq.config import tensor_shapes
+    from kvq_batch.training.architectures import architecture_of
 
+    config = settings.config
     # The size of slots at their native size is unknown before they are decoded.
-    clip_bytes = None if job.views.slots else config.num_frames * math.prod(config.input_size) * 3
+    is_unknown = job.views.slots or (job.swinv2 is not None and job.swinv2.view == "native")
+    clip_bytes = None if is_unknown else config.num_frames * math.prod(config.input_size) * 3
     return {
         "model": f"{job.name}@{job.version}",
-        "parameters": sum(math.prod(shape) for shape in tensor_shapes(config).values()),
+        "parameters": architecture_of(config).num_parameters,
         "clip": f"{config.num_frames} frames of {config.input_size[0]} x {config.input_size[1]}",
         "videos": listed,
         "test": listed - len(videos),
@@ -145,15 +177,16 @@ def _planned(
         version=job.version,
         digest="",
         origin="trained",
-        summary=job.summary or f"a KVQ network trained on {job.training_data}",
+        summary=job.summary or f"a {'KVQ' if job.swinv2 is None else 'SwinV2'} network trained on {job.training_data}",
         training_data=job.training_data,
         licence=job.licence,
     )
     machine = Machine(job.machine.device, job.machine.num_threads, job.machine.recompute, job.machine.checkpoint_every)
-    start, kinetics = (
-        None if path is None else Path(path).absolute() for path in (job.model.start, job.model.kinetics)
+    start, backbone = (
+        (job.model.start, job.model.kinetics) if job.swinv2 is None else (job.swinv2.start, job.swinv2.imagenet)
     )
-    return TrainingPlan(settings, machine, source, folder, card, start, kinetics)
+    start_path, backbone_path = (None if path is None else Path(path).absolute() for path in (start, backbone))
+    return TrainingPlan(settings, machine, source, folder, card, start_path, backbone_path)
 
 
 def _trained(
@@ -191,8 +224,8 @@ def _conclude(
     plan: "TrainingPlan", finished: bool, seconds: float, scale: tuple[float, float], shown: Output, again: str
 ) -> None:
     """Draw the curves, calibrate the checkpoint and print the summary."""
-    from kvq_batch.models.kvq.checkpoint import load
     from kvq_batch.report.plots import draw_curves
+    from kvq_batch.training.architectures import architecture_of
     from kvq_batch.training.state import read_curve, read_progress
     from kvq_batch.training.trainer import BEST, CURVE, STATE, VALIDATION
 
@@ -206,11 +239,12 @@ def _conclude(
         shown.note(f"stopped after step {progress.step}; to continue:  {again} --resume")
         raise typer.Exit(130)
     best = folder / BEST
-    is_calibrated = len(validations) > 0 and calibrate(best, folder, scale, shown)
+    architecture = architecture_of(plan.settings.config)
+    is_calibrated = len(validations) > 0 and calibrate(architecture, best, folder, scale, shown)
     found = next((row for row in validations if row["step"] == progress.best_step), None)
     shown.record(
         {
-            "model_id": load(best).card.model_id,
+            "model_id": architecture.load_card(best)[0].model_id,
             "checkpoint": str(best),
             "steps": progress.step,
             "best_step": progress.best_step,
@@ -226,7 +260,9 @@ def _conclude(
     )
 
 
-def calibrate(best: Path, folder: Path, scale: tuple[float, float], shown: Output) -> bool:
+def calibrate(
+    architecture: "Architecture", best: Path, folder: Path, scale: tuple[float, float], shown: Output
+) -> bool:
     """Fit the curve from raw scores to labels on the validation clips and store it in the checkpoint's card.
 
     The curve stays within `scale`, the lowest and the highest label. Returns whether there is one.
@@ -236,7 +272,6 @@ def calibrate(best: Path, folder: Path, scale: tuple[float, float], shown: Outpu
     import numpy as np
 
     from kvq_batch.metrics.logistic import Logistic, fit_logistic
-    from kvq_batch.models.kvq import checkpoint
     from kvq_batch.training.state import replace_file
     from kvq_batch.training.trainer import PREDICTIONS
 
@@ -247,7 +282,7 @@ def calibrate(best: Path, folder: Path, scale: tuple[float, float], shown: Outpu
     if not isinstance(curve, Logistic):
         shown.note(f"no calibration: {curve}")
         return False
-    loaded = checkpoint.load(best)
-    card = dataclasses.replace(loaded.card, calibrations={CALIBRATION: curve.parameters})
-    replace_file(best, lambda path: checkpoint.save(path, dataclasses.replace(loaded, card=card)))
+    card, tensors = architecture.load_card(best)
+    calibrated = dataclasses.replace(card, calibrations={CALIBRATION: curve.parameters})
+    replace_file(best, lambda path: architecture.save(path, calibrated, tensors))
     return True

@@ -32,6 +32,12 @@ class TrainData(Section):
         "else training.validation_share of the scenes is held out.",
         examples=["split"],
     )
+    level_column: str | None = Field(
+        None,
+        description="Column with the level of a bitrate ladder that a rendition was made at, such as name (h264-28) of "
+        "exported labels. For [swinv2].",
+        examples=["name"],
+    )
     cells_column: str | None = Field(
         None,
         description="Column with one .npy file per video, float32 [slots, rows, columns]: labels of the cells of the "
@@ -146,6 +152,71 @@ class TrainModel(Section):
         return self
 
 
+class TrainSwinV2(Section):
+    """The coarse-to-fine network on SwinV2 instead of KVQ; the defaults are SwinV2-T and the specification's sizes."""
+
+    embed_dim: int = Field(96, description="Channels of the first stage.")
+    depths: tuple[int, ...] = Field((2, 2, 6, 2), description="Blocks of each stage.")
+    num_heads: tuple[int, ...] = Field((3, 6, 12, 24), description="Heads of each stage.")
+    window: int = Field(8, description="Side of a window in tokens of 4x4 pixels.")
+    mlp_ratio: int = Field(4, description="Width of the hidden layers of the blocks, as a multiple of their channels.")
+    drop_path: float = Field(0.2, description="Largest share of dropped residual branches (stochastic depth).")
+    dim: int = Field(256, description="Width of the fused features.")
+    fusion_heads: int = Field(4, description="Heads of the layers that fuse stages and frames.")
+    fusion_layers: int = Field(2, description="Layers that fuse the stages.")
+    time_layers: int = Field(2, description="Layers that fuse the frames.")
+    grid: int = Field(8, description="Side of the pooled maps of each stage.")
+    head_hidden: int = Field(64, description="Width of the hidden layer of the head.")
+    fuses_stages: bool = Field(True, description="false: use the last stage only.")
+    fuses_frames: bool = Field(True, description="false: average the frames instead of attending to them.")
+    num_frames: int = Field(8, description="Frames of a clip, at most 32.")
+    input_size: tuple[int, int] = Field((256, 256), description="Height and width in pixels.")
+    view: Literal["resize", "native"] = Field(
+        "resize",
+        description='"resize": short side to 9/8 of the input (if it is longer), then a crop; "native": only a crop, '
+        "which keeps the noise of coding.",
+    )
+    initialisation: Literal["published", "fan-in"] = Field(
+        "published", description='Scheme of random weights: "published" (std 0.02), or "fan-in", for small networks.'
+    )
+    start: str | None = Field(
+        None, description="Checkpoint of this network to start from.", examples=["best.safetensors"]
+    )
+    imagenet: str | None = Field(
+        None,
+        description="SwinV2 file trained on ImageNet (torchvision, microsoft or timm), to start the backbone from.",
+        examples=["swin_v2_t-b137f0e2.pth"],
+    )
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "TrainSwinV2":
+        if self.start is not None and self.imagenet is not None:
+            raise ValueError("start and imagenet exclude each other: a checkpoint already has a backbone")
+        return self
+
+
+class TrainGroupLoss(Section):
+    """The loss of [swinv2], coarse to fine; it replaces [loss]. A term with weight 0 is not computed."""
+
+    quality: float = Field(1.0, ge=0, description="Error of scores, with the scale of the labels as 0 to 1.")
+    contrast: float = Field(
+        0.1, ge=0, description="Group contrast: features of one level alike, of different levels apart."
+    )
+    rank: float = Field(1.0, ge=0, description="Order of the scores inside a level.")
+    quality_form: Literal["l1", "plcc"] = Field("l1", description='"l1" or "plcc", (1 - Pearson) / 2.')
+    contrast_form: Literal["halves", "samples"] = Field(
+        "halves", description='Compare "halves" (means of half of a level) or "samples".'
+    )
+    temperature: float = Field(0.5, gt=0, description="Temperature of the contrast.")
+    margin: float | Literal["gap"] = Field(
+        0.05, description='Margin of the rank term, on the scale 0 to 1; "gap": the difference of the labels.'
+    )
+    gap: float = Field(0.01, ge=0, description="Smallest difference of labels that the rank term orders, on 0 to 1.")
+    levels: int = Field(
+        4, ge=0, description="Levels in a batch, all of the same references. 0: single videos, without levels."
+    )
+
+
 class TrainLoss(Section):
     """Weight of each term of the loss; a term with weight 0 is not computed."""
 
@@ -195,7 +266,9 @@ class Training(Section):
         "views.mix_column), cut at the same positions, so that they differ in degradation only.",
         examples=[4],
     )
-    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout in the heads.")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="Dropout in the heads. Default: 0.5; of [swinv2]: 0.1, also in its fusion layers."
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description='Precision of matrix products: "fp32" or "bf16". Weights are always fp32.'
     )
@@ -232,12 +305,33 @@ class TrainJob(Section):
     data: TrainData
     views: TrainViews = Field(TrainViews(), description="The part of a video that a step uses.")
     model: TrainModel = Field(TrainModel(), description="The network.")
+    swinv2: TrainSwinV2 | None = Field(
+        None, description="Train the coarse-to-fine network on SwinV2 instead of a KVQ network."
+    )
     loss: TrainLoss = Field(TrainLoss(), description="The loss.")
+    group_loss: TrainGroupLoss = Field(TrainGroupLoss(), description="The loss of [swinv2].")
     optimiser: TrainOptimiser = Field(TrainOptimiser(), description="The optimiser.")
     training: Training
     machine: TrainMachine = Field(TrainMachine(), description="Device and processes.")
     limits: Limits = Field(Limits(), description="Limits of decoding one video.")
     storage: Storage = Field(Storage(), description="Object storage.")
+
+    @model_validator(mode="after")
+    def _check_network(self) -> "TrainJob":
+        if self.swinv2 is None:
+            if self.group_loss != TrainGroupLoss():
+                raise ValueError("group_loss needs a section swinv2: KVQ is trained with loss")
+            return self
+        if self.model != TrainModel() or self.loss != TrainLoss():
+            raise ValueError("swinv2 excludes model and loss: they are of KVQ")
+        if self.views.slots is not None or self.views.mix or self.training.renditions > 1:
+            raise ValueError("swinv2 excludes views.slots, views.mix and training.renditions: they are of KVQ")
+        if self.group_loss.levels and self.data.level_column is None:
+            raise ValueError(
+                'group_loss.levels needs data.level_column, such as "name"; or set group_loss.levels = 0 and '
+                "group_loss.contrast = 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_slots(self) -> "TrainJob":

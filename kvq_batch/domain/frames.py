@@ -121,6 +121,32 @@ class ClipSampling:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentSampling:
+    """One frame of each of `num_segments` segments: segment i of n frames is [i n // num_segments, (i+1) n // ...).
+
+    `offset` "middle" selects floor((a + b - 1) / 2) of a segment [a, b), "random" a uniform one. An empty segment, of a
+    clip with fewer frames than segments, selects frame a.
+    """
+
+    num_segments: int = 8
+    offset: Offset = "middle"
+    seed: int = 0
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_segments
+
+    def select(self, clip: ClipTimes, key: str) -> NDArray[np.int64]:
+        """See `Sampler.select`."""
+        edges = np.arange(self.num_segments + 1, dtype=np.int64) * clip.num_frames // self.num_segments
+        first, end = edges[:-1], np.maximum(edges[1:], edges[:-1] + 1)
+        if self.offset == "random":
+            return random_generator(self.seed, key).integers(first, end)
+        middle: NDArray[np.int64] = (first + end - 1) // 2
+        return middle
+
+
+@dataclass(frozen=True, slots=True)
 class RateSampling:
     """`rate` frames per second: those nearest to `first_s` + k / rate seconds after the first frame of the clip.
 

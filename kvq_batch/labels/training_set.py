@@ -98,7 +98,8 @@ class LabelledVideo:
     """A row of a training set.
 
     `split` is "train", "validation", "test" or None. `cells` is a file of cell labels. `pixels` names the frames that
-    the video shares with other renditions, if `mix_column` was given.
+    the video shares with other renditions, if `mix_column` was given, and `level` its level of a ladder, if
+    `data.level_column` is set.
     """
 
     video_id: str
@@ -109,6 +110,7 @@ class LabelledVideo:
     split: str | None
     cells: Path | None
     pixels: str | None = None
+    level: str | None = None
 
 
 def read_training_set(
@@ -137,6 +139,7 @@ def read_training_set(
     splits = _column(labels, data.split_column, "split")
     cells = _column(labels, data.cells_column, None)
     pixels = _column(labels, mix_column, None)
+    levels = _column(labels, data.level_column, None)
     found = []
     for index, row in enumerate(resolved.select(["video_id", "uri", "content_id"]).to_pylist()):
         split = splits[index] if splits else None
@@ -149,7 +152,9 @@ def read_training_set(
         beside = None if file is None else _beside(data.labels, file)
         label = float(labels.values[index])
         same = pixels[index] if pixels else None
-        found.append(LabelledVideo(row["video_id"], row["uri"], row["content_id"], label, scene, split, beside, same))
+        level = levels[index] if levels else None
+        ids = row["video_id"], row["uri"], row["content_id"]
+        found.append(LabelledVideo(*ids, label, scene, split, beside, same, level))
     return found, f"{labels.summary}; {matching.num_unlabelled} videos have no label"
 
 

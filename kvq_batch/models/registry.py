@@ -28,6 +28,7 @@ _BUILT_IN = (
     EntryPoint("kvq-tiny", "kvq_batch.models.kvq.family:kvq_tiny", ENTRY_POINT_GROUP),
     EntryPoint("luma-sharpness", "kvq_batch.models.luma_sharpness.family:luma_sharpness", ENTRY_POINT_GROUP),
     EntryPoint("mdtvsfa", "kvq_batch.models.mdtvsfa.family:mdtvsfa", ENTRY_POINT_GROUP),
+    EntryPoint("swinv2-ctf", "kvq_batch.models.swinv2_ctf.family:swinv2_ctf", ENTRY_POINT_GROUP),
     EntryPoint("vsfa", "kvq_batch.models.vsfa.family:vsfa", ENTRY_POINT_GROUP),
     EntryPoint("vsfa-cnn", "kvq_batch.models.vsfa.family:vsfa_cnn", ENTRY_POINT_GROUP),
 )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kvq_batch.config.recipe import SLOT_FRAMES
 from kvq_batch.config.train import TrainJob
 from kvq_batch.domain.errors import ItemError, SpecError, shorten_list
-from kvq_batch.domain.frames import ALGORITHMS, FrameRequest, Sampling
+from kvq_batch.domain.frames import ALGORITHMS, FrameRequest, Sampling, SegmentSampling
 from kvq_batch.domain.identity import UNKNOWN_CONTENT, fingerprint
 from kvq_batch.labels.training_set import LabelledVideo
 from kvq_batch.media.decode import DecodeTask
@@ -27,10 +27,12 @@ from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.probe import VideoLimits
 from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.family import frame_request, frame_sampling
+from kvq_batch.models.swinv2_ctf.config import CtfConfig
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.training.frame_files import FrameFiles, RenditionFiles, ViewLayout
+from kvq_batch.training.frame_files import CroppedFiles, FrameFiles, RenditionFiles, ViewLayout
 from kvq_batch.training.samples import ClipSource, Sample, SplitName
+from kvq_batch.training.settings import NetworkConfig
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (videos done, videos in total)."""
@@ -47,7 +49,8 @@ class TrainingVideo:
 
 def mix_column(job: TrainJob) -> str | None:
     """Return the column that says which videos are renditions of the same frames, or None if the job needs none."""
-    return job.views.mix_column if job.views.mix or job.training.renditions > 1 else None
+    is_ladder = job.swinv2 is not None and job.group_loss.levels > 0
+    return job.views.mix_column if job.views.mix or job.training.renditions > 1 or is_ladder else None
 
 
 def to_samples(videos: Sequence[LabelledVideo]) -> list[Sample]:
@@ -60,19 +63,25 @@ def to_samples(videos: Sequence[LabelledVideo]) -> list[Sample]:
             video.label,
             splits[video.split],
             None if video.pixels is None else f"{video.scene_id}/{video.pixels}",
+            video.level,
         )
         for video in videos
     ]
 
 
 def build_clip_source(
-    job: TrainJob, config: KvqConfig, videos: Sequence[LabelledVideo], folder: Path, progress: ProgressCallback
+    job: TrainJob, config: NetworkConfig, videos: Sequence[LabelledVideo], folder: Path, progress: ProgressCallback
 ) -> ClipSource:
     """Decode and check all videos that the job trains on, and return them as a clip source.
 
     Raises:
         SpecError: videos that cannot be decoded, or files that do not fit the network, by name.
     """
+    if isinstance(config, CtfConfig):
+        files = _decode(job, videos, _crop_requests(config, job.data.views), folder, progress)
+        cropped = CroppedFiles(to_samples(videos), files, config.num_frames, config.input_size, job.views.flip)
+        cropped.check()
+        return cropped
     maps_shape = config.maps_shape(config.num_frames, *config.input_size)
     if job.views.slots is None:
         files = _decode(job, videos, _whole_clip_requests(config, job.data.views), folder, progress)
@@ -172,6 +181,22 @@ def _whole_clip_requests(config: KvqConfig, num_views: int) -> list[FrameRequest
         dataclasses.replace(frame_sampling(config), offset="random", seed=view) for view in range(1, num_views)
     ]
     return [first, *(dataclasses.replace(first, sampling=sampling) for sampling in samplings)]
+
+
+def _crop_requests(config: CtfConfig, num_views: int) -> list[FrameRequest]:
+    """Return the frames of each view of the coarse-to-fine network, larger than its input (SWINV2_SPEC section 3).
+
+    The view "resize" stores the central square of the resized frame, the view "native" the whole frame.
+    """
+    side = config.short_side
+    samplings = [
+        SegmentSampling(config.num_frames),
+        *(SegmentSampling(config.num_frames, "random", view) for view in range(1, num_views)),
+    ]
+    if config.view == "native":
+        return [FrameRequest(sampling, None) for sampling in samplings]
+    size = (side, side)
+    return [FrameRequest(sampling, size, resize="bilinear-antialias", short_side=side) for sampling in samplings]
 
 
 def _slot_sampling(config: KvqConfig, num_slots: int) -> Sampling:

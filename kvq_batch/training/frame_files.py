@@ -68,6 +68,50 @@ class FrameFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class CroppedFiles:
+    """A `ClipSource` over clips that are larger than the input.
+
+    `views[i]` names files of sample i, uint8 RGB [T, H, W, 3] of any size of at least `size` (height, width). The fixed
+    view is the centre of the first file. A drawn view is a random area of a random file, mirrored half of the time if
+    `flip` is set; renditions of the same frames are cut alike.
+    """
+
+    samples: Sequence[Sample]
+    views: Sequence[tuple[Path, ...]]
+    num_frames: int
+    size: tuple[int, int]
+    flip: bool = True
+
+    def check(self) -> None:
+        """Check that every file exists and is large enough.
+
+        Raises:
+            SpecError: files that are missing or too small, the first few by name.
+        """
+        invalid = []
+        for sample, paths in zip(self.samples, self.views, strict=True):
+            faults = {_find_clip_fault(path, self.num_frames, self.size) for path in paths} - {""}
+            invalid += [f"{sample.sample_id} ({fault})" for fault in sorted(faults)]
+        _raise_on(invalid)
+
+    def read(self, indices: Sequence[int], draw: int | None) -> Views:
+        """Return views of the samples at `indices`; see `ClipSource`."""
+        labels = np.array([self.samples[index].label for index in indices], np.float64)
+        return Views(np.stack([self._view(index, draw) for index in indices]), labels)
+
+    def _view(self, index: int, draw: int | None) -> NDArray[np.uint8]:
+        paths = self.views[index]
+        rng = None if draw is None else _generator(draw, "crop", self.samples[index].frames_id or f"alone:{index}")
+        clip_THWC = load_array(paths[0] if rng is None else paths[rng.integers(len(paths))])
+        room = [extent - wanted for extent, wanted in zip(clip_THWC.shape[1:3], self.size, strict=True)]
+        top, left = (extra // 2 if rng is None else int(rng.integers(extra + 1)) for extra in room)
+        clip_THWC = clip_THWC[:, top : top + self.size[0], left : left + self.size[1]]
+        if rng is not None and self.flip and rng.random() < 0.5:
+            clip_THWC = clip_THWC[:, :, ::-1]
+        return np.ascontiguousarray(clip_THWC, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
 class ViewLayout:
     """How views are cut out of files.
 
@@ -243,6 +287,22 @@ def load_array(path: Path) -> NDArray[Any]:
     except (OSError, ValueError, EOFError) as error:
         raise FatalError(f"{path} can no longer be read ({error}). Restore it and resume the training.") from error
     return array
+
+
+def _find_clip_fault(path: Path, num_frames: int, size: tuple[int, int]) -> str:
+    """Return why a file is not uint8 RGB of this number of frames and at least this size, "" if it is."""
+    if not path.is_file():
+        return f"{path}: no such file"
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        return f"{path}: {error}"
+    is_clip = found.dtype == np.uint8 and found.ndim == 4 and (found.shape[0], found.shape[3]) == (num_frames, 3)
+    if not is_clip or found.shape[1] < size[0] or found.shape[2] < size[1]:
+        return (
+            f"{found.dtype} {list(found.shape)}, the network needs {num_frames} frames of at least {size[1]}x{size[0]}"
+        )
+    return ""
 
 
 def _find_fault(path: Path, kind: str, shape: tuple[int, ...]) -> str:

@@ -33,15 +33,17 @@ _MEAN_ERROR_WEIGHT = 0.05
 class TensorBatch:
     """One process's share of a batch: normalised clips [n, 3, T, H, W], labels float64 [n], cells or None.
 
-    Labels and cells are mapped to 0..1 of their scale; `cells` is float32 [n, slots, rows, columns], NaN where a cell
-    has no label. Every process has the same number of clips. Every `renditions` clips in a row are renditions of the
-    same frames.
+    The clips of a coarse-to-fine network are [n, T, 3, H, W]. `levels` int64 [n] numbers the level of each rendition
+    of a ladder, or is None. Labels and cells are mapped to 0..1 of their scale; `cells` is float32
+    [n, slots, rows, columns], NaN where a cell has no label. Every process has the same number of clips. Every
+    `renditions` clips in a row are renditions of the same frames.
     """
 
     clips: Tensor
     labels: Tensor
     cells: Tensor | None
     renditions: int = 1
+    levels: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

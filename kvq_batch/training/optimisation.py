@@ -4,17 +4,19 @@ Everything depends on the number of the step and the gradient only, so a trainin
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvq_batch.domain.errors import FatalError
-from kvq_batch.models.kvq.network import KvqNetwork
 from kvq_batch.training.process_group import ProcessGroup
 from kvq_batch.training.settings import Optimiser
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+UpdateRule = Callable[[str], tuple[bool, bool]]
+"""Returns whether a tensor, given its name, has the rate of the backbone, and whether it is decayed."""
 
 
 def lr_factor(step: int, warmup_steps: int, steps: int) -> float:
@@ -31,16 +33,17 @@ def lr_factor(step: int, warmup_steps: int, steps: int) -> float:
 class Optimisation:
     """The optimiser of a network's parameters, and `ema_params`, their exponential moving average by name."""
 
-    def __init__(self, network: KvqNetwork, settings: Optimiser, steps: int) -> None:
+    def __init__(self, network: nn.Module, settings: Optimiser, steps: int, rule: UpdateRule) -> None:
         self._settings = settings
         self._steps = steps
         self._named = dict(network.named_parameters())
         self.ema_params = {name: parameter.detach().clone() for name, parameter in self._named.items()}
         groups = []
-        for is_backbone in (True, False):
+        for is_backbone, is_decayed in ((True, True), (False, True), (True, False), (False, False)):
             rate = settings.learning_rate * (settings.backbone_factor if is_backbone else 1)
-            parameters = [p for name, p in self._named.items() if ("backbone" in name) == is_backbone]
-            groups.append({"params": parameters, "base_rate": rate})
+            parameters = [p for name, p in self._named.items() if rule(name) == (is_backbone, is_decayed)]
+            decay = settings.weight_decay if is_decayed else 0.0
+            groups.append({"params": parameters, "base_rate": rate, "weight_decay": decay})
         self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
     def update(self, step: int, group: ProcessGroup) -> float:

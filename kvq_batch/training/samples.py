@@ -24,7 +24,8 @@ class Sample:
     """One labelled clip.
 
     `scene_id` names the scene that it shares with other samples, `split` its split if it is already decided. Samples
-    of equal `frames_id` are renditions of the same frames; None means unknown.
+    of equal `frames_id` are renditions of the same frames; None means unknown. `level` names the level of a ladder,
+    such as a bitrate, that the rendition was made at.
     """
 
     sample_id: str
@@ -32,6 +33,7 @@ class Sample:
     label: float
     split: SplitName | None = None
     frames_id: str | None = None
+    level: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def data_digest(samples: Sequence[Sample]) -> str:
     hasher = hashlib.sha256()
     for sample in samples:
         facts = (sample.sample_id, sample.scene_id, sample.label, sample.split, sample.frames_id)
-        hasher.update(repr(facts).encode())
+        hasher.update(repr(facts if sample.level is None else (*facts, sample.level)).encode())
     return hasher.hexdigest()
 
 
@@ -185,6 +187,76 @@ def rendition_sets(samples: Sequence[Sample], train: NDArray[np.int64], size: in
             )
         groups.setdefault(sample.frames_id, []).append(index)
     return RenditionSets(size, [np.array(group, np.int64) for group in groups.values()])
+
+
+@dataclass(frozen=True)
+class Ladders:
+    """Renditions by reference and level: `indices[scene]` is one array per segment, int64 [all levels].
+
+    A batch holds `levels` levels of the same references, each of another scene. So renditions of a level differ in
+    content, and levels have the same content: features of a level can be alike only in their quality (SWINV2_SPEC
+    section 5).
+    """
+
+    levels: int
+    num_levels: int
+    indices: Sequence[Sequence[NDArray[np.int64]]]
+
+    def batch(self, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+        """Return the samples of step `step`, int64 [batch_size]: reference by reference, its levels side by side.
+
+        An epoch is a permutation of the scenes, without an incomplete last batch. Each scene gives one of its segments.
+        """
+        num_references = batch_size // self.levels
+        epoch, batch = divmod(step, len(self.indices) // num_references)
+        order = _generator(seed, "order", epoch).permutation(len(self.indices))
+        generator = _generator(seed, "ladder", step)
+        levels = np.sort(generator.permutation(self.num_levels)[: self.levels])
+        found = []
+        for scene in order[batch * num_references : (batch + 1) * num_references].tolist():
+            segments = self.indices[scene]
+            found.append(segments[int(generator.integers(len(segments)))][levels])
+        return np.concatenate(found)
+
+
+def ladders(samples: Sequence[Sample], train: NDArray[np.int64], levels: int, batch_size: int) -> Ladders | None:
+    """Return the ladders that batches are made of, or None if `levels` is 0 (single samples).
+
+    Raises:
+        SpecError: a sample without a level or frames, a segment that lacks a level, or too few levels or scenes.
+    """
+    if not levels:
+        return None
+    by_scene: dict[str, dict[str, dict[str, int]]] = {}
+    for index in train.tolist():
+        sample = samples[index]
+        if sample.level is None or sample.frames_id is None:
+            raise SpecError(
+                f"group_loss.levels = {levels} needs the level and the frames of every rendition, but sample "
+                f"{sample.sample_id!r} lacks them. Set data.level_column and views.mix_column, or set "
+                "group_loss.levels = 0."
+            )
+        segment = by_scene.setdefault(sample.scene_id, {}).setdefault(sample.frames_id, {})
+        if segment.setdefault(sample.level, index) != index:
+            raise SpecError(f"Two renditions of {sample.frames_id!r} have the level {sample.level!r}. Remove one.")
+    names = sorted({level for segments in by_scene.values() for found in segments.values() for level in found})
+    for segments in by_scene.values():
+        for frames_id, found in segments.items():
+            if missing := [name for name in names if name not in found]:
+                raise SpecError(
+                    f"The ladder of {frames_id!r} lacks the levels {shorten_list(missing, 3)}. Make the labels again, "
+                    "or export the levels that all segments have."
+                )
+    if len(names) < levels or len(by_scene) < batch_size // levels:
+        raise SpecError(
+            f"A batch of {batch_size} needs {levels} levels of {batch_size // levels} scenes, but the training set has "
+            f"{len(names)} levels of {len(by_scene)} scenes. Change training.batch_size or group_loss.levels."
+        )
+    indices = [
+        [np.array([found[name] for name in names], np.int64) for found in segments.values()]
+        for segments in by_scene.values()
+    ]
+    return Ladders(levels, len(names), indices)
 
 
 def batch_indices(

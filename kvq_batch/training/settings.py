@@ -12,7 +12,9 @@ from typing import Literal
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.scorer import Device
 from kvq_batch.models.kvq.config import Grid, KvqConfig
+from kvq_batch.models.swinv2_ctf.config import CtfConfig
 
+NetworkConfig = KvqConfig | CtfConfig
 Initialisation = Literal["published", "fan-in"]
 TrainPrecision = Literal["fp32", "bf16"]
 
@@ -45,11 +47,47 @@ class LossWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupLoss:
+    """The loss of the coarse-to-fine network, which replaces `LossWeights` (SWINV2_SPEC section 4).
+
+    `quality`, `contrast` and `rank` weigh the terms; one of weight 0 is not computed. `quality_form` is the mean
+    absolute error or (1 - Pearson) / 2; `contrast_form` compares the means of half groups or single samples. `margin`
+    None is the difference of the labels. With `levels`, a batch holds this number of levels of the same references;
+    0 draws single samples, and `rank` then orders the whole batch.
+
+    Raises:
+        SpecError: a weight that is negative or not finite, all weights 0, or a contrast without levels.
+    """
+
+    quality: float = 1.0
+    contrast: float = 0.1
+    rank: float = 1.0
+    quality_form: Literal["l1", "plcc"] = "l1"
+    contrast_form: Literal["halves", "samples"] = "halves"
+    temperature: float = 0.5
+    margin: float | None = 0.05
+    gap: float = 0.01
+    levels: int = 4
+
+    def __post_init__(self) -> None:
+        weights = {"quality": self.quality, "contrast": self.contrast, "rank": self.rank}
+        if invalid := [name for name, value in weights.items() if not (math.isfinite(value) and value >= 0)]:
+            raise SpecError(f"Weights of group_loss must be at least 0: {', '.join(invalid)}.")
+        if not any(weights.values()):
+            raise SpecError("All weights of group_loss are 0, so there is nothing to learn. Set at least one.")
+        if self.temperature <= 0 or self.gap < 0 or self.levels < 0 or (self.margin is not None and self.margin < 0):
+            raise SpecError("group_loss: temperature must be above 0, and gap, levels and margin at least 0.")
+        if self.contrast and self.levels < 2:
+            raise SpecError("group_loss.contrast compares levels. Set group_loss.levels to 2 or more, or contrast = 0.")
+
+
+@dataclass(frozen=True, slots=True)
 class Optimiser:
     """Settings of AdamW as published (KVQ_SPEC section 5): warm-up, cosine, decay of every tensor, a slower backbone.
 
-    `backbone_factor` multiplies the learning rate of every tensor whose name contains "backbone". `clip_norm` limits
-    the norm of the whole gradient, None does not. With `ema_decay` 0 the averaged weights are the last ones.
+    `backbone_factor` multiplies the learning rate of the tensors of the backbone. `clip_norm` limits the norm of the
+    whole gradient, None does not. With `ema_decay` 0 the averaged weights are the last ones. The coarse-to-fine
+    network is decayed as SWINV2_SPEC section 5 says: without norms, biases, embeddings and scales.
     """
 
     learning_rate: float = 5e-4
@@ -72,7 +110,7 @@ class TrainSettings:
         SpecError: values that contradict each other or are out of range.
     """
 
-    config: KvqConfig
+    config: NetworkConfig
     scale: tuple[float, float]
     steps: int
     batch_size: int
@@ -87,8 +125,15 @@ class TrainSettings:
     validation_share: float = 0.1
     validate_every: int = 500
     patience: int | None = None
+    group_loss: GroupLoss | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.config, CtfConfig) != (self.group_loss is not None):
+            raise SpecError("group_loss belongs to a coarse-to-fine network, and such a network needs it.")
+        if self.group_loss is not None and self.group_loss.levels and self.batch_size % self.group_loss.levels:
+            raise SpecError(
+                f"batch_size {self.batch_size} is not a multiple of group_loss.levels = {self.group_loss.levels}."
+            )
         low, high = self.scale
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise SpecError(f"Invalid scale {self.scale}: the lowest label must be below the highest.")
@@ -107,7 +152,8 @@ class TrainSettings:
 
     def digest(self) -> str:
         """Return the sha256 hex of all settings: equal digests and equal data give the same weights."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        used = {name: value for name, value in asdict(self).items() if name != "group_loss" or value is not None}
+        return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

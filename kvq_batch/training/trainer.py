@@ -22,20 +22,19 @@ from torch import Tensor
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.scorer import ModelCard
 from kvq_batch.models.host_memory import keep_freed_memory
-from kvq_batch.models.kvq import checkpoint
-from kvq_batch.models.kvq.checkpoint import digest
-from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.training.initialisation import (
-    initial_tensors,
-    scoring_network,
-    tensors_from_checkpoint,
-    tensors_from_kinetics,
-    trainable_network,
-)
-from kvq_batch.training.losses import TensorBatch, check_cube, compute_losses
+from kvq_batch.training.architectures import architecture_of
+from kvq_batch.training.losses import TensorBatch
 from kvq_batch.training.optimisation import Optimisation, lr_factor
 from kvq_batch.training.process_group import ProcessGroup, SingleProcess, TorchProcessGroup
-from kvq_batch.training.samples import ClipSource, batch_indices, data_digest, rendition_sets, seed_of, split_samples
+from kvq_batch.training.samples import (
+    ClipSource,
+    batch_indices,
+    data_digest,
+    ladders,
+    rendition_sets,
+    seed_of,
+    split_samples,
+)
 from kvq_batch.training.settings import Machine, TrainSettings
 from kvq_batch.training.state import Curve, Identity, TrainingProgress, read_state, replace_file, to_device, write_state
 from kvq_batch.training.validation import Validation, prediction_rows, validate
@@ -46,7 +45,7 @@ CURVE = "curve.csv"
 VALIDATION = "validation.csv"
 PREDICTIONS = "predictions.csv"
 
-_CURVE_COLUMNS = ("loss", "plcc", "rank", "lpc", "score", "cells", "pairs", "gradient_norm", "learning_rate", "seconds")
+_MORE_CURVE_COLUMNS = ("gradient_norm", "learning_rate", "seconds")
 _VALIDATION_COLUMNS = ("srcc", "plcc", "is_best")
 
 
@@ -106,8 +105,8 @@ class Trainer:
         self._folder, self._card = folder, card
         self._group: ProcessGroup = group or SingleProcess()
         self._observer: TrainObserver = observer or NullObserver()
-        if settings.loss.lpc:
-            check_cube(settings.config, settings.cube)
+        self._architecture = architecture_of(settings.config)
+        self._architecture.check(settings, machine.recompute)
         if settings.batch_size % (self._group.size * settings.renditions):
             raise SpecError(
                 f"batch_size {settings.batch_size} must be a multiple of {self._group.size} workers times "
@@ -124,19 +123,19 @@ class Trainer:
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
         self._sets = rendition_sets(source.samples, self._split.train, settings.renditions)
-        drawn = start or initial_tensors(settings.config, settings.initialisation, settings.seed)
+        levels = settings.group_loss.levels if settings.group_loss else 0
+        self._ladders = ladders(source.samples, self._split.train, levels, settings.batch_size)
+        drawn = start or self._architecture.initial_tensors(settings, None, None)
         self._identity = Identity(
             settings.digest(),
             data_digest(source.samples),
-            digest({name: tensor.numpy() for name, tensor in drawn.items()}, settings.config),
+            self._architecture.digest(drawn),
         )
         tensors = to_device(drawn, self._device)
-        self._network = trainable_network(
-            settings.config, tensors, settings.dropout, settings.precision, machine.recompute
-        )
-        self._optimisation = Optimisation(self._network, settings.optimiser, settings.steps)
-        ema_params = self._optimisation.ema_params
-        self._scoring = scoring_network(settings.config, ema_params, settings.precision)
+        self._network = self._architecture.trainable(tensors, settings, machine.recompute)
+        rule = self._architecture.update_rule
+        self._optimisation = Optimisation(self._network, settings.optimiser, settings.steps, rule)
+        self._scoring = self._architecture.scoring(self._optimisation.ema_params, settings)
 
     def train(self, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
         """Train to the end, or until `should_stop` (called after every step) returns True.
@@ -206,21 +205,33 @@ class Trainer:
     def _curves(self, stack: ExitStack, step: int) -> tuple[Curve | None, Curve | None]:
         if not self._is_first:
             return None, None
-        curve = stack.enter_context(Curve(self._folder / CURVE, _CURVE_COLUMNS, step))
+        columns = ("loss", *self._architecture.loss_terms, *_MORE_CURVE_COLUMNS)
+        curve = stack.enter_context(Curve(self._folder / CURVE, columns, step))
         return curve, stack.enter_context(Curve(self._folder / VALIDATION, _VALIDATION_COLUMNS, step))
 
     def _batch(self, step: int) -> TensorBatch:
         """Return this process's share of the batch of a step, normalised, on the device."""
         settings, group = self._settings, self._group
-        indices = batch_indices(self._split.train, settings.batch_size, step, settings.seed, self._sets)
+        if self._ladders is None:
+            indices = batch_indices(self._split.train, settings.batch_size, step, settings.seed, self._sets)
+        else:
+            indices = self._ladders.batch(settings.batch_size, step, settings.seed)
         share = settings.batch_size // group.size
         own = indices[group.rank * share : (group.rank + 1) * share].tolist()
         views = self._source.read(own, seed_of(settings.seed, "view", step))
         low, high = settings.scale
         labels = self._check_labels((views.labels - low) / (high - low), own)
         cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low)).to(self._device)
-        clips = normalise(torch.from_numpy(views.clips).to(self._device))
-        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.renditions)
+        clips = self._architecture.prepare(torch.from_numpy(views.clips).to(self._device))
+        levels = None if self._ladders is None else self._level_numbers(own)
+        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.renditions, levels)
+
+    def _level_numbers(self, own: Sequence[int]) -> Tensor:
+        """Return the number of the level of each sample, int64 [n], the same in every process."""
+        names = sorted({self._source.samples[index].level or "" for index in self._split.train.tolist()})
+        return torch.tensor(
+            [names.index(self._source.samples[index].level or "") for index in own], device=self._device
+        )
 
     def _check_labels(self, labels: NDArray[np.float64], own: Sequence[int]) -> NDArray[np.float64]:
         # The clip source computes the labels of mixtures itself.
@@ -235,7 +246,7 @@ class Trainer:
         settings = self._settings
         # Dropout is seeded by the step, so there is no state of a generator to store.
         torch.manual_seed(seed_of(settings.seed, "dropout", step, self._group.rank))
-        losses = compute_losses(self._network, batch, settings.loss, settings.cube, self._group)
+        losses = self._architecture.losses(self._network, batch, settings, self._group)
         losses.total.backward()  # type: ignore[no-untyped-call]
         norm = self._optimisation.update(step, self._group)
         rate = settings.optimiser.learning_rate * lr_factor(step, settings.optimiser.warmup_steps, settings.steps)
@@ -251,7 +262,13 @@ class Trainer:
                 self._save_best(None)
             return dataclasses.replace(progress, is_finished=is_last)
         found = validate(
-            self._scoring, self._source, self._split.validation, settings.batch_size, progress.step, self._group
+            self._score,
+            self._device,
+            self._source,
+            self._split.validation,
+            settings.batch_size,
+            progress.step,
+            self._group,
         )
         is_best = progress.best_agreement is None or found.agreement > progress.best_agreement
         if is_best:
@@ -269,12 +286,14 @@ class Trainer:
         is_over = settings.patience is not None and progress.num_since_best >= settings.patience
         return dataclasses.replace(progress, is_finished=is_last or is_over)
 
+    def _score(self, clips: Tensor) -> Tensor:
+        return self._architecture.scores(self._scoring, self._architecture.prepare(clips))
+
     def _save_best(self, validation: Validation | None) -> None:
         """Save the averaged weights as a checkpoint that scorers load, and their predictions of the validation set."""
         tensors = {name: average.cpu().numpy() for name, average in self._optimisation.ema_params.items()}
         card = dataclasses.replace(self._card, origin="trained")
-        best = checkpoint.Checkpoint(card, self._settings.config, tensors)
-        replace_file(self._folder / BEST, lambda path: checkpoint.save(path, best))
+        replace_file(self._folder / BEST, lambda path: self._architecture.save(path, card, tensors))
         if validation is not None:
             rows = prediction_rows(self._source, validation)
             replace_file(self._folder / PREDICTIONS, lambda path: _write_rows(path, rows))
@@ -298,7 +317,8 @@ def _write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 class TrainingPlan:
     """A whole training as one small value that crosses processes; networks are built where the training runs.
 
-    `start` is a whole checkpoint to continue from, `kinetics` a Video-Swin file for the backbone; at most one is set.
+    `start` is a whole checkpoint to continue from, `backbone` a file for the backbone alone (Video-Swin of
+    Kinetics-400, or SwinV2 of ImageNet); at most one is set.
     """
 
     settings: TrainSettings
@@ -307,7 +327,7 @@ class TrainingPlan:
     folder: Path
     card: ModelCard
     start: Path | None = None
-    kinetics: Path | None = None
+    backbone: Path | None = None
 
     def trainer(self, group: ProcessGroup | None = None, observer: TrainObserver | None = None) -> Trainer:
         """Build the trainer of this process.
@@ -316,16 +336,8 @@ class TrainingPlan:
             SpecError: settings or data that cannot be trained on.
             CheckpointError: weights of another network.
         """
-        start = self._initial_tensors()
+        start = architecture_of(self.settings.config).initial_tensors(self.settings, self.start, self.backbone)
         return Trainer(self.settings, self.machine, self.source, self.folder, self.card, start, group, observer)
-
-    def _initial_tensors(self) -> dict[str, Tensor]:
-        drawn = initial_tensors(self.settings.config, self.settings.initialisation, self.settings.seed)
-        if self.start is not None:
-            return tensors_from_checkpoint(drawn, self.settings.config, self.start)
-        if self.kinetics is not None:
-            return tensors_from_kinetics(drawn, self.settings.config, self.kinetics)
-        return drawn
 
 
 def train_in_group(plan: TrainingPlan) -> None:

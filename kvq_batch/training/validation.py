@@ -3,17 +3,16 @@
 Uses validation scenes only, never the test set: that is for `evaluate`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kvq_batch.domain.errors import FatalError
 from kvq_batch.metrics.ranks import Ranking, pearson, spearman
-from kvq_batch.models.kvq.network import KvqNetwork
-from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.training.process_group import ProcessGroup
 from kvq_batch.training.samples import ClipSource
 
@@ -38,21 +37,28 @@ class Validation:
 
 
 def validate(
-    network: KvqNetwork, source: ClipSource, indices: NDArray[np.int64], batch_size: int, step: int, group: ProcessGroup
+    score: Callable[[Tensor], Tensor],
+    device: torch.device,
+    source: ClipSource,
+    indices: NDArray[np.int64],
+    batch_size: int,
+    step: int,
+    group: ProcessGroup,
 ) -> Validation:
     """Validate a network in scoring mode on the fixed views of the samples at `indices`.
+
+    `score` returns the raw scores, float64 [n], of uint8 RGB clips [n, T, H, W, 3].
 
     Raises:
         FatalError: a score that is not finite.
     """
-    device = next(network.parameters()).device
     scores = torch.zeros(len(indices), dtype=torch.float64, device=device)
     own = np.arange(len(indices))[group.rank :: group.size]
     for first in range(0, len(own), batch_size):
         rows = own[first : first + batch_size]
         clips = torch.from_numpy(source.read(indices[rows].tolist(), None).clips).to(device)
         with torch.inference_mode():
-            scores[torch.from_numpy(rows).to(device)] = network(normalise(clips)).scores()
+            scores[torch.from_numpy(rows).to(device)] = score(clips)
     group.all_reduce_sum([scores])
     found = scores.cpu().numpy()
     if not np.isfinite(found).all():

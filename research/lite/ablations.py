@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.tables import print_table
-from kvq_batch.cli.train import network_of, settings_of
+from kvq_batch.cli.train import kvq_network_of, settings_of
 from kvq_batch.config.load import load_train_job
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.train import TrainJob
@@ -128,7 +128,7 @@ def _changed(job: TrainJob, name: str, seed: int, steps: int) -> TrainJob:
 
 def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> dict[str, Any]:
     """Train and test one variant; return its figures by the names in FIGURES."""
-    config, settings = network_of(job), settings_of(job)
+    config, settings = kvq_network_of(job), settings_of(job)
     # The validation selects nothing here, so a quarter of it is enough.
     validation = [video for video in listed if video.split == "validation"][::4]
     videos = [video for video in listed if video.split == "train"] + validation
@@ -154,7 +154,7 @@ def _run(job: TrainJob, name: str, listed: list[LabelledVideo], out: Path) -> di
 
 def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> RenditionFiles:
     """Return the clips; resized ones are made from the files of native size."""
-    config = network_of(job)
+    config = kvq_network_of(job)
     if all(config.fragments):
         made = build_clip_source(job, config, videos, out, lambda done, total: None)
         assert isinstance(made, RenditionFiles)

@@ -20,6 +20,7 @@ from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.embedding import with_energy_bands
 from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork
 from kvq_batch.models.kvq.pixels import normalise
+from kvq_batch.training.architectures import architecture_of
 from kvq_batch.training.frame_files import RenditionFiles
 from kvq_batch.training.losses import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation
@@ -108,12 +109,18 @@ def train_cnn(
     renditions = rendition_sets(clips.samples, split.train, settings.renditions)
     torch.manual_seed(seed_of(settings.seed, "weights"))
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    network = PlainCnn(settings.config, settings.dropout, dtype)
-    scoring = PlainCnn(settings.config, 0.0, dtype).eval()
-    # A PlainCnn has everything that these functions use of a KVQ network: parameters, and maps of clips.
-    as_kvq, scoring_as_kvq = cast(KvqNetwork, network), cast(KvqNetwork, scoring)
-    optimisation = Optimisation(as_kvq, settings.optimiser, settings.steps)
+    config = settings.config
+    assert isinstance(config, KvqConfig)
+    network, scoring = PlainCnn(config, settings.dropout, dtype), PlainCnn(config, 0.0, dtype).eval()
+    # A PlainCnn has what the loss uses of a KVQ network: maps of clips.
+    as_kvq = cast(KvqNetwork, network)
+    optimisation = Optimisation(network, settings.optimiser, settings.steps, architecture_of(config).update_rule)
     group = SingleProcess()
+
+    def scores(pixels: Tensor) -> Tensor:
+        maps: KvqMaps = scoring(normalise(pixels))
+        return maps.scores()
+
     best: Validation | None = None
     kept: dict[str, Tensor] = {}
     for step in range(settings.steps):
@@ -125,7 +132,8 @@ def train_cnn(
         found = None
         if step + 1 == settings.steps or (step + 1) % settings.validate_every == 0:
             scoring.load_state_dict(optimisation.ema_params)
-            found = validate(scoring_as_kvq, clips, split.validation, settings.batch_size, step + 1, group)
+            held_out = split.validation
+            found = validate(scores, torch.device("cpu"), clips, held_out, settings.batch_size, step + 1, group)
             if best is None or found.agreement > best.agreement:
                 best, kept = found, {name: value.clone() for name, value in optimisation.ema_params.items()}
         report(step + 1, losses.terms["loss"], found)

@@ -106,6 +106,64 @@ def call(*arguments: str | Path, exit_code: int = 0) -> Result:
     return result
 
 
+SWINV2 = """
+name = "ctf"
+version = "1"
+out = "{out}"
+training_data = "demo clips"
+[data]
+videos = "{videos}"
+labels = "{labels}"
+scale = [0, 100]
+views = 2
+level_column = "level"
+[swinv2]
+embed_dim = 8
+depths = [1, 1]
+num_heads = [1, 2]
+window = 4
+dim = 16
+fusion_layers = 1
+time_layers = 1
+grid = 2
+num_frames = 2
+input_size = [32, 32]
+view = "native"
+initialisation = "fan-in"
+[group_loss]
+levels = 3
+[training]
+steps = 4
+batch_size = 6
+validation_share = 0.34
+validate_every = 2
+[machine]
+num_threads = 1
+"""
+
+
+def test_swinv2_is_trained_on_ladders(material: Material, tmp_path: Path) -> None:
+    rows = [
+        (file, scene, mos, "whole", clip.level)
+        for (file, scene, mos), clip in zip(material.rows, material.clips, strict=True)
+    ]
+    labels = material.labels(rows, "ladders.csv", "file,scene_id,mos,segment,level")
+    job, out = tmp_path / "ctf.toml", tmp_path / "out"
+    job.write_text(SWINV2.format(out=out, labels=labels, videos=material.folder / "videos"))
+    record = json.loads(call(job, "-o", "json").stdout)
+    with (out / "curve.csv").open() as file:
+        assert next(csv.reader(file))[:5] == ["step", "loss", "quality", "contrast", "rank"]
+    with (out / "predictions.csv").open() as file:
+        held_out = {row["sample_id"]: float(row["raw_score"]) for row in csv.DictReader(file)}
+    arguments = ["--model", "swinv2-ctf", "--weights", record["checkpoint"], "--executor", "local", "-o", "json"]
+    (scene,) = {Path(name).parent for name in held_out}
+    scored = CliRunner().invoke(app, ["score", str(material.folder / "videos" / scene), *arguments])
+    assert scored.exit_code == 0, scored.output
+    found = {Path(row["video_id"]).name: row["raw_score"] for row in json.loads(scored.stdout)}
+    # The scorer requests the frames that the training validated on.
+    assert found == pytest.approx({Path(name).name: score for name, score in held_out.items()}, abs=1e-3)
+
+
 def test_training_writes_a_checkpoint_that_scores(material: Material, tmp_path: Path) -> None:
     job = material.job(tmp_path / "out", material.labels(material.rows))
     facts = json.loads(call(job, "--dry-run", "-o", "json").stdout)

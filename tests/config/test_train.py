@@ -11,7 +11,8 @@ from kvq_batch.config.load import checked, load_train_job
 from kvq_batch.config.train import TrainJob, TrainModel
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
-from kvq_batch.training.settings import Machine, TrainSettings
+from kvq_batch.models.swinv2_ctf.config import CtfConfig
+from kvq_batch.training.settings import GroupLoss, Machine, TrainSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +52,52 @@ def test_defaults_equal_those_of_the_package() -> None:
 def test_every_network_size_has_a_key() -> None:
     sizes = {field.name for field in dataclasses.fields(KvqConfig)}
     assert sizes <= set(TrainModel.model_fields)
+
+
+def test_shipped_job_of_swinv2_loads() -> None:
+    settings = settings_of(load_train_job(ROOT / "jobs" / "swinv2" / "train.toml"))
+    assert settings.config == CtfConfig(input_size=(128, 128), view="native")
+    assert settings.group_loss == GroupLoss()
+    assert settings.dropout == 0.1
+
+
+def test_defaults_of_swinv2_equal_those_of_the_package() -> None:
+    found = settings_of(job(swinv2={}, data={"level_column": "name"}, training={"batch_size": 8}))
+    assert found == TrainSettings(CtfConfig(), (0, 100), 100, 8, group_loss=GroupLoss(), dropout=0.1)
+    gap = settings_of(job(swinv2={}, data={"level_column": "name"}, group_loss={"margin": "gap"}))
+    assert gap.group_loss == GroupLoss(margin=None)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"swinv2": {}}, "needs data.level_column"),
+        ({"group_loss": {"rank": 0.5}}, "needs a section swinv2"),
+        ({"swinv2": {}, "loss": {"plcc": 2.0}}, "excludes model and loss"),
+        ({"swinv2": {}, "training": {"renditions": 2}}, "excludes views.slots"),
+        ({"swinv2": {"start": "a", "imagenet": "b"}}, "exclude each other"),
+        ({"swinv2": {"width": 3}}, "swinv2.width"),
+    ],
+)
+def test_contradictions_of_swinv2_are_rejected(sections: dict[str, dict[str, Any]], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        job(**sections)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"depths": [2, 2]}, "differ in length"),
+        ({"embed_dim": 100}, "not a multiple of its 3 heads"),
+        ({"dim": 30}, "not a multiple of its 4 heads"),
+        ({"input_size": [16, 16]}, "stages need 32 pixels"),
+        ({"num_frames": 33}, "expected 1 to 32"),
+        ({"window": 1}, "its window 2"),
+    ],
+)
+def test_invalid_sizes_of_swinv2_are_rejected(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        network_of(job(swinv2=sizes, data={"level_column": "name"}))
 
 
 def test_named_sizes_override_the_preset() -> None:

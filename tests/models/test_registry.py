@@ -22,6 +22,7 @@ OURS = [
     "kvq-tiny",
     "luma-sharpness",
     "mdtvsfa",
+    "swinv2-ctf",
     "vsfa",
     "vsfa-cnn",
 ]

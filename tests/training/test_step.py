@@ -13,6 +13,7 @@ from kvq_batch.domain.errors import FatalError
 from kvq_batch.models.kvq import attention
 from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
+from kvq_batch.training.architectures import KvqArchitecture
 from kvq_batch.training.initialisation import initial_tensors, tensors_from_kinetics, trainable_network
 from kvq_batch.training.losses import TensorBatch, compute_losses
 from kvq_batch.training.optimisation import Optimisation, lr_factor
@@ -21,6 +22,8 @@ from kvq_batch.training.settings import LossWeights, Optimiser
 from tests.goldens import golden_recipe
 from tests.support.kvq_cases import GOLDENS, SMALL, as_torch, golden_tensors, noise_clips, random_tensors
 from tests.support.numerics import FLOAT32_RELATIVE, GRADIENT_RELATIVE, assert_close_to_scale, assert_gradients_close
+
+RULE = KvqArchitecture(SMALL).update_rule
 
 
 def trainable(tensors: dict[str, Tensor], dropout: float = 0.0, recompute: bool = False) -> KvqNetwork:
@@ -135,7 +138,7 @@ def test_learning_rate_follows_published_schedule() -> None:
 def test_update_is_adamw_with_moving_average() -> None:
     settings = Optimiser(learning_rate=0.01, backbone_factor=0.1, weight_decay=0.05, warmup_steps=2, ema_decay=0.9)
     network = trainable(as_torch(random_tensors(SMALL)))
-    optimisation = Optimisation(network, settings, steps=5)
+    optimisation = Optimisation(network, settings, 5, RULE)
     names = ("fragments_backbone.layers.0.blocks.0.norm1.bias", "vqa_head.fc_last.weight", "weight_conv.bias")
     by_name = dict(network.named_parameters())
     generator = np.random.default_rng(0)
@@ -164,7 +167,7 @@ def test_clipped_gradient_keeps_its_direction() -> None:
     norms = []
     for clip_norm in (None, 0.5):
         network = trainable(as_torch(random_tensors(SMALL)))
-        optimisation = Optimisation(network, Optimiser(clip_norm=clip_norm), steps=5)
+        optimisation = Optimisation(network, Optimiser(clip_norm=clip_norm), 5, RULE)
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)
         norms.append(optimisation.update(0, SingleProcess()))
@@ -177,7 +180,7 @@ def test_clipped_gradient_keeps_its_direction() -> None:
 def test_nan_gradient_ends_the_training() -> None:
     network = trainable(as_torch(random_tensors(SMALL)))
     before = network.vqa_head.fc_last.weight.detach().clone()
-    optimisation = Optimisation(network, Optimiser(), steps=5)
+    optimisation = Optimisation(network, Optimiser(), 5, RULE)
     network.vqa_head.fc_last.weight.grad = torch.full_like(before, math.nan)
     with pytest.raises(FatalError, match="Step 3: the norm of the gradient is nan"):
         optimisation.update(3, SingleProcess())

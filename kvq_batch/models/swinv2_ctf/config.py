@@ -4,12 +4,15 @@ The paper (arXiv 2401.08522) gives the structure, not the sizes, and has no code
 SWINV2_SPEC section 3. The module imports without torch.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from kvq_batch.domain.errors import SpecError
 
 MAX_FRAMES = 32
+
+NATIVE = 1 << 30
+"""A short side that no frame has: frames keep their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,27 @@ class CtfConfig:
     view: str = "resize"
 
     def __post_init__(self) -> None:
+        spatial = self.spatial
+        if not spatial.depths or len(spatial.depths) != len(spatial.num_heads):
+            raise SpecError(
+                f"depths {spatial.depths} and num_heads {spatial.num_heads} differ in length. Give each one entry per "
+                "stage."
+            )
+        positive = (spatial.embed_dim, *spatial.depths, *spatial.num_heads, spatial.mlp_ratio, *self.input_size)
+        positive += (self.dim, self.num_heads, self.fusion_layers, self.time_layers, self.grid, self.head_hidden)
+        if min(positive) < 1 or spatial.window < 2 or not 0 <= spatial.drop_path < 1:
+            raise SpecError(f"Every size of a network must be at least 1, its window 2, drop_path 0 to 1: {self}.")
+        for stage, heads in enumerate(spatial.num_heads):
+            if spatial.width(stage) % heads:
+                raise SpecError(
+                    f"The {spatial.width(stage)} channels of stage {stage} are not a multiple of its {heads} heads. "
+                    "Change embed_dim or num_heads."
+                )
+        smallest = 4 << (spatial.num_stages - 1)
+        if min(self.input_size) < smallest:
+            raise SpecError(
+                f"Invalid input_size {self.input_size}: {spatial.num_stages} stages need {smallest} pixels."
+            )
         if self.dim % self.num_heads:
             raise SpecError(f"dim {self.dim} is not a multiple of its {self.num_heads} heads. Change one of them.")
         if not 1 <= self.num_frames <= MAX_FRAMES:
@@ -71,9 +95,50 @@ class CtfConfig:
         last = self.spatial.num_stages - 1
         return tuple(range(last + 1)) if self.fuses_stages else (last,)
 
+    @property
+    def short_side(self) -> int:
+        """The length to which a longer short side of a frame is resized: 288 pixels for an input of 256."""
+        return NATIVE if self.view == "native" else max(self.input_size) * 9 // 8
+
     def as_json(self) -> dict[str, Any]:
-        """Return the sizes as JSON types."""
-        return asdict(self)
+        """Return the sizes as JSON types, tuples as lists."""
+        spatial, others = asdict(self.spatial), {key: v for key, v in asdict(self).items() if key != "spatial"}
+        return {"spatial": _as_lists(spatial)} | _as_lists(others)
+
+    @classmethod
+    def from_json(cls, sizes: dict[str, Any]) -> "CtfConfig":
+        """Return the configuration that `as_json` wrote.
+
+        Raises:
+            SpecError: an unknown or missing size, or a value of another type.
+        """
+        spatial = sizes.get("spatial")
+        if not isinstance(spatial, dict):
+            raise SpecError("The sizes lack spatial.")
+        others = _checked(cls, {key: value for key, value in sizes.items() if key != "spatial"}, ("spatial",))
+        return cls(spatial=SwinV2Config(**_checked(SwinV2Config, spatial, ())), **others)
+
+
+def _as_lists(sizes: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in sizes.items()}
+
+
+def _checked(kind: type, found: dict[str, Any], ignored: tuple[str, ...]) -> dict[str, Any]:
+    """Return the sizes of a dataclass from JSON types, each of the type of its default."""
+    expected = {f.name: f.default for f in fields(kind) if f.name not in ignored}
+    if different := sorted(set(expected) ^ set(found)):
+        raise SpecError(f"The sizes lack, or have unknown keys: {', '.join(different)}.")
+    sizes = {}
+    for key, value in found.items():
+        default = expected[key]
+        if isinstance(default, tuple):
+            is_valid = isinstance(value, list) and all(type(number) is int for number in value)
+        else:
+            is_valid = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+        if not is_valid:
+            raise SpecError(f"{key} = {value!r} does not have the type of {default!r}.")
+        sizes[key] = tuple(value) if isinstance(value, list) else value
+    return sizes
 
 
 PUBLISHED_STRUCTURE = CtfConfig()

@@ -14,6 +14,9 @@ from kvq_batch.models.kvq.blocks import NORM_EPS
 from kvq_batch.models.swinv2_ctf.config import MAX_FRAMES, CtfConfig
 from kvq_batch.models.swinv2_ctf.swinv2 import SwinV2
 
+RAW_SCALE = 100.0
+"""Raw scores are this times the output of the head, which is trained on labels mapped to 0..1."""
+
 _DROPOUT = 0.1
 # Mean and standard deviation of ImageNet, of RGB in 0..1.
 _MEAN = (0.485, 0.456, 0.406)
@@ -113,11 +116,12 @@ class QualityHead(nn.Module):
 
     def __init__(self, config: CtfConfig) -> None:
         super().__init__()
+        self.dropout = _DROPOUT
         self.fc1 = nn.Linear(config.dim, config.head_hidden)
         self.fc2 = nn.Linear(config.head_hidden, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        hidden = F.gelu(self.fc1(F.dropout(features, _DROPOUT, self.training)))
+        hidden = F.gelu(self.fc1(F.dropout(features, self.dropout, self.training)))
         score: Tensor = self.fc2(hidden).squeeze(-1)
         return score
 
