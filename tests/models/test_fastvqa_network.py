@@ -11,6 +11,7 @@ from kvq_batch.models.fastvqa.network import FastVqaNetwork
 from kvq_batch.models.fastvqa.windows import window_layout
 from kvq_batch.training.losses import plcc_loss, rank_loss
 from tests.goldens.fastvqa import golden_recipe
+from tests.support.operator_counts import OperatorCounts
 from tests.support.published_networks import GOLDEN, TOLERANCES, assert_golden, record, tiny_config, with_weights
 
 CPU = torch.device("cpu")
@@ -33,6 +34,18 @@ def test_fragment_distances_and_masks_are_golden(number: int) -> None:
     assert np.array_equal(is_separated.sum(-1), golden[f"gate.{number}.mask_rows"])
     weighted = (is_separated * (1 + np.arange(count) % 31)).sum(-1)
     assert np.array_equal(weighted, golden[f"gate.{number}.mask_weighted"])
+
+
+@torch.inference_mode()
+def test_host_never_waits_for_a_gpu() -> None:
+    # On "meta" nothing is computed, and reading a value raises.
+    with torch.device("meta"):
+        network, clips = FastVqaNetwork(FAST_VQA.network).eval(), torch.empty(4, 3, 32, 224, 224)
+    network(clips)
+    with OperatorCounts() as counts:
+        network(clips)
+    assert not counts.host_syncs
+    assert not counts.uploads
 
 
 @pytest.mark.parametrize("case", golden_recipe.LAYER_CASES)
