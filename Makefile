@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults test-metrics lint bench test-numerics
+.PHONY: help install demo test test-browser test-faults test-metrics lint bench test-numerics
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(STAMP) ## make clips, score them on a local Ray, run four queries, draw 
 
 test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
 	$(BIN)/python -m pytest -n 2 tests
+
+test-browser: $(STAMP) ## open the pages in Chromium; `make test` does it too, where there is one
+	$(BIN)/python -m pytest tests -m browser
 
 test-faults: $(STAMP) ## run every fault of docs/reliability.md and all whole runs, with real kills; long
 	$(BIN)/python -m pytest tests/faults tests/engine tests/cluster tests/benchmarks tests/research \

@@ -6,6 +6,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = [
+    "tests.support.browser",
     "tests.support.s3",
     "tests.support.proxy",
     "tests.support.http_server",

@@ -41,6 +41,7 @@ OWNERS = {
     "scipy": {"evaluation", "features", "metrics"},
     "sklearn": {"evaluation"},
     "matplotlib": {"report"},
+    "jinja2": {"report"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -5,13 +5,13 @@ calibration applies to cells and time slots, too: the MOS that a whole video of 
 a calibration is shown by its raw values, between bounds taken from all its maps, or its scores if it has none.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvq_batch.analysis.questions import quote_literal
 from kvq_batch.tables.session import Session
 
 # Labels on a scale such as 1 to 5 calibrate to at most this; every other calibration is shown from 0 to 100.
@@ -21,10 +21,11 @@ _BOUNDS = """
 WITH bounds AS (
     SELECT texture_offset - 127 * abs(texture_scale) AS low, texture_offset + 127 * abs(texture_scale) AS high
     FROM maps WHERE model_id = {model_id} AND texture_scale IS NOT NULL
-    UNION ALL SELECT raw_score, raw_score FROM scores
-    WHERE model_id = {model_id} AND NOT EXISTS (FROM maps WHERE model_id = {model_id} AND texture_scale IS NOT NULL)
-)
-SELECT quantile_cont(low, 0.05) AS low, quantile_cont(high, 0.95) AS high FROM bounds
+),
+scored AS (SELECT raw_score FROM scores WHERE model_id = {model_id})
+SELECT coalesce(quantile_cont(low, 0.05), (SELECT quantile_cont(raw_score, 0.01) FROM scored)) AS low,
+    coalesce(quantile_cont(high, 0.95), (SELECT quantile_cont(raw_score, 0.99) FROM scored)) AS high
+FROM bounds
 """
 
 
@@ -64,7 +65,7 @@ class QualityScale:
 
 def load_scale(session: Session, model_id: str) -> QualityScale:
     """Return the scale of a model. Raises: SpecError if the tables cannot be read."""
-    quoted = quote(model_id)
+    quoted = quote_literal(model_id)
     rows = session.sql(f"SELECT b1, b2, b3, b4 FROM models WHERE is_default AND model_id = {quoted}").to_pylist()
     if rows:
         b1, b2, b3, b4 = (float(rows[0][name]) for name in ("b1", "b2", "b3", "b4"))
@@ -91,13 +92,3 @@ def worst_cells(values: NDArray[Any], scale: QualityScale, max_share: float = 0.
     chosen[np.argsort(flat, kind="stable")[:count]] = True
     marked: NDArray[np.bool_] = (chosen & (flat <= limit)).reshape(np.shape(values))
     return marked
-
-
-def quote(text: str) -> str:
-    """Return text as a string literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def quote_all(texts: Sequence[str]) -> str:
-    """Return a list of string literals of SQL, for IN (...)."""
-    return ", ".join(sorted({quote(text) for text in texts})) or "NULL"

@@ -5,7 +5,7 @@ and a grouping column; the text can be run with `kvq-batch query` as it is. `fin
 region.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,7 +239,7 @@ def find_worst(session: Session, where: str | None = None, by: str | None = None
     found = session.sql(build(session, "worst", where, by, limit))
     details: dict[tuple[str, str], Mapping[str, Any]] = {}
     if found.num_rows:
-        videos = ", ".join(sorted({quote_literal(video) for video in found["video_id"].to_pylist()}))
+        videos = quote_literals(found["video_id"].to_pylist())
         rows = session.sql(_DETAILS.format(videos=videos)).to_pylist()
         details = {(row["video_id"], row["model_id"]): row for row in rows}
     keys = list(zip(found["video_id"].to_pylist(), found["model_id"].to_pylist(), strict=True))
@@ -275,3 +275,8 @@ def quote_identifier(name: str) -> str:
 def quote_literal(text: str) -> str:
     """Return `text` as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def quote_literals(texts: Iterable[str]) -> str:
+    """Return texts as literals of SQL for IN (...), each once; NULL if there are none."""
+    return ", ".join(sorted({quote_literal(text) for text in texts})) or "NULL"

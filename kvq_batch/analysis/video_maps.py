@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_batch.analysis.quality_scale import QualityScale, load_scale, quote, quote_all
+from kvq_batch.analysis.quality_scale import QualityScale, load_scale
+from kvq_batch.analysis.questions import quote_literal, quote_literals
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.maps import StoredMaps, dequantise
 from kvq_batch.tables.session import Session
@@ -109,7 +110,7 @@ def find_video(
     Raises:
         SpecError: no score or no such clip; or no maps, unless `has_maps` is False.
     """
-    scored = session.sql(_SCORED.format(videos=quote(video_id))).to_pylist()
+    scored = session.sql(_SCORED.format(videos=quote_literal(video_id))).to_pylist()
     if not scored:
         raise SpecError(
             f"Video {video_id!r} has no score in these tables. List the videos with scores with "
@@ -136,7 +137,7 @@ def find_video(
 
 def load_videos(session: Session, video_ids: Sequence[str], model_id: str) -> list[VideoMaps]:
     """Return the moments of several videos by one model, in the given order, without the videos that have no score."""
-    rows = session.sql(_SCORED.format(videos=quote_all(video_ids))).to_pylist()
+    rows = session.sql(_SCORED.format(videos=quote_literals(video_ids))).to_pylist()
     by_id = {row["video_id"]: row for row in rows if row["model_id"] == model_id}
     return _join(session, [by_id[v] for v in video_ids if v in by_id], load_scale(session, model_id))
 
@@ -145,8 +146,8 @@ def _join(session: Session, scored: Sequence[dict[str, Any]], scale: QualityScal
     """Return the videos of these rows, which are of one model, with their clips."""
     if not scored:
         return []
-    videos = quote_all([row["video_id"] for row in scored])
-    clips = session.sql(_CLIPS.format(model_id=quote(scored[0]["model_id"]), videos=videos)).to_pylist()
+    videos = quote_literals([row["video_id"] for row in scored])
+    clips = session.sql(_CLIPS.format(model_id=quote_literal(scored[0]["model_id"]), videos=videos)).to_pylist()
     joined = []
     for row in scored:
         moments = [

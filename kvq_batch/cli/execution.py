@@ -151,8 +151,11 @@ def stop_on_signals() -> Iterator[threading.Event]:
         thread.join()
 
 
-def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str) -> None:
-    """Print the summary and exit with the code of the outcome. `again` is the command that continues the run."""
+def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str, report: Path | None = None) -> None:
+    """Print the summary, write the report, and exit with the code of the outcome.
+
+    `again` is the command that continues the run.
+    """
     models = [_model(model) for model in planned.models.models]
     short_models = ", ".join(f"{model['model_id']} ({model['model_origin']})" for model in models)
     cost = {}
@@ -190,10 +193,34 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
         query = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
         output.note(f"to see the scores:  {tables_command('query', planned.job, query)}")
         output.warn_untrained(_untrained(planned))
+    if report is not None:
+        _write_report(planned, report, output)
     if summary.num_remaining:
         output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")
     limit = planned.job.run.max_failure_share
     exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
+
+
+def check_report(report: Path | None) -> None:
+    """Raise a SpecError, before the run, if `report` can be no file."""
+    if report is not None and report.is_dir():
+        raise SpecError(f"--report: {report} is a folder. Name a file in it.")
+
+
+def _write_report(planned: "JobPlan", out: Path, output: Output) -> None:
+    from kvq_batch.report.page import write_report
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import open_session
+
+    storage = StorageOptions.from_spec(planned.job.storage)
+    try:
+        with open_session(planned.job.tables, storage) as session:
+            size = write_report(session, storage, planned.job.tables, out)
+    except SpecError as error:
+        # The run itself is complete.
+        output.warn(f"The report cannot be written: {error}")
+        return
+    output.note(f"wrote {out} ({size / 1e6:.1f} MB)")
 
 
 def print_worst(planned: "JobPlan", output: Output) -> None:

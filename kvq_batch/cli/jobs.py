@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvq_batch.cli.execution import (
+    check_report,
     command_line,
     continue_command,
     execute,
@@ -35,6 +36,7 @@ from kvq_batch.cli.options import (
     OutputOption,
     ReasonOption,
     RegionOption,
+    ReportOption,
     RunIdOption,
     SampleOption,
     ShardOption,
@@ -181,6 +183,7 @@ def run(
     executor: ExecutorOption = None,
     run_id: RunIdOption = None,
     dry_run: DryRunOption = False,
+    report: ReportOption = None,
     log: LogOption = "auto",
     output: OutputOption = Format.TABLE,
 ) -> None:
@@ -192,6 +195,7 @@ def run(
     Examples:
 
       $ kvq-batch run nightly.toml
+      $ kvq-batch run nightly.toml --report report.html
       $ kvq-batch run nightly.toml --max-videos 100 --log json 2> run.log
       $ kvq-batch run nightly.toml --order-by "views desc" --deadline 06:00
       $ kvq-batch run nightly.toml --shard 2/4    # next to 1/4, 3/4 and 4/4
@@ -204,11 +208,12 @@ def run(
 
     if log == "json":
         use_json_log(context)
+    check_report(report)
     planned = plan_with_status(override_job(load_job(job), context))
     if dry_run:
         return show_plan(planned, Output(output))
     summary = execute(planned, context, address, run_id, executor)
-    finish(summary, planned, Output(output), continue_command("run", job, run_id, shard))
+    finish(summary, planned, Output(output), continue_command("run", job, run_id, shard), report)
     return None
 
 

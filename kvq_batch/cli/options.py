@@ -13,6 +13,10 @@ LogFormat = Literal["auto", "json"]
 START, RUN, ASK, CLUSTER, MODELS, MAINTENANCE = "Start", "Run", "Ask", "Cluster", "Models and labels", "Maintenance"
 PANELS = (START, RUN, ASK, CLUSTER, MODELS, MAINTENANCE)
 
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write the HTML report after the run.", show_default=False),
+]
 OutputOption = Annotated[Format, typer.Option("--output", "-o", help="Format of the data on stdout.")]
 JobArgument = Annotated[
     Path, typer.Argument(metavar="JOB", help="Job file (TOML); `kvq-batch init` writes one.", show_default=False)

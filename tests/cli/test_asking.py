@@ -149,6 +149,17 @@ def test_maps_writes_a_picture_and_warns_if_untrained(scored: Scored, tmp_path: 
     assert "its clips are 0 to 1" in rejected.stderr
 
 
+def test_report_is_written(scored: Scored, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "report.html"
+    result = call("report", scored.tables, "--out", str(out), "--by", "country", "--model", KVQ.name)
+    assert f"wrote {out} (0." in result.stderr
+    text = out.read_text()
+    assert "UNTRAINED" in text
+    assert ">country</h3>" in text
+    rejected = call("report", scored.tables, "--out", str(tmp_path), exit_code=2)
+    assert "Is a directory" in rejected.stderr
+
+
 def test_maps_of_a_missing_video_fails(tmp_path: Path) -> None:
     scored = make_scored(tmp_path)
     (scored.videos / VIDEO).unlink()

@@ -61,7 +61,9 @@ def test_budget_ends_a_run_and_the_next_plan_estimates(tmp_path: Path) -> None:
     assert rows[1]["expected_cost"] == pytest.approx(expected["cost"])
     assert all(0 < row["startup_s"] <= row["seconds"] for row in rows)
     assert all(row["core_hours"] > 0 and row["gpu_hours"] == 0 for row in rows)
-    nothing = json.loads(call("run", job, "--output", "json").stdout)
+    assert "is a folder" in call("run", job, "--report", tmp_path, exit_code=2).stderr
+    nothing = json.loads(call("run", job, "--output", "json", "--report", tmp_path / "report.html").stdout)
+    assert rows[1]["run_id"] in (tmp_path / "report.html").read_text()
     assert (nothing["state"], nothing["core_hours"], nothing["cost"]) == ("finished", 0.0, 0.0)
     assert "expected" not in call("plan", job).stderr
 

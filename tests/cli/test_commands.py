@@ -41,6 +41,7 @@ COMMANDS = [
     "status",
     "query",
     "maps",
+    "report",
     "calibrate",
     "train",
     "models",
