@@ -7,7 +7,7 @@ import logging
 import shlex
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from kvq_batch.cli.progress import RunProgress
 from kvq_batch.domain.errors import SpecError
 
 if TYPE_CHECKING:
+    from kvq_batch.analysis.guards import Finding
     from kvq_batch.config.job import ExecutorName, Job
     from kvq_batch.config.labels import LabelJob
     from kvq_batch.engine.run_recorder import RunSummary
@@ -29,16 +30,22 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+EXIT_CHECK_FAILED = 5
+"""Exit code if a guard with the action `fail` found rows, or the condition of `--fail-if` holds."""
+
 _POLL_INTERVAL_S = 0.1
 """How soon after a signal the message about it is logged."""
 
 
 def plan_with_status(job: "Job") -> "JobPlan":
     """Return the plan of a job; a spinner shows what is being done."""
+    from kvq_batch.analysis.guards import check_queries
     from kvq_batch.planning.job_plan import plan_job
 
     with status("planning"):
-        return plan_job(job)
+        planned = plan_job(job)
+        check_queries(job, planned.catalog)
+    return planned
 
 
 def show_plan(planned: "JobPlan", output: Output) -> None:
@@ -152,34 +159,38 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str, report: Path | None = None) -> None:
-    """Print the summary, write the report, and exit with the code of the outcome.
+    """Run the guards, print the summary, write the report, and exit with the code of the outcome.
 
     `again` is the command that continues the run.
     """
+    from kvq_batch.analysis.guards import guard_job
+
     models = [_model(model) for model in planned.models.models]
     short_models = ", ".join(f"{model['model_id']} ({model['model_origin']})" for model in models)
     cost = {}
     if summary.cost is not None:
         cost = {"cost": round(summary.cost, 6), "currency": planned.job.prices.currency}
-    output.record(
-        {
-            "run_id": summary.run_id,
-            "job": planned.job.name,
-            "state": summary.state,
-            "models": models if output.format is Format.JSON else short_models,
-            "videos": summary.num_videos,
-            "planned": summary.num_planned,
-            "scored": summary.num_scored,
-            "failed": summary.num_failed,
-            "remaining": summary.num_remaining,
-            "retried": summary.num_retried,
-            "seconds": round(summary.seconds, 1),
-            "videos_per_s": round(summary.videos_per_s, 3),
-            "core_hours": round(summary.core_hours, 6),
-            "gpu_hours": round(summary.gpu_hours, 6),
-            **cost,
-        }
-    )
+    record = {
+        "run_id": summary.run_id,
+        "job": planned.job.name,
+        "state": summary.state,
+        "models": models if output.format is Format.JSON else short_models,
+        "videos": summary.num_videos,
+        "planned": summary.num_planned,
+        "scored": summary.num_scored,
+        "failed": summary.num_failed,
+        "remaining": summary.num_remaining,
+        "retried": summary.num_retried,
+        "seconds": round(summary.seconds, 1),
+        "videos_per_s": round(summary.videos_per_s, 3),
+        "core_hours": round(summary.core_hours, 6),
+        "gpu_hours": round(summary.gpu_hours, 6),
+        **cost,
+    }
+    findings = guard_job(planned.job, summary.run_id, {**record, "models": models, "message": summary.message})
+    if output.format is Format.JSON:
+        record["guards"] = [finding.record() for finding in findings]
+    output.record(record)
     if not summary.num_planned:
         is_whole = planned.plan.num_selected == planned.catalog.num_rows and not planned.plan.num_other_reasons
         output.note(
@@ -193,12 +204,26 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
         query = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
         output.note(f"to see the scores:  {tables_command('query', planned.job, query)}")
         output.warn_untrained(_untrained(planned))
+    print_findings(findings, output)
     if report is not None:
         _write_report(planned, report, output)
     if summary.num_remaining:
         output.note(f"stopped with {summary.num_remaining} remaining; to continue:  {again}")
     limit = planned.job.run.max_failure_share
-    exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
+    failed = [finding.guard for finding in findings if finding.has_failed]
+    exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output, failed)
+
+
+def print_findings(findings: "Sequence[Finding]", output: Output) -> None:
+    """Log what the guards of a job found, with examples."""
+    for finding in findings:
+        if not finding.num_rows:
+            output.note(f"guard {finding.guard}: {finding.message or 'passed'}")
+            continue
+        rows = f"{finding.num_rows} row{'s' * (finding.num_rows > 1)}"
+        output.warn(f"guard {finding.guard} ({finding.action}): " + (finding.message or rows))
+        if finding.rows and output.format is Format.TABLE and not finding.message:
+            output.rows(finding.rows, title=f"\nguard {finding.guard}: {len(finding.rows)} of {rows}")
 
 
 def check_report(report: Path | None) -> None:
@@ -289,9 +314,18 @@ def finish_with_scores(summary: "RunSummary", planned: "JobPlan", output: Output
 
 
 def exit_with_outcome(
-    message: str, state: str, failure_share: float, max_failure_share: float, unit: str, output: Output
+    message: str,
+    state: str,
+    failure_share: float,
+    max_failure_share: float,
+    unit: str,
+    output: Output,
+    failed_guards: Sequence[str] = (),
 ) -> None:
-    """Exit with 130, 3 or 4 after a run that was interrupted, failed too often or ended early; return after others."""
+    """Exit with 130, 3, 5 or 4 after a run that was interrupted, failed too often, failed a guard or ended early.
+
+    Return after others.
+    """
     from kvq_batch.engine.stopping import INTERRUPTED
 
     if message == INTERRUPTED:
@@ -301,6 +335,9 @@ def exit_with_outcome(
             f"{failure_share:.1%} of the {unit} failed, more than run.max_failure_share = {max_failure_share:.1%}"
         )
         raise typer.Exit(3)
+    if failed_guards:
+        output.warn(f"failed guards: {', '.join(failed_guards)}")
+        raise typer.Exit(EXIT_CHECK_FAILED)
     if state == "stopped":
         output.note(message)
         raise typer.Exit(4)

@@ -202,7 +202,7 @@ def run(
 
     Exit codes: 0 all scored, or failures within run.max_failure_share;
     1 fatal; 2 rejected before start; 3 more failures; 4 the budget ended
-    before the plan; 130 Ctrl-C.
+    before the plan; 5 a guard with the action fail; 130 Ctrl-C.
     """
     from kvq_batch.config.load import load_job
 

@@ -494,6 +494,45 @@ class Run(Section):
     )
 
 
+GuardAction = Literal["warn", "fail"]
+
+
+class Check(Section):
+    """One check of a job: SQL that must return no row."""
+
+    sql: str = Field(
+        min_length=1,
+        description="One SELECT over the views, and over new_scores: the scores of this run with their catalog.",
+        examples=["SELECT video_id, mos FROM new_scores WHERE mos < 30"],
+    )
+    action: GuardAction = Field("warn", description='"warn", or "fail": exit with code 5.')
+
+
+def _checked_webhook(url: str) -> str:
+    if not url.startswith(("https://", "http://")):
+        raise ValueError("expected an address that starts with https://")
+    return url
+
+
+class Guards(Section):
+    """Checks of quality at the end of a run."""
+
+    checks: Mapping[Annotated[str, Field(pattern=NAME_PATTERN)], Check] = Field(
+        {}, description="SQL that must return no row, by name: [guards.checks.NAME] with the keys sql and action."
+    )
+    drift: Literal["off", "warn", "fail"] = Field(
+        "off", description="Compare median and 5th percentile of this run with those of earlier runs of this job."
+    )
+    false_alarm_rate: float = Field(
+        0.01, gt=0, lt=0.5, description="Share of runs without any change in which the drift check finds one."
+    )
+    webhook: Annotated[str, AfterValidator(_checked_webhook)] | None = Field(
+        None,
+        description="Address that gets the summary of a run and its guards as JSON (POST). Never logged or stored.",
+        examples=["https://hooks.example.com/services/T0/B0"],
+    )
+
+
 class Job(Section):
     """A catalog, the models that score it, and the tables for the results."""
 
@@ -517,6 +556,7 @@ class Job(Section):
     select: Select = Field(Select(), description="Which videos to score.")
     budget: Budget = Field(Budget(), description="When a run stops early.")
     prices: Prices = Field(Prices(), description="Prices of machines.")
+    guards: Guards = Field(Guards(), description="Checks of quality at the end of a run.")
     storage: Storage = Field(Storage(), description="Object storage.")
 
     @model_validator(mode="after")

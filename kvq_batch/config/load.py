@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -202,6 +202,8 @@ def _section(model: type[BaseModel], path: str, examples: dict[str, Any]) -> Ite
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    if get_origin(field.annotation) is Mapping:
+        return None
     candidates = [field.annotation, *get_args(field.annotation)]
     for candidate in candidates:
         if isinstance(candidate, type) and candidate is not NoneType and issubclass(candidate, BaseModel):

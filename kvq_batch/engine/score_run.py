@@ -47,6 +47,7 @@ from kvq_batch.planning.job_models import JobModel
 from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
 from kvq_batch.planning.plan import tasks_to_items
 from kvq_batch.storage.options import display_uri
+from kvq_batch.storage.webhook import mask_address
 from kvq_batch.tables.calibrations import unknown_cards
 from kvq_batch.tables.questions import list_outcomes
 from kvq_batch.tables.row_types import FailureRow, ModelRow, RunRow
@@ -338,6 +339,8 @@ def _display_spec(job: Job) -> dict[str, Any]:
     spec = job.model_dump(mode="json")
     spec["tables"] = display_uri(job.tables)
     spec["catalog"]["source"] = display_uri(job.catalog.source)
+    if job.guards.webhook is not None:
+        spec["guards"]["webhook"] = mask_address(job.guards.webhook)
     return spec
 
 

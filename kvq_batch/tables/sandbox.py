@@ -118,6 +118,18 @@ class Sandbox:
             "raise the limit (--timeout, timeout_s)."
         )
 
+    def add_view(self, name: str, text: str) -> None:
+        """Add a view, also after `lock`. Raises as `query`; the text must be one SELECT."""
+        with self._one_query:
+            if self._judge(text).type != duckdb.StatementType.SELECT:
+                raise SpecError(f"{_ONE_QUERY}a PIVOT or EXPLAIN, which a view cannot hold.")
+            self.connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {text}')
+
+    def add_table(self, name: str, table: pa.Table) -> None:
+        """Add an Arrow table under a name, also after `lock`; a table of this name that was added is replaced."""
+        with self._one_query:
+            self.connection.register(name, table)
+
     def close(self) -> None:
         self._stack.close()
 

@@ -51,6 +51,13 @@ class Session:
         except (pa.ArrowException, *foreign_errors()) as error:
             raise SpecError(f"The tables cannot be read: {_readable(error)}") from error
 
+    def add_view(self, name: str, text: str) -> None:
+        """Add a view for the queries of this session; its SQL is checked as that of `sql`. Raises: SpecError."""
+        try:
+            self._sandbox.add_view(name, text)
+        except duckdb.Error as error:
+            raise SpecError(_readable(error)) from error
+
     def close(self) -> None:
         self._sandbox.close()
 

@@ -5,12 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from kvq_batch.cli.execution import EXIT_CHECK_FAILED
 from kvq_batch.cli.options import EndpointOption, OutputOption, RegionOption, TablesArgument
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.cli.query import open_tables
-
-EXIT_CHECK_FAILED = 5
-"""Exit code if `--fail-if` holds, or a guard of a job with the action `fail` found rows."""
 
 _SEGMENT = (
     *("segment", "videos", "srcc", "krcc", "plcc"),
