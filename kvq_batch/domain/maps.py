@@ -12,11 +12,15 @@ rounding of doubles. Without the shift, its error is 0.05% of the spread of scor
 Axes: S slots, R rows, C columns.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+SEVERITY_LEVELS = 100
+"""Severities are stored in percent."""
 
 LEVELS = 254
 """Steps between the smallest and the largest value: int8 from -127 to 127; -128 is not used."""
@@ -27,7 +31,8 @@ class StoredMaps:
     """Quantised maps of one clip, flat in the order [slot, row, column]; either may be absent.
 
     texture = q * texture_scale + texture_offset; saliency = (q * saliency_scale + saliency_offset)^2. A constant map
-    has scale 0. An absent map has offset and scale None.
+    has scale 0. An absent map has offset and scale None. `causes` are severities in percent by cause, flat [slot, row,
+    column], or [slot] for a cause of the whole frame.
     """
 
     shape: tuple[int, int, int]
@@ -37,6 +42,7 @@ class StoredMaps:
     saliency: NDArray[np.int8] | None
     saliency_offset: float | None
     saliency_scale: float | None
+    causes: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """Return the columns of the table `maps` that hold these maps."""
@@ -52,6 +58,7 @@ class StoredMaps:
             "saliency_scale": self.saliency_scale,
             "texture_mean": self._mean_over_slots(self.texture, self.texture_offset, self.texture_scale, 1),
             "saliency_mean": self._mean_over_slots(self.saliency, self.saliency_offset, self.saliency_scale, 2),
+            "causes": self.causes,
         }
 
     def _mean_over_slots(
@@ -109,6 +116,25 @@ def quantise(texture_SRC: NDArray[np.float32] | None, saliency_SRC: NDArray[np.f
         saliency_offset=None if saliency is None else saliency[1],
         saliency_scale=None if saliency is None else saliency[2],
     )
+
+
+def quantise_causes(causes: Mapping[str, NDArray[np.float32]]) -> StoredMaps:
+    """Quantise the severities of one clip, and leave out causes that were found nowhere.
+
+    Raises:
+        ValueError: no cause, a severity outside of 0..1, or causes that are not [slot, row, column] or [slot] of one
+            grid with at least one cause of [slot, row, column].
+    """
+    grids = {values.shape for values in causes.values() if values.ndim == 3}
+    slots = {values.shape[0] for values in causes.values()}
+    if len(grids) != 1 or len(slots) != 1 or any(values.ndim not in (1, 3) for values in causes.values()):
+        raise ValueError(f"Causes must be of one grid, got { ({name: v.shape for name, v in causes.items()}) }.")
+    if any(not (values.min() >= 0 and values.max() <= 1) for values in causes.values()):
+        raise ValueError("A cause has a severity outside of 0..1.")
+    levels = {name: np.rint(values * SEVERITY_LEVELS).astype(np.int8).ravel() for name, values in causes.items()}
+    (shape,) = grids
+    found = {name: percent for name, percent in levels.items() if percent.any()}
+    return StoredMaps((shape[0], shape[1], shape[2]), None, None, None, None, None, None, found)
 
 
 def _steps(values: NDArray[np.float64]) -> tuple[NDArray[np.int8], float, float]:

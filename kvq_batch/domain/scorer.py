@@ -68,9 +68,9 @@ class ScorerSpec:
     """Declaration of a scorer, available before it is built: its card, its frames, its outputs and its devices.
 
     Increase `algorithm` when code changes a score while weights and configuration stay the same. `outputs` names the
-    numbers that it returns besides the raw score, `maps` its maps. `more_frames` are further
-    requests, for several views of a clip. `num_parameters` counts the weights, 0 if there are none. A scorer without
-    `has_score` returns features only: its raw score is ignored and stored as null.
+    numbers that it returns besides the raw score, `maps` its maps, `causes` the causes whose severity it measures.
+    `more_frames` are further requests, for several views of a clip. `num_parameters` counts the weights, 0 if there are
+    none. A scorer without `has_score` returns features or causes only: its raw score is ignored and stored as null.
 
     Raises:
         ValueError: a streamed request beside others: its chunks come alone.
@@ -80,6 +80,7 @@ class ScorerSpec:
     frames: FrameRequest
     outputs: tuple[str, ...] = ()
     maps: tuple[Literal["texture", "saliency"], ...] = ()
+    causes: tuple[str, ...] = ()
     num_features: int = 0
     num_parameters: int = 0
     more_frames: tuple[FrameRequest, ...] = ()
@@ -121,8 +122,10 @@ class Prediction:
 
     Maps are float32 [slot, row, column]. Saliency has mean 1 over the cells of each slot. If both maps exist,
     raw_score = mean(texture * saliency) (KVQ_SPEC section 3.4). `slot_scores` is float32 [slot] or None, `features`
-    float32 [num_features] or None; features may be NaN or infinite, all other values must be finite. `partial`, float32
-    or float64 [n, p], is the result for a chunk of a streamed request; the other values are then ignored.
+    float32 [num_features] or None; features may be NaN or infinite, all other values must be finite. `causes` is the
+    severity 0..1 of each cause of bad quality: float32 [slot, row, column], or [slot] for one that concerns the whole
+    frame; all of one grid. `partial`, float32 or float64 [n, p], is the result for a chunk of a streamed request; the
+    other values are then ignored.
     """
 
     raw_score: float
@@ -131,6 +134,7 @@ class Prediction:
     saliency: NDArray[np.float32] | None = None
     slot_scores: NDArray[np.float32] | None = None
     features: NDArray[np.float32] | None = None
+    causes: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     partial: NDArray[Any] | None = None
 
 

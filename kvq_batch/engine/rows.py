@@ -90,10 +90,13 @@ def clip_row(item: Row, model: JobModel, clip: ClipResult) -> ClipRow:
     """Return a row of `clips`. A time slot starts with its first frame.
 
     Features of the only clip are those of the video, which are in a row of `features`.
+    The slots are those of the scores, or of the maps of a model that has maps only.
     """
     row, result = clip.row, clip.result
     times_s = clip.times_s
     num_slots = 0 if result["slot_scores"] is None else len(result["slot_scores"])
+    if not num_slots and result["maps"] is not None:
+        num_slots = result["maps"]["num_slots"]
     return {
         **_identity(item, model, row["content_id"]),
         "clip_index": row["clip_index"],

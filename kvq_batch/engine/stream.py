@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kvq_batch.domain.errors import ItemError
-from kvq_batch.domain.maps import StoredMaps, quantise
+from kvq_batch.domain.maps import StoredMaps, quantise, quantise_causes
 from kvq_batch.domain.scorer import Prediction
 from kvq_batch.domain.video import ClipFrames
 from kvq_batch.storage.redact import redact
@@ -71,6 +71,7 @@ _MAPS = pa.struct(
         ("saliency_scale", pa.float64()),
         ("texture_mean", pa.binary()),
         ("saliency_mean", pa.binary()),
+        ("causes", pa.map_(pa.string(), pa.binary())),
     ]
 )
 
@@ -205,16 +206,20 @@ def prediction_values(prediction: Prediction, has_score: bool = True) -> dict[st
     partial = prediction.partial
     if partial is not None:
         return {"partial": partial.tobytes(), "partial_shape": partial.shape, "partial_dtype": str(partial.dtype)}
-    arrays = (prediction.texture, prediction.saliency, prediction.slot_scores)
+    arrays = (prediction.texture, prediction.saliency, prediction.slot_scores, *prediction.causes.values())
     score = prediction.raw_score if has_score else None
     numbers = [0.0 if score is None else score, *prediction.outputs.values()]
     if not np.isfinite(numbers).all() or not all(np.isfinite(array).all() for array in arrays if array is not None):
         return {"error": "non_finite", "message": f"the model returned NaN or infinity (score {score})"}
-    has_maps = prediction.texture is not None or prediction.saliency is not None
+    maps = None
+    if prediction.causes:
+        maps = maps_to_stream(quantise_causes(prediction.causes))
+    elif prediction.texture is not None or prediction.saliency is not None:
+        maps = maps_to_stream(quantise(prediction.texture, prediction.saliency))
     return {
         "raw_score": score,
         "outputs": list(prediction.outputs.items()),
-        "maps": maps_to_stream(quantise(prediction.texture, prediction.saliency)) if has_maps else None,
+        "maps": maps,
         "slot_scores": prediction.slot_scores,
         "features": prediction.features,
     }
@@ -228,12 +233,15 @@ def partial_result(result: Mapping[str, Any]) -> NDArray[Any]:
 def maps_to_stream(maps: StoredMaps) -> dict[str, Any]:
     """Return quantised maps as a value of `RESULT.maps`. Levels are bytes: Arrow would convert lists cell by cell."""
     row = maps.row()
-    return row | {name: None if row[name] is None else row[name].tobytes() for name in MAP_NAMES}
+    levels = {name: None if row[name] is None else row[name].tobytes() for name in MAP_NAMES}
+    return row | levels | {"causes": [(name, percent.tobytes()) for name, percent in maps.causes.items()]}
 
 
 def maps_from_stream(value: dict[str, Any]) -> dict[str, Any]:
     """Return a value of `RESULT.maps` as columns of the table `maps`, with levels as int8 arrays."""
-    return value | {name: None if value[name] is None else np.frombuffer(value[name], np.int8) for name in MAP_NAMES}
+    levels = {name: None if value[name] is None else np.frombuffer(value[name], np.int8) for name in MAP_NAMES}
+    causes = [(name, np.frombuffer(percent, np.int8)) for name, percent in value["causes"]]
+    return value | levels | {"causes": causes or None}
 
 
 def _pixels(arrays: Sequence[NDArray[Any] | None]) -> pa.ChunkedArray:

@@ -18,6 +18,7 @@ _BUILT_IN = (
     EntryPoint("brisque-svr", "kvq_batch.models.brisque_svr.family:brisque_svr", ENTRY_POINT_GROUP),
     EntryPoint("dover", "kvq_batch.models.dover.family:dover", ENTRY_POINT_GROUP),
     EntryPoint("dover-mobile", "kvq_batch.models.dover.family:dover_mobile", ENTRY_POINT_GROUP),
+    EntryPoint("causes", "kvq_batch.models.causes.family:causes", ENTRY_POINT_GROUP),
     EntryPoint("fast-vqa", "kvq_batch.models.fastvqa.family:fast_vqa", ENTRY_POINT_GROUP),
     EntryPoint("fast-vqa-m", "kvq_batch.models.fastvqa.family:fast_vqa_m", ENTRY_POINT_GROUP),
     EntryPoint("fastervqa", "kvq_batch.models.fastvqa.family:fastervqa", ENTRY_POINT_GROUP),

@@ -98,6 +98,7 @@ class MapColumns(TypedDict):
     saliency_scale: float
     texture_mean: Sequence[int]
     saliency_mean: Sequence[int]
+    causes: NotRequired[MapItems[Sequence[int]] | None]
 
 
 class MapRow(IdentityRow, MapColumns):

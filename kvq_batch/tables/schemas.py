@@ -33,6 +33,7 @@ TEXT, REAL, FLAG = pa.string(), pa.float64(), pa.bool_()
 INT, LONG = pa.int32(), pa.int64()
 TIME = pa.timestamp("us", tz="UTC")
 _REALS, _FLOATS, _INTS, _BYTES = pa.list_(REAL), pa.list_(pa.float32()), pa.list_(INT), pa.list_(pa.int8())
+_PERCENTS = pa.map_(TEXT, _BYTES)
 _MODEL = pa.struct([("name", TEXT), ("model_id", TEXT), ("fingerprint", TEXT)])
 
 
@@ -187,6 +188,7 @@ MAPS = TableSchema(
         Column("saliency_scale", REAL, "see saliency; 0 for a constant map"),
         Column("texture_mean", _BYTES, "mean of the texture over the time slots, flat [row, column], as texture"),
         Column("saliency_mean", _BYTES, "mean of the saliency over the time slots, flat [row, column], as saliency"),
+        Column("causes", _PERCENTS, "severity of each cause found, percent, flat [slot, row, column] or [slot]"),
     ),
     sort_by=("video_id", "clip_index"),
     partition_by=("model_id",),

@@ -133,6 +133,7 @@ WITH cells AS (
     FROM ({_CURRENT_MAPS}) m
     LEFT JOIN raw_clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
         AND k.clip_index = m.clip_index
+    WHERE m.texture IS NOT NULL OR m.saliency IS NOT NULL
 ),
 valued AS (
     SELECT *, (cell // (num_rows * num_cols))::INTEGER AS slot,
@@ -148,7 +149,7 @@ FROM valued
 
 # Releases before `texture_mean` and `saliency_mean` stored whole maps only: their means are computed here.
 _CELLS = f"""
-WITH current_maps AS ({_CURRENT_MAPS}),
+WITH current_maps AS (SELECT * FROM ({_CURRENT_MAPS}) WHERE texture IS NOT NULL OR saliency IS NOT NULL),
 levels AS (
     SELECT video_id, model_id, clip_index, num_rows, num_cols, texture_offset, texture_scale, saliency_offset,
         saliency_scale, unnest(texture_mean) AS texture_level, unnest(saliency_mean) AS saliency_level,
@@ -220,6 +221,36 @@ SELECT t.*, m.b2 + (m.b1 - m.b2) / (1 + exp(-(t.raw_score - m.b3) / abs(m.b4))) 
 FROM timed t LEFT JOIN (SELECT model_id, b1, b2, b3, b4 FROM models WHERE is_default) m ON m.model_id = t.model_id
 """
 
+# A cause of the whole frame has one level for each slot, others have one for each cell.
+_CAUSES = f"""
+WITH found AS (
+    SELECT m.video_id, m.model_id, m.run_id, m.clip_index, m.num_slots, m.num_rows, m.num_cols, k.start_s, k.end_s,
+        k.slot_start_s, unnest(map_entries(m.causes)) AS entry
+    FROM ({_CURRENT_MAPS}) m
+    LEFT JOIN raw_clips k ON k.video_id = m.video_id AND k.model_id = m.model_id AND k.commit_seq = m.commit_seq
+        AND k.clip_index = m.clip_index
+    WHERE m.causes IS NOT NULL
+),
+levels AS (
+    SELECT * EXCLUDE (entry), entry.key AS cause, len(entry.value) // num_slots AS per_slot,
+        unnest(entry.value) AS percent, unnest(range(len(entry.value))) AS cell
+    FROM found
+),
+placed AS (
+    SELECT *, (cell // per_slot)::INTEGER AS slot,
+        CASE WHEN per_slot > 1 THEN (cell // num_cols % num_rows)::INTEGER END AS cell_row,
+        CASE WHEN per_slot > 1 THEN (cell % num_cols)::INTEGER END AS cell_col
+    FROM levels WHERE percent > 0
+)
+SELECT video_id, model_id, run_id, clip_index, slot,
+    CASE WHEN slot = 0 THEN start_s ELSE slot_start_s[slot + 1] END AS from_s,
+    coalesce(slot_start_s[slot + 2], end_s) AS until_s,
+    cell_row, cell_col, cause, percent / 100 AS severity, num_rows, num_cols,
+    coalesce(cell_col / num_cols, 0) AS x0, coalesce(cell_row / num_rows, 0) AS y0,
+    coalesce((cell_col + 1) / num_cols, 1) AS x1, coalesce((cell_row + 1) / num_rows, 1) AS y1
+FROM placed
+"""
+
 # In this order: views use those before them.
 VIEWS: Mapping[str, str] = {
     "catalog": _CATALOG,
@@ -239,6 +270,7 @@ VIEWS: Mapping[str, str] = {
     "cells": _CELLS,
     "named_regions": _NAMED_REGIONS,
     "timeline": _TIMELINE,
+    "causes": _CAUSES,
 }
 
 _DESCRIPTIONS: Mapping[str, str] = {
@@ -259,6 +291,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     "cells": "one row per cell of the maps of current scores, means over the time slots of a clip",
     "named_regions": "means of current maps over the regions that the job names ([regions])",
     "timeline": "one row per time slot of current scores: from when until when, and how good",
+    "causes": "one row per cause of bad quality, time slot and cell where its severity is above 0 (docs/causes.md)",
 }
 
 _COMPUTED: Mapping[str, str] = {
@@ -281,6 +314,8 @@ _COMPUTED: Mapping[str, str] = {
     "region": "name of the region in the job",
     "from_s": "start of the time slot in the video, seconds",
     "until_s": "end of the time slot in the video, seconds",
+    "cause": "blur, noise, banding, ... (docs/causes.md)",
+    "severity": "0 to 1: 0.5 is clearly visible; its scale is fixed and the same for all videos",
 }
 
 
@@ -292,6 +327,7 @@ _TABLE_OF: Mapping[str, str] = {
     "regions": "",
     "cells": "",
     "named_regions": "",
+    "causes": "",
 }
 """Tables whose descriptions the columns of a view share, where its name differs."""
 

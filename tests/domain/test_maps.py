@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kvq_batch.domain.maps import LEVELS, StoredMaps, dequantise, quantise
+from kvq_batch.domain.maps import LEVELS, StoredMaps, dequantise, quantise, quantise_causes
 from tests.support.results import make_maps
 
 
@@ -86,3 +86,29 @@ def test_range_may_exceed_float32() -> None:
 def test_invalid_maps_are_rejected(texture: NDArray[np.float32] | None, saliency: NDArray[np.float32] | None) -> None:
     with pytest.raises(ValueError):
         quantise(texture, saliency)
+
+
+def test_causes_are_stored_in_percent_and_only_if_found() -> None:
+    blur = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
+    stored = quantise_causes({"blur": blur, "freeze": np.array([0, 1], np.float32), "black": np.zeros(2, np.float32)})
+    assert stored.shape == (2, 3, 4)
+    assert set(stored.causes) == {"blur", "freeze"}
+    np.testing.assert_allclose(stored.causes["blur"].reshape(2, 3, 4) / 100, blur, atol=0.005 + 1e-6)
+    assert stored.causes["freeze"].tolist() == [0, 100]
+    assert stored.row()["texture"] is None
+
+
+@pytest.mark.parametrize(
+    "causes",
+    [
+        {},
+        {"freeze": np.zeros(2, np.float32)},
+        {"blur": np.zeros((2, 3, 4), np.float32), "noise": np.zeros((2, 4, 4), np.float32)},
+        {"blur": np.zeros((2, 3, 4), np.float32), "freeze": np.zeros(3, np.float32)},
+        {"blur": np.full((2, 3, 4), 1.2, np.float32)},
+        {"blur": np.full((2, 3, 4), np.nan, np.float32)},
+    ],
+)
+def test_invalid_causes_are_rejected(causes: dict[str, NDArray[np.float32]]) -> None:
+    with pytest.raises(ValueError, match=r"grid|severity"):
+        quantise_causes(causes)

@@ -25,7 +25,7 @@ PYTHON_TYPES: dict[pa.DataType, type] = {
 
 def python_type(arrow: pa.DataType) -> Any:
     if pa.types.is_map(arrow):
-        return GenericAlias(Sequence, (GenericAlias(tuple, (str, PYTHON_TYPES[arrow.item_type])),))
+        return GenericAlias(Sequence, (GenericAlias(tuple, (str, python_type(arrow.item_type))),))
     if pa.types.is_struct(arrow):
         assert get_type_hints(RunModel) == {field.name: PYTHON_TYPES[field.type] for field in arrow}
         return RunModel

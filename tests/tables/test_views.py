@@ -1,6 +1,7 @@
 """Views: current and stale scores, invisible rows, and the score recomputed from stored maps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.identity import ModelRef
+from kvq_batch.domain.maps import quantise_causes
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import make_rows
@@ -146,6 +148,30 @@ def test_timeline_of_a_model_without_slots_has_one_row_a_clip(tables: Tables) ->
     (row,) = ask(tables, "SELECT * FROM timeline")
     assert (row["from_s"], row["until_s"]) == (0.0, 4.0)
     assert row["raw_score"] == pytest.approx(clips["raw_score"][0].as_py())
+
+
+def test_causes_are_rows_of_cells_and_slots(tables: Tables) -> None:
+    writer = start(tables, "run-1", ["a"], [LUMA])
+    batch = make_batch(["a"], LUMA)
+    blur, black = np.zeros((3, 2, 4), np.float32), np.array([0, 0, 1], np.float32)
+    blur[0, 0, 0], blur[2, 1, 3] = 0.25, 0.755
+    stored = quantise_causes({"blur": blur, "black": black, "noise": np.zeros((3, 2, 4), np.float32)})
+    identity = {name: batch.maps[name][0].as_py() for name in ("video_id", "content_id", "model_id", "fingerprint")}
+    writer.commit(replace(batch, maps=make_rows("maps", [{**identity, "clip_index": 0, **stored.row()}])))
+    rows = ask(tables, "SELECT * FROM causes ORDER BY cause, slot")
+    assert [(r["cause"], r["slot"], r["cell_row"], r["cell_col"], r["severity"]) for r in rows] == [
+        ("black", 2, None, None, 1.0),
+        ("blur", 0, 0, 0, 0.25),
+        ("blur", 2, 1, 3, 0.76),
+    ]
+    assert [(r["from_s"], r["until_s"]) for r in rows] == [(3.0, 4.0), (0.0, 1.5), (3.0, 4.0)]
+    assert [[r[edge] for edge in ("x0", "y0", "x1", "y1")] for r in rows] == [
+        [0, 0, 1, 1],
+        [0, 0, 0.25, 0.5],
+        [0.75, 0.5, 1, 1],
+    ]
+    # A model of causes has no texture and no saliency, so no cells of those.
+    assert ask(tables, "FROM regions") == ask(tables, "FROM cells") == ask(tables, "FROM named_regions") == []
 
 
 def test_named_regions_weight_cells_by_the_area_of_the_overlap(tables: Tables) -> None:

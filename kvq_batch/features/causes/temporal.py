@@ -1,0 +1,40 @@
+"""Measures of consecutive frames without a reference: pictures that repeat, and combing of interlaced fields.
+
+Luma is uint8 [H, W].
+"""
+
+import cv2
+import numpy as np
+
+from kvq_batch.features.causes.spatial import Floats, Grid, Luma, cell_means
+
+# Size of the areas whose change is compared.
+_AREA = 16
+# A line combs if it differs from both neighbours by more than this, levels.
+_COMB = 6
+_MOVED = 8
+
+
+def largest_change(before: Luma, after: Luma) -> float:
+    """Return the largest mean change of the areas of 16x16 pixels between two frames, levels."""
+    change = cv2.absdiff(before, after)
+    height, width = change.shape
+    size = (max(1, width // _AREA), max(1, height // _AREA))
+    return float(cv2.resize(change.astype(np.float32), size, interpolation=cv2.INTER_AREA).max())
+
+
+def combing(before: Luma, after: Luma, grid: Grid) -> tuple[Floats, Floats]:
+    """Return the share of pixels of `after` that comb where the picture moves, and the share that move, per cell.
+
+    A pixel combs if it is brighter, or darker, than the lines above and below, while those and the lines two above and
+    below agree among themselves: lines of one field belong together, and the other field shows another time. Stripes
+    that do not move do not count.
+    """
+    y = after.astype(np.int16)
+    above, line, below = y[1:-3], y[2:-2], y[3:-1]
+    same_field = np.maximum(np.abs(y[:-4] - line), np.abs(y[4:] - line))
+    difference = np.minimum(np.abs(line - above), np.abs(line - below))
+    is_alike = np.abs(above - below) < difference
+    is_comb = (difference > _COMB + same_field) & ((line > above) == (line > below)) & is_alike
+    moves = cv2.absdiff(before, after)[2:-2] > _MOVED
+    return cell_means((is_comb & moves).astype(np.uint8), grid), cell_means(moves.astype(np.uint8), grid)
