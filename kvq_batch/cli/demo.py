@@ -11,7 +11,6 @@ import typer
 from kvq_batch.cli.execution import execute, finish, plan_with_status, show_plan
 from kvq_batch.cli.output import Output
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.domain.machine import num_cores
 
 if TYPE_CHECKING:
     from kvq_batch.media.synthesis import DemoClip
@@ -25,7 +24,6 @@ source = "{catalog}"
 
 [[models]]
 name = "{model}"{weights}
-num_threads = {num_threads}
 
 [[models]]
 name = "luma-sharpness"
@@ -97,7 +95,6 @@ def demo(
         catalog=(out / "catalog.csv").as_posix(),
         model=model,
         weights='\nweights = "untrained"' if full else "",
-        num_threads=num_cores(),
     )
     _write(job_file, text)
     _step(output, f"kvq-batch plan {job_file}")

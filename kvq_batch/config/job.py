@@ -372,7 +372,7 @@ class Model(Section):
         None,
         ge=1,
         le=1024,
-        description="CPU threads per worker; fewer if decoding uses the same cores. Default: its share of the cores.",
+        description="CPU threads per worker. Default: cores that decoding leaves; on Ray, its share of the cores.",
         examples=[8],
     )
     features: bool | None = Field(

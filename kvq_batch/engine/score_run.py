@@ -227,7 +227,10 @@ def _pipeline(plan: JobPlan, decode_worker: type[Any]) -> PipelineSpec:
     for model_index, model in enumerate(plan.models.models):
         drops, size = plan.models.drops_after(model_index), model.section.batch_size
         settings = ScoreSettings(model.options, model.ref.model_id, model_index, model.requests, drops, size)
-        stages.append(PipelineStage(ScoreWorker, settings, model.section.workers, "score", model.ref.name, size))
+        uses_free_cores = model.section.device == "cpu" and model.section.num_threads is None
+        stages.append(
+            PipelineStage(ScoreWorker, settings, model.section.workers, "score", model.ref.name, size, uses_free_cores)
+        )
     return PipelineSpec(plan.job.name, stages, plan.job.limits.worker_timeout_s)
 
 

@@ -20,6 +20,7 @@ from kvq_batch.domain.errors import DeviceLostError, FatalError, ItemError, OutO
 from kvq_batch.domain.scorer import Clip, ModelOptions, Scorer
 from kvq_batch.engine.stream import RESULT, clip_array, prediction_values
 from kvq_batch.models.device_errors import first_line, is_device_lost, is_out_of_memory
+from kvq_batch.models.host_threads import set_num_threads
 from kvq_batch.models.registry import build
 from kvq_batch.storage.redact import redact
 
@@ -62,6 +63,10 @@ class ScoreWorker:
 
     def close(self) -> None:
         """Do nothing: the model is freed with the worker."""
+
+    def set_num_threads(self, number: int) -> None:
+        """Use `number` CPU threads in the calls of this thread."""
+        set_num_threads(number)
 
     def __call__(self, clips: pa.Table) -> pa.Table:
         """Return the clips with the column `result_m`, without the frames in `drops`.

@@ -64,7 +64,8 @@ class PipelineStage:
     """One stage: the class of its workers, their settings, and the size of the pool.
 
     `name` and `model` (or "") are labels of the metrics. `batch_size` is the number of rows that a worker handles best
-    in one call.
+    in one call. With `uses_free_cores` a worker has the method `set_num_threads`, and an executor that knows what the
+    other stages do calls it before the worker.
     """
 
     worker: type
@@ -73,6 +74,7 @@ class PipelineStage:
     name: str
     model: str = ""
     batch_size: int = 1
+    uses_free_cores: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,17 @@
 
 A decoding worker has a child process of its own, so a video that crashes or hangs its decoder costs one video, as on
 Ray. A model runs in this process: if it crashes the process, the run ends, and the next one continues it.
+
+A model on the CPU uses the cores that the decoders leave: before each call its threads are set by how busy the decoders
+have been (`_Cores`), and calls are kept short.
 """
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from math import inf
 from typing import Any
@@ -29,6 +33,13 @@ MAX_QUEUED_BYTES = 256 * 2**20
 
 POLL_S = 0.1
 """Longest time until a waiting thread notices that the run was cancelled."""
+
+
+CALL_S = 1.0
+"""Seconds that a call of a model on the CPU should take, if clips are not longer: then its threads are set again."""
+
+MIN_WINDOW_S = 0.5
+"""Shortest time over which it is measured how busy the decoders are."""
 
 
 @contextmanager
@@ -57,7 +68,7 @@ class _LocalExecutor:
         self, blocks: Sequence[pa.Table], spec: PipelineSpec, is_alone: bool, cancel: Cancel
     ) -> Iterator[pa.Table]:
         """See `Executor.results`. Ends early when `cancel` is set."""
-        execution = _Execution(cancel)
+        execution = _Execution(cancel, _Cores(self.num_cores))
         queue = _Queue(execution.is_stopped)
         for block in blocks:
             queue.put(block)
@@ -65,7 +76,8 @@ class _LocalExecutor:
         for index, stage in enumerate(spec.stages):
             num_threads = min(stage.workers.max, self.num_cores, len(blocks))
             max_rows = 1 if is_alone or not index else stage.batch_size
-            following = _Queue(execution.is_stopped, 2 * stage.batch_size, MAX_QUEUED_BYTES, num_threads)
+            next_stage = spec.stages[min(index + 1, len(spec.stages) - 1)]
+            following = _Queue(execution.is_stopped, 2 * next_stage.batch_size, MAX_QUEUED_BYTES, num_threads)
             for number in range(num_threads):
                 work = partial(self._work, index, stage, queue, following, max_rows, execution)
                 execution.start(work, name=f"{stage.name}-{stage.model or number}")
@@ -86,8 +98,15 @@ class _LocalExecutor:
         """Run one worker of the stage until its input ends or the execution is stopped."""
         try:
             worker = self._take_worker(index, stage)
-            while (table := queue.get(max_rows)) is not None:
-                _call(worker, stage, table, following)
+            num_rows = 1 if stage.uses_free_cores else max_rows
+            while (table := queue.get(num_rows)) is not None:
+                started = time.monotonic()
+                if stage.uses_free_cores:
+                    worker.set_num_threads(run.cores.free())
+                _call(worker, stage, table, following, nullcontext if index else run.cores.busy)
+                if stage.uses_free_cores:
+                    row_s = max(1e-6, time.monotonic() - started) / table.num_rows
+                    num_rows = min(max_rows, max(1, int(CALL_S / row_s)))
                 del table
             with self._lock:
                 self._idle[index].append(worker)
@@ -117,15 +136,28 @@ class _LocalExecutor:
                 self._stack.close()
 
 
-def _call(worker: Any, stage: PipelineStage, table: pa.Table, following: "_Queue") -> None:
-    """Call the worker and pass its results on. After an exception the rest of the table's results are missing."""
+def _call(
+    worker: Any,
+    stage: PipelineStage,
+    table: pa.Table,
+    following: "_Queue",
+    working: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Call the worker and pass its results on. After an exception the rest of the table's results are missing.
+
+    `working` is entered while the worker works, not while it waits for room in the next queue.
+    """
     try:
-        output = worker(table)
+        with working():
+            output = worker(table)
         with closing(_one(output) if isinstance(output, pa.Table) else output) as tables:
             del output
-            for result in tables:
-                if result is not None and not following.put(result):
+            while True:
+                with working():
+                    result = next(tables, _END)
+                if result is _END or (result is not None and not following.put(result)):
                     return
+                del result
     except DeviceLostError as error:
         # There is no other process to retry in.
         raise FatalError(f"{error}; start the job again, and on Ray (--executor ray) if it happens often") from error
@@ -134,14 +166,71 @@ def _call(worker: Any, stage: PipelineStage, table: pa.Table, following: "_Queue
         _LOG.debug("traceback", exc_info=True)
 
 
+_END = object()
+
+
 def _one(table: pa.Table) -> Generator[pa.Table]:
     yield table
+
+
+class _Cores:
+    """Counts how busy the decoders are, and so how many cores they leave to the models.
+
+    A model that is faster than decoding gets one thread, because the decoders keep all cores busy. KVQ, which takes
+    much longer than decoding, gets all cores, because the decoders wait for room in its queue.
+    """
+
+    def __init__(self, num_cores: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._num_cores = num_cores
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._num_busy = 0
+        self._busy_s = 0.0
+        self._counted_at = clock()
+        self._asked: tuple[float, float] | None = None
+        self._num_free = num_cores
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count a decoder as busy during the block."""
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    def free(self) -> int:
+        """Return the cores that decoders left since the last call, at least one; all of them at the first call.
+
+        Threads that have no core sleep, so that too many for one call cost little.
+        """
+        with self._lock:
+            self._add_up()
+            now = self._counted_at
+            if self._asked is None:
+                self._asked = now, self._busy_s
+            elif now - self._asked[0] >= MIN_WINDOW_S:
+                num_busy = (self._busy_s - self._asked[1]) / (now - self._asked[0])
+                self._num_free = max(1, round(self._num_cores - num_busy))
+                self._asked = now, self._busy_s
+            return self._num_free
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._add_up()
+            self._num_busy += change
+
+    def _add_up(self) -> None:
+        now = self._clock()
+        self._busy_s += self._num_busy * (now - self._counted_at)
+        self._counted_at = now
 
 
 class _Execution:
     """The threads of one call of `results`, and the first error that ends it."""
 
-    def __init__(self, cancel: Cancel) -> None:
+    def __init__(self, cancel: Cancel, cores: _Cores) -> None:
+        self.cores = cores
         self._cancel = cancel
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
