@@ -23,6 +23,7 @@ from kvq_batch.evaluation.svr_protocol import (
     selection_errors,
     train_regressor,
 )
+from kvq_batch.models.rapique.config import NUM_BEFORE_CNN
 from kvq_batch.models.support_vectors import SupportVectorRegressor
 
 MIN_VIDEOS = 20
@@ -34,8 +35,6 @@ FUSIONS = {
     "nss_cnn_saliency": ("nss", "cnn", "saliency"),
     "cnn_saliency": ("cnn", "saliency"),
 }
-# In RAPIQUE's vector the features of the network are before the 476 temporal ones.
-_NUM_BEFORE_CNN = 1360
 _NUM_SELECTIONS = 3
 
 
@@ -88,7 +87,7 @@ def _read_set(stored: Any, prefix: str, path: Path) -> FeatureSet:
 
 def _fuse(arrays: Sequence[Real], parts: Sequence[str]) -> Real:
     if parts[:2] == ("nss", "cnn"):
-        before, after = np.split(arrays[0], [_NUM_BEFORE_CNN], axis=1)
+        before, after = np.split(arrays[0], [NUM_BEFORE_CNN], axis=1)
         arrays = [before, arrays[1], after, *arrays[2:]]
     return np.concatenate(arrays, axis=1)
 

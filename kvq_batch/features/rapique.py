@@ -9,7 +9,6 @@ move, the order decides whether a sum is 0 or rounding noise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kvq_batch.features.chunks import chunks
 from kvq_batch.features.imresize import imresize
 from kvq_batch.features.nss_maps import EPS, NUM_FULL_SIZE, ColourVariant, Planes, frame_maps, planes_to_rgb
 from kvq_batch.features.pooling import mean_of_defined
@@ -110,60 +110,24 @@ def sub_bands(lumas: Sequence[NDArray[Any]], ratio: float) -> list[Real]:
     return bands
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Frame indices of one second: its centre, two frames for spatial statistics, up to eight for temporal ones."""
-
-    centre: int
-    previous: int
-    following: int
-    temporal: tuple[int, ...]
-
-    @property
-    def last(self) -> int:
-        """The last frame that the chunk needs."""
-        return max(self.following, self.temporal[-1] if self.temporal else 0)
+def frame_features(planes: Planes, variant: ColourVariant = "rvs") -> Real:
+    """Return the 680 spatial statistics of a frame, given as planes; a large frame is reduced first."""
+    rgb = planes_to_rgb(planes, variant)
+    ratio = reduction(planes[0])
+    return spatial_features(imresize(rgb, ratio) if ratio < 1 else rgb)
 
 
-def chunks(num_frames: int, frame_rate: Fraction | float) -> list[Chunk]:
-    """Return the chunks of a video, one for each second of it.
-
-    Raises:
-        ValueError: the frame rate is not positive, or the video is shorter than half a second and two frames.
-    """
-    rate = int(float(frame_rate) + 0.5)
-    if rate < 1:
-        raise ValueError(
-            f"The frame rate is {float(frame_rate):g}. These features need at least 0.5 frames per second."
-        )
-    found = [
-        Chunk(
-            centre,
-            max(1, centre - rate // 3),
-            min(num_frames - 2, centre + rate // 3),
-            tuple(range(max(1, centre - 4), min(num_frames - 3, max(1, centre - 4) + 7) + 1)),
-        )
-        for centre in range(rate // 2, num_frames - 1, rate)
-    ]
-    if not found:
-        raise ValueError(
-            f"The video has {num_frames} frames. At {float(frame_rate):g} per second it needs {rate // 2 + 2}."
-        )
-    return found
+def reduction(luma: NDArray[Any]) -> float:
+    """Return the factor that makes the smaller side 512 pixels; frames are only reduced, so 1 and more means none."""
+    return float(_SIDE_PX / min(luma.shape))
 
 
-def chunk_features(
-    previous: Planes, following: Planes, lumas: Sequence[NDArray[np.uint8]], variant: ColourVariant = "rvs"
-) -> Real:
-    """Return the 1836 statistics of a chunk: planes of its two frames, and luma of its temporal frames."""
-    ratio = _SIDE_PX / min(previous[0].shape)
-    spatial = []
-    for planes in (previous, following):
-        rgb = planes_to_rgb(planes, variant)
-        spatial.append(spatial_features(imresize(rgb, ratio) if ratio < 1 else rgb))
+def chunk_features(previous: Real, following: Real, lumas: Sequence[NDArray[np.uint8]]) -> Real:
+    """Return the 1836 statistics of a chunk: `frame_features` of its two frames, and luma of its temporal frames."""
     with np.errstate(invalid="ignore"):
-        difference = np.abs(spatial[0] - spatial[1])
-    return np.concatenate([mean_of_defined(np.stack(spatial)), difference, temporal_features(lumas, ratio)])
+        difference = np.abs(previous - following)
+    mean = mean_of_defined(np.stack([previous, following]))
+    return np.concatenate([mean, difference, temporal_features(lumas, reduction(lumas[0]))])
 
 
 def nss_features(
@@ -177,11 +141,12 @@ def nss_features(
     `planes_of` returns the planes of a frame by its index.
 
     Raises:
-        ValueError: as `chunks`.
+        DecodeError: as `chunks`.
     """
     found = []
     for chunk in chunks(num_frames, frame_rate):
         lumas = [planes_of(index)[0] for index in chunk.temporal]
-        found.append(chunk_features(planes_of(chunk.previous), planes_of(chunk.following), lumas, variant))
+        previous, following = (frame_features(planes_of(index), variant) for index in (chunk.previous, chunk.following))
+        found.append(chunk_features(previous, following, lumas))
     vectors = np.stack(found)
     return mean_of_defined(vectors), vectors

@@ -15,6 +15,7 @@ from kvq_batch.domain.scorer import ModelOptions, Pooler, Scorer, ScorerSpec
 ENTRY_POINT_GROUP = "kvq_batch.models"
 
 _BUILT_IN = (
+    EntryPoint("brisque", "kvq_batch.models.brisque.family:brisque", ENTRY_POINT_GROUP),
     EntryPoint("brisque-svr", "kvq_batch.models.brisque_svr.family:brisque_svr", ENTRY_POINT_GROUP),
     EntryPoint("dover", "kvq_batch.models.dover.family:dover", ENTRY_POINT_GROUP),
     EntryPoint("dover-mobile", "kvq_batch.models.dover.family:dover_mobile", ENTRY_POINT_GROUP),
@@ -29,7 +30,11 @@ _BUILT_IN = (
     EntryPoint("kvq-tiny", "kvq_batch.models.kvq.family:kvq_tiny", ENTRY_POINT_GROUP),
     EntryPoint("luma-sharpness", "kvq_batch.models.luma_sharpness.family:luma_sharpness", ENTRY_POINT_GROUP),
     EntryPoint("mdtvsfa", "kvq_batch.models.mdtvsfa.family:mdtvsfa", ENTRY_POINT_GROUP),
+    EntryPoint("niqe", "kvq_batch.models.niqe.family:niqe", ENTRY_POINT_GROUP),
+    EntryPoint("nss", "kvq_batch.models.rapique.family:nss", ENTRY_POINT_GROUP),
+    EntryPoint("rapique", "kvq_batch.models.rapique.family:rapique", ENTRY_POINT_GROUP),
     EntryPoint("swinv2-ctf", "kvq_batch.models.swinv2_ctf.family:swinv2_ctf", ENTRY_POINT_GROUP),
+    EntryPoint("videval", "kvq_batch.models.videval.family:videval", ENTRY_POINT_GROUP),
     EntryPoint("vsfa", "kvq_batch.models.vsfa.family:vsfa", ENTRY_POINT_GROUP),
     EntryPoint("vsfa-cnn", "kvq_batch.models.vsfa.family:vsfa_cnn", ENTRY_POINT_GROUP),
 )

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kvq_batch.domain.errors import DecodeError
+from kvq_batch.features.chunks import chunks
 from kvq_batch.features.imresize import imresize
 from kvq_batch.features.nss_maps import convert_to_rgb, frame_maps
-from kvq_batch.features.rapique import basic_features, chunks, nss_features, spatial_features
+from kvq_batch.features.rapique import basic_features, nss_features, spatial_features
 from kvq_batch.features.scene_statistics import fit_aggd, fit_ggd, mscn, shape_grid
 from tests.goldens.study import recipe
 
@@ -89,7 +91,7 @@ def test_first_release_converts_colours_otherwise() -> None:
 
 
 def test_videos_without_a_chunk_are_rejected() -> None:
-    with pytest.raises(ValueError, match="it needs 17"):
+    with pytest.raises(DecodeError, match="it needs 17"):
         chunks(16, 30)
-    with pytest.raises(ValueError, match="frame rate is 0"):
+    with pytest.raises(DecodeError, match="frame rate is 0"):
         chunks(100, 0)

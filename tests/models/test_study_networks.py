@@ -132,3 +132,21 @@ def test_similarity_equals_the_golden_cosines() -> None:
     assert_close_to_scale(cosines, golden()["alg3.cosines"], 1e-12)
     assert mean == pytest.approx(float(golden()["alg3.mean"]), rel=1e-12)
     assert mean == pytest.approx(0.6185851, abs=1e-7)
+
+
+def test_rapique_puts_the_mean_of_the_network_between_spatial_and_temporal_features() -> None:
+    from kvq_batch.domain.scorer import ModelCard, ModelOptions, ScorerSpec
+    from kvq_batch.models.rapique.family import nss
+    from kvq_batch.models.rapique.scorer import RapiqueScorer
+
+    spec = ScorerSpec(ModelCard("rapique", "1", "0" * 64, "trained", ""), nss.frames, has_score=False)
+    scorer = RapiqueScorer(spec, deep_recipe.weights("resnet50"), ModelOptions("rapique"))
+    pictures = np.stack([deep_recipe.rgb(*deep_recipe.FRAMES[frame][:1], 64, 64, 8) for frame in deep_recipe.FRAMES])
+    statistics = np.arange(1836, dtype=np.float32)[None]
+    (found,) = scorer.score([(statistics, pictures)])
+    x = np.concatenate([deep_recipe.normalised(picture) for picture in pictures])
+    with torch.inference_mode():
+        expected = spatial_mean(resnet()(torch.from_numpy(x))).mean(0).numpy()
+    assert found.features is not None
+    np.testing.assert_allclose(found.features[1360:3408], expected, rtol=1e-4, atol=1e-5)
+    assert np.delete(found.features, np.s_[1360:3408]).tolist() == statistics[0].tolist()

@@ -1,0 +1,91 @@
+"""Models whose numbers are measured while a video is decoded: the family and the scorer that they share.
+
+An extractor (`features/extractions.py`) measures the frames in the decoding process, so frames are not kept. What it
+returns is a vector of the clip, float32 [1, n]. There are no weights, and no torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.frames import FrameRequest
+from kvq_batch.domain.scorer import ModelCard, ModelOptions, Prediction, Scorer, ScorerSpec
+
+
+def features_only(vector: NDArray[np.float32]) -> Prediction:
+    """Return the prediction of a model without a score: its vector [n] is its features."""
+    return Prediction(0.0, features=vector)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredFamily:
+    """Family of a model of measured numbers. `config` and the files `parameters` enter the model id.
+
+    `predict` makes the prediction of the vector [n] of a clip.
+    """
+
+    name: str
+    summary: str
+    frames: FrameRequest
+    num_features: int
+    licence: str
+    predict: Callable[[NDArray[np.float32]], Prediction] = features_only
+    outputs: tuple[str, ...] = ()
+    has_score: bool = False
+    parameters: tuple[Path, ...] = ()
+    version: str = "1"
+
+    def describe(self, options: ModelOptions) -> ScorerSpec:
+        """Return the declaration of the scorer.
+
+        Raises:
+            SpecError: the options name weights, which this model does not have.
+        """
+        if options.weights is not None:
+            raise SpecError(f"Model {options.name!r} has no weights. Remove weights = {options.weights!r}.")
+        identity = hashlib.sha256(json.dumps([self.name, self.version]).encode())
+        for path in self.parameters:
+            identity.update(path.read_bytes())
+        card = ModelCard(
+            name=self.name,
+            version=self.version,
+            digest=identity.hexdigest(),
+            origin="handcrafted",
+            summary=self.summary,
+            licence=self.licence,
+        )
+        return ScorerSpec(
+            card=card,
+            frames=self.frames,
+            outputs=self.outputs,
+            num_features=self.num_features,
+            has_score=self.has_score,
+            devices=("cpu",),
+        )
+
+    def build(self, options: ModelOptions) -> Scorer:
+        """Return the scorer. Raises: SpecError as `describe`."""
+        return MeasuredScorer(self.describe(options), self.predict)
+
+
+class MeasuredScorer:
+    """A `Scorer` of vectors that extractors measured."""
+
+    def __init__(self, spec: ScorerSpec, predict: Callable[[NDArray[np.float32]], Prediction]) -> None:
+        self._spec = spec
+        self._predict = predict
+
+    @property
+    def spec(self) -> ScorerSpec:
+        return self._spec
+
+    def score(self, clips: Sequence[NDArray[Any]]) -> list[Prediction]:
+        """Return one prediction per clip, in order; each clip is float32 [1, n]."""
+        return [self._predict(clip[0]) for clip in clips]

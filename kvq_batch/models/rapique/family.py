@@ -1,0 +1,89 @@
+"""Model families of RAPIQUE's features: `nss` without a network, and `rapique` with the features of ResNet-50.
+
+The features are those of the saliency study (STUDY_SPEC section 2): planes at native size, two frames of each second
+for statistics of pictures, eight consecutive ones for statistics in time. Neither has a score; `kvq-batch study` trains
+one.
+"""
+
+from dataclasses import dataclass
+
+from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.frames import Extractor, FrameRequest
+from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
+from kvq_batch.features.chunks import CentreSampling, ChunkSampling
+from kvq_batch.models.backbones.imagenet import RESNET50, RESNET50_FILE
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, load_published_files
+from kvq_batch.models.measured import MeasuredFamily
+from kvq_batch.models.rapique.config import NUM_CNN, NUM_NSS, SIDE_PX
+
+_NSS_FRAMES = FrameRequest(
+    ChunkSampling(),
+    None,
+    planes="yuv420p",
+    extractor=Extractor("nss", 1, "kvq_batch.features.extractions:NssExtraction"),
+)
+_CNN_FRAMES = FrameRequest(
+    CentreSampling(),
+    None,
+    planes="yuv420p",
+    extractor=Extractor("centre-frames", 1, "kvq_batch.features.extractions:CentreFrames", (("side", SIDE_PX),)),
+)
+
+nss = MeasuredFamily(
+    name="nss",
+    summary="1836 NSS features of RAPIQUE (IEEE OJSP 2021) of planes at native size, mean over seconds; no score",
+    frames=_NSS_FRAMES,
+    num_features=NUM_NSS,
+    licence="Apache-2.0",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RapiqueFamily:
+    """RAPIQUE: NSS features and those of ResNet-50, whose weights are not included."""
+
+    name: str = "rapique"
+    summary: str = "3884 features of RAPIQUE (IEEE OJSP 2021): 1836 NSS, 2048 of ResNet-50; no score; needs weights"
+
+    def describe(self, options: ModelOptions) -> ScorerSpec:
+        """Return the declaration of the scorer, after reading and checking its whole weights.
+
+        Raises:
+            SpecError: no weights, or a file is missing.
+            CheckpointError: weights that are damaged, unsafe or of another network.
+        """
+        return self._spec(self._load(options))
+
+    def build(self, options: ModelOptions) -> Scorer:
+        """Return the scorer, loaded on its device.
+
+        Raises:
+            SpecError: as `describe`, or the machine has no GPU.
+        """
+        from kvq_batch.models.rapique.scorer import RapiqueScorer
+
+        loaded = self._load(options)
+        return RapiqueScorer(self._spec(loaded), loaded.tensors[RESNET50], options)
+
+    def _load(self, options: ModelOptions) -> LoadedFiles:
+        try:
+            return load_published_files(self.name, options.weights, (RESNET50_FILE,))
+        except SpecError as error:
+            if options.weights is None:
+                raise SpecError(f"{error} Model 'nss' gives the {NUM_NSS} features that need no weights.") from error
+            raise
+
+    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        # The authors use MATLAB's network. torchvision's has the same layers and other weights.
+        summary = "NSS features of RAPIQUE and features of torchvision's ResNet-50, not of MATLAB's"
+        return ScorerSpec(
+            card=loaded.card(self.name, summary, "ImageNet", "BSD-3-Clause", {"side": SIDE_PX}),
+            frames=_NSS_FRAMES,
+            more_frames=(_CNN_FRAMES,),
+            num_features=NUM_NSS + NUM_CNN,
+            num_parameters=loaded.num_parameters,
+            has_score=False,
+        )
+
+
+rapique = RapiqueFamily()
