@@ -13,17 +13,21 @@ from kvq_batch.models import registry
 
 FAST_VQA = ["fast-vqa", "fast-vqa-m", "fastervqa", "fastervqa-ms", "fastervqa-mt"]
 OURS = [
+    "brisque",
     "brisque-svr",
     "causes",
     "dover",
     "dover-mobile",
-    *FAST_VQA,
     "kvq",
     "kvq-lite",
     "kvq-tiny",
     "luma-sharpness",
     "mdtvsfa",
+    "niqe",
+    "nss",
+    "rapique",
     "swinv2-ctf",
+    "videval",
     "vsfa",
     "vsfa-cnn",
 ]
