@@ -31,7 +31,7 @@ def quality_hex(scale: QualityScale, value: float) -> str:
 
 def histogram(row: Mapping[str, Any], scale: QualityScale) -> Chart:
     """Return the bars of `row["bins"]` (see `overview.find_distribution`), an axis, and the median and 5% marks."""
-    width, height, left, right, top, bottom = 520.0, 190.0, 34.0, 506.0, 22.0, 160.0
+    width, height, left, right, top, bottom = 520.0, 190.0, 34.0, 494.0, 22.0, 160.0
     bins: Sequence[int] = row["bins"]
     highest = max([*bins, 1])
     step = (right - left) / len(bins)
@@ -112,7 +112,7 @@ def legend(kind: str, scale: QualityScale) -> Chart:
 
 def line(tenths: Sequence[Mapping[str, Any]], scale: QualityScale) -> Chart:
     """Return quality from the start to the end of the videos as a line with points."""
-    width, height, left, right, top, bottom = 520.0, 190.0, 34.0, 506.0, 14.0, 160.0
+    width, height, left, right, top, bottom = 520.0, 190.0, 34.0, 494.0, 14.0, 160.0
     points = []
     for row in tenths:
         share = (row["from_share"] + row["until_share"]) / 2
