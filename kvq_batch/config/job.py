@@ -363,7 +363,9 @@ class Model(Section):
         description='File with the weights, on every worker; or "untrained": random weights, meaningless scores.',
         examples=["weights/kvq.safetensors"],
     )
-    precision: Precision = Field("fp32", description='"fp32", "bf16", or "fp16" (GPU only). Part of the fingerprint.')
+    precision: Precision | None = Field(
+        None, description="fp32, bf16, or fp16: only and by default on a GPU. In the fingerprint.", examples=["fp32"]
+    )
     device: Device = Field("cpu", description='"cpu", or "cuda", which also needs workers.num_gpus.')
     batch_size: int = Field(
         4, ge=1, le=100_000, description="Clips per call of the model. More use a GPU better and need more memory."

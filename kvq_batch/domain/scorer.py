@@ -67,10 +67,11 @@ class ModelCard:
 class ScorerSpec:
     """Declaration of a scorer, available before it is built: its card, its frames, its outputs and its devices.
 
-    Increase `algorithm` when code changes a score while weights and configuration stay the same. `outputs` names the
-    numbers that it returns besides the raw score, `maps` its maps, `causes` the causes whose severity it measures.
-    `more_frames` are further requests, for several views of a clip. `num_parameters` counts the weights, 0 if there are
-    none. A scorer without `has_score` returns features or causes only: its raw score is ignored and stored as null.
+    Increase `algorithm` when code changes a score while weights and configuration stay the same, and `fp16_algorithm`
+    when it changes scores in fp16 only. `outputs` names the numbers that it returns besides the raw score, `maps` its
+    maps, `causes` the causes whose severity it measures. `more_frames` are further requests, for several views of a
+    clip. `num_parameters` counts the weights, 0 if there are none. A scorer without `has_score` returns features or
+    causes only: its raw score is ignored and stored as null.
 
     Raises:
         ValueError: a streamed request beside others: its chunks come alone.
@@ -88,10 +89,18 @@ class ScorerSpec:
     devices: tuple[Device, ...] = ("cpu", "cuda")
     precisions: tuple[Precision, ...] = ("fp32",)
     algorithm: int = 1
+    fp16_algorithm: int = 1
 
     def __post_init__(self) -> None:
         if not self.requests or (self.is_streamed and len(self.requests) > 1):
             raise ValueError(f"Model {self.card.name!r}: expected one streamed request, or several that are not.")
+
+    def precision(self, device: Device, chosen: Precision | None) -> Precision:
+        """Return the precision that was chosen, or else the default: fp16 on a GPU if the model supports it, or fp32.
+
+        Of the half precisions, fp16 has the smaller errors: its significand has 11 bits, that of bf16 has 8.
+        """
+        return chosen or ("fp16" if device == "cuda" and "fp16" in self.precisions else "fp32")
 
     @property
     def requests(self) -> tuple[FrameRequest, ...]:

@@ -4,7 +4,7 @@ Describing a model verifies its complete weights, so that a wrong file is reject
 workers build models.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,14 @@ def describe_models(job: Job) -> JobModels:
         options = ModelOptions(
             section.name,
             _absolute(section.weights),
-            section.precision,
+            section.precision or "fp32",
             section.device,
             section.num_threads or _threads(section),
         )
         spec = describe(options)
+        options = replace(options, precision=spec.precision(section.device, section.precision))
         requests += [request for request in dict.fromkeys(spec.requests) if request not in requests]
-        ref = ModelRef(section.name, spec.card.model_id, model_fingerprint(spec, section.precision, job.clips, job.hdr))
+        ref = ModelRef(section.name, spec.card.model_id, model_fingerprint(spec, options.precision, job.clips, job.hdr))
         stores_features = _stores_features(job, section, spec)
         models.append(JobModel(section, options, spec, ref, tuple(map(requests.index, spec.requests)), stores_features))
     return JobModels(tuple(models), tuple(requests))
@@ -92,6 +93,8 @@ def _stores_features(job: Job, section: Model, spec: ScorerSpec) -> bool:
 
 def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) -> str:
     """Return the sha256 (hex) of everything that changes a score, except the weights and the bytes of the video."""
+    # Included only where it applies. Otherwise every existing score would become stale.
+    half = {"fp16": spec.fp16_algorithm} if precision == "fp16" and spec.fp16_algorithm > 1 else {}
     return fingerprint(
         {
             "frames": list(map(_frames, spec.requests)) if spec.more_frames else _frames(spec.frames),
@@ -99,7 +102,7 @@ def model_fingerprint(spec: ScorerSpec, precision: str, clips: Clips, hdr: Hdr) 
             "hdr": hdr,
             "rotation": "upright",
             "precision": precision,
-            "algorithms": ALGORITHMS | {"model": spec.algorithm},
+            "algorithms": ALGORITHMS | {"model": spec.algorithm} | half,
         }
     )
 

@@ -41,7 +41,7 @@ def test_smallest_job_has_defaults() -> None:
     job = make_job(SMALLEST, "here")
     assert job.catalog_name == "n"
     assert job.decode.workers.max == len(os.sched_getaffinity(0))
-    assert (job.hdr, job.run.commit_every_s, job.models[0].precision) == ("refuse", 5.0, "fp32")
+    assert (job.hdr, job.run.commit_every_s, job.models[0].precision) == ("refuse", 5.0, None)
 
 
 @pytest.mark.parametrize(

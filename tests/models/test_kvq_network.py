@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.kvq_plain import plain_forward
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.models.kvq.attention import saliency
+from kvq_batch.models.kvq.attention import saliencies, saliency
 from kvq_batch.models.kvq.blocks import WindowRouter
 from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig, index_shapes, tensor_shapes
 from kvq_batch.models.kvq.network import KvqMaps, KvqNetwork, build_network
@@ -156,6 +156,17 @@ def test_saliency_in_blocks_is_exact(length: int) -> None:
     found = saliency(query, key, 0.4)
     assert (found - expected).abs().max() < 1e-4 * expected.max()
     assert abs(found.mean().item() - 1) < 1e-5
+
+
+def test_logits_of_saliency_in_fp16_are_float32() -> None:
+    # Logits of several hundred: in fp16 they are 1/4 to 1/2 apart.
+    generator = torch.Generator().manual_seed(0)
+    query, key = (4 * torch.randn(2, 300, 24, generator=generator)).half()
+    expected = torch.softmax(query.double() @ key.double().T, dim=-1).sum(0)
+    batch = saliencies(query.expand(2, -1, -1), key.expand(2, -1, -1), 1.0)
+    for found in (saliency(query, key, 1.0), batch[0], batch[1]):
+        assert found.dtype == torch.float32
+        assert (found - expected).abs().max() < 1e-4 * expected.max()
 
 
 def test_saliency_never_allocates_its_matrix() -> None:

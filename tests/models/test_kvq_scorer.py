@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from kvq_batch.domain.errors import CheckpointError, OutOfMemoryError, SpecError
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.models import registry
-from kvq_batch.models.kvq.checkpoint import METADATA_KEY, card_json, digest, save
+from kvq_batch.models.kvq.checkpoint import METADATA_KEY, Checkpoint, card_json, digest, save
 from kvq_batch.models.kvq.config import KvqConfig
+from kvq_batch.models.kvq.family import scorer_spec
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.kvq.scorer import KvqScorer
 from kvq_batch.models.kvq.untrained import untrained_checkpoint
@@ -108,6 +109,29 @@ def test_checkpoint_of_other_sizes_is_rejected_by_preset(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match="other sizes than 'kvq-tiny'"):
         registry.describe(ModelOptions("kvq-tiny", str(path)))
     assert registry.describe(ModelOptions("kvq", str(path))).frames.size == (96, 96)
+
+
+def overflowing(factor: float) -> Checkpoint:
+    """Random weights with hidden numbers that are larger by a factor, which the next layer takes back."""
+    checkpoint = untrained_checkpoint("small", SMALL)
+    tensors = dict(checkpoint.tensors)
+    name = "fragments_backbone.layers.0.blocks.0.mlp"
+    for layer, scale in (("fc1", factor), ("fc2", 1 / factor)):
+        tensors[f"{name}.{layer}.weight"] = (tensors[f"{name}.{layer}.weight"] * scale).astype(np.float32)
+    return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def test_clip_that_overflows_in_fp16_is_scored_in_fp32() -> None:
+    # A GPU is not needed for the numbers, so the scorer is built without the check of the family.
+    clips = [clip(1), clip(2, 4, 48, 64)]
+    options = ModelOptions("kvq", precision="fp16")
+    for factor, is_same in ((1.0, False), (1e6, True)):
+        checkpoint = overflowing(factor)
+        exact = KvqScorer(scorer_spec(checkpoint), checkpoint, ModelOptions("kvq")).score(clips)
+        half = KvqScorer(scorer_spec(checkpoint), checkpoint, options).score(clips)
+        for found, expected in zip(half, exact, strict=True):
+            assert found.raw_score == pytest.approx(expected.raw_score, abs=0.02)
+            assert np.array_equal(found.texture, expected.texture) == is_same  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -276,7 +276,20 @@ def saliencies(query: Tensor, key: Tensor, scale: float) -> Tensor:
     if step < 1 or (query.device.type == "cpu" and (clips == 1 or step < 2)):
         return torch.stack([saliency(q, k, scale) for q, k in zip(query, key, strict=True)])
     parts = zip(torch.split(query * scale, step), torch.split(key, step), strict=True)
-    return torch.cat([torch.softmax(q @ k.mT, -1, dtype=torch.float32).sum(1) for q, k in parts])
+    return torch.cat([torch.softmax(_logits(q, k.mT), -1, dtype=torch.float32).sum(1) for q, k in parts])
+
+
+def _logits(query: Tensor, keys: Tensor) -> Tensor:
+    """Return the products of two batches of matrices.
+
+    Those of fp16 are float32: logits of 32 in fp16 are 1/32 apart, so their exponentials would be wrong by 1.5%.
+    """
+    if query.dtype != torch.float16:
+        return query @ keys
+    if query.device.type == "cpu":
+        return query.float() @ keys.float()
+    found: Tensor = torch.bmm(query, keys, out_dtype=torch.float32)
+    return found
 
 
 def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -285,6 +298,9 @@ def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
     `query` and `key` are [L, C], all windows and all heads of one clip, without gradient. Returns float32 [L] of
     mean 1. The result is exact: each step computes whole rows, and sums are accumulated in float32.
     """
+    if query.dtype == torch.float16:
+        # The logits of fp16 are float32, as in `_logits`.
+        query, key = query.float(), key.float()
     length, device = len(key), key.device
     # All steps write into one buffer, because new pages of this size cost more than the arithmetic. In float32 the
     # softmax uses it too. A step has few calls, because each call waits for all threads: with sixteen small softmaxes

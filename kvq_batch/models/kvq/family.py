@@ -92,6 +92,8 @@ def scorer_spec(checkpoint: Checkpoint) -> ScorerSpec:
         frames=frame_request(checkpoint.config),
         maps=("texture", "saliency"),
         precisions=("fp32", "bf16", "fp16"),
+        # 2: the logits of saliency are float32, and a clip that overflows is scored in fp32.
+        fp16_algorithm=2,
     )
 
 

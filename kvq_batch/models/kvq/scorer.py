@@ -1,19 +1,24 @@
 """Scorer of KVQ: uint8 clips in, predictions out.
 
-It returns the values of the network unchecked, including NaN. The engine rejects those, because it knows the video.
+A clip that is not finite in fp16 is scored again in fp32. Other values of the network are returned unchecked, including
+NaN: the engine rejects those, because it knows the video.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
 from kvq_batch.models.kvq.checkpoint import Checkpoint
-from kvq_batch.models.kvq.network import build_network
+from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.models.kvq.pixels import normalise
 from kvq_batch.models.torch_device import freeing_memory, set_up_device
+
+_LOG = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,9 +35,10 @@ class KvqScorer:
         self._device = set_up_device(options)
         # On a CPU the network computes clips one by one, so a float32 batch would only take memory.
         self._is_batched = options.device == "cuda"
-        # Copied, because the arrays may be read-only or views of a file.
-        tensors = {name: torch.tensor(array, device=self._device) for name, array in checkpoint.tensors.items()}
-        self._network = build_network(checkpoint.config, tensors, _DTYPES[options.precision], is_frozen=True)
+        self._precision = options.precision
+        self._checkpoint = checkpoint
+        self._network = build_network(checkpoint.config, self._tensors(), _DTYPES[options.precision], is_frozen=True)
+        self._exact: KvqNetwork | None = None
 
     @property
     def spec(self) -> ScorerSpec:
@@ -58,13 +64,38 @@ class KvqScorer:
         with freeing_memory(len(clips), clips[0].shape):
             return [prediction for batch in batches for prediction in self._score_batch(batch)]
 
-    @torch.inference_mode()
     def _score_batch(self, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
-        maps = self._network(normalise(torch.from_numpy(np.stack(clips)).to(self._device)))
-        texture, saliency = maps.texture.cpu().numpy(), maps.saliency.cpu().numpy()
-        scores = maps.scores().cpu().numpy()
-        slots = (maps.texture.double() * maps.saliency.double()).mean((2, 3)).float().cpu().numpy()
-        return [
-            Prediction(float(score), texture=texture[i], saliency=saliency[i], slot_scores=slots[i])
-            for i, score in enumerate(scores)
-        ]
+        found = self._predict(self._network, clips)
+        if self._precision != "fp16":
+            return found
+        return [self._in_fp32(clip, prediction) for clip, prediction in zip(clips, found, strict=True)]
+
+    @torch.inference_mode()
+    def _predict(self, network: KvqNetwork, clips: list[NDArray[np.uint8]]) -> list[Prediction]:
+        maps = network(normalise(torch.from_numpy(np.stack(clips)).to(self._device)))
+        return predictions(torch.stack([maps.texture, maps.saliency]).cpu())
+
+    def _in_fp32(self, clip: NDArray[np.uint8], prediction: Prediction) -> Prediction:
+        """Return the prediction, or that of fp32 if numbers of the clip were too large for fp16 (above 65504)."""
+        # One value of a map that is not finite makes the mean not finite.
+        if np.isfinite(prediction.raw_score):
+            return prediction
+        if self._exact is None:
+            self._exact = build_network(self._checkpoint.config, self._tensors(), is_frozen=True)
+        _LOG.info("a clip is not finite in fp16; scoring it in fp32")
+        return self._predict(self._exact, [clip])[0]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        # Copied, because the arrays may be read-only or views of a file.
+        return {name: torch.tensor(array, device=self._device) for name, array in self._checkpoint.tensors.items()}
+
+
+def predictions(maps: Tensor) -> list[Prediction]:
+    """Return the predictions of a batch from its texture and saliency, float32 [2, B, D, H, W] in host memory."""
+    texture, saliency = maps
+    weighted = texture.double() * saliency.double()
+    scores, slots = weighted.flatten(1).mean(1), weighted.mean((2, 3)).float().numpy()
+    return [
+        Prediction(float(score), texture=texture[i].numpy(), saliency=saliency[i].numpy(), slot_scores=slots[i])
+        for i, score in enumerate(scores)
+    ]
