@@ -9,7 +9,8 @@ command line. Importing it loads nothing else, because workers and `--help` impo
     print(scores["mos"][0])
 
     with kvq_batch.open("s3://bucket/quality") as tables:
-        worst = tables.sql("SELECT uri, raw_score FROM scores_latest ORDER BY raw_score LIMIT 10").to_pandas()
+        worst = tables.sql("SELECT uri, mos FROM scores_latest WHERE mos < $limit", {"limit": 40}).df()
+        maps = tables.maps("holiday.mp4")
 """
 
 import os
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from kvq_batch.tables.session import Session
+    from kvq_batch.notebook.results import Results
 
 __all__ = ["__version__", "open", "score"]
 
@@ -41,10 +42,11 @@ def open(
     region: str | None = None,
     memory_limit: str = "4GB",
     timeout_s: float | None = 600,
-) -> "Session":
-    """Open a read-only SQL session over the tables below `uri` (a folder or s3:// prefix).
+) -> "Results":
+    """Open the tables below `uri` (a folder or s3:// prefix), read-only.
 
-    `sql(text)` of the session returns a pa.Table. The session shows the tables as they are now. Close it, or use it in
+    `sql(text, parameters)` returns an answer with `arrow()`, `df()` and `pl()`; `register(name, table)` adds a table of
+    yours; `maps`, `timeline` and `picture` show one video. All show the tables as they are now. Close it, or use it in
     a `with` block. `endpoint_url` and `region` are for stores other than AWS; keys come from the AWS credential chain.
     A query fails with a SpecError if it takes longer than `timeout_s` (None: no limit), or if its work or its result
     needs more memory than `memory_limit`.
@@ -53,11 +55,12 @@ def open(
         SpecError: there are no tables below `uri`, they are out of reach or have another format version, or a limit is
             invalid.
     """
+    from kvq_batch.notebook.results import Results
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.sandbox import QueryLimits
     from kvq_batch.tables.session import open_session
 
-    return open_session(uri, StorageOptions(endpoint_url, region), QueryLimits(memory_limit, timeout_s))
+    return Results(open_session(uri, StorageOptions(endpoint_url, region), QueryLimits(memory_limit, timeout_s)))
 
 
 def score(

@@ -24,6 +24,7 @@ LAYERS = [
     ("training",),
     ("labeling", "evaluation", "analysis"),
     ("report",),
+    ("notebook",),
     ("cli",),
 ]
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -41,6 +42,8 @@ OWNERS = {
     "scipy": {"evaluation", "features", "metrics"},
     "sklearn": {"evaluation"},
     "matplotlib": {"report"},
+    "polars": {"notebook"},
+    "pandas": {"notebook"},
     "jinja2": {"report"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

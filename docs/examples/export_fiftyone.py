@@ -86,8 +86,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     options = parser.parse_args()
     samples = []
-    with kvq_batch.open(options.tables) as session:
-        for record in iter_records(session, options.model, options.limit):
+    with kvq_batch.open(options.tables) as results:
+        for record in iter_records(results.session, options.model, options.limit):
             sample = fo.Sample(filepath=record.filepath, **record.fields)
             sample["moments"] = fo.TemporalDetections(
                 detections=[fo.TemporalDetection(**moment) for moment in record.moments]

@@ -205,6 +205,8 @@ def histogram(session: Session, where: str | None = None, num_bins: int = 40) ->
 
 def ask(session: Session, name: str, where: str | None = None, by: str | None = None, limit: int = 10) -> pa.Table:
     """Return the answer to the question `name`; see `build`."""
+    if name not in QUESTIONS:
+        raise SpecError(f"There is no question {name!r}. Questions: {', '.join(QUESTIONS)}.")
     if name == "worst":
         return find_worst(session, where, by, limit)
     return session.sql(build(session, name, where, by, limit))

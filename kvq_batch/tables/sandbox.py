@@ -14,6 +14,7 @@ for data over the memory limit, which DuckDB leaves readable, belongs to one dat
 
 import json
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ import pyarrow as pa
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.storage.redact import summarize_error
 from kvq_batch.tables.database import limit_memory, spill_folder
+
+Parameters = Mapping[str, Any] | Sequence[Any]
+"""Values of parameters: of `$name` by name, or of `?` in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +99,8 @@ class Sandbox:
         for statement in _LOCKS:
             self.connection.execute(statement)
 
-    def query(self, text: str) -> pa.Table:
-        """Run one query and return its result.
+    def query(self, text: str, parameters: Parameters | None = None) -> pa.Table:
+        """Run one query and return its result. `parameters` are the values of `$name` or `?` in it.
 
         Raises:
             SpecError: the text is not one read, or it exceeds a limit.
@@ -105,7 +109,7 @@ class Sandbox:
         seconds = self._limits.timeout_s
         # In a thread of its own: DuckDB looks at signals rarely, at `interrupt` after every block of rows.
         with self._one_query, ThreadPoolExecutor(1, thread_name_prefix="query") as thread:
-            running = thread.submit(self._query, text)
+            running = thread.submit(self._query, text, parameters)
             try:
                 wait([running], seconds)
                 if running.done():
@@ -139,8 +143,8 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, statement: duckdb.Statement) -> pa.Table:
-        reader = self.connection.sql(statement).to_arrow_reader(_BATCH_ROWS)
+    def _run(self, statement: duckdb.Statement, parameters: Parameters | None) -> pa.Table:
+        reader = self.connection.sql(statement, params=parameters).to_arrow_reader(_BATCH_ROWS)
         batches, num_bytes = [], 0
         with reader:
             for batch in reader:
@@ -157,11 +161,11 @@ class Sandbox:
             "(WHERE, LIMIT), or aggregate, or raise the limit (--memory-limit, memory_limit)."
         )
 
-    def _query(self, text: str) -> pa.Table:
+    def _query(self, text: str, parameters: Parameters | None) -> pa.Table:
         statement = self._judge(text)
         self.connection.begin()
         try:
-            return self._run(statement)
+            return self._run(statement, parameters)
         except (duckdb.OutOfMemoryException, MemoryError, pa.ArrowMemoryError) as error:
             raise SpecError(self._needs_more_memory("The query")) from error
         finally:

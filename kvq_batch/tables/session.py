@@ -17,9 +17,9 @@ from kvq_batch.storage.options import StorageOptions, translate_storage_errors
 from kvq_batch.storage.redact import redact
 from kvq_batch.tables.database import missing_data_file
 from kvq_batch.tables.delta import Tables
-from kvq_batch.tables.sandbox import DEFAULT_LIMITS, QueryLimits, Sandbox
+from kvq_batch.tables.sandbox import DEFAULT_LIMITS, Parameters, QueryLimits, Sandbox
 from kvq_batch.tables.schemas import TABLES
-from kvq_batch.tables.views import RAW_PREFIX, create_views
+from kvq_batch.tables.views import RAW_PREFIX, VIEWS, create_views
 
 
 class Session:
@@ -37,15 +37,15 @@ class Session:
             self._sandbox.lock()
             stack.pop_all()
 
-    def sql(self, text: str) -> pa.Table:
-        """Run one query and return the result.
+    def sql(self, text: str, parameters: Parameters | None = None) -> pa.Table:
+        """Run one query and return the result. `parameters` are the values of `$name` or `?` in it.
 
         Raises:
             SpecError: the text is not one SELECT or EXPLAIN, it exceeds a limit, DuckDB rejects it (with its message),
                 or the store fails.
         """
         try:
-            return self._sandbox.query(text)
+            return self._sandbox.query(text, parameters)
         except duckdb.Error as error:
             raise SpecError(self._missing_file_message(error) or _readable(error)) from error
         except (pa.ArrowException, *foreign_errors()) as error:
@@ -55,6 +55,15 @@ class Session:
         """Add a view for the queries of this session; its SQL is checked as that of `sql`. Raises: SpecError."""
         try:
             self._sandbox.add_view(name, text)
+        except duckdb.Error as error:
+            raise SpecError(_readable(error)) from error
+
+    def register(self, name: str, table: pa.Table) -> None:
+        """Add a table for the queries of this session. Raises: SpecError if a view of ours has this name."""
+        if name.casefold() in VIEWS or name.casefold().startswith(RAW_PREFIX):
+            raise SpecError(f"A table cannot be named {name!r}: it is a view of kvq-batch. Choose another name.")
+        try:
+            self._sandbox.add_table(name, table)
         except duckdb.Error as error:
             raise SpecError(_readable(error)) from error
 

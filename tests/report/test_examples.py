@@ -34,9 +34,9 @@ def test_notebook_runs_from_top_to_bottom(
     names: dict[str, Any] = {}
     for number, cell in enumerate(cells):
         exec(compile(cell, f"cell {number}", "exec"), names)
-    assert names["video"].video_id == VIDEO
+    assert names["video_id"] == VIDEO
     assert Path("report.html").stat().st_size == names["size"]
-    assert "worst from" in capsys.readouterr().out
+    assert f"{VIDEO}: worst raw score" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Objects that notebooks and programs hold: tables of results, answers, maps."""
