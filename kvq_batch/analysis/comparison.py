@@ -174,7 +174,9 @@ def holds(comparison: Comparison, condition: str) -> bool:
 def _find_side(session: Session, name: str, model: str | None) -> Side:
     """Return the side that `name` names. Raises: SpecError with the models and runs that exist."""
     literal = quote_literal(name)
-    of_run = session.sql(f"SELECT DISTINCT model_name FROM scores WHERE run_id = {literal} ORDER BY 1")
+    # Models of causes or features have no score.
+    has_score = "raw_score IS NOT NULL"
+    of_run = session.sql(f"SELECT DISTINCT model_name FROM scores WHERE run_id = {literal} AND {has_score} ORDER BY 1")
     names = of_run["model_name"].to_pylist()
     if names:
         if model is not None and model not in names:
@@ -185,7 +187,7 @@ def _find_side(session: Session, name: str, model: str | None) -> Side:
         condition = f"run_id = {literal} AND model_name = {quote_literal(chosen)}"
         query = f"SELECT * FROM scores WHERE {condition} QUALIFY {_first_of('video_id')}"
         return Side(name, True, chosen, query)
-    models = session.sql("SELECT DISTINCT model_name, model_id FROM scores ORDER BY ALL").to_pylist()
+    models = session.sql(f"SELECT DISTINCT model_name, model_id FROM scores WHERE {has_score} ORDER BY ALL").to_pylist()
     if name in {row["model_name"] for row in models}:
         return Side(name, False, name, f"SELECT * FROM scores_latest WHERE NOT is_stale AND model_name = {literal}")
     for row in models:

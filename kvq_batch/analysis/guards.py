@@ -125,7 +125,8 @@ WITH nights AS (
 ),
 counted AS (
     SELECT s.model_id, s.fingerprint, s.run_id, any_value(n.commit_seq) AS seq, count(*) AS num
-    FROM scores s JOIN nights n ON n.run_id = s.run_id GROUP BY ALL HAVING count(*) >= {min_videos}
+    FROM scores s JOIN nights n ON n.run_id = s.run_id WHERE s.raw_score IS NOT NULL
+    GROUP BY ALL HAVING count(*) >= {min_videos}
 ),
 newest AS (
     SELECT * FROM counted

@@ -46,6 +46,7 @@ SELECT s.model_id, s.model_name, any_value(s.model_origin) AS model_origin, coun
 FROM ({selected}) s
 LEFT JOIN (FROM models WHERE calibration IS NULL) m ON m.model_id = s.model_id
 LEFT JOIN (FROM models WHERE is_default) c ON c.model_id = s.model_id
+WHERE s.raw_score IS NOT NULL
 GROUP BY s.model_id, s.model_name
 ORDER BY any_value(c.calibration) IS NULL, any_value(s.model_origin) = 'untrained', count(*) DESC, s.model_name
 """
@@ -239,7 +240,7 @@ def find_tenths(session: Session, model: Model, where: str | None = None) -> lis
 
 
 def find_worst_videos(session: Session, model: Model, where: str | None = None, limit: int = 50) -> list[Row]:
-    """Return the worst videos of one model, worst first: id, quality, worst_at_s, worst_region and `catalog`.
+    """Return the worst videos of one model, worst first: id, quality, worst_at_s, worst_region, worst_cause, `catalog`.
 
     `catalog` holds the columns of the user's catalog.
     """

@@ -1,11 +1,11 @@
 """Ready-made questions about the quality of a catalog: their SQL over the views, for `kvq-batch analyze`.
 
 Each question is one SELECT over current scores, joined with the columns of the catalog. `build` fills in a condition
-and a grouping column; the text can be run with `kvq-batch query` as it is. `find_worst` adds the worst moment and
-region.
+and a grouping column; the text can be run with `kvq-batch query` as it is. `find_worst` adds the worst moment, its
+region and its cause.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from kvq_batch.tables.sandbox import check_expression
 from kvq_batch.tables.session import Session
 
 _QUALITY = "coalesce(mos, raw_score)"
+
+_CLEAR = 0.3
+"""Least mean severity over a zone for a cause to be named."""
 
 _ZONES = """
 CASE {row} WHEN 0 THEN CASE {col} WHEN 0 THEN 'upper left' WHEN 1 THEN 'top' ELSE 'upper right' END
@@ -33,9 +36,10 @@ class Question:
     sql: str
 
 
+# A model of causes has no score.
 _WORST = f"""
 SELECT model_name, {{by}} video_id, mos, raw_score, duration_s, model_id, model_origin, commit_seq
-FROM ({{selected}}) s
+FROM ({{selected}}) s WHERE raw_score IS NOT NULL
 QUALIFY row_number() OVER (PARTITION BY model_name ORDER BY {_QUALITY}, video_id) <= {{limit}}
 ORDER BY model_name, {_QUALITY}, video_id
 """
@@ -45,7 +49,7 @@ SELECT model_name, {{by}} count(*) AS videos, CASE WHEN count(mos) > 0 THEN 'mos
     avg({_QUALITY}) AS mean, min({_QUALITY}) AS lowest, quantile_cont({_QUALITY}, 0.05) AS p5,
     quantile_cont({_QUALITY}, 0.25) AS p25, median({_QUALITY}) AS median, quantile_cont({_QUALITY}, 0.75) AS p75,
     quantile_cont({_QUALITY}, 0.95) AS p95, max({_QUALITY}) AS highest
-FROM ({{selected}}) s GROUP BY ALL ORDER BY ALL
+FROM ({{selected}}) s WHERE raw_score IS NOT NULL GROUP BY ALL ORDER BY ALL
 """
 
 _BY_CELL = """
@@ -60,7 +64,7 @@ WITH timed AS (
     SELECT s.model_name, {by} s.video_id, t.mos, t.raw_score,
         least(9, floor(10 * (t.from_s + t.until_s) / 2 / s.duration_s)) AS tenth
     FROM ({selected}) s JOIN timeline t ON t.video_id = s.video_id AND t.model_id = s.model_id
-    WHERE s.duration_s > 0
+    WHERE s.duration_s > 0 AND t.raw_score IS NOT NULL
 )
 SELECT * EXCLUDE (video_id, mos, raw_score, tenth), tenth / 10 AS from_share, (tenth + 1) / 10 AS until_share,
     avg(mos) AS mos, avg(raw_score) AS raw_score, count(DISTINCT video_id) AS videos
@@ -117,14 +121,51 @@ SELECT model_name, {by} count(*) AS videos, sum(duration_s) / 3600 AS video_hour
 FROM ({selected}) s GROUP BY ALL ORDER BY ALL
 """
 
+# The mean severity over a zone: cells that the view leaves out have severity 0. A zone of 14 rows has 4 or 5 of them.
+_ZONES_OF_CAUSES = f"""
+SELECT video_id, model_id, cause, clip_index, slot, from_s, until_s,
+    CASE WHEN zone_row IS NULL THEN 'whole frame' ELSE {_ZONES.format(row="zone_row", col="zone_col").strip()}
+    END AS zone,
+    CASE WHEN zone_row IS NULL THEN max(severity) ELSE sum(severity) / (
+        (((zone_row + 1) * max(num_rows) + 2) // 3 - (zone_row * max(num_rows) + 2) // 3)
+        * (((zone_col + 1) * max(num_cols) + 2) // 3 - (zone_col * max(num_cols) + 2) // 3)
+    ) END AS severity
+FROM (
+    SELECT *, cell_row * 3 // num_rows AS zone_row, cell_col * 3 // num_cols AS zone_col FROM causes
+    WHERE video_id IN ({{videos}})
+) GROUP BY video_id, model_id, cause, clip_index, slot, from_s, until_s, zone_row, zone_col
+"""
+
+# Videos with a cause over the whole clip come first. Then a cause is named if it is clear over the clip, or in a zone.
+_WHY = f"""
+WITH chosen AS (
+    SELECT {{by}} s.video_id, s.model_id, s.outputs, list_max(map_values(s.outputs)) AS most
+    FROM ({{selected}}) s WHERE s.model_name = 'causes'
+    QUALIFY row_number() OVER (ORDER BY most DESC, s.video_id) <= {{limit}}
+),
+zones AS ({_ZONES_OF_CAUSES.format(videos="SELECT video_id FROM chosen").strip()}),
+peaks AS (
+    SELECT * FROM zones QUALIFY 1 = row_number() OVER (
+        PARTITION BY video_id, model_id, cause ORDER BY severity DESC, clip_index, slot, zone
+    )
+)
+SELECT s.* EXCLUDE (model_id, outputs, most), p.cause, coalesce(s.outputs[p.cause], 0) AS severity,
+    p.from_s AS worst_at_s, p.zone AS worst_region, p.severity AS worst_severity
+FROM chosen s JOIN peaks p ON p.video_id = s.video_id AND p.model_id = s.model_id
+WHERE s.outputs[p.cause] >= 0.25 OR p.severity >= 0.5
+QUALIFY row_number() OVER (PARTITION BY s.video_id ORDER BY s.outputs[p.cause] DESC, p.severity DESC, p.cause) <= 3
+ORDER BY s.most DESC, s.video_id, s.outputs[p.cause] DESC, p.severity DESC, p.cause
+"""
+
 QUESTIONS: Mapping[str, Question] = {
     question.name: question
     for question in (
-        Question("worst", "the worst videos, with their worst moment and region", _WORST),
+        Question("worst", "the worst videos, with their worst moment, region and cause", _WORST),
         Question("distribution", "how many videos have which quality", _DISTRIBUTION),
         Question("by-cell", "mean maps over all videos, cell by cell", _BY_CELL),
         Question("over-time", "quality from the start to the end of a video, in tenths", _OVER_TIME),
         Question("where-lost", "in which ninth of the frame videos are at their worst", _WHERE_LOST),
+        Question("why", "the main causes of bad quality of the most degraded videos, with moment and region", _WHY),
         Question("by-run", "what each run scored, newest first", _BY_RUN),
         Question("coverage", "how many videos have a current score, and why others do not", _COVERAGE),
         Question("cost", "time per video of each stage", _COST),
@@ -135,7 +176,7 @@ QUESTIONS: Mapping[str, Question] = {
 _HISTOGRAM = f"""
 WITH valued AS (
     SELECT model_name, {_QUALITY} AS quality, CASE WHEN mos IS NULL THEN 'raw_score' ELSE 'mos' END AS scale
-    FROM ({{selected}})
+    FROM ({{selected}}) WHERE raw_score IS NOT NULL
 ),
 spans AS (
     SELECT model_name, min(quality) AS lowest, greatest(max(quality) - min(quality), 1e-9) / {{bins}} AS width,
@@ -232,11 +273,38 @@ FROM slots t LEFT JOIN zones z ON z.video_id = t.video_id AND z.model_id = t.mod
 """
 
 
+def find_causes(session: Session, moments: Sequence[tuple[str, float | None, str | None]]) -> list[str | None]:
+    """Return the cause with the highest severity at each moment: (video id, seconds, zone).
+
+    None where no cause has a mean severity of 0.3 there, or `causes` was not measured. Without a zone the mean of all
+    zones counts.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    if moments:
+        videos = quote_literals(video for video, _, _ in moments)
+        for row in session.sql(_ZONES_OF_CAUSES.format(videos=videos)).to_pylist():
+            found.setdefault(row["video_id"], []).append(row)
+    names: list[str | None] = []
+    for video, at_s, zone in moments:
+        totals: dict[str, float] = {}
+        for row in found.get(video, []):
+            if at_s is None or not row["from_s"] <= at_s < row["until_s"]:
+                continue
+            if row["zone"] in (zone, "whole frame"):
+                totals[row["cause"]] = row["severity"]
+            elif zone is None:
+                totals[row["cause"]] = totals.get(row["cause"], 0.0) + row["severity"] / 9
+        cause = max(totals, key=lambda name: (totals[name], name), default=None)
+        names.append(cause if cause is not None and totals[cause] >= _CLEAR else None)
+    return names
+
+
 def find_worst(session: Session, where: str | None = None, by: str | None = None, limit: int = 10) -> pa.Table:
     """Return the worst videos of each model, the worst first.
 
     `worst_at_s` is the start of the time slot with the lowest score, `worst_region` the ninth of the frame with the
-    lowest texture in it; null for a model without maps. Raises: SpecError as `build`.
+    lowest texture in it; null for a model without maps. `worst_cause` is the cause there; null if none is clear, or the
+    model `causes` did not measure the video. Raises: SpecError as `build`.
     """
     found = session.sql(build(session, "worst", where, by, limit))
     details: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -250,6 +318,8 @@ def find_worst(session: Session, where: str | None = None, by: str | None = None
     regions = [row["worst_region"] if (row := details.get(key)) and row["has_maps"] else None for key in keys]
     found = found.add_column(place, "worst_at_s", pa.array(moments, pa.float64()))
     found = found.add_column(place + 1, "worst_region", pa.array(regions, pa.string()))
+    named = find_causes(session, [(video, *rest) for (video, _), *rest in zip(keys, moments, regions, strict=True)])
+    found = found.add_column(place + 2, "worst_cause", pa.array(named, pa.string()))
     return found.drop_columns(["commit_seq"])
 
 

@@ -19,10 +19,12 @@ from kvq_batch.tables.session import Session
 _SCORED = """
 SELECT s.video_id, s.model_name, s.model_id, s.commit_seq, s.model_origin, s.num_clips, s.raw_score, s.mos, s.is_stale,
     s.width_px, s.height_px, s.sample_aspect_ratio, s.duration_s, c.uri, s.content_id,
-    EXISTS (FROM maps m WHERE m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq)
-        AS has_maps
+    EXISTS (
+        FROM maps m WHERE m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq
+            AND (m.texture IS NOT NULL OR m.saliency IS NOT NULL)
+    ) AS has_maps
 FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
-WHERE s.video_id IN ({videos}) ORDER BY s.video_id, s.model_name
+WHERE s.video_id IN ({videos}) AND s.raw_score IS NOT NULL ORDER BY s.video_id, s.model_name
 """
 
 _CLIPS = """

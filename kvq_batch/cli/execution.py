@@ -249,7 +249,10 @@ def _write_report(planned: "JobPlan", out: Path, output: Output) -> None:
 
 
 def print_worst(planned: "JobPlan", output: Output) -> None:
-    """Print the ten worst videos of the tables, by the first model of the job that has a calibration, or the first."""
+    """Print the ten worst videos of the tables, by the first model of the job that has a calibration, or a score.
+
+    Without such a model, print the most degraded videos with their causes.
+    """
     from kvq_batch.analysis.questions import ask, default_calibrations
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.session import open_session
@@ -257,19 +260,23 @@ def print_worst(planned: "JobPlan", output: Output) -> None:
     try:
         with open_session(planned.job.tables, StorageOptions.from_spec(planned.job.storage)) as session:
             rows = ask(session, "worst").to_pylist()
+            reasons = [] if rows else ask(session, "why").to_pylist()
             calibrations = default_calibrations(session)
     except SpecError as error:
         # The run itself is complete.
         output.warn(f"The worst videos cannot be listed: {error}")
         return
-    cards = [(model.ref.name, model.spec.card.model_id) for model in planned.models.models]
-    name, model_id = next((card for card in cards if card[1] in calibrations), cards[0])
+    models = [model for model in planned.models.models if model.spec.has_score]
+    cards = [(model.ref.name, model.spec.card.model_id) for model in models]
+    name, model_id = next((card for card in cards if card[1] in calibrations), cards[0] if cards else ("", ""))
     worst = [row for row in rows if row["model_name"] == name]
     if not worst:
+        print_causes(reasons, output)
         return
     score = "mos" if model_id in calibrations else "raw_score"
     meaning = f"calibration {calibrations[model_id]}" if score == "mos" else "without a unit"
-    columns = ["video_id", score, "worst_at_s", *["worst_region"] * (worst[0]["worst_region"] is not None)]
+    optional = [name for name in ("worst_region", "worst_cause") if any(row[name] is not None for row in worst)]
+    columns = ["video_id", score, "worst_at_s", *optional]
     output.rows(
         [{column: _rounded(row[column], column) for column in columns} for row in worst],
         columns,
@@ -278,26 +285,42 @@ def print_worst(planned: "JobPlan", output: Output) -> None:
     if "worst_region" in columns and planned.job.tables:
         draw = tables_command("maps", planned.job, worst[0]["video_id"], "--out", "worst.png")
         output.note(f"to see where:  {draw}")
+    if "worst_cause" in columns and planned.job.tables:
+        output.note(f"to see why:  {tables_command('analyze', planned.job, 'why')}")
+
+
+def print_causes(reasons: Sequence[Mapping[str, Any]], output: Output) -> None:
+    """Print the answer to the question `why`, if there is one."""
+    columns = ["video_id", "cause", "severity", "worst_at_s", "worst_region"]
+    rows = [{column: _rounded(row[column], column) for column in columns} for row in reasons]
+    if rows:
+        output.rows(rows, columns, title="\ncauses of bad quality (severity: 0 to 1 over the whole video)")
 
 
 def _rounded(value: Any, column: str) -> Any:
     # More digits would suggest a precision that no model has. JSON and CSV hold all.
-    return round(value, 1) if column in ("mos", "worst_at_s") and value is not None else value
+    digits = {"mos": 1, "worst_at_s": 1, "severity": 2}
+    return round(value, digits[column]) if column in digits and value is not None else value
 
 
 def print_scores(planned: "JobPlan", output: Output) -> None:
-    """Print the score or the failure of each video that is in the tables of the job."""
+    """Print the score or the failure of each video in the tables of the job, and its causes if they were measured."""
+    from kvq_batch.analysis.questions import ask
     from kvq_batch.tables.questions import list_outcomes
     from kvq_batch.tables.session import open_session
 
     with open_session(planned.job.tables) as session:
         outcomes = list_outcomes(session)
+        has_causes = any(model.spec.causes for model in planned.models.models)
+        reasons = ask(session, "why", limit=max(1, outcomes.num_rows)).to_pylist() if has_causes else []
     rows, columns = outcomes.to_pylist(), outcomes.column_names
     if output.format is Format.TABLE:
         failed = ("error", "message") * (outcomes["error"].null_count < outcomes.num_rows)
         columns = ["video_id", "mos", "raw_score", *failed]
         rows = [row | {"mos": _rounded(row["mos"], "mos")} for row in rows]
     output.rows(rows, columns)
+    if output.format is Format.TABLE:
+        print_causes(reasons, output)
     output.warn_untrained(_untrained(planned))
 
 

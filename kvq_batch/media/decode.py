@@ -122,8 +122,7 @@ class _Chunked:
 
     @property
     def chunk_frames(self) -> int:
-        group = self.request.stream_group
-        return max(1, STREAM_CHUNK_BYTES // (group * int(np.prod(self.shape)))) * group
+        return max(1, STREAM_CHUNK_BYTES // int(np.prod(self.shape)))
 
     @property
     def num_chunks(self) -> int:

@@ -13,7 +13,7 @@ from kvq_batch.cli.query import open_tables
 def analyze(
     tables: TablesArgument,
     question: Annotated[
-        Literal["worst", "distribution", "by-cell", "over-time", "where-lost", "by-run", "coverage", "cost"],
+        Literal["worst", "distribution", "by-cell", "over-time", "where-lost", "why", "by-run", "coverage", "cost"],
         typer.Argument(metavar="QUESTION", help="See above.", show_default=False),
     ] = "worst",
     where: Annotated[
@@ -23,7 +23,7 @@ def analyze(
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="Group by this column.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Videos per model (worst), or runs (by-run).")] = 10,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Videos per model (worst, why), or runs (by-run).")] = 10,
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")] = False,
     picture: Annotated[
         Path | None,
@@ -42,6 +42,8 @@ def analyze(
       by-cell       mean maps over all videos, cell by cell
       over-time     quality from the start to the end of a video, in tenths
       where-lost    in which ninth of the frame videos are at their worst
+      why           the main causes of bad quality, with moment and region;
+                    needs the model `causes` in the job
       by-run        what each run scored, newest first
       coverage      how many videos have a current score, and why others do not
       cost          time per video of each stage
@@ -77,5 +79,7 @@ def analyze(
     if output in (Format.TABLE, Format.MARKDOWN):
         # They are needed to join other tables, and hide the answer on a screen.
         columns = [name for name in columns if name not in ("model_id", "model_origin", "commit_seq")]
+        if "worst_cause" in columns and answer["worst_cause"].null_count == answer.num_rows:
+            columns.remove("worst_cause")
     out.answer(answer.select(columns))
     out.warn_untrained(untrained)

@@ -47,27 +47,31 @@ class CausesConfig:
     with severity 0 and the one with severity 1, linear between (docs/causes.md gives the measured distributions):
     edge width in pixels, noise in levels, excess of steps at multiples of 8 pixels, contrast of bands, share of white
     pixels, share of combing pixels among those that move, share of bars, share of dark pixels, brightest level.
-    `frame_*` are the ranges of the statistic of a whole frame, which is averaged over the clip.
+    `frame_*` are the ranges of the statistic of a whole frame, whose severity is averaged over the clip.
+
+    A range starts near the 95% quantile of pristine clips, so that they have a severity near 0, and ends where a strong
+    rendition has its median. A pair of frames is still if its largest change is at most `still_levels`, or at most
+    `still_ratio` of the clip's median.
     """
 
     sampling: SlotSampling = SlotSampling()
     num_rows: int = 14
     num_cols: int = 14
-    blur: Range = (2.0, 4.0)
+    blur: Range = (2.2, 4.0)
     frame_blur: Range = (1.9, 3.1)
-    noise: Range = (2.0, 8.0)
+    noise: Range = (3.0, 9.0)
     frame_noise: Range = (2.0, 8.0)
-    blockiness: Range = (0.2, 0.6)
-    frame_blockiness: Range = (0.06, 0.3)
-    banding: Range = (0.2, 0.6)
-    frame_banding: Range = (0.1, 0.4)
+    blockiness: Range = (0.12, 0.45)
+    frame_blockiness: Range = (0.05, 0.3)
+    banding: Range = (0.3, 0.7)
+    frame_banding: Range = (0.35, 0.75)
     over_exposure: Range = (0.25, 0.75)
-    frame_over_exposure: Range = (0.05, 0.35)
-    combing: Range = (0.04, 0.16)
-    frame_combing: Range = (0.03, 0.1)
+    frame_over_exposure: Range = (0.08, 0.35)
+    combing: Range = (0.05, 0.16)
+    frame_combing: Range = (0.04, 0.1)
     letterbox: Range = (0.02, 0.25)
     black: Range = (0.9, 0.98)
-    under_exposure: Range = (130.0, 70.0)
+    under_exposure: Range = (145.0, 85.0)
     min_moving_share: float = 0.02
     still_levels: float = 0.5
     still_ratio: float = 0.05

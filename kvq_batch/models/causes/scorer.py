@@ -16,6 +16,10 @@ Floats = NDArray[np.float32]
 
 # Share of the cells with an edge that are sharper than the frame's value: a picture in focus has sharp edges somewhere.
 _SHARPEST = 0.25
+# Texture counts as noise, so a frame has the noise of its smoothest quarter.
+_SMOOTHEST = 0.25
+# A tenth of the frame has stronger bands: they are seen in a sky, even if the rest of the picture is textured.
+_BANDED = 0.9
 # Bars count only if the picture is not dark as a whole.
 _DARK_FRAME = 0.9
 
@@ -58,9 +62,9 @@ class CausesScorer:
         }
         frames = {
             "blur": ramp(_quantile(found.cell("width"), _SHARPEST), config.frame_blur),
-            "noise": ramp(_quantile(found.cell("noise"), 0.25), config.frame_noise),
+            "noise": ramp(_quantile(found.cell("noise"), _SMOOTHEST), config.frame_noise),
             "blockiness": ramp(found.cell("blocks").mean(axis=(1, 2)), config.frame_blockiness),
-            "banding": ramp(found.cell("bands").mean(axis=(1, 2)), config.frame_banding),
+            "banding": ramp(_quantile(found.cell("bands"), _BANDED), config.frame_banding),
             "over_exposure": ramp(found.cell("white").mean(axis=(1, 2)), config.frame_over_exposure),
             "combing": frame_combing,
         }
