@@ -33,7 +33,7 @@ from kvq_batch.cli import (
     submission,
     train,
 )
-from kvq_batch.cli.analysis import analyze, compare, maps, report
+from kvq_batch.cli.analysis import analyze, compare, leaderboard, maps, report
 from kvq_batch.cli.logs import logging_to_stderr
 from kvq_batch.cli.options import ASK, CLUSTER, MAINTENANCE, MODELS, PANELS, RUN, START
 from kvq_batch.cli.stdio import ReaderExitedError, flush_stdout, open_closed_streams, stdout_error, write_data
@@ -192,6 +192,7 @@ app.command(rich_help_panel=ASK)(query.status)
 app.command(rich_help_panel=ASK)(query.query)
 app.command(rich_help_panel=ASK)(analyze.analyze)
 app.command(rich_help_panel=ASK)(compare.compare)
+app.command(rich_help_panel=ASK)(leaderboard.leaderboard)
 app.command(rich_help_panel=ASK)(maps.maps)
 app.command(rich_help_panel=ASK)(report.report)
 app.add_typer(failures.app, name="failures", rich_help_panel=ASK)

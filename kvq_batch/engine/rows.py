@@ -81,6 +81,7 @@ def score_row(item: Row, model: JobModel, clips: Sequence[ClipResult]) -> ScoreR
         "fetch_attempts": first["fetch_attempts"],
         "decode_s": sum(clip.row["decode_s"] for clip in clips),
         "score_s": sum(clip.result["score_s"] for clip in clips),
+        "score_cores": model.cores,
         "attempt": first["attempt"],
         "scored_at": datetime.now(UTC),
     }

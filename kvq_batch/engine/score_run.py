@@ -327,6 +327,7 @@ def model_rows(model: JobModel) -> list[ModelRow]:
         "summary": card.summary,
         "training_data": card.training_data,
         "licence": card.licence,
+        "num_parameters": model.spec.num_parameters,
         "is_default": False,
         "added_at": datetime.now(UTC),
     }

@@ -39,6 +39,8 @@ SELECT video_id, model_id, model_name, model_origin, raw_score, mos, is_stale,
 FROM (
     SELECT s.*, c.* EXCLUDE (video_id, uri, content_id, size_bytes, run_id, commit_seq)
     FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
+    -- Models of features have no score.
+    WHERE s.raw_score IS NOT NULL
 )
 """
 _VIDEOS = "SELECT video_id, uri, ({key})::VARCHAR AS key FROM catalog ORDER BY video_id"

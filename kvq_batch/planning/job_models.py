@@ -39,6 +39,12 @@ class JobModel:
     requests: tuple[int, ...]
     stores_features: bool = False
 
+    @property
+    def cores(self) -> float:
+        """The cores that one worker keeps busy: on a CPU its threads, even if it reserves fewer."""
+        threads, cpus = self.options.num_threads or 1, self.section.workers.num_cpus
+        return max(cpus, float(threads)) if self.section.device == "cpu" else cpus
+
 
 @dataclass(frozen=True, slots=True)
 class JobModels:

@@ -18,7 +18,7 @@ from kvq_batch.catalog.stored_rows import known_types, stored_columns
 from kvq_batch.config.job import Job, Workers
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.planning.estimate import DECODE, Cluster, Estimate, WorkerPool, estimate, forecast
-from kvq_batch.planning.job_models import JobModel, JobModels, describe_models
+from kvq_batch.planning.job_models import JobModels, describe_models
 from kvq_batch.planning.past_runs import measured_throughput
 from kvq_batch.planning.plan import Plan, check_roots, make_plan, tasks_to_items
 from kvq_batch.storage.options import StorageOptions, check_reachable, display_uri
@@ -105,7 +105,7 @@ def estimate_cluster(job: Job, num_videos: int, cluster: Cluster, megapixels: fl
 def job_pools(job: Job, models: JobModels) -> tuple[WorkerPool, ...]:
     """Return the worker pools of the job, with unknown work: decoding, then the models in their order."""
     decode = _pool(DECODE, job.decode.workers, job.decode.workers.num_cpus)
-    return (decode, *(_pool(model.ref.name, model.section.workers, _cores(model)) for model in models.models))
+    return (decode, *(_pool(model.ref.name, model.section.workers, model.cores) for model in models.models))
 
 
 def block_size(job: Job) -> int:
@@ -126,10 +126,3 @@ def _num_videos_by_stage(job: Job, models: JobModels, plan: Plan) -> dict[str, i
 
 def _pool(name: str, workers: Workers, cores: float) -> WorkerPool:
     return WorkerPool(name, workers.min, workers.max, cores, workers.num_gpus, None)
-
-
-def _cores(model: JobModel) -> float:
-    """Return the cores that one worker keeps busy: on a CPU its threads, even if it reserves fewer."""
-    threads = model.options.num_threads or 1
-    cpus = model.section.workers.num_cpus
-    return max(cpus, float(threads)) if model.section.device == "cpu" else cpus

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,43 @@ def draw_scatter(scatter: Scatter, out: Path) -> None:
             line, (0, 1), (0, 6 + 16 * i), xycoords="axes fraction", textcoords="offset points", fontsize=11,
             color=WARNING if is_warning else "black", parse_math=False, annotation_clip=False,
         )  # fmt: skip
+    save(figure, out)
+
+
+def draw_leaderboard(rows: Sequence[Mapping[str, Any]], dataset: str, out: Path) -> None:
+    """Draw the SRCC of each model with its interval, the best on top, and its cost; models without one are left out.
+
+    `rows` are those of `evaluation.leaderboard`.
+
+    Raises:
+        SpecError: no model has an SRCC, an unknown picture format, or a file that cannot be written.
+    """
+    check_format(out)
+    shown = [row for row in rows if row["srcc"] is not None]
+    if not shown:
+        raise SpecError(f"{out}: no model has a rank correlation to draw.")
+    figure = make_figure((960, 150 + 42 * len(shown)))
+    axes = figure.add_subplot()
+    style(axes)
+    for height, row in enumerate(reversed(shown)):
+        colour = WARNING if row["model_origin"] == "untrained" else _BLUE
+        low, high = (row["srcc"] if row[end] is None else row[end] for end in ("srcc_low", "srcc_high"))
+        axes.plot([low, high], [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([row["srcc"]], [height], "o", color=colour, markersize=8)
+        cost = "" if row["core_s"] is None else f"{row['core_s']:.3g} core-s a video"
+        axes.annotate(
+            f"{row['srcc']:.3f}   {cost}", (1, height), (6, 0), xycoords=("axes fraction", "data"),
+            textcoords="offset points", va="center", fontsize=10, annotation_clip=False,
+        )  # fmt: skip
+    names = [shorten(row["model_name"]) + " (untrained)" * (row["model_origin"] == "untrained") for row in shown]
+    axes.set_yticks(range(len(shown)), names[::-1])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel("SRCC with 95% interval")
+    counts = sorted({row["videos"] for row in shown})
+    videos = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    axes.set_title(f"{dataset}: {videos} videos", loc="left", fontsize=12, parse_math=False)
     save(figure, out)
 
 

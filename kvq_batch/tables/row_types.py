@@ -69,6 +69,7 @@ class ScoreRow(IdentityRow, VideoFactColumns):
     fetch_attempts: int
     decode_s: float
     score_s: float
+    score_cores: float
     attempt: int
     scored_at: datetime
 
@@ -134,6 +135,7 @@ class ModelRow(TypedDict):
     summary: str
     training_data: str
     licence: str
+    num_parameters: NotRequired[int | None]
     calibration: NotRequired[str | None]
     b1: NotRequired[float | None]
     b2: NotRequired[float | None]

@@ -8,6 +8,7 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.features.brisque import live_features
 from kvq_batch.features.nss_maps import video_luma
+from kvq_batch.metrics.logistic import Logistic
 from kvq_batch.models import registry
 from tests.goldens.study import recipe
 
@@ -52,3 +53,12 @@ def test_card_names_training_data_and_licence() -> None:
 def test_weights_are_rejected() -> None:
     with pytest.raises(SpecError, match="includes its regressor"):
         registry.describe(ModelOptions("brisque-svr", weights="other.npz"))
+
+
+def test_mos_is_the_raw_score_on_0_to_100() -> None:
+    curve = Logistic(*registry.describe(OPTIONS).card.calibrations["opinion-scale"])
+    np.testing.assert_allclose(curve(np.array([1.0, 2.0, 3.0, 4.5, 5.0])), [0, 25, 50, 87.5, 100], atol=1e-4)
+
+
+def test_calibration_does_not_change_the_model_id() -> None:
+    assert registry.describe(OPTIONS).card.model_id == "brisque-svr@1-090b417c55a1"

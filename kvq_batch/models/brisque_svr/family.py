@@ -23,6 +23,10 @@ TRAINING_DATA = (
     "that is computed from RGB"
 )
 
+OPINION_SCALE = (50_050.0, -49_950.0, 3.0, 1000.0)
+"""Curve of `mos`: 25 (raw - 1), from 1..5 to 0..100 as `labels import` maps opinions. A logistic of this width is a
+line: it differs by less than 0.0001."""
+
 
 @dataclass(frozen=True, slots=True)
 class BrisqueSvrFamily:
@@ -62,6 +66,7 @@ class BrisqueSvrFamily:
             summary=self.summary,
             training_data=TRAINING_DATA,
             licence="MIT (features and opinion scores: Copyright (c) 2020 Zhengzhong Tu)",
+            calibrations={"opinion-scale": OPINION_SCALE},
         )
         sampling = Sampling(num_fragments=self.config.num_frames, frames_per_fragment=1, stride=1)
         frames = FrameRequest(sampling=sampling, size=None)

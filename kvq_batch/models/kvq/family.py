@@ -94,6 +94,7 @@ def scorer_spec(checkpoint: Checkpoint) -> ScorerSpec:
         precisions=("fp32", "bf16", "fp16"),
         # 2: the logits of saliency are float32, and a clip that overflows is scored in fp32.
         fp16_algorithm=2,
+        num_parameters=sum(array.size for array in checkpoint.tensors.values()),
     )
 
 
