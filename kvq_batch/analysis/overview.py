@@ -27,6 +27,8 @@ from kvq_batch.tables.session import Session
 Row = dict[str, Any]
 
 NUM_BINS = 20
+MIN_SEVERITY = 0.25
+"""Least severity over a whole video, from 0 to 1, for a cause to be named."""
 MAX_SEGMENTS = 30
 """Values of a column that are listed, those with the most videos."""
 MAX_AUTOMATIC_COLUMNS = 3
@@ -46,6 +48,7 @@ SELECT s.model_id, s.model_name, any_value(s.model_origin) AS model_origin, coun
 FROM ({selected}) s
 LEFT JOIN (FROM models WHERE calibration IS NULL) m ON m.model_id = s.model_id
 LEFT JOIN (FROM models WHERE is_default) c ON c.model_id = s.model_id
+-- Models of causes or features have no score.
 WHERE s.raw_score IS NOT NULL
 GROUP BY s.model_id, s.model_name
 ORDER BY any_value(c.calibration) IS NULL, any_value(s.model_origin) = 'untrained', count(*) DESC, s.model_name
@@ -109,6 +112,31 @@ _FAILED_VIDEOS = """
 SELECT video_id, string_agg(DISTINCT model_name, ', ' ORDER BY model_name) AS models, stage, error, permanent, message,
     max(failed_at) AS failed_at
 FROM unresolved_failures GROUP BY ALL ORDER BY video_id, stage, error LIMIT {limit}
+"""
+
+
+# Severities of the model `causes` over whole videos, beside the quality by a model with scores.
+_CAUSES = """
+WITH measured AS (
+    SELECT video_id, unnest(map_entries(outputs)) AS entry FROM ({selected}) WHERE model_name = 'causes'
+),
+severe AS (SELECT video_id, entry.key AS cause, entry.value AS severity FROM measured)
+SELECT c.cause, count(*) AS measured, count(*) FILTER (c.severity >= {least}) AS videos,
+    avg(c.severity) AS mean_severity,
+    median(s.{quality}) FILTER (c.severity >= {least}) AS median_with,
+    median(s.{quality}) FILTER (c.severity < {least}) AS median_without
+FROM severe c LEFT JOIN (SELECT * FROM ({selected}) WHERE model_id = {model_id}) s ON s.video_id = c.video_id
+GROUP BY ALL HAVING count(*) FILTER (c.severity >= {least}) > 0 ORDER BY videos DESC, mean_severity DESC, c.cause
+"""
+
+# The greatest severities first.
+_CAUSES_OF_VIDEOS = """
+WITH measured AS (
+    SELECT video_id, unnest(map_entries(outputs)) AS entry FROM scores_latest
+    WHERE NOT is_stale AND model_name = 'causes' AND video_id IN ({videos})
+)
+SELECT video_id, entry.key AS cause, entry.value AS severity FROM measured
+WHERE entry.value >= {least} ORDER BY video_id, severity DESC, cause
 """
 
 
@@ -240,16 +268,51 @@ def find_tenths(session: Session, model: Model, where: str | None = None) -> lis
 
 
 def find_worst_videos(session: Session, model: Model, where: str | None = None, limit: int = 50) -> list[Row]:
-    """Return the worst videos of one model, worst first: id, quality, worst_at_s, worst_region, worst_cause, `catalog`.
+    """Return the worst videos of one model, worst first: id, quality, worst moment, `catalog` and `causes`.
 
-    `catalog` holds the columns of the user's catalog.
+    `catalog` holds the columns of the user's catalog, `causes` the rows of `find_causes_of_videos`.
     """
     rows: list[Row] = ask(session, "worst", _only(model, where), limit=limit).to_pylist()
     columns = ", ".join(map(quote_identifier, ("video_id", *user_columns(session))))
     videos = quote_literals(row["video_id"] for row in rows)
     own = session.sql(f"SELECT {columns} FROM catalog WHERE video_id IN ({videos})").to_pylist()
     by_id = {row["video_id"]: {name: row[name] for name in row if name != "video_id"} for row in own}
-    return [{**row, "quality": row[model.column], "catalog": by_id.get(row["video_id"], {})} for row in rows]
+    causes = find_causes_of_videos(session, list(by_id))
+    return [
+        {
+            **row,
+            "quality": row[model.column],
+            "catalog": by_id.get(row["video_id"], {}),
+            "causes": causes.get(row["video_id"], []),
+        }
+        for row in rows
+    ]
+
+
+def count_causes(session: Session, model: Model, where: str | None = None) -> list[Row]:
+    """Return the causes that videos have, most frequent first; empty if the model `causes` measured none.
+
+    `videos` of `measured` ones have the cause with a severity of MIN_SEVERITY or more. `median_with` and
+    `median_without` are the quality of these and of the others by `model`.
+    """
+    rows: list[Row] = session.sql(
+        _CAUSES.format(
+            selected=select_current(session, where),
+            model_id=quote_literal(model.model_id),
+            quality=model.column,
+            least=MIN_SEVERITY,
+        )
+    ).to_pylist()
+    return rows
+
+
+def find_causes_of_videos(session: Session, video_ids: Sequence[str]) -> dict[str, list[Row]]:
+    """Return cause and severity of each video that has causes, the greatest severity first."""
+    found: dict[str, list[Row]] = {}
+    query = _CAUSES_OF_VIDEOS.format(videos=quote_literals(video_ids), least=MIN_SEVERITY)
+    for row in session.sql(query).to_pylist():
+        found.setdefault(row["video_id"], []).append(row)
+    return found
 
 
 def user_columns(session: Session) -> list[str]:

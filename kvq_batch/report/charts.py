@@ -130,8 +130,8 @@ def line(tenths: Sequence[Mapping[str, Any]], scale: QualityScale) -> Chart:
 
 
 def time_bars(video: VideoMaps) -> Chart:
-    """Return the quality of each moment over time, 320 x 56 units."""
-    width, height, bottom = 320.0, 56.0, 46.0
+    """Return the quality of each moment over time, 520 x 64 units."""
+    width, height, bottom = 520.0, 64.0, 52.0
     scale = video.scale
     spans = [(moment.from_s, moment.until_s) for moment in video.moments]
     if any(first is None or last is None for first, last in spans):

@@ -93,6 +93,7 @@ class ReportData:
     segments: Sequence[tuple[str, Sequence[Row]]] = field(default=())
     cells: Sequence[Row] = field(default=())
     tenths: Sequence[Row] = field(default=())
+    causes: Sequence[Row] = field(default=())
     changes: Row | None = None
     cards: Sequence[VideoCard] = field(default=())
 
@@ -147,6 +148,7 @@ def collect(session: Session, storage: StorageOptions, tables: str, options: Rep
         segments=[(c, overview.find_segments(session, model, c, options.where)) for c in columns],
         cells=overview.find_cells(session, model, options.where),
         tenths=overview.find_tenths(session, model, options.where),
+        causes=overview.count_causes(session, model, options.where),
         changes=None if run is None else overview.find_changes(session, model, run["run_id"], where=options.where),
         cards=_cards(session, storage, model, options),
     )

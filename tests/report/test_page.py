@@ -10,6 +10,7 @@ import pytest
 
 from kvq_batch.analysis import overview
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.identity import ModelRef
 from kvq_batch.report.page import (
     MAX_FRAME_BYTES,
     ReportData,
@@ -23,9 +24,9 @@ from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.session import open_session
 from kvq_batch.tables.writer import Writer
-from tests.support.hostile import ATTACK, ATTACKS, FAILED, HOSTILE, VIDEOS, make_hostile
+from tests.support.hostile import ATTACK, ATTACKS, FAILED, HOSTILE, VIDEOS, changed, make_hostile
 from tests.support.results import KVQ, make_batch, make_run
-from tests.support.scored import VIDEO, Scored, make_scored
+from tests.support.scored import VIDEO, Scored, make_scored, without_maps
 
 LOADING = {"src", "href", "data", "action", "formaction", "poster", "srcset", "background"}
 
@@ -150,6 +151,30 @@ def test_changes_are_those_of_the_newest_run(tmp_path: Path) -> None:
     assert mover["difference"] == pytest.approx(now["quality"] - before["quality"])
     assert (found["videos"], found["worse"] + found["better"]) == (1, 1)
     assert (found["new_failures"], found["resolved_failures"]) == (0, 0)
+
+
+def test_causes_are_those_of_the_measured_videos(tmp_path: Path) -> None:
+    scored = make_scored(tmp_path)
+    causes = ModelRef("causes", "causes@1-0123456789ab", "c" * 64)
+    with open_session(scored.tables) as session:
+        contents = session.sql("SELECT video_id, content_id FROM catalog").to_pylist()
+    writer = Writer(Tables.open(scored.tables), "run-2")
+    writer.write_run(make_run([KVQ, causes], root=str(scored.videos), state="finished"))
+    # One video is blurred, two are little noisy. The model has no score.
+    for row in contents:
+        severities = {"blur": 0.8 if row["video_id"] == VIDEO else 0.1, "noise": 0.2}
+        batch = without_maps([row["video_id"]], causes, row["content_id"])
+        scores = changed("scores", batch.scores, {"raw_score": None, "outputs": severities})
+        writer.commit(replace(batch, scores=scores))
+    with open_session(scored.tables) as session:
+        assert "causes" not in {model.model_name for model in overview.list_scored_models(session)}
+        found = collect(session, StorageOptions(), scored.tables, ReportOptions(model=KVQ.name))
+        (quality,) = session.sql(f"SELECT raw_score FROM scores_latest WHERE model_name = '{KVQ.name}'").to_pylist()
+    (blur,) = found.causes
+    assert (blur["cause"], blur["videos"], blur["measured"]) == ("blur", 1, len(contents))
+    assert blur["mean_severity"] == pytest.approx((0.8 + 0.1 * (len(contents) - 1)) / len(contents))
+    assert blur["median_with"] == quality["raw_score"]
+    assert "causes blur 0.80" in Document(render(found)).text
 
 
 def test_report_of_50_videos_is_below_5_mb(data: ReportData) -> None:
