@@ -269,7 +269,8 @@ class FrameRequest:
     converted as ffmpeg does), "yuv" the decoded planes in their own depth and subsampling.
 
     With `is_streamed` a clip comes in chunks of consecutive frames (`STREAM_CHUNK_BYTES`), so that memory does not grow
-    with the length of the video. The scorer returns `Prediction.partial`, and its family pools them.
+    with the length of the video. The scorer returns `Prediction.partial`, and its family pools them. Each chunk but the
+    last one holds a multiple of `stream_group` frames.
 
     Raises:
         ValueError: a combination that is not possible.
@@ -283,6 +284,7 @@ class FrameRequest:
     planes: Planes = "rgb"
     extractor: Extractor | None = None
     is_streamed: bool = False
+    stream_group: int = 1
 
     def __post_init__(self) -> None:
         if self.planes != "rgb" and (self.extractor is None or self.size is not None):
@@ -298,4 +300,4 @@ class FrameRequest:
 
 
 STREAM_CHUNK_BYTES = 32 * 2**20
-"""Most bytes of a chunk of a streamed request; one frame if it is larger. Does not change a score."""
+"""Most bytes of a chunk of a streamed request; one group of frames if it is larger. Does not change a score."""

@@ -122,7 +122,8 @@ class _Chunked:
 
     @property
     def chunk_frames(self) -> int:
-        return max(1, STREAM_CHUNK_BYTES // int(np.prod(self.shape)))
+        group = self.request.stream_group
+        return max(1, STREAM_CHUNK_BYTES // (group * int(np.prod(self.shape)))) * group
 
     @property
     def num_chunks(self) -> int:

@@ -18,7 +18,7 @@ from kvq_batch.domain.scorer import ModelOptions, ScorerSpec
 from kvq_batch.domain.video import Hdr
 from kvq_batch.models.registry import describe
 
-_NEWER_FIELDS = {"fragments", "resize", "short_side", "planes", "extractor", "is_streamed"}
+_NEWER_FIELDS = {"fragments", "resize", "short_side", "planes", "extractor", "is_streamed", "stream_group"}
 
 MAX_MODELS = 62
 """Most models of one job: `model_mask` is a bit mask in a signed 64-bit column."""
@@ -119,7 +119,8 @@ def _frames(request: FrameRequest) -> dict[str, Any]:
     defaults = {field.name: field.default for field in dataclass_fields(request) if field.name in _NEWER_FIELDS}
     used = {name: value for name, value in fields.items() if name not in defaults or value != defaults[name]}
     # Where a stream is cut does not change a score, and neither does the module of an extractor.
-    used.pop("is_streamed", None)
+    for name in ("is_streamed", "stream_group"):
+        used.pop(name, None)
     if request.extractor is not None:
         del used["extractor"]["target"]
     if not isinstance(request.sampling, Sampling):

@@ -18,14 +18,18 @@ from kvq_batch.domain.frames import (
     Extractor,
     Frame,
     FrameRequest,
+    Planes,
     RateSampling,
     SampledClip,
     Sampling,
 )
+from kvq_batch.domain.video import Window
 from kvq_batch.media import decode
 from kvq_batch.media.decode import DecodeTask
+from kvq_batch.media.decoders import open_reader
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.local_files import clip_of_file, read_frames
+from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.media.resize import resize
 from tests.support.material import Material
 
@@ -45,6 +49,19 @@ class PlaneMeans:
 
     def finish(self) -> NDArray[Any]:
         return self._rows
+
+
+class AllSamples:
+    """Extraction of all samples of the planes of each frame: float32 [T, samples]."""
+
+    def __init__(self, clip: SampledClip) -> None:
+        self._rows: list[NDArray[np.float32]] = []
+
+    def add(self, frame: Frame) -> None:
+        self._rows.append(np.concatenate([plane.ravel() for plane in frame.planes]).astype(np.float32))
+
+    def finish(self) -> NDArray[Any]:
+        return np.stack(self._rows)
 
 
 class Refusal(PlaneMeans):
@@ -73,6 +90,41 @@ def test_planes_are_those_of_ffmpeg(material: Material, name: str) -> None:
     planes = np.split(frames, [luma, luma + chroma], axis=1)
     expected = np.stack([np.arange(len(frames)), *[plane.mean(axis=1) + 1 for plane in planes]], axis=1)
     np.testing.assert_allclose(means, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "planes", "pixel_format"),
+    [
+        ("h264-10bit.mp4", "yuv", "yuv420p10le"),
+        ("h264-10bit.mp4", "yuv420p", "yuv420p"),
+        ("h264-422.mp4", "yuv", "yuv422p"),
+        ("h264-422.mp4", "yuv420p", "yuv420p"),
+    ],
+)
+def test_planes_of_other_depths_and_subsamplings_are_those_of_ffmpeg(
+    material: Material, name: str, planes: Planes, pixel_format: str
+) -> None:
+    every = Extractor("samples", 1, f"{__name__}:AllSamples")
+    found = clip_of_file(material(name), FrameRequest(Sampling(4, 1, 1), None, planes=planes, extractor=every), 1)
+    kind = np.dtype("<u2" if "10" in pixel_format else np.uint8)
+    frames = np.frombuffer(ffmpeg_planes(material(name), pixel_format), kind).reshape(-1, found.shape[1])
+    indices = Sampling(4, 1, 1).indices(len(frames))
+    np.testing.assert_array_equal(found, frames[indices])
+    assert (found.max() > 255) == (kind.itemsize == 2)
+
+
+def test_chunks_hold_whole_groups(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = FrameRequest(EveryFrame(), (32, 48), is_streamed=True, stream_group=5)
+    for num_bytes, per_chunk in ((7 * 32 * 48 * 3, 5), (12 * 32 * 48 * 3, 10), (1, 5)):
+        monkeypatch.setattr(decode, "STREAM_CHUNK_BYTES", num_bytes)
+        path = material("seventy-one-frames.mp4")
+        probed = probe(path, VideoLimits())
+        whole = [Window(0.0, probed.facts.duration_s + 1)]
+        reader, _ = open_reader("pyav")
+        parts = list(decode.decode_clips(path, probed, whole, [request], "a", range(1), decode.Decoding(reader)))
+        sizes = [len(part.frames[0].pixels) for part in parts]
+        assert sizes == [*[per_chunk] * (71 // per_chunk), 1]
+        assert {part.num_chunks for part in parts} == {len(sizes)}
 
 
 def test_streamed_request_comes_in_chunks(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def write_published(path: Path, **extra: object) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_model_without_weights_names_the_file(name: str) -> None:
     for weights in (None, "untrained"):
-        with pytest.raises(SpecError, match=r"FAST_VQA_\w+\.pth \(.* a file of torch\.save") as error:
+        with pytest.raises(SpecError, match=r"FAST_VQA_\w+\.pth \(.* saved by torch\.save") as error:
             registry.describe(ModelOptions(name, weights))
         assert "--weights PATH" in str(error.value)
         assert "MIT" in str(error.value)

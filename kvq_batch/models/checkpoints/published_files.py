@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,6 @@ class PublishedFile:
     containers: tuple[str, ...] = ("", "state_dict")
     prefix: str = ""
     unused: tuple[str, ...] = ()
-
-    @property
-    def sentence(self) -> str:
-        return f"{' or '.join(self.names)} ({self.kind}, a file of torch.save, from {self.origin}, {self.licence})"
 
     def find(self, folder: Path) -> Path | None:
         """Return the file in a folder.
@@ -131,7 +128,9 @@ def find_published_files(model: str, weights: str | None, files: Sequence[Publis
 
 def _request(model: str, files: Sequence[PublishedFile], reason: str) -> str:
     """Return the sentence that names the files, their format, origin and licence, and the option to set."""
-    listed = " and ".join(file.sentence for file in files)
+    listed = " and ".join(
+        _sentence(tuple(alike)) for _, alike in groupby(files, lambda f: (f.kind, f.origin, f.licence))
+    )
     what, them = ("PATH", "it") if len(files) == 1 else ("FOLDER", "them in one folder")
     because = f" ({reason})" if reason else ""
     return (
@@ -140,13 +139,19 @@ def _request(model: str, files: Sequence[PublishedFile], reason: str) -> str:
     )
 
 
+def _sentence(files: Sequence[PublishedFile]) -> str:
+    """Return the names of files of one kind, with their format, origin and licence."""
+    names = ", ".join(" or ".join(file.names) for file in files)
+    return f"{names} ({files[0].kind}, saved by torch.save, from {files[0].origin}, {files[0].licence})"
+
+
 def _load(path: Path, file: PublishedFile) -> Tensors:
     from kvq_batch.models.checkpoints.state_dict import read_arrays
 
     try:
         arrays = read_arrays(path, file.containers)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} Expected {file.sentence}.") from error
+        raise CheckpointError(f"{error} Expected {_sentence((file,))}.") from error
     kept = {
         name.removeprefix(file.prefix): array
         for name, array in arrays.items()

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
-from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile, load_published_files
+from kvq_batch.models.checkpoints.published_family import PublishedFamily
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile
 from kvq_batch.models.checkpoints.tensors import Shape
 from kvq_batch.models.dover.config import DOVER, DOVER_MOBILE, DoverConfig
 from kvq_batch.models.fastvqa.config import PATCH_PX
@@ -19,7 +20,7 @@ _LICENCE = "MIT when the file was published, S-Lab 1.0 (not commercial) since 20
 
 
 @dataclass(frozen=True, slots=True)
-class DoverFamily:
+class DoverFamily(PublishedFamily):
     """One variant. `title` is its name in the paper."""
 
     name: str
@@ -30,27 +31,9 @@ class DoverFamily:
     def summary(self) -> str:
         return f"{self.title} (VQAssessment): technical and aesthetic quality, and both fused; needs weights"
 
-    def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer, after reading and checking its whole weights.
-
-        Raises:
-            SpecError: no weights.
-            CheckpointError: weights that are missing, damaged, unsafe or of another network.
-        """
-        return self._spec(self._load(options))
-
-    def build(self, options: ModelOptions) -> Scorer:
-        """Return the scorer, loaded on its device.
-
-        Raises:
-            SpecError: as `describe`, or the machine has no GPU.
-        """
-        from kvq_batch.models.dover.scorer import DoverScorer
-
-        loaded = self._load(options)
-        return DoverScorer(self._spec(loaded), self.config, loaded.tensors[NETWORK], options)
-
-    def _load(self, options: ModelOptions) -> LoadedFiles:
+    @property
+    def files(self) -> tuple[PublishedFile, ...]:
+        """See `PublishedFamily.files`."""
         file = PublishedFile(
             part=NETWORK,
             names=(self.config.weights_file,),
@@ -61,7 +44,7 @@ class DoverFamily:
             # Classifiers of DOVER-Mobile that are in the file and never used.
             unused=("technical_backbone.head.", "aesthetic_backbone.head."),
         )
-        return load_published_files(self.name, options.weights, (file,))
+        return (file,)
 
     def _shapes(self) -> Mapping[str, Shape]:
         from kvq_batch.models.checkpoints.networks import network_shapes
@@ -69,7 +52,8 @@ class DoverFamily:
 
         return network_shapes(lambda: DoverNetwork(self.config))
 
-    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
+    def spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        """See `PublishedFamily.spec`."""
         technical, aesthetic = frame_requests(self.config)
         return ScorerSpec(
             card=loaded.card(self.name, self.title, "LSVQ, DIVIDE-3k", _LICENCE, asdict(self.config)),
@@ -78,6 +62,12 @@ class DoverFamily:
             outputs=OUTPUTS,
             num_parameters=loaded.num_parameters,
         )
+
+    def scorer(self, spec: ScorerSpec, loaded: LoadedFiles, options: ModelOptions) -> Scorer:
+        """See `PublishedFamily.scorer`."""
+        from kvq_batch.models.dover.scorer import DoverScorer
+
+        return DoverScorer(spec, self.config, loaded.tensors[NETWORK], options)
 
 
 def frame_requests(config: DoverConfig) -> tuple[FrameRequest, FrameRequest]:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
-from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile, load_published_files
+from kvq_batch.models.checkpoints.published_family import PublishedFamily
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile
 from kvq_batch.models.checkpoints.tensors import Shape
 from kvq_batch.models.fastvqa.config import (
     FAST_VQA,
@@ -25,7 +26,7 @@ NETWORK = "network"
 
 
 @dataclass(frozen=True, slots=True)
-class FastVqaFamily:
+class FastVqaFamily(PublishedFamily):
     """One variant. `title` is its name in the paper."""
 
     name: str
@@ -36,27 +37,9 @@ class FastVqaFamily:
     def summary(self) -> str:
         return f"{self.title} (VQAssessment): quality from fragments of native resolution; needs weights"
 
-    def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer, after reading and checking its whole weights.
-
-        Raises:
-            SpecError: no weights.
-            CheckpointError: weights that are missing, damaged, unsafe or of another network.
-        """
-        return self._spec(self._load(options))
-
-    def build(self, options: ModelOptions) -> Scorer:
-        """Return the scorer, loaded on its device.
-
-        Raises:
-            SpecError: as `describe`, or the machine has no GPU.
-        """
-        from kvq_batch.models.fastvqa.scorer import FastVqaScorer
-
-        loaded = self._load(options)
-        return FastVqaScorer(self._spec(loaded), self.config, loaded.tensors[NETWORK], options)
-
-    def _load(self, options: ModelOptions) -> LoadedFiles:
+    @property
+    def files(self) -> tuple[PublishedFile, ...]:
+        """See `PublishedFamily.files`."""
         file = PublishedFile(
             part=NETWORK,
             names=(self.config.weights_file,),
@@ -66,7 +49,7 @@ class FastVqaFamily:
             shapes=self._shapes,
             containers=("state_dict",),
         )
-        return load_published_files(self.name, options.weights, (file,))
+        return (file,)
 
     def _shapes(self) -> Mapping[str, Shape]:
         from kvq_batch.models.checkpoints.networks import network_shapes
@@ -74,13 +57,20 @@ class FastVqaFamily:
 
         return network_shapes(lambda: FastVqaNetwork(self.config.network))
 
-    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
+    def spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        """See `PublishedFamily.spec`."""
         # The whole configuration is part of the identity: variants share weights and differ in their frames.
         licence = "none given for the weights; code MIT"
         card = loaded.card(self.name, self.title, "LSVQ", licence, asdict(self.config))
         return ScorerSpec(
             card=card, frames=frame_request(self.config), outputs=OUTPUTS, num_parameters=loaded.num_parameters
         )
+
+    def scorer(self, spec: ScorerSpec, loaded: LoadedFiles, options: ModelOptions) -> Scorer:
+        """See `PublishedFamily.scorer`."""
+        from kvq_batch.models.fastvqa.scorer import FastVqaScorer
+
+        return FastVqaScorer(spec, self.config, loaded.tensors[NETWORK], options)
 
 
 def frame_request(config: FastVqaConfig) -> FrameRequest:

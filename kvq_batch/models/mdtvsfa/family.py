@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from kvq_batch.domain.frames import EveryFrame, FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Pooler, Scorer, ScorerSpec
 from kvq_batch.models.backbones.imagenet import RESNET50, RESNET50_FILE
-from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile, load_published_files
+from kvq_batch.models.checkpoints.published_family import PublishedFamily
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile
 from kvq_batch.models.checkpoints.tensors import Shape
 from kvq_batch.models.mdtvsfa.config import DATA_SETS, MixedHeadConfig
 
@@ -32,42 +33,15 @@ HEAD_FILE = PublishedFile(
 
 
 @dataclass(frozen=True, slots=True)
-class MdtvsfaFamily:
+class MdtvsfaFamily(PublishedFamily):
     """MDTVSFA: a score from every frame at native size, also on the scales of four data sets."""
 
     name: str = "mdtvsfa"
     summary: str = "MDTVSFA (IJCV 2021): VSFA trained on four sets, with the score on each one's scale; needs weights"
+    files: tuple[PublishedFile, ...] = (RESNET50_FILE, HEAD_FILE)
 
-    def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer, after reading and checking its whole weights.
-
-        Raises:
-            SpecError: no weights, or a file is missing.
-            CheckpointError: weights that are damaged, unsafe or of another network.
-        """
-        return self._spec(self._load(options))
-
-    def build(self, options: ModelOptions) -> Scorer:
-        """Return the scorer, loaded on its device.
-
-        Raises:
-            SpecError: as `describe`, or the machine has no GPU.
-        """
-        from kvq_batch.models.mdtvsfa.scorer import build_mdtvsfa
-
-        loaded = self._load(options)
-        return build_mdtvsfa(self._spec(loaded), loaded.tensors[RESNET50], loaded.tensors[HEAD], options)
-
-    def build_pooler(self, options: ModelOptions) -> Pooler:
-        """See `PoolingFamily.build_pooler`. The recurrent layer of the head runs in torch."""
-        from kvq_batch.models.mdtvsfa.scorer import MixedPooler
-
-        return MixedPooler(load_published_files(self.name, options.weights, (HEAD_FILE,)).tensors[HEAD])
-
-    def _load(self, options: ModelOptions) -> LoadedFiles:
-        return load_published_files(self.name, options.weights, (RESNET50_FILE, HEAD_FILE))
-
-    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
+    def spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        """See `PublishedFamily.spec`."""
         training = "KoNViD-1k, CVD2014, LIVE-Qualcomm, LIVE-VQC; ImageNet"
         return ScorerSpec(
             card=loaded.card(self.name, "MDTVSFA", training, "MIT; BSD-3-Clause", asdict(MixedHeadConfig())),
@@ -75,6 +49,18 @@ class MdtvsfaFamily:
             outputs=("relative", *(DATA_SETS[name] for name in MixedHeadConfig().data_sets)),
             num_parameters=loaded.num_parameters,
         )
+
+    def scorer(self, spec: ScorerSpec, loaded: LoadedFiles, options: ModelOptions) -> Scorer:
+        """See `PublishedFamily.scorer`."""
+        from kvq_batch.models.mdtvsfa.scorer import build_mdtvsfa
+
+        return build_mdtvsfa(spec, loaded.tensors[RESNET50], loaded.tensors[HEAD], options)
+
+    def build_pooler(self, options: ModelOptions) -> Pooler:
+        """See `PoolingFamily.build_pooler`. The recurrent layer of the head runs in torch."""
+        from kvq_batch.models.mdtvsfa.scorer import MixedPooler
+
+        return MixedPooler(self.load_part(options, HEAD))
 
 
 mdtvsfa = MdtvsfaFamily()

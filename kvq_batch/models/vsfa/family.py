@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from kvq_batch.domain.frames import EveryFrame, FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Pooler, Scorer, ScorerSpec
 from kvq_batch.models.backbones.imagenet import RESNET50, RESNET50_FILE
-from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile, load_published_files
+from kvq_batch.models.checkpoints.published_family import PublishedFamily
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile
 from kvq_batch.models.checkpoints.tensors import Shape
 from kvq_batch.models.vsfa.config import VsfaConfig
 
@@ -33,77 +34,44 @@ HEAD_FILE = PublishedFile(
 
 
 @dataclass(frozen=True, slots=True)
-class VsfaFamily:
+class VsfaFamily(PublishedFamily):
     """VSFA: a score from every frame at native size."""
 
     name: str = "vsfa"
     summary: str = "VSFA (ACM MM 2019): quality from every frame at native size, pooled with memory; needs weights"
+    files: tuple[PublishedFile, ...] = (RESNET50_FILE, HEAD_FILE)
 
-    def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer, after reading and checking its whole weights.
-
-        Raises:
-            SpecError: no weights, or a file is missing.
-            CheckpointError: weights that are damaged, unsafe or of another network.
-        """
-        return self._spec(self._load(options))
-
-    def build(self, options: ModelOptions) -> Scorer:
-        """Return the scorer, loaded on its device.
-
-        Raises:
-            SpecError: as `describe`, or the machine has no GPU.
-        """
-        from kvq_batch.models.vsfa.scorer import build_vsfa
-
-        loaded = self._load(options)
-        return build_vsfa(self._spec(loaded), loaded.tensors[RESNET50], loaded.tensors[HEAD], options)
-
-    def build_pooler(self, options: ModelOptions) -> Pooler:
-        """See `PoolingFamily.build_pooler`. The recurrent layer of the head runs in torch."""
-        from kvq_batch.models.vsfa.scorer import VsfaPooler
-
-        return VsfaPooler(load_published_files(self.name, options.weights, (HEAD_FILE,)).tensors[HEAD])
-
-    def _load(self, options: ModelOptions) -> LoadedFiles:
-        return load_published_files(self.name, options.weights, (RESNET50_FILE, HEAD_FILE))
-
-    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
+    def spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        """See `PublishedFamily.spec`."""
         return ScorerSpec(
             card=loaded.card(self.name, "VSFA", "KoNViD-1k; ImageNet", "MIT; BSD-3-Clause", asdict(VsfaConfig())),
             frames=FrameRequest(EveryFrame(), None, is_streamed=True),
             num_parameters=loaded.num_parameters,
         )
 
+    def scorer(self, spec: ScorerSpec, loaded: LoadedFiles, options: ModelOptions) -> Scorer:
+        """See `PublishedFamily.scorer`."""
+        from kvq_batch.models.vsfa.scorer import build_vsfa
+
+        return build_vsfa(spec, loaded.tensors[RESNET50], loaded.tensors[HEAD], options)
+
+    def build_pooler(self, options: ModelOptions) -> Pooler:
+        """See `PoolingFamily.build_pooler`. The recurrent layer of the head runs in torch."""
+        from kvq_batch.models.vsfa.scorer import VsfaPooler
+
+        return VsfaPooler(self.load_part(options, HEAD))
+
 
 @dataclass(frozen=True, slots=True)
-class VsfaCnnFamily:
+class VsfaCnnFamily(PublishedFamily):
     """VSFA_CNN of the saliency study: the mean over all frames of VSFA's 4096 features, without a head."""
 
     name: str = "vsfa-cnn"
     summary: str = "VSFA_CNN: 4096 ResNet-50 features, mean over every frame at native size; no score; needs weights"
+    files: tuple[PublishedFile, ...] = (RESNET50_FILE,)
 
-    def describe(self, options: ModelOptions) -> ScorerSpec:
-        """See `VsfaFamily.describe`."""
-        return self._spec(self._load(options))
-
-    def build(self, options: ModelOptions) -> Scorer:
-        """See `VsfaFamily.build`."""
-        from kvq_batch.models.vsfa.scorer import build_vsfa_cnn
-
-        loaded = self._load(options)
-        return build_vsfa_cnn(self._spec(loaded), loaded.tensors[RESNET50], options)
-
-    def build_pooler(self, options: ModelOptions) -> Pooler:
-        """See `PoolingFamily.build_pooler`."""
-        from kvq_batch.models.vsfa.scorer import MeanPooler
-
-        return MeanPooler()
-
-    def _load(self, options: ModelOptions) -> LoadedFiles:
-        return load_published_files(self.name, options.weights, (RESNET50_FILE,))
-
-    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
+    def spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        """See `PublishedFamily.spec`."""
         return ScorerSpec(
             card=loaded.card(self.name, "ResNet-50 features of VSFA_CNN", "ImageNet", "BSD-3-Clause", {}),
             frames=FrameRequest(EveryFrame(), None, is_streamed=True),
@@ -111,6 +79,18 @@ class VsfaCnnFamily:
             num_parameters=loaded.num_parameters,
             has_score=False,
         )
+
+    def scorer(self, spec: ScorerSpec, loaded: LoadedFiles, options: ModelOptions) -> Scorer:
+        """See `PublishedFamily.scorer`."""
+        from kvq_batch.models.vsfa.scorer import build_vsfa_cnn
+
+        return build_vsfa_cnn(spec, loaded.tensors[RESNET50], options)
+
+    def build_pooler(self, options: ModelOptions) -> Pooler:
+        """See `PoolingFamily.build_pooler`."""
+        from kvq_batch.models.vsfa.scorer import MeanPooler
+
+        return MeanPooler()
 
 
 vsfa = VsfaFamily()
