@@ -14,7 +14,7 @@ from kvq_batch.domain.video import VideoFacts
 
 Offset = Literal["middle", "random"]
 Planes = Literal["rgb", "yuv420p", "yuv"]
-Resize = Literal["bicubic", "bilinear", "bilinear-antialias"]
+Resize = Literal["bicubic", "bilinear", "bilinear-antialias", "lanczos"]
 
 ALGORITHMS = {"sampling": 1, "decode": 2, "resize": 1}
 """Increase a number when code changes the pixels that a model gets. All fingerprints change with it."""
@@ -258,11 +258,11 @@ class FrameRequest:
     """The frames of one clip that a scorer requests: uint8 RGB [T, H, W, 3], or what an extractor makes of them.
 
     `size` is (height, width) in pixels after the resize, which does not keep the aspect ratio; None requests the native
-    size, rotated upright. `resize` names its kernel: "bicubic" of KVQ_SPEC section 2, or torch's "bilinear", without
-    and with antialiasing. With `short_side`, a frame with a longer short side is first resized to that in its own shape
-    and `size` is cut from its middle (frames that are too small are resized). With `fragments` (rows, columns) a frame
-    of `size` is spliced from patches of native resolution, each cut from the middle of its cell (fragments of FAST-VQA,
-    ECCV 2022, section 3.1, at a fixed position).
+    size, rotated upright. `resize` names its kernel: "bicubic" of KVQ_SPEC section 2, torch's "bilinear", without and
+    with antialiasing, or "lanczos" with three lobes and antialiasing. With `short_side`, a frame with a longer short
+    side is first resized to that in its own shape and `size` is cut from its middle (frames that are too small are
+    resized). With `fragments` (rows, columns) a frame of `size` is spliced from patches of native resolution, each cut
+    from the middle of its cell (fragments of FAST-VQA, ECCV 2022, section 3.1, at a fixed position).
 
     With `extractor`, the scorer gets its result instead of pixels. Only extractors get `planes` other than RGB, always
     of native size: "yuv420p" is Y, U, V with 8 bits and chroma at half of the size both ways (other formats are

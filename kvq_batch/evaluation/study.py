@@ -34,6 +34,8 @@ FUSIONS = {
     "nss_cnn": ("nss", "cnn"),
     "nss_cnn_saliency": ("nss", "cnn", "saliency"),
     "cnn_saliency": ("cnn", "saliency"),
+    "nss_vsfacnn": ("nss", "vsfacnn"),
+    "nss_vsfacnn_saliency": ("nss", "vsfacnn_saliency"),
 }
 _NUM_SELECTIONS = 3
 

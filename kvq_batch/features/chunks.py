@@ -78,3 +78,27 @@ class CentreSampling:
     def select(self, clip: ClipTimes, key: str) -> NDArray[np.int64]:
         """See `Sampler.select`; `key` is not used."""
         return np.array([chunk.centre for chunk in chunks(clip.num_frames, clip.frame_rate)], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class SecondSampling:
+    """Sampler of one frame of each complete second: the last one, or the first (STUDY_SPEC section 4.2).
+
+    A second has as many frames as the frame rate says, rounded. For first frames it is truncated, as in the published
+    code.
+    """
+
+    is_last: bool = True
+
+    @property
+    def num_frames(self) -> None:
+        return None
+
+    def select(self, clip: ClipTimes, key: str) -> NDArray[np.int64]:
+        """See `Sampler.select`; `key` is not used."""
+        rate = max(1, int(clip.frame_rate + 0.5) if self.is_last else int(clip.frame_rate))
+        if clip.num_frames < rate:
+            message = f"The clip has {clip.num_frames} frames. It needs a second: {rate}."
+            raise DecodeError("too_few_frames", message, True)
+        seconds = np.arange(clip.num_frames // rate, dtype=np.int64)
+        return seconds * rate + (rate - 1 if self.is_last else 0)

@@ -18,6 +18,7 @@ _BUILT_IN = (
     EntryPoint("brisque", "kvq_batch.models.brisque.family:brisque", ENTRY_POINT_GROUP),
     EntryPoint("brisque-svr", "kvq_batch.models.brisque_svr.family:brisque_svr", ENTRY_POINT_GROUP),
     EntryPoint("bvqa-2022", "kvq_batch.models.unavailable:bvqa_2022", ENTRY_POINT_GROUP),
+    EntryPoint("cnn-resnet50", "kvq_batch.models.rapique.family:cnn_resnet50", ENTRY_POINT_GROUP),
     EntryPoint("dover", "kvq_batch.models.dover.family:dover", ENTRY_POINT_GROUP),
     EntryPoint("dover-mobile", "kvq_batch.models.dover.family:dover_mobile", ENTRY_POINT_GROUP),
     EntryPoint("causes", "kvq_batch.models.causes.family:causes", ENTRY_POINT_GROUP),
@@ -35,12 +36,15 @@ _BUILT_IN = (
     EntryPoint("nss", "kvq_batch.models.rapique.family:nss", ENTRY_POINT_GROUP),
     EntryPoint("pvq", "kvq_batch.models.unavailable:pvq", ENTRY_POINT_GROUP),
     EntryPoint("rapique", "kvq_batch.models.rapique.family:rapique", ENTRY_POINT_GROUP),
+    EntryPoint("saliency", "kvq_batch.models.score_cam.family:saliency", ENTRY_POINT_GROUP),
+    EntryPoint("saliency-similarity", "kvq_batch.models.score_cam.family:similarity", ENTRY_POINT_GROUP),
     EntryPoint("swinv2-ctf", "kvq_batch.models.swinv2_ctf.family:swinv2_ctf", ENTRY_POINT_GROUP),
     EntryPoint("uvq-1.0", "kvq_batch.models.uvq.family:uvq_10", ENTRY_POINT_GROUP),
     EntryPoint("uvq-1.5", "kvq_batch.models.uvq.family:uvq_15", ENTRY_POINT_GROUP),
     EntryPoint("videval", "kvq_batch.models.videval.family:videval", ENTRY_POINT_GROUP),
     EntryPoint("vsfa", "kvq_batch.models.vsfa.family:vsfa", ENTRY_POINT_GROUP),
     EntryPoint("vsfa-cnn", "kvq_batch.models.vsfa.family:vsfa_cnn", ENTRY_POINT_GROUP),
+    EntryPoint("vsfa-cnn-saliency", "kvq_batch.models.score_cam.family:vsfa_cnn_saliency", ENTRY_POINT_GROUP),
 )
 
 # What importing a module of another package may raise. Any other exception is shown with its traceback.

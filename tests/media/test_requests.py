@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from kvq_batch.domain.errors import DecodeError, ScoreError
 from kvq_batch.domain.frames import (
@@ -228,3 +229,13 @@ def test_decord_has_no_planes(material: Material) -> None:
     ((_, picture),) = READER.pictures(path, probe(path, VideoLimits()), np.array([0]), 1)
     with pytest.raises(DecodeError, match="decoder_unsuitable"):
         picture.yuv("yuv")
+
+
+@pytest.mark.parametrize("size", [(224, 224), (37, 90), (90, 301)])
+def test_lanczos_resize_is_that_of_pillow(size: tuple[int, int]) -> None:
+    frame = np.random.default_rng(0).integers(90, 166, (130, 210, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.LANCZOS), np.int16)
+    difference = np.abs(resize(frame, size, kind="lanczos").astype(np.int16) - expected)
+    # Pillow rounds to 8 bits, and clips, between the axes.
+    assert difference.max() <= 2
+    assert difference.mean() < 0.3

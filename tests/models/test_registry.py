@@ -17,6 +17,7 @@ OURS = [
     "brisque-svr",
     "bvqa-2022",
     "causes",
+    "cnn-resnet50",
     "dover",
     "dover-mobile",
     "fast-vqa",
@@ -33,12 +34,15 @@ OURS = [
     "nss",
     "pvq",
     "rapique",
+    "saliency",
+    "saliency-similarity",
     "swinv2-ctf",
     "uvq-1.0",
     "uvq-1.5",
     "videval",
     "vsfa",
     "vsfa-cnn",
+    "vsfa-cnn-saliency",
 ]
 
 

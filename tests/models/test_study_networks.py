@@ -1,17 +1,28 @@
 """ResNet-50, VGG-16 with Score-CAM, the head of VSFA and Algorithm 3 equal the golden values of their specification."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from kvq_batch.domain.errors import DecodeError, SpecError
+from kvq_batch.domain.frames import ClipTimes
+from kvq_batch.domain.scorer import ModelOptions, ScorerSpec
+from kvq_batch.features.chunks import SecondSampling
+from kvq_batch.models import registry
+from kvq_batch.models.backbones.imagenet import RESNET50, VGG16
 from kvq_batch.models.backbones.memory_pooling import pool_frames
 from kvq_batch.models.backbones.resnet import ResNet50, spatial_mean, spatial_std
 from kvq_batch.models.backbones.vgg import Vgg16
 from kvq_batch.models.checkpoints.networks import build_network, network_shapes
-from kvq_batch.models.score_cam.network import score_cam, weighted_map
+from kvq_batch.models.checkpoints.published_files import LoadedFiles
+from kvq_batch.models.score_cam import scorer as score_cam_scorer
+from kvq_batch.models.score_cam.family import saliency, similarity, vsfa_cnn_saliency
+from kvq_batch.models.score_cam.network import ScoreCam, score_cam, weighted_map
 from kvq_batch.models.score_cam.similarity import reduced_map, saliency_similarity
 from kvq_batch.models.vsfa.config import VsfaConfig
 from kvq_batch.models.vsfa.network import VsfaHead
@@ -107,6 +118,66 @@ def test_score_cam_equals_the_golden_map() -> None:
     # All 512 masks, with the golden weights: 512 passes of the network would take 30 s.
     whole = weighted_map(masks, torch.from_numpy(golden()["cam.s64.scores"]))
     assert_close_to_scale(whole, golden()["cam.s64.map512"], 2e-5)
+
+
+@pytest.fixture
+def shared_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let scorers share the networks of this module: VGG-16 has 550 MB."""
+
+    def build(network: Callable[[], Any], tensors: Any, device: Any) -> Any:
+        return vgg() if network is Vgg16 else resnet()
+
+    monkeypatch.setattr(score_cam_scorer, "build_network", build)
+
+
+def test_saliency_profile_and_map_are_golden(shared_networks: None) -> None:
+    found = score_cam_scorer.SaliencyScorer(
+        spec_of("saliency"), {VGG16: {}}, ModelOptions("saliency"), num_masks=16
+    ).score([deep_recipe.rgb(512, 64, 64, 8)[None]])[0]
+    assert found.features is not None
+    assert found.saliency is not None
+    assert_close_to_scale(found.features, golden()["cam.s64.colmean16"], 2e-5)
+    cells = golden()["cam.s64.map16"].reshape(4, 16, 4, 16).mean((1, 3))
+    assert_close_to_scale(found.saliency[0], cells / cells.mean(), 2e-5)
+
+
+def test_saliency_is_compared_and_added(shared_networks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    cam = torch.from_numpy(golden()["cam.s224.map16"])
+    monkeypatch.setattr(score_cam_scorer, "score_cam", lambda *_: ScoreCam(cam, torch.ones(1), 0))
+    frame = deep_recipe.rgb(*deep_recipe.FRAMES["d224"])[None]
+    tensors: dict[str, Any] = {VGG16: {}, RESNET50: {}}
+    options = ModelOptions("saliency-similarity")
+    (found,) = score_cam_scorer.SimilarityScorer(spec_of("saliency-similarity"), tensors, options).score([frame])
+    expected, _ = saliency_similarity(golden()["resnet.d224.mean"].ravel().astype(np.float32), cam.numpy())
+    assert found.outputs["similarity"] == pytest.approx(expected, abs=1e-6)
+    (summed,) = score_cam_scorer.SaliencySumScorer(spec_of("vsfa-cnn-saliency"), tensors, options).score([frame])
+    assert summed.features is not None
+    with torch.inference_mode():
+        maps = resnet()(torch.from_numpy(deep_recipe.normalised(frame[0])) + cam)
+    assert_close_to_scale(summed.features, torch.cat([spatial_mean(maps), spatial_std(maps)], 1)[0], LAYERS_RELATIVE)
+
+
+def spec_of(name: str) -> ScorerSpec:
+    """Return the declaration of a model around no weights."""
+    family = {"saliency": saliency, "saliency-similarity": similarity, "vsfa-cnn-saliency": vsfa_cnn_saliency}[name]
+    return family.spec(LoadedFiles({}, ()))
+
+
+@pytest.mark.parametrize("name", ["saliency", "saliency-similarity", "vsfa-cnn-saliency", "cnn-resnet50"])
+def test_model_without_weights_names_its_files(name: str) -> None:
+    file = {"saliency": r"vgg16-397923af\.pth", "cnn-resnet50": r"resnet50-0676ba61\.pth"}
+    expected = file.get(name, r"vgg16-397923af\.pth .* and resnet50-0676ba61\.pth")
+    with pytest.raises(SpecError, match=f"needs {expected} .*torch.save.*BSD-3-Clause.*--weights "):
+        registry.describe(ModelOptions(name))
+
+
+def test_saliency_takes_one_frame_a_second() -> None:
+    """STUDY_SPEC section 4.2: 29.97 frames per second are 30 for last frames and 29 for first frames."""
+    clip = ClipTimes(np.arange(95) / 29.97, 29.97)
+    assert SecondSampling().select(clip, "").tolist() == [29, 59, 89]
+    assert SecondSampling(is_last=False).select(clip, "").tolist() == [0, 29, 58]
+    with pytest.raises(DecodeError, match="needs a second: 30"):
+        SecondSampling().select(ClipTimes(np.arange(20) / 29.97, 29.97), "")
 
 
 def test_score_cam_skips_constant_masks() -> None:

@@ -12,7 +12,8 @@ from kvq_batch.domain.frames import Extractor, FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
 from kvq_batch.features.chunks import CentreSampling, ChunkSampling
 from kvq_batch.models.backbones.imagenet import RESNET50, RESNET50_FILE
-from kvq_batch.models.checkpoints.published_files import LoadedFiles, load_published_files
+from kvq_batch.models.checkpoints.published_family import PublishedFamily
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile, load_published_files
 from kvq_batch.models.measured import MeasuredFamily
 from kvq_batch.models.rapique.config import NUM_CNN, NUM_NSS, SIDE_PX
 
@@ -86,4 +87,31 @@ class RapiqueFamily:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class CnnFamily(PublishedFamily):
+    """CNN of the saliency study: the part of RAPIQUE that ResNet-50 computes."""
+
+    name: str = "cnn-resnet50"
+    summary: str = "2048 ResNet-50 features of the centre of each second (part of RAPIQUE); no score; needs weights"
+    files: tuple[PublishedFile, ...] = (RESNET50_FILE,)
+
+    def spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        """See `PublishedFamily.spec`."""
+        summary = "features of torchvision's ResNet-50, not of MATLAB's"
+        return ScorerSpec(
+            card=loaded.card(self.name, summary, "ImageNet", "BSD-3-Clause", {"side": SIDE_PX}),
+            frames=_CNN_FRAMES,
+            num_features=NUM_CNN,
+            num_parameters=loaded.num_parameters,
+            has_score=False,
+        )
+
+    def scorer(self, spec: ScorerSpec, loaded: LoadedFiles, options: ModelOptions) -> Scorer:
+        """See `PublishedFamily.scorer`."""
+        from kvq_batch.models.rapique.scorer import CnnScorer
+
+        return CnnScorer(spec, loaded.tensors[RESNET50], options)
+
+
 rapique = RapiqueFamily()
+cnn_resnet50 = CnnFamily()

@@ -1,4 +1,4 @@
-"""Scorer of RAPIQUE's features: measured NSS features, and ResNet-50 on the centre of each second.
+"""Scorers of RAPIQUE's features: measured NSS features, and ResNet-50 on the centre of each second.
 
 Axes: T chunks, H rows, W columns.
 """
@@ -29,8 +29,25 @@ class RapiqueScorer(ClipScorer):
     def score_clip(self, *arrays: Tensor) -> Prediction:
         """Return the features of a clip: NSS features float32 [1, 1836], and pictures uint8 RGB [T, H, W, 3]."""
         nss, pictures = arrays
-        # One picture at a time, so that the mean does not depend on a batch.
-        vectors = [spatial_mean(self._backbone(normalise(picture[None, None])[:, :, 0])) for picture in pictures]
-        cnn = torch.cat(vectors).double().mean(0).float()
+        cnn = cnn_features(self._backbone, pictures)
         features = torch.cat([nss[0, :NUM_BEFORE_CNN], cnn, nss[0, NUM_BEFORE_CNN:]])
         return Prediction(0.0, features=features.cpu().numpy())
+
+
+class CnnScorer(ClipScorer):
+    """A `Scorer` of the 2048 features of RAPIQUE's network alone."""
+
+    def __init__(self, spec: ScorerSpec, backbone: Tensors, options: ModelOptions) -> None:
+        super().__init__(spec, options)
+        self._backbone = build_network(ResNet50, backbone, self._device)
+
+    def score_clip(self, *arrays: Tensor) -> Prediction:
+        """Return the features of a clip, pictures uint8 RGB [T, H, W, 3]."""
+        return Prediction(0.0, features=cnn_features(self._backbone, arrays[0]).cpu().numpy())
+
+
+def cnn_features(backbone: ResNet50, pictures_THW3: Tensor) -> Tensor:
+    """Return the mean over pictures of the mean of each channel over space, [2048]."""
+    # One picture at a time, so that the mean does not depend on a batch.
+    vectors = [spatial_mean(backbone(normalise(picture[None, None])[:, :, 0])) for picture in pictures_THW3]
+    return torch.cat(vectors).double().mean(0).float()
