@@ -52,11 +52,45 @@ SELECT model_name, {{by}} count(*) AS videos, CASE WHEN count(mos) > 0 THEN 'mos
 FROM ({{selected}}) s WHERE raw_score IS NOT NULL GROUP BY ALL ORDER BY ALL
 """
 
-_BY_CELL = """
-SELECT s.model_name, {by} c.cell_row, c.cell_col, avg(c.texture) AS texture, avg(c.saliency) AS saliency,
-    count(DISTINCT s.video_id) AS videos
-FROM ({selected}) s JOIN cells c ON c.video_id = s.video_id AND c.model_id = s.model_id
-GROUP BY ALL ORDER BY ALL
+# Means and shares of the sample are known to half a percent of their spread.
+_SAMPLED = """
+-- A sample of more than 50,000 videos of a model. Remove the condition on `place` to read all maps.
+WITH chosen AS (
+    SELECT s.model_name, {by} s.video_id, s.model_id, s.commit_seq,
+        hash(s.video_id)::DOUBLE / 18446744073709551615 AS place
+    FROM ({selected}) s
+),
+counted AS (SELECT model_name, count(*) AS num FROM chosen GROUP BY ALL),
+sampled AS (
+    SELECT c.* EXCLUDE (place) FROM chosen c JOIN counted k ON k.model_name = c.model_name
+    WHERE c.place <= 50000 / k.num
+),
+"""
+
+# Releases before `texture_mean` stored whole maps only: their cells have one value for each time slot.
+_BY_CELL = f"""
+{_SAMPLED.strip()}
+clips AS (
+    SELECT s.* EXCLUDE (model_id, commit_seq), m.num_rows, m.num_cols, m.texture_scale, m.texture_offset,
+        m.saliency_scale, m.saliency_offset, coalesce(m.texture_mean, m.texture) AS texture,
+        coalesce(m.saliency_mean, m.saliency) AS saliency,
+        CASE WHEN m.texture_mean IS NULL AND m.saliency_mean IS NULL THEN 1 / m.num_slots ELSE 1 END AS weight
+    FROM sampled s
+    JOIN maps m ON m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq
+),
+cells AS (
+    SELECT * EXCLUDE (texture, saliency), unnest(texture) AS texture, unnest(saliency) AS saliency,
+        unnest(range(greatest(len(texture), len(saliency)))) AS cell
+    FROM clips
+)
+SELECT * EXCLUDE (video_id, num_rows, num_cols, texture_scale, texture_offset, saliency_scale, saliency_offset, weight,
+    texture, saliency, cell),
+    (cell // num_cols % num_rows)::INTEGER AS cell_row, (cell % num_cols)::INTEGER AS cell_col,
+    sum(weight * (texture * texture_scale + texture_offset)) / sum(weight) FILTER (texture IS NOT NULL) AS texture,
+    sum(weight * (saliency * saliency_scale + saliency_offset) ** 2) / sum(weight) FILTER (saliency IS NOT NULL)
+        AS saliency,
+    count(DISTINCT video_id) AS videos
+FROM cells GROUP BY ALL ORDER BY ALL
 """
 
 _OVER_TIME = """
@@ -73,11 +107,26 @@ FROM timed GROUP BY ALL ORDER BY ALL
 
 # The zone of a video with the lowest texture is where it loses most.
 _WHERE_LOST = f"""
-WITH zones AS (
-    SELECT s.model_name, {{by}} s.video_id, c.cell_row * 3 // c.num_rows AS zone_row,
-        c.cell_col * 3 // c.num_cols AS zone_col, avg(c.texture) AS texture, avg(c.saliency) AS saliency
-    FROM ({{selected}}) s JOIN cells c ON c.video_id = s.video_id AND c.model_id = s.model_id
-    WHERE c.texture IS NOT NULL GROUP BY ALL
+{_SAMPLED.strip()}
+clips AS (
+    SELECT s.* EXCLUDE (model_id, commit_seq), m.num_rows, m.num_cols, m.texture_scale, m.texture_offset,
+        m.saliency_scale, m.saliency_offset, coalesce(m.texture_mean, m.texture) AS texture,
+        coalesce(m.saliency_mean, m.saliency) AS saliency
+    FROM sampled s
+    JOIN maps m ON m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq
+    WHERE m.texture IS NOT NULL
+),
+cells AS (
+    SELECT * EXCLUDE (texture, saliency), unnest(texture) AS texture, unnest(saliency) AS saliency,
+        unnest(range(len(texture))) % (num_rows * num_cols) AS cell
+    FROM clips
+),
+zones AS (
+    SELECT * EXCLUDE (num_rows, num_cols, texture_scale, texture_offset, saliency_scale, saliency_offset, texture,
+            saliency, cell), cell // num_cols * 3 // num_rows AS zone_row, cell % num_cols * 3 // num_cols AS zone_col,
+        avg(texture * texture_scale + texture_offset) AS texture,
+        avg((saliency * saliency_scale + saliency_offset) ** 2) AS saliency
+    FROM cells GROUP BY ALL
 ),
 ranked AS (
     SELECT *, row_number() OVER (PARTITION BY model_name, video_id ORDER BY texture, zone_row, zone_col) = 1 AS is_worst
@@ -255,21 +304,37 @@ def ask(session: Session, name: str, where: str | None = None, by: str | None = 
 
 # Two queries: only the maps of the videos that were found are read.
 _DETAILS = f"""
-WITH slots AS (
-    SELECT video_id, model_id, clip_index, slot, from_s FROM timeline WHERE video_id IN ({{videos}})
-    QUALIFY row_number() OVER (PARTITION BY video_id, model_id ORDER BY raw_score, clip_index, slot) = 1
+WITH keys (video_id, model_id, commit_seq) AS (VALUES {{keys}}),
+timed AS (
+    SELECT k.*, unnest(range(greatest(1, len(k.slot_scores)))) AS slot
+    FROM clips k SEMI JOIN keys USING (video_id, model_id, commit_seq) WHERE k.video_id IN ({{videos}})
+),
+slots AS (
+    SELECT video_id, model_id, commit_seq, clip_index, slot,
+        CASE WHEN slot = 0 THEN start_s ELSE slot_start_s[slot + 1] END AS from_s
+    FROM timed QUALIFY 1 = row_number() OVER (
+        PARTITION BY video_id, model_id ORDER BY coalesce(slot_scores[slot + 1], raw_score), clip_index, slot
+    )
+),
+cells AS (
+    SELECT m.video_id, m.model_id, m.num_rows, m.num_cols, m.texture_scale, m.texture_offset,
+        unnest(m.texture[t.slot * m.num_rows * m.num_cols + 1:(t.slot + 1) * m.num_rows * m.num_cols]) AS level,
+        unnest(range(m.num_rows * m.num_cols)) AS cell
+    FROM maps m JOIN slots t ON t.video_id = m.video_id AND t.model_id = m.model_id AND t.commit_seq = m.commit_seq
+        AND t.clip_index = m.clip_index
+    WHERE m.video_id IN ({{videos}}) AND m.texture IS NOT NULL
 ),
 zones AS (
-    SELECT r.video_id, r.model_id, r.cell_row * 3 // r.num_rows AS zone_row, r.cell_col * 3 // r.num_cols AS zone_col,
-        avg(r.texture) AS texture
-    FROM regions r JOIN slots t
-        ON t.video_id = r.video_id AND t.model_id = r.model_id AND t.clip_index = r.clip_index AND t.slot = r.slot
-    WHERE r.video_id IN ({{videos}}) AND r.texture IS NOT NULL GROUP BY 1, 2, 3, 4
-    QUALIFY row_number() OVER (PARTITION BY r.video_id, r.model_id ORDER BY avg(r.texture), zone_row, zone_col) = 1
+    SELECT video_id, model_id, cell // num_cols * 3 // num_rows AS zone_row,
+        cell % num_cols * 3 // num_cols AS zone_col, avg(level * texture_scale + texture_offset) AS texture
+    FROM cells GROUP BY ALL
+),
+worst AS (
+    FROM zones QUALIFY 1 = row_number() OVER (PARTITION BY video_id, model_id ORDER BY texture, zone_row, zone_col)
 )
 SELECT t.video_id, t.model_id, t.from_s AS worst_at_s,
     {_ZONES.format(row="z.zone_row", col="z.zone_col").strip()} AS worst_region, z.texture IS NOT NULL AS has_maps
-FROM slots t LEFT JOIN zones z ON z.video_id = t.video_id AND z.model_id = t.model_id
+FROM slots t LEFT JOIN worst z ON z.video_id = t.video_id AND z.model_id = t.model_id
 """
 
 
@@ -310,15 +375,20 @@ def find_worst(session: Session, where: str | None = None, by: str | None = None
     details: dict[tuple[str, str], Mapping[str, Any]] = {}
     if found.num_rows:
         videos = quote_literals(found["video_id"].to_pylist())
-        rows = session.sql(_DETAILS.format(videos=videos)).to_pylist()
+        columns = (found[name].to_pylist() for name in ("video_id", "model_id", "commit_seq"))
+        keys = ", ".join(
+            f"({quote_literal(video)}, {quote_literal(model)}, {seq})"
+            for video, model, seq in zip(*columns, strict=True)
+        )
+        rows = session.sql(_DETAILS.format(videos=videos, keys=keys)).to_pylist()
         details = {(row["video_id"], row["model_id"]): row for row in rows}
-    keys = list(zip(found["video_id"].to_pylist(), found["model_id"].to_pylist(), strict=True))
+    scored = list(zip(found["video_id"].to_pylist(), found["model_id"].to_pylist(), strict=True))
     place = found.column_names.index("raw_score") + 1
-    moments = [details.get(key, {}).get("worst_at_s") for key in keys]
-    regions = [row["worst_region"] if (row := details.get(key)) and row["has_maps"] else None for key in keys]
+    moments = [details.get(key, {}).get("worst_at_s") for key in scored]
+    regions = [row["worst_region"] if (row := details.get(key)) and row["has_maps"] else None for key in scored]
     found = found.add_column(place, "worst_at_s", pa.array(moments, pa.float64()))
     found = found.add_column(place + 1, "worst_region", pa.array(regions, pa.string()))
-    named = find_causes(session, [(video, *rest) for (video, _), *rest in zip(keys, moments, regions, strict=True)])
+    named = find_causes(session, [(video, *rest) for (video, _), *rest in zip(scored, moments, regions, strict=True)])
     found = found.add_column(place + 2, "worst_cause", pa.array(named, pa.string()))
     return found.drop_columns(["commit_seq"])
 

@@ -1,6 +1,8 @@
 """Ready-made questions: answers compared with numpy, filters, grouping, and the SQL that is printed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from kvq_batch.analysis.questions import QUESTIONS, ask, build, default_calibrat
 from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Writer
 from tests.support.results import KVQ, make_batch, make_catalog, make_failures, make_maps, make_model, make_run
@@ -80,6 +83,26 @@ def test_by_cell_is_the_mean_of_the_selected_maps(session: Session) -> None:
     assert [(row["cell_row"], row["cell_col"]) for row in found] == list(np.ndindex(4, 5))
     step = float(np.ptp(textures)) / 254
     np.testing.assert_allclose([row["texture"] for row in found], textures.mean(axis=0).ravel(), atol=3 * step)
+
+
+def test_maps_of_older_releases_count_alike(tmp_path: Path) -> None:
+    """They have no means over time slots, which `by-cell` and `where-lost` then compute."""
+    tables = Tables.create(str(tmp_path / "tables"))
+    writer = Writer(tables, "run-1")
+    writer.write_run(make_run([KVQ], state="finished"))
+    writer.write_catalog(catalog_changes(tables, make_catalog(VIDEOS), "nightly"))
+    batch = make_batch(VIDEOS, num_clips=2)
+    bare = [row | {"texture_mean": None, "saliency_mean": None} for row in batch.maps.to_pylist()]
+    kept = [{name: value for name, value in row.items() if name not in ("run_id", "commit_seq")} for row in bare]
+    writer.commit(replace(batch, maps=make_rows("maps", kept)))
+    tables.refresh()
+    textures = np.array([[make_maps(1000 * i + clip)[0] for clip in range(2)] for i in range(6)])
+    with Session(tables) as older:
+        cells = [row["texture"] for row in rows(older, "by-cell")]
+        lost = rows(older, "where-lost")
+    np.testing.assert_allclose(cells, textures.mean(axis=(0, 1, 2)).ravel(), atol=0.002)
+    corner = textures[:, :, :, :2, :2].mean()
+    assert next(row["texture"] for row in lost if row["zone"] == "upper left") == pytest.approx(corner, abs=0.002)
 
 
 def test_every_video_is_worst_in_one_ninth(session: Session) -> None:
