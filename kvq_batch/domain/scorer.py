@@ -1,9 +1,9 @@
 """Interface of all models: their options, their declaration, the `Scorer` protocol and its predictions."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,5 +177,18 @@ class Scorer(Protocol):
                 then scores each clip alone.
             OutOfMemoryError: the clips do not fit into memory; the memory of the attempt has been freed. The caller
                 also recognises the errors of CUDA libraries (`models/device_errors.py`).
+        """
+        ...
+
+
+@runtime_checkable
+class PipelinedScorer(Scorer, Protocol):
+    """A scorer whose device works while the host prepares the next clips."""
+
+    def start(self, clips: Sequence[Any]) -> Callable[[], list[Prediction]]:
+        """Start to score clips, and return what waits for their predictions.
+
+        It is called again before the predictions of the clips before are fetched, which happens in the same order. An
+        error may be raised by either call; the caller then scores the clips again with `score`.
         """
         ...

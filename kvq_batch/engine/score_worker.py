@@ -9,7 +9,7 @@ retries.
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from kvq_batch.domain.errors import DeviceLostError, FatalError, ItemError, OutOfMemoryError
-from kvq_batch.domain.scorer import Clip, ModelOptions, Scorer
+from kvq_batch.domain.scorer import Clip, ModelOptions, PipelinedScorer, Prediction, Scorer
 from kvq_batch.engine.stream import RESULT, clip_array, prediction_values
 from kvq_batch.models.device_errors import first_line, is_device_lost, is_out_of_memory
 from kvq_batch.models.host_threads import set_num_threads
@@ -104,6 +104,37 @@ class Batches:
 
     def score(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
         """Return one value of `RESULT` per clip, in order."""
+        if isinstance(self._scorer, PipelinedScorer) and len(clips) > 1:
+            return self._score_overlapped(self._scorer, clips)
+        return self._score_in_turn(clips)
+
+    def _score_overlapped(self, scorer: PipelinedScorer, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+        """Start each batch before the results of the one before are fetched.
+
+        A block of one batch is cut into two, so that at least half of its copies overlap with computing. After an error
+        in a batch its clips are scored again in turn, which finds the clip or the device to blame.
+        """
+        size = -(-len(clips) // 2)
+        results: list[dict[str, Any]] = []
+        pending: tuple[Sequence[Clip], Callable[[], list[Prediction]] | None] | None = None
+        first, clock = 0, time.perf_counter()
+        while pending is not None or first < len(clips):
+            following = None
+            if batch := clips[first : first + min(size, self.size)]:
+                first += len(batch)
+                following = batch, _start(scorer, batch)
+            if pending is not None:
+                found = _finish(scorer, *pending)
+                if found is None:
+                    results += self._score_in_turn(pending[0])
+                else:
+                    share_s = (time.perf_counter() - clock) / len(found)
+                    results += [result | {"score_s": share_s} for result in found]
+                clock = time.perf_counter()
+            pending = following
+        return results
+
+    def _score_in_turn(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []
         size_before = self.size
         while len(results) < len(clips):
@@ -121,6 +152,28 @@ class Batches:
                     self.size = size_before
                     results.append({"error": "out_of_memory", "message": f"{message}; give the model more memory"})
         return results
+
+
+def _start(scorer: PipelinedScorer, clips: Sequence[Clip]) -> Callable[[], list[Prediction]] | None:
+    """Return what waits for the predictions, None if an error was raised: the clips are then scored again."""
+    try:
+        return scorer.start(clips)
+    except Exception:  # noqa: BLE001 - scoring the clips again handles every error
+        _LOG.debug("a batch of %d clips cannot be started", len(clips), exc_info=True)
+        return None
+
+
+def _finish(
+    scorer: PipelinedScorer, clips: Sequence[Clip], wait: Callable[[], list[Prediction]] | None
+) -> list[dict[str, Any]] | None:
+    """Return the values of `RESULT` of clips that were started, None if an error was raised."""
+    if wait is None:
+        return None
+    try:
+        return [prediction_values(found, scorer.spec.has_score) for _, found in zip(clips, wait(), strict=True)]
+    except Exception:  # noqa: BLE001 - scoring the clips again handles every error
+        _LOG.debug("a batch of %d clips failed", len(clips), exc_info=True)
+        return None
 
 
 def score_clips(scorer: Scorer, clips: Sequence[Clip]) -> list[dict[str, Any]]:

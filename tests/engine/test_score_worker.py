@@ -1,6 +1,6 @@
 """The score worker: a bad clip costs only itself, and results of models are checked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -128,6 +128,76 @@ def test_device_lost_at_single_clip_gives_no_result() -> None:
     with pytest.raises(DeviceLostError, match="device-side assert"):
         Batches(scorer, 4).score([clip(value) for value in (99, 2, 3, 4)])
     assert scorer.calls == [4, 2, 1]
+
+
+@dataclass
+class OverlappingScorer(PickyScorer):
+    """Starts clips and gives their scores later. Fails at the start for a clip of 99, at the end for one of 0."""
+
+    events: list[str] = field(default_factory=list)
+    capacity: int = 8
+
+    def score(self, clips: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        self.events.append(f"score {self._names(clips)}")
+        if len(clips) > self.capacity or any(clip.max() == 99 for clip in clips):
+            raise OutOfMemoryError(f"{len(clips)} clip(s) do not fit")
+        return super().score(clips)
+
+    def start(self, clips: Sequence[NDArray[np.uint8]]) -> Callable[[], list[Prediction]]:
+        self.events.append(f"start {self._names(clips)}")
+        if len(clips) > self.capacity or any(clip.max() == 99 for clip in clips):
+            raise OutOfMemoryError(f"{len(clips)} clip(s) do not fit")
+
+        def finish() -> list[Prediction]:
+            self.events.append(f"finish {self._names(clips)}")
+            return super(OverlappingScorer, self).score(clips)
+
+        return finish
+
+    @staticmethod
+    def _names(clips: Sequence[NDArray[np.uint8]]) -> str:
+        return " ".join(str(clip.max()) for clip in clips)
+
+
+def test_batch_is_started_before_the_one_before_is_fetched() -> None:
+    scorer = OverlappingScorer()
+    results = Batches(scorer, 2).score([clip(value) for value in range(1, 6)])
+    assert [result["raw_score"] for result in results] == [1, 2, 3, 4, 5]
+    assert all(result["score_s"] > 0 for result in results)
+    assert scorer.events == ["start 1 2", "start 3 4", "finish 1 2", "start 5", "finish 3 4", "finish 5"]
+
+
+def test_block_of_one_batch_is_cut_into_two() -> None:
+    scorer = OverlappingScorer()
+    assert len(Batches(scorer, 8).score([clip(value) for value in range(1, 6)])) == 5
+    assert scorer.events == ["start 1 2 3", "start 4 5", "finish 1 2 3", "finish 4 5"]
+
+
+@pytest.mark.parametrize(("bad", "error"), [(0, "RuntimeError"), (255, "non_finite"), (99, "out_of_memory")])
+@pytest.mark.parametrize("position", range(6))
+def test_error_of_an_overlapped_batch_is_that_of_its_clip(bad: int, error: str, position: int) -> None:
+    values = [1, 2, 3, 4, 5, 6]
+    values[position] = bad
+    results = Batches(OverlappingScorer(), 2).score([clip(value) for value in values])
+    assert [result.get("error") for result in results] == [error if value == bad else None for value in values]
+    assert [result.get("raw_score") for result in results] == [None if value == bad else value for value in values]
+
+
+def test_overlapped_batches_that_do_not_fit_are_halved() -> None:
+    batches = Batches(OverlappingScorer(capacity=1), 4)
+    results = batches.score([clip(value) for value in range(1, 9)])
+    assert [result["raw_score"] for result in results] == list(range(1, 9))
+    assert batches.size == 1
+
+
+def test_device_that_is_lost_while_batches_overlap_gives_no_result() -> None:
+    class Scorer(GpuScorer):
+        def start(self, clips: Sequence[NDArray[np.uint8]]) -> Callable[[], list[Prediction]]:
+            return lambda: self.score(clips)
+
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        Batches(Scorer(error=error), 2).score([clip(value) for value in (1, 2, 99, 4)])
 
 
 def test_harmless_cuda_error_fails_only_its_clip() -> None:

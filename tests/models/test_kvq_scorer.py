@@ -2,6 +2,7 @@
 
 import dataclasses
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from kvq_batch.domain.errors import CheckpointError, OutOfMemoryError, SpecError
-from kvq_batch.domain.scorer import ModelOptions, Scorer
+from kvq_batch.domain.scorer import ModelOptions, PipelinedScorer, Scorer
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.checkpoint import METADATA_KEY, Checkpoint, card_json, digest, save
 from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.family import scorer_spec
 from kvq_batch.models.kvq.pixels import normalise
-from kvq_batch.models.kvq.scorer import KvqScorer
+from kvq_batch.models.kvq.scorer import KvqScorer, PipelinedKvqScorer
 from kvq_batch.models.kvq.untrained import untrained_checkpoint
 from tests.goldens import golden_recipe
 from tests.support.kvq_cases import SMALL
@@ -134,6 +136,32 @@ def test_clip_that_overflows_in_fp16_is_scored_in_fp32() -> None:
             assert np.array_equal(found.texture, expected.texture) == is_same  # type: ignore[arg-type]
 
 
+class HostTransfers:
+    """Implements `Transfers` without a device."""
+
+    def upload(self, clips: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(clips))
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        return lambda: tensor
+
+
+def test_pipelined_scorer_gives_the_same_predictions() -> None:
+    clips = [clip(1), clip(2, 4, 48, 64), clip(3), clip(4, 4, 48, 64)]
+    for factor, precision in ((1.0, "fp32"), (1e6, "fp16")):
+        checkpoint = overflowing(factor)
+        expected = KvqScorer(scorer_spec(checkpoint), checkpoint, ModelOptions("kvq")).score(clips)
+        options = ModelOptions("kvq", precision=precision)  # type: ignore[arg-type]
+        scorer = PipelinedKvqScorer(scorer_spec(checkpoint), checkpoint, options, HostTransfers(), record=None)
+        assert isinstance(scorer, PipelinedScorer)
+        # The second batch is started before the first is fetched.
+        first, second = scorer.start(clips[:3]), scorer.start(clips[3:])
+        for found, reference in zip(first() + second(), expected, strict=True):
+            assert found.raw_score == pytest.approx(reference.raw_score, abs=1e-5)
+            assert_close_to_scale(found.texture, reference.texture)
+        assert scorer.score([]) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_missing_gpu_is_rejected() -> None:
     assert registry.describe(ModelOptions("kvq-tiny", device="cuda")), "a plan needs no GPU"
@@ -191,11 +219,11 @@ class Narrow(torch.nn.Module):
         return self.network(clips)
 
 
-def test_out_of_memory_error_frees_the_attempt(small: Scorer) -> None:
-    assert isinstance(small, KvqScorer)
+def test_out_of_memory_error_frees_the_attempt() -> None:
+    checkpoint = untrained_checkpoint("small", SMALL)
+    small = PipelinedKvqScorer(scorer_spec(checkpoint), checkpoint, ModelOptions("kvq"), HostTransfers(), record=None)
     alone = small.score([clip(1)])[0].raw_score
     made: list[weakref.ref[torch.Tensor]] = []
-    small._is_batched = True
     small._network = Narrow(small._network, made)  # type: ignore[assignment]
     with pytest.raises(OutOfMemoryError, match=r"2 clip\(s\) of 8x96x96x3 do not fit: CUDA out of memory") as caught:
         small.score([clip(1), clip(2)])

@@ -45,10 +45,11 @@ class KvqFamily:
         Raises:
             SpecError: as `describe`, or the machine has no GPU.
         """
-        from kvq_batch.models.kvq.scorer import KvqScorer
+        from kvq_batch.models.kvq.scorer import KvqScorer, PipelinedKvqScorer
 
         checkpoint = self._checkpoint(options)
-        return KvqScorer(scorer_spec(checkpoint), checkpoint, options)
+        kind = PipelinedKvqScorer if options.device == "cuda" else KvqScorer
+        return kind(scorer_spec(checkpoint), checkpoint, options)
 
     def _checkpoint(self, options: ModelOptions) -> Checkpoint:
         if options.precision == "fp16" and options.device == "cpu":
