@@ -157,7 +157,8 @@ def time_bars(video: VideoMaps) -> Chart:
                 "title": f"{canvas.time_text(moment.from_s, moment.until_s)} {scale.unit} {scale.text(moment.value)}",
             }
         )
-    return {"width": width, "height": height, "bottom": bottom, "bars": bars, "label": label}
+    span = f"{scale.unit} {canvas.tick_text(scale.low)} to {canvas.tick_text(scale.high)}"
+    return {"width": width, "height": height, "top": 8.0, "bottom": bottom, "bars": bars, "label": label, "span": span}
 
 
 def overlays(moment: Moment, scale: QualityScale) -> Chart:
