@@ -1,4 +1,4 @@
-"""The commands `evaluate scores`, `regions` and `renditions`, `calibrate` and `study`: agreement with labels.
+"""The commands `evaluate scores`, `regions` and `renditions`, and `calibrate`: agreement with labels.
 
 Only `calibrate` writes to the tables: it adds, selects or removes curves from raw scores to `mos`.
 """
@@ -42,7 +42,6 @@ OutFolderOption = Annotated[
 
 # Columns of a table on the terminal; JSON, CSV and files hold all of them.
 _SHOWN = ("srcc", "krcc", "plcc", "rmse")
-_STUDY_COLUMNS = ("set", "system", "videos", "dim", "srcc", "srcc_std", "krcc", "plcc", "rmse")
 _CALIBRATION_COLUMNS = ("model_id", "calibration", "is_used", "b1", "b2", "b3", "b4", "added_at")
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate models on scores, regions and renditions with labels.")
@@ -496,46 +495,3 @@ def _cell(row: dict[str, Any], name: str) -> str | None:
     if value is None:
         return None
     return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def study(
-    features: Annotated[Path, typer.Argument(metavar="FEATURES", help="npz file of features and mos.")],
-    systems: Annotated[
-        list[str] | None,
-        typer.Option("--system", help="System of features. Repeatable. Default: all.", show_default=False),
-    ] = None,
-    splits: Annotated[int, typer.Option("--splits", min=1, max=1000, help="Number of splits.")] = 100,
-    save: Annotated[
-        Path | None,
-        typer.Option("--save", help="Train on all videos and write the regressor here.", show_default=False),
-    ] = None,
-    output: OutputOption = Format.TABLE,
-) -> None:
-    """Train regressors on features of videos and compare with opinion scores.
-
-    The file holds an array of features for each system, one row a video, and
-    an array mos. With several sets, the names are SET.SYSTEM and SET.mos.
-    Figures are medians over random splits (80% training). --save needs one set
-    and one system.
-
-    Examples:
-
-      $ kvq-batch study features.npz
-      $ kvq-batch study features.npz --system brisque --save model.npz
-    """
-    from kvq_batch.evaluation.study import read_feature_sets, study_rows, train_on_all
-    from kvq_batch.evaluation.svr_protocol import replace_undefined
-    from kvq_batch.models.support_vectors import save_regressor
-
-    out = Output(output)
-    sets = read_feature_sets(features)
-    chosen = systems or []
-    if save is not None and (len(sets) != 1 or len(chosen or sets[0].systems) != 1):
-        raise SpecError("--save needs a file of one set, and one --system.")
-    rows = list(study_rows(sets, chosen, splits))
-    out.rows(rows, list(_STUDY_COLUMNS) if output is Format.TABLE else None)
-    if save is not None:
-        system = chosen[0] if chosen else next(iter(sets[0].systems))
-        regressor, cost, gamma = train_on_all(replace_undefined(sets[0].systems[system]), sets[0].labels)
-        save_regressor(regressor, save)
-        out.note(f"{save}: trained on {len(sets[0].labels)} videos, C = {cost:g}, gamma = {gamma:g}")

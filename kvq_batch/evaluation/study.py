@@ -1,130 +1,109 @@
-"""Study of features of videos: how well a regressor on each system of features predicts opinion scores.
+"""Study of features of videos: how well a regressor on each system of features predicts opinion scores."""
 
-A file of features is an npz file of `SYSTEM` [N, F] arrays and `mos` [N]. Names may have the prefix `SET.`, so that one
-file holds several sets. Fused systems are made of stored ones (STUDY_SPEC section 4.3).
-"""
-
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.evaluation.feature_sets import FeatureSet, Real
 from kvq_batch.evaluation.svr_protocol import (
     METRICS,
-    Real,
     best_parameters,
     make_split,
     replace_undefined,
     run_split,
     selection_errors,
+    study_metrics,
     train_regressor,
 )
-from kvq_batch.models.rapique.config import NUM_BEFORE_CNN
-from kvq_batch.models.support_vectors import SupportVectorRegressor
+from kvq_batch.models.support_vectors import SupportVectorRegressor, load_regressor
 
-MIN_VIDEOS = 20
-"""Videos that a set needs, so that each part of a split has some."""
-
-FUSIONS = {
-    "nss_saliency": ("nss", "saliency"),
-    "nss_cnn": ("nss", "cnn"),
-    "nss_cnn_saliency": ("nss", "cnn", "saliency"),
-    "cnn_saliency": ("cnn", "saliency"),
-    "nss_vsfacnn": ("nss", "vsfacnn"),
-    "nss_vsfacnn_saliency": ("nss", "vsfacnn_saliency"),
-}
 _NUM_SELECTIONS = 3
+VIDEVAL = "videval"
+"""Name of the included regressor for VIDEVAL's features, as a value of `--apply`."""
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureSet:
-    """Features [N, F] of each system, and the opinion scores [N] of the same videos."""
-
-    name: str
-    systems: dict[str, Real]
-    labels: Real
-
-
-def read_feature_sets(path: Path) -> list[FeatureSet]:
-    """Return the sets of a file. Arrays that are neither features nor `mos` are ignored; no code of the file is run.
-
-    Raises:
-        SpecError: the file cannot be read, has no set, or a set has too few videos or labels that are not finite.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            prefixes = [name[: -len("mos")] for name in stored.files if name == "mos" or name.endswith(".mos")]
-            found = [_read_set(stored, prefix, path) for prefix in prefixes]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise SpecError(f"Cannot read features from {path}: {error}. Expected an npz file.") from error
-    if not found:
-        raise SpecError(f"{path} has no array 'mos' or 'SET.mos'. It needs one beside the features of each set.")
-    return found
-
-
-def _read_set(stored: Any, prefix: str, path: Path) -> FeatureSet:
-    labels = np.asarray(stored[f"{prefix}mos"], np.float64)
-    name = prefix.rstrip(".") or path.stem
-    if len(labels) < MIN_VIDEOS or not np.isfinite(labels).all():
-        raise SpecError(
-            f"Set {name!r} of {path} needs at least {MIN_VIDEOS} finite opinion scores; it has {len(labels)}."
-        )
-    systems = {}
-    for key in stored.files:
-        system = key[len(prefix) :]
-        # The names of videos may be stored as objects, which are not read.
-        if key.startswith(prefix) and "." not in system and not system.startswith(("mos", "id", "name", "resolution")):
-            array = stored[key]
-            if array.ndim == 2 and len(array) == len(labels) and np.issubdtype(array.dtype, np.number):
-                systems[system] = np.asarray(array, np.float64)
-    for fused, parts in FUSIONS.items():
-        if all(part in systems for part in parts):
-            systems[fused] = _fuse([systems[part] for part in parts], parts)
-    return FeatureSet(name, systems, labels)
-
-
-def _fuse(arrays: Sequence[Real], parts: Sequence[str]) -> Real:
-    if parts[:2] == ("nss", "cnn"):
-        before, after = np.split(arrays[0], [NUM_BEFORE_CNN], axis=1)
-        arrays = [before, arrays[1], after, *arrays[2:]]
-    return np.concatenate(arrays, axis=1)
-
-
-def study_rows(sets: Sequence[FeatureSet], systems: Sequence[str], num_splits: int) -> Iterator[dict[str, Any]]:
+def study_rows(
+    sets: Sequence[FeatureSet],
+    systems: Sequence[str],
+    num_splits: int,
+    after_split: Callable[[], None] = lambda: None,
+) -> Iterator[dict[str, Any]]:
     """Yield one row for each set and system: medians and population standard deviations over the splits.
 
-    Without `systems` all systems of a set are studied.
+    Without `systems` all systems of a set are studied. `split_core_s` is the mean time of a split: training,
+    selection of C and gamma, and prediction.
+
+    Raises:
+        SpecError: an unknown system, too few opinions, or scikit-learn is not installed.
     """
     for item in sets:
         for system in systems or sorted(item.systems):
-            if system not in item.systems:
-                known = ", ".join(sorted(item.systems))
-                raise SpecError(f"Set {item.name!r} has no system {system!r}. It has: {known}.")
-            features = replace_undefined(item.systems[system])
-            splits = [run_split(features, item.labels, number) for number in range(1, num_splits + 1)]
+            stored, labels = item.system(system), item.opinions
+            features = replace_undefined(stored)
+            started, splits = time.process_time(), []
+            for number in range(1, num_splits + 1):
+                splits.append(run_split(features, labels, number))
+                after_split()
             row: dict[str, Any] = {
                 "set": item.name,
                 "system": system,
                 "videos": len(features),
                 "dim": features.shape[1],
                 "splits": num_splits,
-                "undefined": int(np.count_nonzero(~np.isfinite(item.systems[system]))),
+                "undefined": int(np.count_nonzero(~np.isfinite(stored))),
             }
             for metric in METRICS:
                 values = [split.metrics[metric] for split in splits]
                 row |= {metric: float(np.median(values)), f"{metric}_std": float(np.std(values))}
-            yield row
+            yield row | {"split_core_s": (time.process_time() - started) / num_splits}
 
 
-def train_on_all(features: Real, labels: Real) -> tuple[SupportVectorRegressor, float, float]:
-    """Return the regressor that is trained on all videos, with the C and gamma of least mean error in three splits."""
-    errors = []
-    for number in range(1, _NUM_SELECTIONS + 1):
-        split = make_split(len(labels), number)
-        errors.append(selection_errors(features, labels, split.train, split.test))
-    cost, gamma = best_parameters(np.mean(errors, axis=0))
+def train_on_all(
+    features: Real, labels: Real, parameters: tuple[float, float] | None = None
+) -> tuple[SupportVectorRegressor, float, float]:
+    """Return the regressor that is trained on all videos, C and gamma.
+
+    Without `parameters`, (C, gamma), those of least mean error in three splits are taken.
+    """
+    if parameters is None:
+        errors = []
+        for number in range(1, _NUM_SELECTIONS + 1):
+            split = make_split(len(labels), number)
+            errors.append(selection_errors(features, labels, split.train, split.test))
+        parameters = best_parameters(np.mean(errors, axis=0))
+    cost, gamma = parameters
     return train_regressor(features, labels, cost, gamma), cost, gamma
+
+
+def predictor(name: str) -> Callable[[Real], Real]:
+    """Return what predicts opinions of rows of features: a regressor of a file, or `VIDEVAL`.
+
+    Raises:
+        SpecError: the file is not a regressor.
+    """
+    if name == VIDEVAL:
+        from kvq_batch.models.videval.family import predict
+
+        return predict
+    return load_regressor(Path(name)).predict
+
+
+def predicted_rows(item: FeatureSet, system: str, predict: Callable[[Real], Real]) -> list[dict[str, Any]]:
+    """Return the prediction for each video of a set: set, video, mos (None without opinions), predicted."""
+    predictions = predict(item.system(system))
+    labels: Sequence[float | None] = [None] * len(predictions) if item.labels is None else item.labels.tolist()
+    return [
+        {"set": item.name, "video": video, "mos": mos, "predicted": float(value)}
+        for video, mos, value in zip(item.videos, labels, predictions, strict=True)
+    ]
+
+
+def prediction_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """Return the metrics of predicted rows, PLCC and RMSE after a logistic fit; None without opinions."""
+    if not rows or any(row["mos"] is None for row in rows):
+        return None
+    predictions, labels = (np.array([row[name] for row in rows], np.float64) for name in ("predicted", "mos"))
+    return study_metrics(predictions, labels)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import kendalltau, spearmanr
 
+from kvq_batch.domain.errors import SpecError
 from kvq_batch.metrics.logistic import Logistic, fit_logistic
 from kvq_batch.models.support_vectors import SupportVectorRegressor
 
@@ -160,7 +161,12 @@ def _distances(a: Real, b: Real) -> Real:
 
 
 def _machine(cost: float):  # type: ignore[no-untyped-def]
-    """Return an untrained epsilon-SVR of scikit-learn on a precomputed kernel."""
-    from sklearn.svm import SVR
+    """Return an untrained epsilon-SVR of scikit-learn on a precomputed kernel. Raises: SpecError if not installed."""
+    try:
+        from sklearn.svm import SVR
+    except ImportError as error:
+        raise SpecError(
+            "Training regressors needs scikit-learn. Install it:  pip install 'kvq-batch[study]'"
+        ) from error
 
     return SVR(kernel="precomputed", C=cost, epsilon=_EPSILON, tol=_TOLERANCE, cache_size=500)
