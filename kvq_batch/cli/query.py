@@ -67,6 +67,9 @@ def query(
         str | None, typer.Argument(metavar="SQL", help="One SELECT (or EXPLAIN), quoted.", show_default=False)
     ] = None,
     views: Annotated[bool, typer.Option("--views", help="List the views and their columns.")] = False,
+    script: Annotated[
+        bool, typer.Option("--print-views", help="Print SQL that creates the views in plain DuckDB.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="Stop the query after this time.")
     ] = 600,
@@ -88,18 +91,24 @@ def query(
     Examples:
 
       $ kvq-batch query quality/ --views
+      $ kvq-batch query quality/ --print-views | duckdb quality.duckdb
       $ kvq-batch query quality/ \\
           "SELECT video_id, raw_score FROM scores_latest ORDER BY raw_score"
       $ kvq-batch query quality/ "SELECT cell_row, avg(texture) AS texture \\
           FROM regions GROUP BY ALL ORDER BY ALL" --output csv
     """
+    from kvq_batch.analysis.printed_views import print_views
+    from kvq_batch.cli.stdio import write_data
     from kvq_batch.tables.questions import list_untrained_models, list_view_columns
     from kvq_batch.tables.sandbox import QueryLimits
 
-    if views == (sql is not None):
-        raise SpecError('Pass either a query ("SELECT ...") or --views.')
+    if [views, script, sql is not None].count(True) != 1:
+        raise SpecError('Pass either a query ("SELECT ..."), --views or --print-views.')
     out = Output(output)
     with open_tables(tables, endpoint_url, region, QueryLimits(memory_limit, timeout)) as session:
+        if script:
+            write_data(print_views(session))
+            return
         if sql is None:
             out.rows(list_view_columns(session), ["view", "column", "type", "meaning"])
             return
