@@ -161,6 +161,9 @@ class TrainSwinV2(Section):
     window: int = Field(8, description="Side of a window in tokens of 4x4 pixels.")
     mlp_ratio: int = Field(4, description="Width of the hidden layers of the blocks, as a multiple of their channels.")
     drop_path: float = Field(0.2, description="Largest share of dropped residual branches (stochastic depth).")
+    num_bands: int = Field(
+        0, description="Bands of detail to add to RGB at the input, for small networks; imagenet needs 0."
+    )
     dim: int = Field(256, description="Width of the fused features.")
     fusion_heads: int = Field(4, description="Heads of the layers that fuse stages and frames.")
     fusion_layers: int = Field(2, description="Layers that fuse the stages.")

@@ -27,7 +27,7 @@ _SWIN_STD = 0.02
 _FIRST_SCALE = math.log(10.0)
 _EMBEDDINGS = ("cls", "stage_embed", "pos_embed", "video_token", "time_embed")
 # Labels are 0 to 1: a small network that is trained for hours, not days, starts from the middle.
-_MIDDLE = 0.5
+_MIDDLE, _LAST_SCALE = 0.5, 0.1
 
 
 class CtfArchitecture:
@@ -167,7 +167,7 @@ def _draw(name: str, shapes: Mapping[str, Shape], scheme: Initialisation, seed: 
         return tensor.fill_(_MIDDLE if path == "head.fc2" and scheme == "fan-in" else 0.0)
     std = _SWIN_STD
     if scheme == "fan-in" and leaf not in _EMBEDDINGS:
-        std = math.prod(shapes[name][1:]) ** -0.5
+        std = math.prod(shapes[name][1:]) ** -0.5 * (_LAST_SCALE if path == "head.fc2" else 1.0)
     elif path == "spatial.features.0.0":
         # The convolution of the patches, as torch draws it.
         bound = math.prod(shapes[name][1:]) ** -0.5

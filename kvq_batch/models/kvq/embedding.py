@@ -16,22 +16,26 @@ from kvq_batch.models.kvq.pixels import FLOOR, bands_of_tiles, in_tiles, luma, p
 
 
 def with_energy_bands(clips: Tensor, config: KvqConfig) -> Tensor:
+    """Return `add_energy_bands` for the bands and tiles of a configuration."""
+    return add_energy_bands(clips, config.num_bands, config.tile(clips.shape[3], clips.shape[4]))
+
+
+def add_energy_bands(clips: Tensor, num_bands: int, tile: tuple[int, int]) -> Tensor:
     """Add two planes per band to normalised clips [B, 3, T, H, W]: the signed logarithm and the log-magnitude.
 
     Returns float32 [B, 3 + 2 * num_bands, T, H, W]. Band k is the difference between the luma blurred by a Gaussian of
     0.8 * 2.5^k pixels and the one before it (for k = 0 the luma), in grey levels. Tiles of spliced frames are blurred
     separately.
     """
-    if not config.num_bands:
+    if not num_bands:
         return clips
     batch, _, frames, height, width = clips.shape
     # Planes are written in place: concatenating them took as long as everything else here.
-    planes = clips.new_empty(batch, config.input_channels, frames, height, width)
+    planes = clips.new_empty(batch, 3 + 2 * num_bands, frames, height, width)
     planes[:, :3] = clips
-    tile = config.tile(height, width)
     split = (batch, -1, frames, height // tile[0], tile[0], width // tile[1], tile[1])
     tiled = planes.view(split).transpose(4, 5)
-    for band, detail in enumerate(bands_of_tiles(in_tiles(luma(clips), tile), config.num_bands)):
+    for band, detail in enumerate(bands_of_tiles(in_tiles(luma(clips), tile), num_bands)):
         of_clips = detail.flatten(0, 1).t().reshape(batch, *tiled.shape[2:])
         size = of_clips.abs()
         tiled[:, 3 + 2 * band] = torch.log1p(size).copysign_(of_clips)

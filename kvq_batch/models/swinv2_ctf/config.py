@@ -17,7 +17,10 @@ NATIVE = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class SwinV2Config:
-    """Sizes of SwinV2; the defaults are those of SwinV2-T (SWINV2_SPEC section 2)."""
+    """Sizes of SwinV2; the defaults are those of SwinV2-T (SWINV2_SPEC section 2).
+
+    `num_bands`, which SwinV2 does not have, adds this number of bands of luma detail to the input, as in KVQ-Lite.
+    """
 
     embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -25,6 +28,7 @@ class SwinV2Config:
     window: int = 8
     mlp_ratio: int = 4
     drop_path: float = 0.2
+    num_bands: int = 0
 
     @property
     def num_stages(self) -> int:
@@ -69,7 +73,7 @@ class CtfConfig:
             )
         positive = (spatial.embed_dim, *spatial.depths, *spatial.num_heads, spatial.mlp_ratio, *self.input_size)
         positive += (self.dim, self.num_heads, self.fusion_layers, self.time_layers, self.grid, self.head_hidden)
-        if min(positive) < 1 or spatial.window < 2 or not 0 <= spatial.drop_path < 1:
+        if min(positive) < 1 or spatial.num_bands < 0 or spatial.window < 2 or not 0 <= spatial.drop_path < 1:
             raise SpecError(f"Every size of a network must be at least 1, its window 2, drop_path 0 to 1: {self}.")
         for stage, heads in enumerate(spatial.num_heads):
             if spatial.width(stage) % heads:

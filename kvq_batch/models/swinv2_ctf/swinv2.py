@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kvq_batch.models.fastvqa.windows import WindowLayout, window_layout
 from kvq_batch.models.kvq.attention import split_heads
 from kvq_batch.models.kvq.blocks import NORM_EPS, SEPARATION, normalise_tokens
+from kvq_batch.models.kvq.embedding import add_energy_bands
 from kvq_batch.models.swinv2_ctf.config import SwinV2Config
 
 _PATCH = 4
@@ -34,7 +35,9 @@ class SwinV2(nn.Module):
         super().__init__()
         self.config = config
         rates = torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist()
-        self.features = nn.ModuleList([nn.ModuleDict({"0": nn.Conv2d(3, config.embed_dim, _PATCH, _PATCH)})])
+        self.features = nn.ModuleList(
+            [nn.ModuleDict({"0": nn.Conv2d(3 + 2 * config.num_bands, config.embed_dim, _PATCH, _PATCH)})]
+        )
         stem = self.features[0]
         assert isinstance(stem, nn.ModuleDict)
         stem["2"] = nn.LayerNorm(config.embed_dim, eps=NORM_EPS)
@@ -65,6 +68,9 @@ class SwinV2(nn.Module):
         assert isinstance(stem, nn.ModuleDict)
         norm = stem["2"]
         assert isinstance(norm, nn.LayerNorm)
+        if self.config.num_bands:
+            height, width = pictures.shape[2:]
+            pictures = add_energy_bands(pictures[:, :, None], self.config.num_bands, (height, width))[:, :, 0]
         return normalise_tokens(stem["0"](pictures).permute(0, 2, 3, 1), norm)
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
