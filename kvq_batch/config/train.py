@@ -132,6 +132,19 @@ class TrainModel(Section):
     slot_by_slot: int | None = Field(
         None, ge=0, le=1, description="1: run every time slot separately, as in views of slots.", examples=[1]
     )
+    crop: int | None = Field(
+        None,
+        ge=0,
+        le=2,
+        description="0: resize frames; 1: cut the input from the middle of a frame; 2: the same, random in training.",
+        examples=[1],
+    )
+    intra: int | None = Field(
+        None, ge=0, le=1, description="0: no attention inside windows in fusion blocks.", examples=[0]
+    )
+    saliency: int | None = Field(
+        None, ge=0, le=2, description="Saliency maps: 2 of all fusion stages, 1 of the last, 0 none.", examples=[1]
+    )
     initialisation: Literal["published", "fan-in"] = Field(
         "published",
         description='Scheme of random weights: "published" (std 0.02), or "fan-in", which suits small networks.',

@@ -253,6 +253,10 @@ class Extractor:
     options: tuple[tuple[str, Any], ...] = ()
 
 
+NATIVE_SIDE = 1 << 30
+"""A `FrameRequest.short_side` that no frame exceeds: the frame keeps its size, and `size` is cut from its middle."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameRequest:
     """The frames of one clip that a scorer requests: uint8 RGB [T, H, W, 3], or what an extractor makes of them.

@@ -83,6 +83,22 @@ def build_clip_source(
         cropped.check()
         return cropped
     maps_shape = config.maps_shape(config.num_frames, *config.input_size)
+    if job.views.slots is not None and config.crop:
+        raise SpecError(
+            "views.slots and model.crop exclude each other: both say which pixels of a frame are the input."
+        )
+    if config.crop == 2:
+        if job.loss.cells:
+            raise SpecError(
+                "loss.cells needs whole frames or fragments: cells are of the whole frame. Set model.crop = 0."
+            )
+        requests = [
+            dataclasses.replace(r, size=None, short_side=None) for r in _whole_clip_requests(config, job.data.views)
+        ]
+        files = _decode(job, videos, requests, folder, progress)
+        cropped = CroppedFiles(to_samples(videos), files, config.num_frames, config.input_size, flip=False)
+        cropped.check()
+        return cropped
     if job.views.slots is None:
         files = _decode(job, videos, _whole_clip_requests(config, job.data.views), folder, progress)
         cells = [video.cells and video.cells.absolute() for video in videos] if job.loss.cells else None

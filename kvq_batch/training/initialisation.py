@@ -108,7 +108,9 @@ def trainable_network(
     Parameters are float32 in either precision.
     """
     network = build_network(config, tensors, _DTYPES[precision]).train()
-    network.vqa_head.dropout = network.weight_head.dropout = dropout
+    for head in (network.vqa_head, network.weight_head):
+        if head is not None:
+            head.dropout = dropout
     for stage in network.fragments_backbone.layers:
         assert isinstance(stage, Stage)
         stage.recompute = recompute

@@ -193,7 +193,7 @@ def test_num_threads_is_set() -> None:
     [
         ({"depths": (2, 2)}, "differ in length"),
         ({"embed_dim": 0}, "must be at least 1"),
-        ({"top_k": (0, 0, 0, 0)}, r"Invalid top_k \(0, 0, 0, 0\)"),
+        ({"top_k": (0, 0, -1, 4)}, r"Invalid top_k \(0, 0, -1, 4\)"),
         ({"num_heads": (5, 6, 12, 24)}, "96 channels of stage 0 are not a multiple of its 5 heads"),
         ({"num_frames": 30}, "num_frames 30 is not a multiple of num_segments 8"),
         ({"input_size": (450, 470)}, "KVQ cannot run on frames of 450x470"),

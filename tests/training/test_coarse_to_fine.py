@@ -94,9 +94,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_three_terms_fall(trained: Path) -> None:
     curve = read_curve(trained / "curve.csv")
-    for term in ("loss", "quality", "contrast", "rank"):
+    for term in ("loss", "quality", "contrast"):
         values = [row[term] for row in curve]
-        assert np.mean(values[-8:]) < 0.8 * np.mean(values[:8]), term
+        assert np.mean(values[-8:]) < 0.7 * np.mean(values[:8]), term
+    # Equal scores have a rank loss of the margin.
+    assert np.mean([row["rank"] for row in curve][-24:]) < 0.045
     # The total is the weighted sum (section 4.4).
     for row in curve:
         assert row["loss"] == pytest.approx(row["quality"] + 0.1 * row["contrast"] + row["rank"], abs=1e-6)

@@ -76,12 +76,13 @@ class Block(nn.Module):
             else:
                 part = tokens.index_select(0, indices).view(-1, count, width)
                 normal = normalise_tokens(part, self.norm1).to(self.compute_dtype)
-            found = self.attn.biases(layout, groups, index, self.compute_dtype, store)
-            sizes = [(group.stop - group.start) * clips for group in groups]
-            mixed = self.attn(normal, list(zip(sizes, found, strict=True)))
-            if crossed is not None:
-                mixed = added(mixed, crossed[within])
-            part = added(mixed, part)
+            if self.attn.has_intra:
+                found = self.attn.biases(layout, groups, index, self.compute_dtype, store)
+                sizes = [(group.stop - group.start) * clips for group in groups]
+                mixed = self.attn(normal, list(zip(sizes, found, strict=True)))
+                part = added(mixed if crossed is None else added(mixed, crossed[within]), part)
+            elif crossed is not None:
+                part = part + crossed[within]
             part = added(self.mlp(normalise_tokens(part, self.norm2).to(self.compute_dtype)), part)
             out = out.index_copy_(0, indices, part.flatten(0, 1))
         grid = out.view(clips, *layout.padded, width)[:, :slots, :rows, :columns]
@@ -115,9 +116,11 @@ class WindowAttention(nn.Module):
         rows = 1
         for extent in config.window:
             rows *= 2 * extent - 1
-        self.relative_position_bias_table = nn.Parameter(torch.empty(rows, self.num_heads))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.has_intra = config.has_intra(stage)
+        if self.has_intra:
+            self.relative_position_bias_table = nn.Parameter(torch.empty(rows, self.num_heads))
+            self.qkv = nn.Linear(width, 3 * width)
+            self.proj = nn.Linear(width, width)
         top_k = config.top_k[stage]
         self.cross_windowattn = CrossWindowAttention(width, self.num_heads, top_k) if top_k else None
 

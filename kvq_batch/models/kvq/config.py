@@ -15,7 +15,17 @@ Grid = tuple[int, int, int]
 
 # Fields that were added after the published network. `as_json` leaves them out where they have their default, so that
 # the digest of the published network does not change.
-_ADDED_FIELDS = ("num_segments", "num_bands", "statistics", "stem_width", "fragments", "slot_by_slot")
+_ADDED_FIELDS = (
+    "num_segments",
+    "num_bands",
+    "statistics",
+    "stem_width",
+    "fragments",
+    "slot_by_slot",
+    "crop",
+    "intra",
+    "saliency",
+)
 
 # Number of statistics of a patch: of a frame with one band, of each further band, of the change of a band.
 _PER_FRAME, _PER_BAND, _PER_CHANGE = 45, 6, 3
@@ -39,6 +49,12 @@ class KvqConfig:
     input from patches of native resolution instead of resizing frames. `slot_by_slot` = 1 runs every slot of a clip
     separately, so a network that was trained on single slots scores clips of any length.
 
+    Ablations; the defaults are the published network. `crop` is 1 or 2 to cut the input from the middle of a frame of
+    native size instead of resizing the frame; with 2, training cuts it at random positions. `intra` = 0 leaves
+    attention inside windows out of the fusion blocks, and `top_k` of 0 everywhere the attention across windows, with
+    its saliency maps. `saliency` is 2 for the maps of all fusion stages, 1 for those of the last one, 0 for a score
+    without saliency, the mean of the texture.
+
     Raises:
         SpecError: sizes that do not form a network.
     """
@@ -59,6 +75,9 @@ class KvqConfig:
     stem_width: int = 0
     fragments: tuple[int, int] = (0, 0)
     slot_by_slot: int = 0
+    crop: int = 0
+    intra: int = 1
+    saliency: int = 2
 
     def __post_init__(self) -> None:
         if not self.depths or not len(self.depths) == len(self.num_heads) == len(self.top_k):
@@ -70,17 +89,22 @@ class KvqConfig:
         positive += (self.mlp_ratio, self.head_hidden, self.num_frames, *self.input_size, self.num_segments)
         if min(positive) < 1 or min(self.num_bands, self.stem_width, *self.fragments) < 0:
             raise SpecError(f"Every size of a network must be at least 1, and of an option at least 0: {self}.")
-        if min(self.top_k) < 0 or not any(self.top_k):
-            raise SpecError(f"Invalid top_k {self.top_k}: set it to at least 1 in one stage, and nowhere below 0.")
+        if min(self.top_k) < 0:
+            raise SpecError(f"Invalid top_k {self.top_k}: set it nowhere below 0.")
+        if not self.intra and not any(self.top_k):
+            raise SpecError("intra = 0 needs attention across windows. Set top_k to at least 1 in one stage.")
+        if self.crop and any(self.fragments):
+            raise SpecError("crop and fragments exclude each other: both say which pixels of a frame are the input.")
         for stage, heads in enumerate(self.num_heads):
             if self.width(stage) % heads:
                 raise SpecError(
                     f"The {self.width(stage)} channels of stage {stage} are not a multiple of its {heads} heads. "
                     "Change embed_dim or num_heads."
                 )
-        for name in ("slot_by_slot", "statistics"):
-            if getattr(self, name) not in (0, 1):
-                raise SpecError(f"Invalid {name} {getattr(self, name)}: expected 0 or 1.")
+        for name, highest in (("slot_by_slot", 1), ("statistics", 1), ("intra", 1), ("crop", 2), ("saliency", 2)):
+            if not 0 <= getattr(self, name) <= highest:
+                allowed = " or ".join(map(str, range(highest + 1)))
+                raise SpecError(f"Invalid {name} {getattr(self, name)}: expected {allowed}.")
         if self.num_frames % self.num_segments:
             raise SpecError(f"num_frames {self.num_frames} is not a multiple of num_segments {self.num_segments}.")
         if self.stem_width and self.patch[1:] != (4, 4):
@@ -112,9 +136,14 @@ class KvqConfig:
         return tuple(stage for stage, k in enumerate(self.top_k) if k)
 
     @property
+    def map_stages(self) -> tuple[int, ...]:
+        """The fusion stages whose saliency maps are used."""
+        return self.fusion_stages[len(self.fusion_stages) - 1 :] if self.saliency == 1 else self.fusion_stages
+
+    @property
     def num_maps(self) -> int:
-        """Number of saliency maps of all fusion blocks, one per block."""
-        return sum(self.depths[stage] for stage in self.fusion_stages)
+        """Number of saliency maps that are used, one per fusion block of `map_stages`."""
+        return sum(self.depths[stage] for stage in self.map_stages) if self.saliency else 0
 
     @property
     def input_channels(self) -> int:
@@ -134,6 +163,10 @@ class KvqConfig:
             return height, width
         tile = (self.input_size[0] // self.fragments[0], self.input_size[1] // self.fragments[1])
         return tile if not height % tile[0] and not width % tile[1] else (height, width)
+
+    def has_intra(self, stage: int) -> bool:
+        """Whether blocks of a stage have attention inside windows."""
+        return bool(self.intra or not self.top_k[stage])
 
     def width(self, stage: int) -> int:
         """Return the channels of a token in a stage; every patch merging doubles them."""
@@ -248,12 +281,14 @@ def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
         for block in range(depth):
             name = f"{root}.layers.{stage}.blocks.{block}"
             affine(f"{name}.norm1", width)
-            shapes[f"{name}.attn.relative_position_bias_table"] = (table, config.num_heads[stage])
+            if has_intra := config.has_intra(stage):
+                shapes[f"{name}.attn.relative_position_bias_table"] = (table, config.num_heads[stage])
             if config.top_k[stage]:
                 affine(f"{name}.attn.cross_windowattn.qkv", 3 * width, width)
                 affine(f"{name}.attn.cross_windowattn.proj", width, width)
-            affine(f"{name}.attn.qkv", 3 * width, width)
-            affine(f"{name}.attn.proj", width, width)
+            if has_intra:
+                affine(f"{name}.attn.qkv", 3 * width, width)
+                affine(f"{name}.attn.proj", width, width)
             affine(f"{name}.norm2", width)
             affine(f"{name}.mlp.fc1", config.mlp_ratio * width, width)
             affine(f"{name}.mlp.fc2", width, config.mlp_ratio * width)
@@ -262,10 +297,11 @@ def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
             affine(f"{root}.layers.{stage}.downsample.norm", 4 * width)
     last = config.width(config.num_stages - 1)
     affine(f"{root}.norm", last)
-    for head in ("vqa_head", "weight_head"):
+    for head in ("vqa_head", "weight_head") if config.saliency else ("vqa_head",):
         affine(f"{head}.fc_hid", config.head_hidden, last, 1, 1, 1)
         affine(f"{head}.fc_last", 1, config.head_hidden, 1, 1, 1)
-    affine("weight_conv", 1, config.num_maps, 1, 1, 1)
+    if config.num_maps:
+        affine("weight_conv", 1, config.num_maps, 1, 1, 1)
     return shapes
 
 

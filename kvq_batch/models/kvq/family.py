@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvq_batch.domain.errors import CheckpointError, SpecError
-from kvq_batch.domain.frames import FrameRequest, Sampling
+from kvq_batch.domain.frames import NATIVE_SIDE, FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
 from kvq_batch.models.checkpoints.tensors import is_safetensors
 from kvq_batch.models.kvq.checkpoint import Checkpoint, load
@@ -78,7 +78,10 @@ class KvqFamily:
 
 def frame_request(config: KvqConfig) -> FrameRequest:
     """Return the frames that a network of these sizes scores. Training uses them as the first view."""
-    return FrameRequest(frame_sampling(config), config.input_size, config.fragments if all(config.fragments) else None)
+    sampling = frame_sampling(config)
+    if config.crop:
+        return FrameRequest(sampling, config.input_size, short_side=NATIVE_SIDE)
+    return FrameRequest(sampling, config.input_size, config.fragments if all(config.fragments) else None)
 
 
 def frame_sampling(config: KvqConfig) -> Sampling:

@@ -60,8 +60,8 @@ class KvqNetwork(nn.Module):
         self.fragments_backbone = Backbone(config, compute_dtype)
         width = config.width(config.num_stages - 1)
         self.vqa_head = Head(width, config.head_hidden)
-        self.weight_head = Head(width, config.head_hidden)
-        self.weight_conv = nn.Conv3d(config.num_maps, 1, 1)
+        self.weight_head = Head(width, config.head_hidden) if config.saliency else None
+        self.weight_conv = nn.Conv3d(config.num_maps, 1, 1) if config.num_maps else None
 
     def forward(self, clips: Tensor) -> KvqMaps:
         """Return the maps of normalised clips, float32 [B, 3, T, H, W].
@@ -88,7 +88,9 @@ class KvqNetwork(nn.Module):
     def _run(self, clips: Tensor) -> KvqMaps:
         features, levels = self.fragments_backbone(clips)
         texture = self.vqa_head(features)
-        logits = linear(levels.movedim(1, -1), self.weight_conv).squeeze(-1) + self.weight_head(features)
+        logits = torch.zeros_like(texture) if self.weight_head is None else self.weight_head(features)
+        if self.weight_conv is not None:
+            logits = linear(levels.movedim(1, -1), self.weight_conv).squeeze(-1) + logits
         cells = logits.shape[2] * logits.shape[3]
         salience = cells * torch.softmax(logits.flatten(2), dim=-1).view_as(logits)
         return KvqMaps(texture, salience, logits, levels, features)
@@ -110,10 +112,12 @@ class Backbone(nn.Module):
         levels = []
         for stage, layer in enumerate(self.layers):
             x, maps = layer(x)
-            if maps:
+            if maps and stage in self.config.map_stages:
                 step = self.config.pool_step(stage, grids)
                 levels.append(F.avg_pool3d(torch.stack(maps, dim=1), (1, step, step)))
-        return normalise_tokens(x, self.norm), torch.cat(levels, dim=1)
+        # Without fusion blocks there are no maps.
+        none = x.new_zeros(x.shape[0], 0, *x.shape[1:4])
+        return normalise_tokens(x, self.norm), torch.cat([none, *levels], dim=1)
 
 
 class Stage(nn.Module):

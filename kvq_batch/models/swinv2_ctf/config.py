@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.frames import NATIVE_SIDE
 
 MAX_FRAMES = 32
-
-NATIVE = 1 << 30
-"""A short side that no frame has: frames keep their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ class CtfConfig:
     @property
     def short_side(self) -> int:
         """The length to which a longer short side of a frame is resized: 288 pixels for an input of 256."""
-        return NATIVE if self.view == "native" else max(self.input_size) * 9 // 8
+        return NATIVE_SIDE if self.view == "native" else max(self.input_size) * 9 // 8
 
     def as_json(self) -> dict[str, Any]:
         """Return the sizes as JSON types, tuples as lists."""
