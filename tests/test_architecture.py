@@ -37,6 +37,7 @@ OWNERS = {
     "fsspec": {"storage", "tables"},
     "s3fs": {"storage"},
     "torch": {"models", "training"},
+    "triton": {"models"},
     "safetensors": {"models", "training"},
     "cv2": {"features"},
     "scipy": {"evaluation", "features", "metrics"},

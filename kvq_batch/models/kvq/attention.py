@@ -12,10 +12,11 @@ Axes: B clips, n or W windows, N tokens of a window, L = W * N tokens of a clip,
 K selected windows.
 """
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvq_batch.models.kvq.config import Grid
+
+_LOG = logging.getLogger(__name__)
 
 # Measured on 2 cores (2 MiB L2 each), three runs each: 6 to 8 MiB reach 52-55% of the rate of the matrix products,
 # 24 MiB 53%, 48 MiB 52%.
@@ -271,12 +274,27 @@ def _offsets(groups: int, count: int, device: torch.device) -> Tensor:
 def saliencies(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Return `saliency` of each clip, float32 [B, L], of [B, L, C] twice. Small clips, as in training, are batched."""
     clips, length, _ = query.shape
+    # Scores in bf16 and fp32 are stored with fingerprints that do not know the kernel.
+    fused = _fused_column_sums(query.device) if query.is_cuda and query.dtype == torch.float16 else None
+    if fused is not None:
+        return fused(query, key, scale)
     step = _saliency_bytes(query.device) // (4 * length * length)
     # On a GPU, whole matrices of single clips are few kernels.
     if step < 1 or (query.device.type == "cpu" and (clips == 1 or step < 2)):
         return torch.stack([saliency(q, k, scale) for q, k in zip(query, key, strict=True)])
     parts = zip(torch.split(query * scale, step), torch.split(key, step), strict=True)
     return torch.cat([torch.softmax(_logits(q, k.mT), -1, dtype=torch.float32).sum(1) for q, k in parts])
+
+
+@cache
+def _fused_column_sums(device: torch.device) -> Callable[[Tensor, Tensor, float], Tensor] | None:
+    """Return the Triton kernel for `saliencies`, None if Triton is missing or does not work here."""
+    try:
+        from kvq_batch.models.kvq import saliency_kernel
+    except ImportError as error:
+        _LOG.info("saliency runs without its Triton kernel: %s", error)
+        return None
+    return saliency_kernel.column_sums if saliency_kernel.is_usable(device) else None
 
 
 def _logits(query: Tensor, keys: Tensor) -> Tensor:
