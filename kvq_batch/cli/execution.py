@@ -202,7 +202,10 @@ def finish(summary: "RunSummary", planned: "JobPlan", output: Output, again: str
         print_worst(planned, output)
     if summary.num_scored:
         query = "SELECT video_id, model_name, model_origin, raw_score FROM scores_latest"
-        output.note(f"to see the scores:  {tables_command('query', planned.job, query)}")
+        what = "scores"
+        if not _has_scores(planned):
+            query, what = "SELECT video_id, model_name, num_features, num_undefined FROM features_latest", "features"
+        output.note(f"to see the {what}:  {tables_command('query', planned.job, query)}")
         output.warn_untrained(_untrained(planned))
     print_findings(findings, output)
     if report is not None:
@@ -330,7 +333,8 @@ def finish_with_scores(summary: "RunSummary", planned: "JobPlan", output: Output
     models = ", ".join(model.spec.card.model_id for model in planned.models.models)
     output.note(
         f"{models}: {summary.num_scored} scored, {summary.num_failed} failed, {summary.num_remaining} remaining in "
-        f"{summary.seconds:.1f} s; to keep the scores and their maps, add --tables FOLDER"
+        f"{summary.seconds:.1f} s; to keep the {'scores and their maps' if _has_scores(planned) else 'features'}, "
+        "add --tables FOLDER"
     )
     limit = planned.job.run.max_failure_share
     exit_with_outcome(summary.message, summary.state, summary.failure_share, limit, "videos", output)
@@ -369,6 +373,11 @@ def exit_with_outcome(
 def _model(model: "JobModel") -> dict[str, str]:
     card = model.spec.card
     return {"name": model.ref.name, "model_id": card.model_id, "model_origin": card.origin}
+
+
+def _has_scores(planned: "JobPlan") -> bool:
+    """Return whether one of the models gives a score and not only features."""
+    return any(model.spec.has_score for model in planned.models.models)
 
 
 def _untrained(planned: "JobPlan") -> list[str]:

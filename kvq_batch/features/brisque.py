@@ -51,6 +51,11 @@ def live_features(luma: NDArray[Any]) -> Real:
     return np.array(found)
 
 
+def opencv_grey(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the grey picture [H, W] of an RGB frame [H, W, 3], as OpenCV converts it."""
+    return np.asarray(cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY))
+
+
 def opencv_features(grey: NDArray[np.uint8]) -> Real:
     """Return the 36 features of OpenCV's BRISQUE for a grey picture [H, W]."""
     image: Floats = grey / 255.0

@@ -120,13 +120,7 @@ class BrisqueExtraction:
     """The 36 BRISQUE features of luma planes at native size, as the authors' release: float32 [1, 36], the mean."""
 
     def __init__(self, clip: SampledClip) -> None:
-        if min(clip.facts.width_px, clip.facts.height_px) < brisque.MIN_SIDE_PX:
-            size = f"{clip.facts.width_px} x {clip.facts.height_px}"
-            raise ScoreError(
-                "frame_too_small",
-                f"Its frames have {size} pixels. BRISQUE needs {brisque.MIN_SIDE_PX} on both sides.",
-                True,
-            )
+        _check_brisque(clip)
         self._mean = RunningMean()
 
     def add(self, frame: Frame) -> None:
@@ -136,3 +130,28 @@ class BrisqueExtraction:
     def finish(self) -> NDArray[np.float32]:
         """See `Extraction.finish`."""
         return self._mean.value()[None].astype(np.float32)
+
+
+class OpencvBrisqueExtraction:
+    """The 36 BRISQUE features of OpenCV of each RGB frame at native size: float32 [T, 36], NaN for a flat frame."""
+
+    def __init__(self, clip: SampledClip) -> None:
+        _check_brisque(clip)
+        self._found: list[Real] = []
+
+    def add(self, frame: Frame) -> None:
+        """See `Extraction.add`."""
+        features = brisque.opencv_features(brisque.opencv_grey(frame.planes[0]))
+        self._found += [features] * len(frame.rows)
+
+    def finish(self) -> NDArray[np.float32]:
+        """See `Extraction.finish`."""
+        return np.stack(self._found).astype(np.float32)
+
+
+def _check_brisque(clip: SampledClip) -> None:
+    """Raises: ScoreError for frames that are too small."""
+    if min(clip.facts.width_px, clip.facts.height_px) < brisque.MIN_SIDE_PX:
+        size = f"{clip.facts.width_px} x {clip.facts.height_px}"
+        message = f"Its frames have {size} pixels. BRISQUE needs {brisque.MIN_SIDE_PX} on both sides."
+        raise ScoreError("frame_too_small", message, True)

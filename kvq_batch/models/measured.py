@@ -1,7 +1,7 @@
 """Models whose numbers are measured while a video is decoded: the family and the scorer that they share.
 
-An extractor (`features/extractions.py`) measures the frames in the decoding process, so frames are not kept. What it
-returns is a vector of the clip, float32 [1, n]. There are no weights, and no torch.
+An extractor (`features/extractions.py`) measures the frames in the decoding process, so frames are not kept. It returns
+vectors of the clip, float32 [N, n], usually one. There are no weights of users, and no torch.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,16 @@ from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, Prediction, Scorer, ScorerSpec
 
 
-def features_only(vector: NDArray[np.float32]) -> Prediction:
-    """Return the prediction of a model without a score: its vector [n] is its features."""
-    return Prediction(0.0, features=vector)
+def features_only(measured: NDArray[np.float32]) -> Prediction:
+    """Return the prediction of a model without a score: its vector [1, n] is its features."""
+    return Prediction(0.0, features=measured[0])
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredFamily:
     """Family of a model of measured numbers. `config` and the files `parameters` enter the model id.
 
-    `predict` makes the prediction of the vector [n] of a clip.
+    `predict` makes the prediction of what was measured in a clip, [N, n].
     """
 
     name: str
@@ -41,6 +41,8 @@ class MeasuredFamily:
     has_score: bool = False
     parameters: tuple[Path, ...] = ()
     version: str = "1"
+    origin: Literal["handcrafted", "trained"] = "handcrafted"
+    training_data: str = ""
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
         """Return the declaration of the scorer.
@@ -57,8 +59,9 @@ class MeasuredFamily:
             name=self.name,
             version=self.version,
             digest=identity.hexdigest(),
-            origin="handcrafted",
+            origin=self.origin,
             summary=self.summary,
+            training_data=self.training_data,
             licence=self.licence,
         )
         return ScorerSpec(
@@ -87,5 +90,5 @@ class MeasuredScorer:
         return self._spec
 
     def score(self, clips: Sequence[NDArray[Any]]) -> list[Prediction]:
-        """Return one prediction per clip, in order; each clip is float32 [1, n]."""
-        return [self._predict(clip[0]) for clip in clips]
+        """Return one prediction per clip, in order; each clip is float32 [N, n]."""
+        return [self._predict(clip) for clip in clips]

@@ -16,6 +16,7 @@ ENTRY_POINT_GROUP = "kvq_batch.models"
 
 _BUILT_IN = (
     EntryPoint("brisque", "kvq_batch.models.brisque.family:brisque", ENTRY_POINT_GROUP),
+    EntryPoint("brisque-opencv", "kvq_batch.models.brisque.family:brisque_opencv", ENTRY_POINT_GROUP),
     EntryPoint("brisque-svr", "kvq_batch.models.brisque_svr.family:brisque_svr", ENTRY_POINT_GROUP),
     EntryPoint("bvqa-2022", "kvq_batch.models.unavailable:bvqa_2022", ENTRY_POINT_GROUP),
     EntryPoint("cnn-resnet50", "kvq_batch.models.rapique.family:cnn_resnet50", ENTRY_POINT_GROUP),

@@ -14,7 +14,13 @@ from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.domain.video import VideoFacts
 from kvq_batch.features.brisque import live_features
 from kvq_batch.features.chunks import CentreSampling, ChunkSampling
-from kvq_batch.features.extractions import BrisqueExtraction, CentreFrames, NiqeExtraction, NssExtraction
+from kvq_batch.features.extractions import (
+    BrisqueExtraction,
+    CentreFrames,
+    NiqeExtraction,
+    NssExtraction,
+    OpencvBrisqueExtraction,
+)
 from kvq_batch.models import registry
 from kvq_batch.models.videval.family import predict
 from tests.goldens.study import recipe
@@ -100,6 +106,20 @@ def test_brisque_measures_the_luma_plane() -> None:
     np.testing.assert_allclose(found[0], live_features(y), rtol=1e-6)
     with pytest.raises(ScoreError, match="BRISQUE needs 16"):
         BrisqueExtraction(sampled(60, 8, 2, 1.0, np.arange(2)))
+
+
+@pytest.mark.parametrize("name", sorted(recipe.BRISQUE))
+def test_opencv_score_equals_golden(name: str) -> None:
+    picture = rgb(recipe.natural(*recipe.BRISQUE[name]))
+    flat = np.full_like(picture, 9)
+    clip = sampled(picture.shape[0], picture.shape[1], 3, 1.0, np.arange(3))
+    measured = extract(OpencvBrisqueExtraction(clip), [(picture,), (flat,), (picture,)], [0, 1, 2])
+    (found,) = registry.build(ModelOptions("brisque-opencv")).score([measured])
+    # OpenCV computes in float32; a port in float64 is 0.001 below.
+    assert found.outputs["brisque"] == pytest.approx(float(PICTURES[f"brisque_cv.{name}.score"]), abs=0.005)
+    assert found.raw_score == -found.outputs["brisque"]
+    with pytest.raises(ScoreError, match="enough detail"):
+        registry.build(ModelOptions("brisque-opencv")).score([measured[1:2]])
 
 
 @pytest.mark.parametrize(("name", "num"), [("nss", 1836), ("brisque", 36)])

@@ -14,6 +14,7 @@ from kvq_batch.models import registry
 FAST_VQA = ["fast-vqa", "fast-vqa-m", "fastervqa", "fastervqa-ms", "fastervqa-mt"]
 OURS = [
     "brisque",
+    "brisque-opencv",
     "brisque-svr",
     "bvqa-2022",
     "causes",

@@ -13,10 +13,10 @@ from kvq_batch.features.niqe import NUM_FEATURES, PRISTINE_FILE
 from kvq_batch.models.measured import MeasuredFamily
 
 
-def predict(vector: NDArray[np.float32]) -> Prediction:
-    """Return the prediction of a clip: its mean distance, then the 36 features, [37]."""
-    distance = float(vector[0])
-    return Prediction(-distance, outputs={"niqe": distance}, features=vector[1:])
+def predict(measured: NDArray[np.float32]) -> Prediction:
+    """Return the prediction of a clip: its mean distance, then the 36 features, [1, 37]."""
+    distance = float(measured[0, 0])
+    return Prediction(-distance, outputs={"niqe": distance}, features=measured[0, 1:])
 
 
 niqe = MeasuredFamily(
