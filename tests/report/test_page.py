@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from kvq_batch.analysis import overview
@@ -23,7 +24,7 @@ from kvq_batch.report.page import (
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.session import open_session
-from kvq_batch.tables.writer import Writer
+from kvq_batch.tables.writer import Batch, Writer
 from tests.support.hostile import ATTACK, ATTACKS, FAILED, HOSTILE, VIDEOS, changed, make_hostile
 from tests.support.results import KVQ, make_batch, make_run
 from tests.support.scored import VIDEO, Scored, make_scored, without_maps
@@ -161,11 +162,12 @@ def test_causes_are_those_of_the_measured_videos(tmp_path: Path) -> None:
     writer = Writer(Tables.open(scored.tables), "run-2")
     writer.write_run(make_run([KVQ, causes], root=str(scored.videos), state="finished"))
     # One video is blurred, two are little noisy. The model has no score.
+    scores = []
     for row in contents:
         severities = {"blur": 0.8 if row["video_id"] == VIDEO else 0.1, "noise": 0.2}
         batch = without_maps([row["video_id"]], causes, row["content_id"])
-        scores = changed("scores", batch.scores, {"raw_score": None, "outputs": severities})
-        writer.commit(replace(batch, scores=scores))
+        scores.append(changed("scores", batch.scores, {"raw_score": None, "outputs": severities}))
+    writer.commit(Batch(scores=pa.concat_tables(scores)))
     with open_session(scored.tables) as session:
         assert "causes" not in {model.model_name for model in overview.list_scored_models(session)}
         found = collect(session, StorageOptions(), scored.tables, ReportOptions(model=KVQ.name))
