@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 MIN_NIGHTS = 5
 MIN_VIDEOS = 100
@@ -59,6 +58,9 @@ def prediction_margin(nights: Real, variances: Real, newest_variance: float, fal
     num = len(nights)
     excess = max(0.0, newest_variance - float(variances.mean()))
     spread = np.sqrt(nights.var(ddof=1) * (1 + 1 / num) + excess)
+    # Imported here: `plan` checks guards, and SciPy takes half a second.
+    from scipy.stats import t as student_t
+
     return float(student_t.ppf(1 - false_alarm_rate / 2, num - 1) * spread)
 
 
