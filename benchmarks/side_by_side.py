@@ -1,6 +1,6 @@
 """Compare kvq-batch with plain code in other frameworks, on good videos and with a broken one among them.
 
-    python -m benchmarks.side_by_side [--models luma-sharpness] [--ways ours "plain loop"] [--broken truncated]
+    python -m benchmarks.side_by_side [--models kvq-lite] [--ways ours "plain loop"] [--broken truncated] [--repeats 3]
 
 Each way (`benchmarks.ways`) runs in a separate process, one after the other, over 12 videos and over the same 12 many
 times. The cost of a video is the difference of these two runs, divided by the number of additional videos; the rest is
@@ -9,7 +9,7 @@ system time of the process and its descendants (for Ray: its servers and workers
 proportional set sizes. Every way has one BLAS thread per process, and as many torch threads as it requests. The
 comparison stops if two ways see different frames or their scores differ by more than 1e-4. The core-seconds of other
 processes are printed for each run: if they are many, the seconds mean nothing, most of all for Ray, whose workers have
-niceness 15.
+niceness 15. With `--repeats` the ways take turns, and the least seconds and core-seconds of each count.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from kvq_batch.media.synthesis import DEGRADATIONS, ClipShape, write_demo_clips
 TOLERANCE = 1e-4
 """Largest allowed difference of scores: absolute below 1, relative above."""
 
-MODELS = ("luma-sharpness", "kvq-tiny")
+MODELS = ("luma-sharpness", "kvq-lite", "kvq-tiny")
 
 _SAMPLE_EVERY_S = 0.2
 
@@ -152,11 +152,11 @@ def _read(descriptor: int, lines: "queue.SimpleQueue[str]") -> None:
 
 def run_one(way: str, model: str, folder: Path, cores: int, descriptor: int) -> None:
     """Run one way in this process and write its results to an open pipe, one line of JSON per batch."""
-    from benchmarks.ways import WAYS
+    from benchmarks.ways import HAND_SET, WAYS
 
     os.set_inheritable(descriptor, False)
     with open(descriptor, "w", encoding="utf-8", buffering=1) as stream:
-        WAYS[way](folder, model, cores, lambda results: print(json.dumps(list(results)), file=stream))
+        {**WAYS, **HAND_SET}[way](folder, model, cores, lambda results: print(json.dumps(list(results)), file=stream))
 
 
 def check_agreement(trials: Mapping[str, Trial], videos: Sequence[str]) -> None:
@@ -200,17 +200,31 @@ def verdict(trial: Trial, good: Sequence[str], broken: str) -> str:
     return f"{end}; {others}; {name}"
 
 
-def compare(ways: Sequence[str], model: str, few: Path, many: Path, cores: int, limit_s: float) -> list[dict[str, Any]]:
+def best(trials: Sequence[Trial]) -> Trial:
+    """Return the last of several equal trials, with the least seconds and core-seconds of all."""
+    return replace(
+        trials[-1],
+        seconds=min(trial.seconds for trial in trials),
+        core_seconds=min(trial.core_seconds for trial in trials),
+    )
+
+
+def compare(
+    ways: Sequence[str], model: str, few: Path, many: Path, cores: int, limit_s: float, repeats: int = 1
+) -> list[dict[str, Any]]:
     """Return a row for each way, over the same good videos, few and many."""
-    trials: dict[Path, dict[str, Trial]] = {few: {}, many: {}}
-    costs: dict[str, Cost] = {}
-    for way in ways:
-        for folder, by_way in trials.items():
-            by_way[way] = run_way(way, model, folder, cores, limit_s)
-            _report(f"{model}, {len(list(folder.iterdir()))} videos, {way}", by_way[way])
-            check_agreement(by_way, sorted(path.name for path in folder.iterdir()))
-        costs[way] = Cost.of(trials[few][way], trials[many][way])
-    base = costs[ways[0]]
+    trials: dict[Path, dict[str, list[Trial]]] = {folder: {way: [] for way in ways} for folder in (few, many)}
+    for _ in range(repeats):
+        for way in ways:
+            for folder, by_way in trials.items():
+                trial = run_way(way, model, folder, cores, limit_s)
+                _report(f"{model}, {len(list(folder.iterdir()))} videos, {way}", trial)
+                first = by_way[ways[0]][0] if by_way[ways[0]] else trial
+                check_agreement({ways[0]: first, way: trial}, sorted(path.name for path in folder.iterdir()))
+                by_way[way].append(trial)
+    whole = {way: best(found) for way, found in trials[many].items()}
+    costs = {way: Cost.of(best(trials[few][way]), whole[way]) for way in ways}
+    base, num_videos = costs[ways[0]], len(whole[ways[0]].scores)
     return [
         {
             "model": model,
@@ -221,6 +235,8 @@ def compare(ways: Sequence[str], model: str, few: Path, many: Path, cores: int, 
             f"videos/s relative to {ways[0]}": f"{base.video_s / cost.video_s:.2f}",
             "core-s to start and end": f"{cost.start_core_s:.1f}",
             "s to start and end": f"{cost.start_s:.1f}",
+            f"videos/s of {num_videos}, with start": f"{num_videos / whole[way].seconds:.2f}",
+            "core-s per video, with start": f"{whole[way].core_seconds / num_videos:.2f}",
             "peak memory, MiB": cost.peak_bytes >> 20,
         }
         for way, cost in costs.items()
@@ -271,6 +287,7 @@ def _make_videos(folder: Path, shape: ClipShape, times: int) -> tuple[Path, Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=3, help="repetitions of the 12 videos in the longer run")
+    parser.add_argument("--repeats", type=int, default=1, help="times that each way runs; the ways take turns")
     parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT in pixels")
     parser.add_argument(
         "--models", nargs="*", default=list(MODELS), help="models to score with; none: only the broken videos"
@@ -298,7 +315,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kvq-bench-") as name:
         few, many = _make_videos(Path(name), ClipShape(width_px=width, height_px=height), arguments.times)
         for model in arguments.models:
-            print_table(compare(ways, model, few, many, arguments.cores, arguments.limit_s), arguments.output)
+            rows = compare(ways, model, few, many, arguments.cores, arguments.limit_s, arguments.repeats)
+            print_table(rows, arguments.output)
             print(flush=True)
         if arguments.broken:
             videos = sorted(few.iterdir())

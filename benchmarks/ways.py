@@ -23,6 +23,7 @@ import kvq_batch
 from benchmarks.crafted import open_as_decoder
 from kvq_batch.config.job import ExecutorName
 from kvq_batch.config.load import make_job
+from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Scorer
 from kvq_batch.domain.video import ClipPolicy
@@ -31,18 +32,17 @@ from kvq_batch.engine.rows import Row
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.engine.work_tracker import SilentObserver
-from kvq_batch.media.decode import Decoding, decode_clips
+from kvq_batch.media.decode import Decoding, decode_clips, write_frame
 from kvq_batch.media.decoders import choose_decoder, open_reader
 from kvq_batch.media.probe import VideoLimits, probe
-from kvq_batch.media.resize import resize
 from kvq_batch.models import registry
 from kvq_batch.planning.job_plan import plan_job
 
 Result = dict[str, Any]
 """Result of one video: `video` (file name), and `score`, `frames` (frame indices), or `failure` (the error)."""
 
-Read = Callable[[Path], tuple[NDArray[np.uint8], list[int]]]
-"""Return the clip of a video, uint8 RGB [32, 448, 448, 3], and its frame indices."""
+Read = Callable[[Path, FrameRequest], tuple[NDArray[np.uint8], list[int]]]
+"""Return the clip of a video as the model requests it, uint8 RGB [T, H, W, 3], and its frame indices."""
 
 Emit = Callable[[Sequence[Result]], None]
 Way = Callable[[Path, str, int, Emit], None]
@@ -50,24 +50,41 @@ Way = Callable[[Path, str, int, Emit], None]
 
 
 def ours(folder: Path, model: str, cores: int, emit: Emit) -> None:
-    """kvq-batch, local executor: one decoding process per core, one scoring thread, tables."""
-    _ours(folder, model, cores, emit, "local")
+    """kvq-batch, local executor with its defaults: a decoding process per core, one scoring thread, tables."""
+    _ours(folder, model, emit, "local", {}, {})
 
 
 def ours_on_ray(folder: Path, model: str, cores: int, emit: Emit) -> None:
     """kvq-batch on Ray: one decoding process per core, one scoring process, tables."""
-    _ours(folder, model, cores, emit, "ray")
+    section = {"num_threads": cores, "workers": {"num_cpus": 0.5}}
+    _ours(folder, model, emit, "ray", section, {"min": cores, "max": cores, "num_cpus": 0.5})
 
 
-def _ours(folder: Path, model: str, cores: int, emit: Emit, executor: ExecutorName) -> None:
+def hand_set(num_decoders: int, num_threads: int) -> Way:
+    """Return kvq-batch on the local executor with these numbers of decoders and threads of the model."""
+
+    def way(folder: Path, model: str, cores: int, emit: Emit) -> None:
+        _ours(folder, model, emit, "local", {"num_threads": num_threads}, {"max": num_decoders})
+
+    return way
+
+
+def _ours(
+    folder: Path,
+    model: str,
+    emit: Emit,
+    executor: ExecutorName,
+    section: Mapping[str, Any],
+    decoders: Mapping[str, float],
+) -> None:
     tables = tempfile.mkdtemp(prefix="tables-")
     job = make_job(
         {
             "name": "side-by-side",
             "tables": tables,
             "catalog": {"source": str(folder)},
-            "models": [{"name": model, "weights": _weights(model), "num_threads": cores, "workers": {"num_cpus": 0.5}}],
-            "decode": {"workers": {"min": cores, "max": cores, "num_cpus": 0.5}},
+            "models": [{"name": model, "weights": _weights(model), **section}],
+            "decode": {"workers": decoders},
             "limits": {"timeout_s": 10.0},
         },
         "benchmark",
@@ -99,22 +116,23 @@ def loop(folder: Path, model: str, cores: int, emit: Emit) -> None:
     """Plain loop: one process, one video after the other; torch uses all cores."""
     scorer = _scorer(model, cores)
     for path in _videos(folder):
-        emit([_result(path, *plain_clip(path), scorer)])
+        emit([_result(path, *plain_clip(path, _request(scorer)), scorer)])
 
 
 class _Videos(Dataset[tuple[str, NDArray[np.uint8], list[int]]]):
     """Dataset with one clip per item."""
 
-    def __init__(self, paths: Sequence[Path], read: Read) -> None:
+    def __init__(self, paths: Sequence[Path], read: Read, request: FrameRequest) -> None:
         self._paths = paths
         self._read = read
+        self._request = request
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[str, NDArray[np.uint8], list[int]]:
         path = self._paths[index]
-        return str(path), *self._read(path)
+        return str(path), *self._read(path, self._request)
 
 
 def dataloader(folder: Path, model: str, cores: int, emit: Emit) -> None:
@@ -129,7 +147,8 @@ def dataloader_with_our_reader(folder: Path, model: str, cores: int, emit: Emit)
 
 def _load(folder: Path, model: str, cores: int, emit: Emit, read: Read) -> None:
     scorer = _scorer(model, cores)
-    loader = DataLoader(_Videos(_videos(folder), read), batch_size=1, num_workers=cores, collate_fn=_only_one)
+    videos = _Videos(_videos(folder), read, _request(scorer))
+    loader = DataLoader(videos, batch_size=1, num_workers=cores, collate_fn=_only_one)
     for path, clip, frames in loader:
         emit([_result(Path(path), clip, frames, scorer)])
 
@@ -146,7 +165,7 @@ class _PlainActor:
 
     def __call__(self, row: Result) -> Result:
         path = Path(row["path"])
-        return _result(path, *plain_clip(path), self._scorer)
+        return _result(path, *plain_clip(path, _request(self._scorer)), self._scorer)
 
 
 def ray_data(folder: Path, model: str, cores: int, emit: Emit) -> None:
@@ -180,7 +199,7 @@ def daft(folder: Path, model: str, cores: int, emit: Emit) -> None:
 
         @library.method(return_dtype=returned)  # type: ignore[untyped-decorator]
         def score(self, path: str) -> Result:
-            return _result(Path(path), *plain_clip(Path(path)), self._scorer)
+            return _result(Path(path), *plain_clip(Path(path), _request(self._scorer)), self._scorer)
 
     scorer = library.cls(PlainScorer, max_concurrency=cores)(model)
     frame = library.from_pydict({"path": [str(path) for path in _videos(folder)]}).into_batches(1)
@@ -198,6 +217,13 @@ WAYS: Mapping[str, Way] = {
     "Daft": daft,
 }
 
+HAND_SET: Mapping[str, Way] = {
+    f"ours, {decoders} decoding, {threads} scoring": hand_set(decoders, threads)
+    for decoders in (1, 2)
+    for threads in (1, 2)
+}
+"""Ours on two cores with numbers set by hand, to compare with the shares that a run chooses; only with --ways."""
+
 
 def available() -> Iterator[str]:
     """Yield the names of the ways whose framework is installed."""
@@ -208,28 +234,34 @@ def available() -> Iterator[str]:
             print("Daft is not installed: skipped. To include it: pip install daft", file=sys.stderr)
 
 
-def plain_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
+def plain_clip(path: Path, request: FrameRequest) -> tuple[NDArray[np.uint8], list[int]]:
     """Read a clip like the published code.
 
     The frames are those of our sampler, which draws like the published one. The resize is ours: torch rounds ties
-    differently, in one value of 1,000 of a blurred clip, which changes its sharpness by a factor of 1.6e-4.
+    differently, in one value of 1,000 of a blurred clip, which changes its sharpness by a factor of 1.6e-4. The patches
+    of `kvq-lite` are ours too.
     """
     import decord
 
     open_as_decoder(path)
     video = decord.VideoReader(str(path))
-    indices = Sampling().indices(len(video)).tolist()
+    assert isinstance(request.sampling, Sampling)
+    assert request.size is not None
+    indices = request.sampling.indices(len(video)).tolist()
+    clip = np.empty((len(indices), *request.size, 3), np.uint8)
     decoded = {index: video[index].asnumpy() for index in sorted(set(indices))}
-    return resize(np.stack([decoded[index] for index in indices]), (448, 448)), indices
+    for number, index in enumerate(indices):
+        write_frame(decoded[index], index, request, clip[number])
+    return clip, indices
 
 
-def our_clip(path: Path) -> tuple[NDArray[np.uint8], list[int]]:
+def our_clip(path: Path, request: FrameRequest) -> tuple[NDArray[np.uint8], list[int]]:
     """Read a clip like kvq-batch, in the calling process."""
     open_as_decoder(path)
     probed = probe(path, VideoLimits())
     reader, _ = open_reader(choose_decoder(probed))
     windows = ClipPolicy().windows(probed.facts.duration_s)
-    (clip,) = decode_clips(path, probed, windows, [FrameRequest()], path.name, range(1), Decoding(reader))
+    (clip,) = decode_clips(path, probed, windows, [request], path.name, range(1), Decoding(reader))
     return clip.frames[0].pixels, clip.frames[0].indices.tolist()
 
 
@@ -242,8 +274,19 @@ def _scorer(model: str, num_threads: int) -> Scorer:
     return registry.build(ModelOptions(model, _weights(model), num_threads=num_threads))
 
 
+def _request(scorer: Scorer) -> FrameRequest:
+    """Return the only frame request of the model."""
+    (request,) = scorer.spec.requests
+    return request
+
+
 def _weights(model: str) -> str | None:
-    return "untrained" if model.startswith("kvq") else None
+    """Return "untrained" for a model that comes without weights."""
+    try:
+        registry.describe(ModelOptions(model))
+    except SpecError:
+        return "untrained"
+    return None
 
 
 def _videos(folder: Path) -> list[Path]:

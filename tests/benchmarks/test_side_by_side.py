@@ -4,13 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.crafted import killer
 from benchmarks.process_tree import ProcessTree
-from benchmarks.side_by_side import Cost, Trial, check_agreement, run_way, verdict
+from benchmarks.side_by_side import Cost, Trial, best, check_agreement, run_way, verdict
+from benchmarks.ways import our_clip, plain_clip
 from kvq_batch.domain.errors import FatalError
+from kvq_batch.domain.scorer import ModelOptions
 from kvq_batch.media.synthesis import ClipShape, write_demo_clips
+from kvq_batch.models import registry
 
 NAMES = ["a.mp4", "b.mp4", "c.mp4"]
 
@@ -36,6 +40,23 @@ def test_cost_of_a_video_is_the_difference_of_two_runs() -> None:
     few = Trial(scores={f"{n}": 1.0 for n in range(12)}, seconds=16.0, core_seconds=23.0, peak_bytes=7)
     many = Trial(scores={f"{n}": 1.0 for n in range(60)}, seconds=40.0, core_seconds=47.0, peak_bytes=5)
     assert Cost.of(few, many) == Cost(video_s=0.5, video_core_s=0.5, start_s=10.0, start_core_s=17.0, peak_bytes=7)
+
+
+def test_best_of_several_trials_has_least_costs() -> None:
+    first, second = trial({"a.mp4": 40.0}), trial({"a.mp4": 40.0})
+    first.seconds, first.core_seconds, second.seconds, second.core_seconds = 3.0, 9.0, 4.0, 8.0
+    found = best([first, second])
+    assert (found.seconds, found.core_seconds, found.scores) == (3.0, 8.0, first.scores)
+
+
+@pytest.mark.parametrize("model", ["kvq-lite", "luma-sharpness"])
+def test_plain_reader_makes_the_clip_that_the_model_requests(model: str, videos: Path) -> None:
+    (request,) = registry.describe(ModelOptions(model)).requests
+    ours, our_indices = our_clip(videos / "a.mp4", request)
+    plain, indices = plain_clip(videos / "a.mp4", request)
+    assert ours.shape == plain.shape == (*ours.shape[:1], *(request.size or ()), 3)
+    assert our_indices == indices
+    assert np.array_equal(ours, plain)
 
 
 def test_verdict_counts_other_videos_and_names_the_broken_one() -> None:
