@@ -330,14 +330,9 @@ class DecodeWorkers(Workers):
         examples=[64],
     )
 
-    @property
-    def is_one_per_core(self) -> bool:
-        """Return whether `max` is the default."""
-        return "max" not in self.model_fields_set
-
     def on(self, num_cores: int) -> Self:
         """Return these workers on a machine or cluster with `num_cores`: by default, one for each core."""
-        if not self.is_one_per_core:
+        if "max" in self.model_fields_set:
             return self
         return self.model_copy(update={"max": max(self.min, int(num_cores / max(1.0, self.num_cpus)))})
 
@@ -447,7 +442,9 @@ class Limits(Section):
 class MediaFiles(Section):
     """How a stage reads videos, and where it stores files and frames."""
 
-    decoder: Literal["auto", "pyav", "decord"] = Field("auto", description='"auto" is PyAV.')
+    decoder: Literal["auto", "pyav", "decord"] = Field(
+        "auto", description='"auto" is PyAV. "decord" needs the extra kvq-batch[decord].'
+    )
     scratch: str | None = Field(
         None,
         description="Folder for fetched files, on every worker. Default: the system's temporary folder.",

@@ -94,7 +94,7 @@ def with_all_decoders(pools: Sequence[Workers]) -> list[Workers]:
     """Return `pools`, with one decoder for each core of this machine at least where that is the default."""
     return [
         pool.model_copy(update={"min": pool.on(num_cores()).max})
-        if isinstance(pool, DecodeWorkers) and pool.is_one_per_core
+        if isinstance(pool, DecodeWorkers) and "max" not in pool.model_fields_set
         else pool
         for pool in pools
     ]

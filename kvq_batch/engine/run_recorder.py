@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -108,10 +109,11 @@ class RunInputs:
 class RunRecorder(ABC):
     """Writes the tables of one run and counts what was committed.
 
-    `packages` are the distributions whose versions are recorded.
+    `packages` are the distributions whose versions are recorded, `extras` those that need not be installed.
     """
 
     packages: ClassVar[tuple[str, ...]]
+    extras: ClassVar[tuple[str, ...]] = ("decord",)
 
     def __init__(self, inputs: RunInputs, tracker: WorkTracker, writer: Writer) -> None:
         self.run_id = writer.run_id
@@ -138,7 +140,10 @@ class RunRecorder(ABC):
         return ()
 
     def _package_versions(self) -> list[tuple[str, str]]:
-        return [(name, version(name)) for name in self.packages] + [("python", platform.python_version())]
+        installed = [name for name in self.extras if find_spec(name) is not None]
+        return [(name, version(name)) for name in (*self.packages, *installed)] + [
+            ("python", platform.python_version())
+        ]
 
     @property
     def num_left_out(self) -> int:

@@ -237,7 +237,7 @@ def _pipeline(plan: JobPlan, decode_worker: type[Any]) -> PipelineSpec:
 class ScoreRecorder(RunRecorder):
     """Records a scoring run: also its models, its catalog, and the times that later estimates are based on."""
 
-    packages = ("kvq-batch", "ray", "torch", "av", "decord", "numpy", "pyarrow", "deltalake", "duckdb")
+    packages = ("kvq-batch", "ray", "torch", "av", "numpy", "pyarrow", "deltalake", "duckdb")
 
     def __init__(self, plan: JobPlan, tracker: ScoreTracker, writer: Writer) -> None:
         counts = plan.plan.tasks["reason"].value_counts().to_pylist()

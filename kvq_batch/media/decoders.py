@@ -6,19 +6,21 @@ same file would then get different scores on two machines.
 "auto" is PyAV. It needs less time for a standard clip (benchmarks/decode.py), as it does not decode frames that no
 other refers to, and returned every frame exactly. decord contains libavcodec of 2018. Without an error it returns wrong
 frames for open groups, MPEG-TS, MPEG-4 part 2, 10 bits and odd sizes in 4:2:0; it conceals damage and reads neither AV1
-nor rotation. It exists to repeat the published pipeline on files for which it returns the same pixels as PyAV.
+nor rotation. It is an extra (kvq-batch[decord]) to repeat the published pipeline on files for which it returns
+the same pixels as PyAV.
 """
 
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_batch.domain.errors import DecodeError
+from kvq_batch.domain.errors import DecodeError, SpecError
 from kvq_batch.domain.frames import Planes
 from kvq_batch.media.probe import Probed
 from kvq_batch.media.track_headers import NO_CROP
@@ -93,8 +95,26 @@ def choose_decoder(probed: Probed, choice: DecoderChoice = "auto") -> DecoderNam
     return "decord"
 
 
+def check_installed(choice: DecoderChoice) -> None:
+    """Check that the decoder of a job is installed.
+
+    Raises:
+        SpecError: decord is not installed.
+    """
+    if choice == "decord" and find_spec("decord") is None:
+        raise SpecError(
+            'decode.decoder is "decord", which is not installed. Install it here and on every worker with pip install '
+            '"kvq-batch[decord]", or set decoder = "auto".'
+        )
+
+
 def open_reader(name: DecoderName) -> tuple[FrameReader, str]:
-    """Return the reader and "name version", which is stored with every score."""
+    """Return the reader and "name version", which is stored with every score.
+
+    Raises:
+        SpecError: as `check_installed`.
+    """
+    check_installed(name)
     package, module = _READERS[name]
     reader: FrameReader = import_module(module).READER
     return reader, f"{name} {version(package)}"

@@ -51,6 +51,11 @@ def plan_job(job: Job) -> JobPlan:
     deadline = job.budget.deadline_after(datetime.now(UTC))
     if deadline is not None and deadline <= datetime.now(UTC):
         raise SpecError(f"budget.deadline = {job.budget.deadline} has passed; set a later one, or a time of day")
+    if job.decode.decoder != "auto":
+        # Imported here because it loads FFmpeg.
+        from kvq_batch.media.decoders import check_installed
+
+        check_installed(job.decode.decoder)
     storage = StorageOptions.from_spec(job.storage)
     check_reachable(job.tables, storage)
     _LOG.info("checking the models")

@@ -11,6 +11,7 @@ import pytest
 from kvq_batch.config.job import Catalog, Job, Storage
 from kvq_batch.config.load import load_job, make_job
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.media import decoders
 from kvq_batch.planning.job_plan import plan_job
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,16 @@ def test_planning_starts_no_ray_and_loads_no_torch(videos: Path, tmp_path: Path)
     command = [sys.executable, "-c", code, str(videos), str(tmp_path / "tables")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == f"{len(VIDEOS)} []"
+
+
+def test_missing_decoder_is_rejected_with_its_extra(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders, "find_spec", lambda name: None)
+    values = {"name": "j", "tables": str(tmp_path / "t"), "catalog": {"source": str(videos)}}
+    job = make_job(values | {"models": [{"name": "luma-sharpness"}], "decode": {"decoder": "decord"}}, "test")
+    with pytest.raises(SpecError, match=r'not installed.* pip install "kvq-batch\[decord\]", or set decoder = "auto"'):
+        plan_job(job)
 
 
 @pytest.mark.parametrize(
