@@ -82,6 +82,12 @@ OPEN_TASKS = MetricSpec("kvq_batch_open_tasks", "gauge", "Tasks (scores or label
 QUEUED_BLOCKS = MetricSpec(
     "kvq_batch_queued_blocks", "gauge", "Blocks that wait for a worker of the stage.", _STAGE_TAGS
 )
+LOW_SCORES = MetricSpec(
+    "kvq_batch_low_scores_total",
+    "counter",
+    "Committed scores below the 5th percentile of earlier scores of the model; absent with fewer than 1000 of them.",
+    ("job_name", "model"),
+)
 WORK_SECONDS = MetricSpec(
     "kvq_batch_work_seconds_total",
     "counter",
@@ -119,6 +125,7 @@ METRICS = (
     RUN_ACTIVE,
     VIDEOS,
     FAILURES,
+    LOW_SCORES,
     OPEN_TASKS,
     QUEUED_BLOCKS,
     WORK_SECONDS,
@@ -223,13 +230,15 @@ class RunLabels:
     """Labels that the metrics of one run use.
 
     `result_stages` are the stages that produce results, each with its model; `failure_stages` are the stages that can
-    fail. `oldest_stale_at` is the time of the oldest score that the plan replaces, or None.
+    fail. `oldest_stale_at` is the time of the oldest score that the plan replaces, or None. `find_low_bounds` returns
+    {model: raw score below which a score counts as low}.
     """
 
     job_name: str
     result_stages: Sequence["Work"]
     failure_stages: Sequence[str]
     oldest_stale_at: datetime | None = None
+    find_low_bounds: Callable[[], Mapping[str, float]] = dict
 
 
 class MetricsObserver:
@@ -260,6 +269,7 @@ class MetricsObserver:
         self._exported_work: Mapping[Work, float] = {}
         self._exported_bytes = 0
         self._result_stages = {model: stage for stage, model in labels.result_stages}
+        self._low_bounds: Mapping[str, float] = {}
         self._last_commit = time.time()
         stale_at = labels.oldest_stale_at
         self._oldest_stale = self._last_commit if stale_at is None else stale_at.timestamp()
@@ -274,6 +284,9 @@ class MetricsObserver:
             self._telemetry.initialize(VIDEOS, stage=stage, model=model, outcome="scored")
             for failure_stage in self._labels.failure_stages:
                 self._telemetry.initialize(VIDEOS, stage=failure_stage, model=model, outcome="failed")
+        self._low_bounds = self._labels.find_low_bounds()
+        for model in self._low_bounds:
+            self._telemetry.initialize(LOW_SCORES, model=model)
         self._repeater.start()
         return self
 
@@ -308,6 +321,9 @@ class MetricsObserver:
         for model, num in Counter(row.get("model_name", first_model) for row in scores).items():
             stage = self._result_stages[model]
             self._telemetry.add(VIDEOS, num, stage=stage, model=model, outcome="scored")
+        for model, low in self._low_bounds.items():
+            own = [row["raw_score"] for row in scores if row.get("model_name") == model]
+            self._telemetry.add(LOW_SCORES, sum(score is not None and score < low for score in own), model=model)
         for (stage, model, final), num in Counter(
             (row["stage"], row["model_name"], row["final"]) for row in failures
         ).items():

@@ -46,10 +46,10 @@ from kvq_batch.planning.estimate import WorkerPool
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
 from kvq_batch.planning.plan import tasks_to_items
-from kvq_batch.storage.options import display_uri
+from kvq_batch.storage.options import StorageOptions, display_uri
 from kvq_batch.storage.webhook import mask_address
 from kvq_batch.tables.calibrations import unknown_cards
-from kvq_batch.tables.questions import list_outcomes
+from kvq_batch.tables.questions import find_low_bounds, list_outcomes
 from kvq_batch.tables.row_types import FailureRow, ModelRow, RunRow
 from kvq_batch.tables.schemas import DATA_TABLES, make_rows
 from kvq_batch.tables.session import open_session
@@ -214,10 +214,17 @@ def _prepare(plan: JobPlan, writer: Writer, options: RunOptions) -> PreparedRun:
             [("score", model.ref.name) for model in models],
             ("fetch", "probe", "decode", "score"),
             plan.plan.oldest_stale_at,
+            lambda: _low_bounds(plan),
         ),
         budget=job.budget,
         connects_without_work=(options.address or job.run.ray_address) is not None,
     )
+
+
+def _low_bounds(plan: JobPlan) -> dict[str, float]:
+    """Return the bounds of low scores of each model, from earlier runs; see `RunLabels`."""
+    with open_session(plan.job.tables, StorageOptions.from_spec(plan.job.storage)) as session:
+        return find_low_bounds(session, [model.ref.model_id for model in plan.models.models])
 
 
 def _pipeline(plan: JobPlan, decode_worker: type[Any]) -> PipelineSpec:

@@ -3,6 +3,7 @@
 Each function takes an open `Session` and returns rows or a `pa.Table`. How they are printed is decided by the caller.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -124,6 +125,16 @@ def list_view_columns(session: Session) -> list[dict[str, str]]:
             meaning = meanings.get((view, column), "column of your catalog")
             columns[view].append({"view": view, "column": column, "type": row["type"], "meaning": meaning})
     return [row for rows in columns.values() for row in rows]
+
+
+def find_low_bounds(session: Session, model_ids: Sequence[str]) -> dict[str, float]:
+    """Return {model name: 5th percentile of its raw scores} of the models with at least 1000 scores."""
+    ids = ", ".join(f"'{_escape(model_id)}'" for model_id in model_ids)
+    rows = session.sql(
+        "SELECT model_name, quantile_cont(raw_score, 0.05) AS low FROM scores "
+        f"WHERE model_id IN ({ids}) AND raw_score IS NOT NULL GROUP BY ALL HAVING count(*) >= 1000"
+    ).to_pylist()
+    return {row["model_name"]: row["low"] for row in rows}
 
 
 def list_untrained_models(session: Session) -> list[str]:

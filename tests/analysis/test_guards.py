@@ -19,6 +19,7 @@ from kvq_batch.domain.errors import SpecError, TransientError
 from kvq_batch.storage.errors import RetryPolicy
 from kvq_batch.storage.webhook import mask_address, post_json
 from kvq_batch.tables.delta import Tables
+from kvq_batch.tables.questions import find_low_bounds
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Batch, Writer
@@ -104,6 +105,12 @@ def test_drift_finds_the_worse_night_only(session: Session) -> None:
     assert worse.record()["result"] == "failed"
     early = find_drift(session, "night-4", "nightly", "fail", 0.01)
     assert (early.num_rows, "not checked: it needs 5 earlier runs" in early.message) == (0, True)
+
+
+def test_bounds_of_low_scores_are_the_5th_percentile(session: Session) -> None:
+    nights = [scores(number, -0.1 if number == 9 else 0.0)["raw_score"].to_pylist() for number in range(10)]
+    expected = {KVQ.name: pytest.approx(np.quantile(np.concatenate(nights), 0.05))}
+    assert find_low_bounds(session, [KVQ.model_id, "other@1"]) == expected
 
 
 @pytest.mark.parametrize(

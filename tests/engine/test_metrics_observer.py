@@ -106,6 +106,7 @@ def run(
     outcome: State,
     stale_at: datetime | None = None,
     observer: RecordingObserver | None = None,
+    low_bounds: Mapping[str, float] | None = None,
 ) -> RecordingObserver:
     """Run two videos and one model with a pipeline that yields `tables`, composed as in `run_job`."""
     tracker = tracker_of(("x", "a"), ("y", "a"), max_attempts=1)
@@ -122,7 +123,7 @@ def run(
 
     recorder, observer, storage = Recorder(take), observer or RecordingObserver(), StorageOptions()
     observer.states = recorder.states
-    labels = RunLabels("night", [("score", "a")], FAILING, stale_at)
+    labels = RunLabels("night", [("score", "a")], FAILING, stale_at, lambda: low_bounds or {})
     with ExitStack() as stack:
         lease = stack.enter_context(hold(str(folder), storage, Holder.this_process("run-1", "night")))
         writer = Writer(Tables.create(str(folder), storage), "run-1")
@@ -151,6 +152,15 @@ def test_finished_run_resets_age_of_scores(tmp_path: Path, telemetry: list[Recor
     age_s = datetime.now(UTC).timestamp() - seen.gauges["kvq_batch_oldest_stale_score_timestamp_seconds"]
     assert age_s < 3600
     assert observer.events == ["progressed", "progressed", "committed 2 and 0"]
+
+
+def test_low_scores_are_counted(tmp_path: Path, telemetry: list[RecordedTelemetry]) -> None:
+    """The bound is of earlier runs; both videos score alike. Without a bound, the series does not exist."""
+    for name, bound, expected in (("above", 0.4, 0), ("below", 10.0, 2)):
+        run(tmp_path / name, [scored(0, [0], 1), scored(1, [0], 1)], "finished", low_bounds={"a": bound})
+        assert telemetry[-1].counts["kvq_batch_low_scores_total"] == {("a",): expected}
+    run(tmp_path / "new", [scored(0, [0], 1), scored(1, [0], 1)], "finished")
+    assert "kvq_batch_low_scores_total" not in telemetry[-1].counts
 
 
 def test_failure_keeps_age_of_scores(tmp_path: Path, telemetry: list[RecordedTelemetry]) -> None:
