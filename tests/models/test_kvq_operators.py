@@ -5,6 +5,7 @@ Counted on the device "meta", which takes the path of a GPU and raises where a v
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
 from kvq_batch.models.kvq.config import LITE, PUBLISHED, KvqConfig
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
@@ -69,6 +70,21 @@ def test_host_syncs_are_noticed() -> None:
     assert counts.host_syncs.total() >= 3
     with pytest.raises(NotImplementedError), OperatorCounts():
         torch.empty(4, device=META).nonzero()
+
+
+def test_attention_backends_are_tried_in_order_on_a_gpu_only() -> None:
+    network = meta_network(SMALL, torch.float16)
+    seen: list[list[SDPBackend]] = []
+    network.vqa_head.register_forward_hook(lambda *_: seen.append(_cur_sdpa_kernel_backends(with_priority=True)))
+    before = _cur_sdpa_kernel_backends(with_priority=True)
+    with torch.inference_mode():
+        network(torch.empty(1, 3, 8, 96, 96, device=META))
+        on_cpu = build_network(SMALL, as_torch(random_tensors(SMALL)))
+        on_cpu.vqa_head.register_forward_hook(lambda *_: seen.append(_cur_sdpa_kernel_backends(with_priority=True)))
+        on_cpu(noise_clips(1, 8, 96, 96))
+    first = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+    assert seen[0][:4] == first
+    assert seen[1] == _cur_sdpa_kernel_backends(with_priority=True) == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

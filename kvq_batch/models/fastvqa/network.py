@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kvq_batch.models.fastvqa.backbone import SwinBackbone
 from kvq_batch.models.fastvqa.config import SwinConfig
+from kvq_batch.models.kvq.attention import attention_backends
 from kvq_batch.models.kvq.network import Head
 
 
@@ -22,5 +23,6 @@ class FastVqaNetwork(nn.Module):
         self.vqa_head = Head(config.width(config.num_stages - 1), config.head_hidden)
 
     def forward(self, clips: Tensor) -> Tensor:
-        quality: Tensor = self.vqa_head(self.fragments_backbone(clips))
+        with attention_backends(clips.device):
+            quality: Tensor = self.vqa_head(self.fragments_backbone(clips))
         return quality

@@ -15,6 +15,7 @@ K selected windows.
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvq_batch.models.kvq.config import Grid
 
@@ -172,6 +174,22 @@ def bias_index(num_tokens: int, window: Grid, device: torch.device, size: Grid |
     for extent, coordinate in zip(window, coordinates, strict=True):
         index = index * (2 * extent - 1) + (coordinate[:, None] - coordinate[None, :] + extent - 1)
     return constant(index, device)
+
+
+# The first of these that can compute a call does. Flash attention takes no bias, so it serves cross-window attention;
+# memory-efficient attention reads a bias that windows share without copying it. cuDNN plans each shape, and is slow to
+# start. Without an order, torch's own heuristics choose, which differ between its releases.
+_CUDA_BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+)
+
+
+def attention_backends(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which fused attention chooses its backend on a device; nothing changes on a CPU."""
+    return nullcontext() if device.type == "cpu" else sdpa_kernel(list(_CUDA_BACKENDS), set_priority=True)
 
 
 def step_bytes(device: torch.device) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kvq_batch.models.kvq.attention import bias_index, window_layout
+from kvq_batch.models.kvq.attention import attention_backends, bias_index, window_layout
 from kvq_batch.models.kvq.blocks import NORM_EPS, Block, freeze, linear, normalise_tokens
 from kvq_batch.models.kvq.config import Grid, KvqConfig
 from kvq_batch.models.kvq.embedding import ConvolutionalStem, PatchEmbedding
@@ -71,7 +71,8 @@ class KvqNetwork(nn.Module):
         """
         self.config.maps_shape(clips.shape[2], clips.shape[3], clips.shape[4])
         if self.training or clips.device.type != "cpu" or len(clips) == 1:
-            return self._run_slots(clips) if self.config.slot_by_slot else self._run(clips)
+            with attention_backends(clips.device):
+                return self._run_slots(clips) if self.config.slot_by_slot else self._run(clips)
         parts = [self(clip[None]) for clip in clips]
         return KvqMaps(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
 
