@@ -303,5 +303,13 @@ class FrameRequest:
             raise ValueError(f"Frame size {self.size} is not a multiple of fragments {self.fragments}.")
 
 
+def clip_bytes(request: FrameRequest) -> int | None:
+    """Return the bytes of a clip of RGB frames of a fixed number and size, None for every other request."""
+    count = request.sampling.num_frames
+    if count is None or request.size is None or request.extractor is not None or request.is_streamed:
+        return None
+    return count * request.size[0] * request.size[1] * 3
+
+
 STREAM_CHUNK_BYTES = 32 * 2**20
 """Most bytes of a chunk of a streamed request; one group of frames if it is larger. Does not change a score."""

@@ -20,6 +20,7 @@ from kvq_batch.catalog.stored_rows import catalog_changes
 from kvq_batch.config.job import Job, slug
 from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import ScoreError, SpecError
+from kvq_batch.domain.frames import clip_bytes
 from kvq_batch.domain.scorer import Pooler
 from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
 from kvq_batch.engine.executor.base import PipelineSpec, PipelineStage, make_blocks
@@ -43,7 +44,7 @@ from kvq_batch.engine.stream import partial_result
 from kvq_batch.engine.work_tracker import FinishedRows, Observer, Task, Work, WorkTracker, failure_of_row
 from kvq_batch.models.registry import build_pooler
 from kvq_batch.planning.estimate import WorkerPool
-from kvq_batch.planning.job_models import JobModel
+from kvq_batch.planning.job_models import JobModel, JobModels
 from kvq_batch.planning.job_plan import JobPlan, block_size, job_pools, plan_job
 from kvq_batch.planning.plan import tasks_to_items
 from kvq_batch.storage.options import StorageOptions, display_uri
@@ -238,7 +239,18 @@ def _pipeline(plan: JobPlan, decode_worker: type[Any]) -> PipelineSpec:
         stages.append(
             PipelineStage(ScoreWorker, settings, model.section.workers, "score", model.ref.name, size, uses_free_cores)
         )
-    return PipelineSpec(plan.job.name, stages, plan.job.limits.worker_timeout_s)
+    return PipelineSpec(plan.job.name, stages, plan.job.limits.worker_timeout_s, batch_bytes(plan.models))
+
+
+def batch_bytes(models: JobModels) -> int:
+    """Return the bytes of the largest batch that a GPU should get in one block, 0 without a GPU.
+
+    A block ends with the row that exceeds its size. So half a row less gives blocks of a batch, also of videos with
+    many clips. A CPU computes clips one by one: larger blocks would only take memory.
+    """
+    row = sum(clip_bytes(request) or 0 for request in models.requests)
+    sizes = [model.section.batch_size for model in models.models if model.section.device == "cuda"]
+    return round((max(sizes) - 0.5) * row) if sizes else 0
 
 
 class ScoreRecorder(RunRecorder):

@@ -81,12 +81,14 @@ class PipelineStage:
 class PipelineSpec:
     """All stages of a job's pipeline, in order. `queues` has the lengths of their input queues, in the driver only.
 
-    A worker process without progress for `worker_timeout_s` is killed and replaced.
+    A worker process without progress for `worker_timeout_s` is killed and replaced. A batch of a stage may have up to
+    `batch_bytes`: an executor that cuts or bounds what waits for a stage lets this much through, 0 for its own limit.
     """
 
     job_name: str
     stages: Sequence[PipelineStage]
     worker_timeout_s: float
+    batch_bytes: int = 0
     queues: Queues = field(default_factory=Queues)
 
     def on(self, num_cores: int) -> "PipelineSpec":

@@ -77,7 +77,8 @@ class _LocalExecutor:
             num_threads = min(stage.workers.max, self.num_cores, len(blocks))
             max_rows = 1 if is_alone or not index else stage.batch_size
             next_stage = spec.stages[min(index + 1, len(spec.stages) - 1)]
-            following = _Queue(execution.is_stopped, 2 * next_stage.batch_size, MAX_QUEUED_BYTES, num_threads)
+            max_bytes = max(MAX_QUEUED_BYTES, spec.batch_bytes)
+            following = _Queue(execution.is_stopped, 2 * next_stage.batch_size, max_bytes, num_threads)
             for number in range(num_threads):
                 work = partial(self._work, index, stage, queue, following, max_rows, execution)
                 execution.start(work, name=f"{stage.name}-{stage.model or number}")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data.context import DEFAULT_TARGET_MAX_BLOCK_SIZE
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
@@ -108,6 +109,8 @@ class _RayExecutor:
         spec.queues.stages = tuple((stage.name, stage.model) for stage in spec.stages)
         DataContext.get_current().set_config(_CANCEL, cancel)
         DataContext.get_current().set_config(_QUEUES, spec.queues)
+        # Ray Data cuts the output of a stage when it exceeds this size: 9 rows of clips of 18 MiB.
+        DataContext.get_current().target_max_block_size = max(DEFAULT_TARGET_MAX_BLOCK_SIZE, spec.batch_bytes)
         dataset = ray.data.from_blocks(list(blocks))
         for stage in spec.stages:
             tags = {"job_name": spec.job_name, "stage": stage.name, "model": stage.model}
