@@ -33,7 +33,7 @@ from kvq_batch.cli import (
     submission,
     train,
 )
-from kvq_batch.cli.analysis import analyze, compare, leaderboard, maps, report, study
+from kvq_batch.cli.analysis import ablate, analyze, compare, leaderboard, maps, report, study
 from kvq_batch.cli.logs import logging_to_stderr
 from kvq_batch.cli.options import ASK, CLUSTER, MAINTENANCE, MODELS, PANELS, RUN, START
 from kvq_batch.cli.stdio import ReaderExitedError, flush_stdout, open_closed_streams, stdout_error, write_data
@@ -203,6 +203,7 @@ app.command(rich_help_panel=CLUSTER)(submission.stop)
 app.command(rich_help_panel=MODELS)(models.models)
 app.command(rich_help_panel=MODELS)(evaluate.calibrate)
 app.command(rich_help_panel=MODELS)(train.train)
+app.command(rich_help_panel=MODELS)(ablate.ablate)
 app.command(rich_help_panel=MODELS)(study.study)
 app.add_typer(evaluate.app, name="evaluate", rich_help_panel=MODELS)
 app.add_typer(labels.app, name="labels", rich_help_panel=MODELS)

@@ -78,6 +78,30 @@ def train(
     return None
 
 
+def run_training(job: "TrainJob") -> "list[LabelledVideo]":
+    """Train a job to its end, resuming it if it was stopped, and return the videos of its test split.
+
+    Raises:
+        SpecError: the list has no test split, or something that cannot be trained on.
+        typer.Exit: the training was stopped; its state is saved.
+    """
+    from kvq_batch.labels.training_set import read_training_set
+    from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.training.dataset import mix_column
+    from kvq_batch.training.trainer import STATE
+
+    listed, _ = read_training_set(job.data, StorageOptions.from_spec(job.storage), mix_column(job))
+    tests = [video for video in listed if video.split == "test"]
+    if not tests:
+        raise SpecError(f"{job.data.labels}: no row has the split 'test'. Export the labels with a test split.")
+    with TrainProgress() as progress:
+        plan = _planned(job, settings_of(job), [video for video in listed if video.split != "test"], progress)
+        is_finished, _ = _trained(plan, job, (plan.folder / STATE).exists(), None, progress)
+    if not is_finished:
+        raise typer.Exit(130)
+    return tests
+
+
 def network_of(job: "TrainJob") -> "NetworkConfig":
     """Return the network of a job: [swinv2], or the preset of [model] with the sizes that it overrides.
 

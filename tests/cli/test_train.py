@@ -164,6 +164,52 @@ def test_swinv2_is_trained_on_ladders(material: Material, tmp_path: Path) -> Non
     assert found == pytest.approx({Path(name).name: score for name, score in held_out.items()}, abs=1e-3)
 
 
+ABLATION = """
+base = "{base}"
+out = "{out}"
+seeds = [0, 1]
+[[variants]]
+name = "plcc"
+set = {{ group_loss.quality_form = "plcc", swinv2.num_bands = 1 }}
+"""
+
+
+def test_ablation_trains_and_tests_every_seed(material: Material, tmp_path: Path) -> None:
+    splits = ("train", "validation", "test")
+    scenes = sorted({clip.scene for clip in material.clips})
+    rows = [
+        (file, scene, mos, "whole", clip.level, splits[scenes.index(scene)])
+        for (file, scene, mos), clip in zip(material.rows, material.clips, strict=True)
+    ]
+    labels = material.labels(rows, "split.csv", "file,scene_id,mos,segment,level,split")
+    base, out, job = tmp_path / "base.toml", tmp_path / "out", tmp_path / "ablation.toml"
+    text = SWINV2.format(out="unused", labels=labels, videos=material.folder / "videos")
+    base.write_text(text.replace("batch_size = 6", "batch_size = 3").replace("steps = 4", "steps = 2"))
+    job.write_text(ABLATION.format(base=base, out=out))
+
+    def run(*arguments: str) -> list[dict[str, Any]]:
+        result = CliRunner().invoke(app, ["ablate", str(job), "-o", "json", *arguments])
+        assert result.exit_code == 0, result.output
+        found: list[dict[str, Any]] = json.loads(result.stdout)
+        return found
+
+    planned = run("--dry-run")
+    assert len({row["settings"] for row in planned}) == 2
+    assert not out.exists()
+    summary = run()
+    assert [(row["variant"], row["seeds"]) for row in summary] == [("plcc", 2)]
+    with (out / "results.csv").open() as file:
+        tested = list(csv.DictReader(file))
+    assert len({row["model_id"] for row in tested}) == 2
+    assert {(row["videos"], row["scenes"]) for row in tested} == {("3", "1")}
+    # The mean of the table is that of the stored rows, and a finished ablation is not trained again.
+    expected = np.mean([float(row["neighbours"]) for row in tested])
+    assert summary[0]["neighbours"] == pytest.approx(expected)
+    changed = {path: path.stat().st_mtime_ns for path in out.rglob("best.safetensors")}
+    assert run() == summary
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("best.safetensors")} == changed
+
+
 def test_training_writes_a_checkpoint_that_scores(material: Material, tmp_path: Path) -> None:
     job = material.job(tmp_path / "out", material.labels(material.rows))
     facts = json.loads(call(job, "--dry-run", "-o", "json").stdout)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kvq_batch.cli.train import network_of, settings_of
+from kvq_batch.config.ablation import load_ablation
 from kvq_batch.config.load import checked, load_train_job
 from kvq_batch.config.train import TrainJob, TrainModel
 from kvq_batch.domain.errors import SpecError
@@ -52,6 +53,22 @@ def test_defaults_equal_those_of_the_package() -> None:
 def test_every_network_size_has_a_key() -> None:
     sizes = {field.name for field in dataclasses.fields(KvqConfig)}
     assert sizes <= set(TrainModel.model_fields)
+
+
+@pytest.mark.parametrize("name", ["kvq", "swinv2"])
+def test_shipped_ablations_are_different_trainings(name: str) -> None:
+    _, trainings = load_ablation(ROOT / "jobs" / "ablations" / f"{name}.toml")
+    digests = {settings_of(training).digest() for training in trainings.values()}
+    assert len(digests) == len(trainings)
+    assert len({training.out for training in trainings.values()}) == len(trainings)
+
+
+def test_wrong_key_of_a_variant_is_named(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text((ROOT / "jobs" / "train.toml").read_text())
+    ablation = tmp_path / "ablation.toml"
+    ablation.write_text('base = "base.toml"\nout = "o"\n[[variants]]\nname = "v"\nset = { model.topk = [1] }\n')
+    with pytest.raises(SpecError, match=r"variant 'v'.*\n.*model\.topk"):
+        load_ablation(ablation)
 
 
 def test_shipped_job_of_swinv2_loads() -> None:
