@@ -1,14 +1,22 @@
 """How well each cause separates its renditions from pristine clips and from other renditions: AUC and false alarms.
 
     python -m benchmarks.causes FOLDER... [--frames 28] [--save measures.npz]
+    python -m benchmarks.causes --cost
+    python -m benchmarks.causes --cambi
 
 Each clip and photograph of the folders is a pristine source, scaled to 270 to 480 rows; a photograph is panned. Every
 source gets every rendition below. The severity of a cause over the whole clip separates the renditions that have it
 from their sources (AUC against pristine), and from the renditions that have something else (AUC against others).
+
+`--cost` prints the core-seconds that measuring a clip of 8 slots takes, without decoding. `--cambi` compares our
+measure of banding with libvmaf's CAMBI on generated pictures.
 """
 
 import argparse
+import json
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,15 +24,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from benchmarks.pipeline import FACTS
 from kvq_batch.config.recipe import Step
 from kvq_batch.domain.frames import ClipTimes, Frame, SampledClip
 from kvq_batch.domain.scorer import ModelOptions
+from kvq_batch.features.causes.banding import banding
 from kvq_batch.features.causes.extraction import CauseExtraction
 from kvq_batch.labeling.degradations import apply
 from kvq_batch.media.ffmpeg import run_ffmpeg
 from kvq_batch.media.planes import Planes, from_raw
+from kvq_batch.media.synthesis import ClipShape, fractal, landscape
 from kvq_batch.models.causes.config import CausesConfig
 from kvq_batch.models.causes.family import CAUSES
 from kvq_batch.models.registry import build
@@ -207,13 +218,82 @@ def print_tables(severities: dict[tuple[str, str], dict[str, float]]) -> None:
             print(f"| {name} | {', '.join(found)} |")
 
 
+def print_cost() -> None:
+    """Print core-seconds of a clip of 8 slots for several sizes, as Markdown; the least of three runs."""
+    print("| size | core-seconds | per megapixel of a frame |\n|---|--:|--:|")
+    for height, width in ((270, 480), (480, 856), (720, 1280), (1080, 1920), (2160, 3840)):
+        shape = ClipShape(width, height, num_frames=7)
+        pictures = [frame[..., 1] for frame in landscape(shape, np.random.default_rng(0))]
+        luma = np.stack(pictures * 8).reshape(56, height, width)
+        half = np.full((56, height * width // 2), 128, np.uint8)
+        raw = np.concatenate([luma.reshape(56, -1), half], axis=1)
+        clip = Planes(raw, height, width, RATE)
+        least = min(core_seconds(clip) for _ in range(3))
+        print(f"| {width}x{height} | {least:.3f} | {least / (height * width / 1e6):.3f} |", flush=True)
+
+
+def smooth_pictures(count: int) -> tuple[list[NDArray[np.uint8]], list[bool], list[int]]:
+    """Return smooth pictures of 480x270 in steps of 1, 2 or 4 levels, which of them have bands, and the steps.
+
+    A third is plain: bands. A third has noise of 0.7 to 2 steps before rounding, and a third has texture: no bands.
+    """
+    generator = np.random.default_rng(0)
+    pictures, is_banded, steps = [], [], []
+    for number in range(count):
+        step = 2 ** int(generator.integers(0, 3))
+        smooth = 110 + generator.uniform(10, 40) * fractal(generator, 270, 480, 2.6)
+        if number % 3 == 1:
+            smooth += step * generator.uniform(0.7, 2) * generator.standard_normal(smooth.shape)
+        elif number % 3 == 2:
+            smooth += step * generator.uniform(2, 8) * fractal(generator, 270, 480, 1.0)
+        pictures.append(np.clip(np.rint(smooth / step) * step, 0, 255).astype(np.uint8))
+        is_banded.append(number % 3 == 0)
+        steps.append(step)
+    return pictures, is_banded, steps
+
+
+def cambi(pictures: Sequence[NDArray[np.uint8]]) -> list[float]:
+    """Return libvmaf's CAMBI of each picture, of one size."""
+    height, width = pictures[0].shape
+    raw = b"".join(picture.tobytes() + b"\x80" * (height * width // 2) for picture in pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.json"
+        graph = f"split,libvmaf=feature=name=cambi:log_fmt=json:log_path={log}"
+        reading = ["-f", "rawvideo", "-pix_fmt", "yuv420p", "-s", f"{width}x{height}", "-i", "-"]
+        run_ffmpeg([*reading, "-filter_complex", graph, "-f", "null", "-"], raw)
+        return [frame["metrics"]["cambi"] for frame in json.loads(log.read_text())["frames"]]
+
+
+def print_cambi(count: int = 60) -> None:
+    pictures, is_banded, steps = smooth_pictures(count)
+    ours, theirs = [float(banding(picture, 8).mean()) for picture in pictures], cambi(pictures)
+    print(f"{count} pictures: SRCC {spearmanr(ours, theirs).statistic:.3f}")
+    single = np.array(steps) == 1
+    pair = np.array(ours)[single], np.array(theirs)[single]
+    print(f"{single.sum()} with steps of 1: SRCC {spearmanr(*pair).statistic:.3f}, r {np.corrcoef(*pair)[0, 1]:.3f}")
+    for name, values in (("ours", ours), ("CAMBI", theirs)):
+        sides = [[v for v, banded in zip(values, is_banded, strict=True) if banded is side] for side in (True, False)]
+        print(f"AUC of {name}, bands against none: {auc(*sides):.3f}")
+
+
+def core_seconds(clip: Planes) -> float:
+    started = time.process_time()
+    measure(clip, CausesConfig())
+    return time.process_time() - started
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--cambi", action="store_true")
     parser.add_argument("--frames", type=int, default=28)
     parser.add_argument("--every", type=int, default=1, help="use every n-th file only")
     parser.add_argument("--save", type=Path, help="also write the measures")
     options = parser.parse_args()
+    if options.cost or options.cambi:
+        (print_cost if options.cost else print_cambi)()
+        return 0
     scorer, config = build(ModelOptions("causes")), CausesConfig()
     severities, measures = {}, {}
     for number, (name, clip) in enumerate(sources(options.folders, options.frames)):

@@ -186,13 +186,17 @@ FROM (
 """
 
 # Videos with a cause over the whole clip come first. Then a cause is named if it is clear over the clip, or in a zone.
+_MOST_DEGRADED = """
+SELECT {by} s.video_id, s.model_id, s.outputs, list_max(map_values(s.outputs)) AS most
+FROM ({selected}) s WHERE s.model_name = 'causes'
+QUALIFY row_number() OVER (ORDER BY most DESC, s.video_id) <= {limit}
+"""
+
+_CHOSEN = "SELECT video_id FROM chosen"
+
 _WHY = f"""
-WITH chosen AS (
-    SELECT {{by}} s.video_id, s.model_id, s.outputs, list_max(map_values(s.outputs)) AS most
-    FROM ({{selected}}) s WHERE s.model_name = 'causes'
-    QUALIFY row_number() OVER (ORDER BY most DESC, s.video_id) <= {{limit}}
-),
-zones AS ({_ZONES_OF_CAUSES.format(videos="SELECT video_id FROM chosen").strip()}),
+WITH chosen AS ({_MOST_DEGRADED.strip()}),
+zones AS ({_ZONES_OF_CAUSES.format(videos=_CHOSEN).strip()}),
 peaks AS (
     SELECT * FROM zones QUALIFY 1 = row_number() OVER (
         PARTITION BY video_id, model_id, cause ORDER BY severity DESC, clip_index, slot, zone
@@ -299,7 +303,12 @@ def ask(session: Session, name: str, where: str | None = None, by: str | None = 
         raise SpecError(f"There is no question {name!r}. Questions: {', '.join(QUESTIONS)}.")
     if name == "worst":
         return find_worst(session, where, by, limit)
-    return session.sql(build(session, name, where, by, limit))
+    sql = build(session, name, where, by, limit)
+    if name == "why":
+        # With their ids as text, only the maps of these videos are read.
+        chosen = session.sql(_MOST_DEGRADED.format(selected=select_current(session, where), by="", limit=int(limit)))
+        sql = sql.replace(_CHOSEN, quote_literals(chosen["video_id"].to_pylist()))
+    return session.sql(sql)
 
 
 # Two queries: only the maps of the videos that were found are read.

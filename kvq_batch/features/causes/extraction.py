@@ -22,8 +22,8 @@ Floats = NDArray[np.float32]
 CELL_MEASURES = ("width", "noise", "blocks", "bands", "white", "combs", "moves")
 FRAME_MEASURES = ("dark", "highlight", "bars")
 
-# Frames with more rows are halved for blur, noise, exposure and change: detail of 4K is not seen on a screen.
-_MAX_ROWS = 720
+# Frames with more rows are halved for blur, noise and exposure, and for changes: detail of 4K is not seen on a screen.
+_MAX_ROWS, _MAX_CHANGE_ROWS = 720, 360
 # Luma of limited range that counts as dark, as ffmpeg's blackdetect does (pixel_black_th = 0.1 of the range).
 _DARK = 38
 
@@ -74,7 +74,7 @@ class CauseExtraction:
         self._frames = np.full((num_slots, len(FRAME_MEASURES)), np.nan, np.float32)
         self._changes = np.full((num_slots, frames_per_slot - 1), np.nan, np.float32)
         self._before: spatial.Luma | None = None
-        self._before_small: spatial.Luma | None = None
+        self._before_tiny: spatial.Luma | None = None
 
     def add(self, frame: Frame) -> None:
         """See `Extraction.add`."""
@@ -82,15 +82,16 @@ class CauseExtraction:
         # A copy: the decoder may overwrite its planes.
         decoded = np.array(frame.planes[0], order="C")
         luma = self._eight_bits(decoded)
-        small = _halved(luma)
-        before, before_small = (None, None) if position == 0 else (self._before, self._before_small)
-        if before is not None and before_small is not None and before.shape == luma.shape:
-            self._changes[slot, position - 1] = largest_change(before_small, small)
+        small = _halved(luma, _MAX_ROWS)
+        tiny = _halved(small, _MAX_CHANGE_ROWS)
+        before, before_tiny = (None, None) if position == 0 else (self._before, self._before_tiny)
+        if before is not None and before_tiny is not None and before.shape == luma.shape:
+            self._changes[slot, position - 1] = largest_change(before_tiny, tiny)
         else:
             before = None
         if position == self._length // 2:
             self._measure(slot, decoded, luma, small, before)
-        self._before, self._before_small = luma, small
+        self._before, self._before_tiny = luma, tiny
 
     def finish(self) -> NDArray[Any]:
         """See `Extraction.finish`: float32 [slot, n], for `unpack`."""
@@ -115,9 +116,10 @@ class CauseExtraction:
         picture = small[bars.top : height - bars.bottom, bars.left : width - bars.right]
         # Bars are symmetric. A dark ground below a bright sky is not a bar.
         paired = spatial.Bars(*[min(bars.top, bars.bottom)] * 2, *[min(bars.left, bars.right)] * 2)
+        counts = np.bincount(picture.ravel(), minlength=256)
         self._frames[slot] = (
-            float((small <= _DARK).mean()),
-            float(np.percentile(picture, 98)),
+            1 - counts[_DARK + 1 :].sum() / small.size,
+            int(np.searchsorted(counts.cumsum(), 0.98 * picture.size)),
             paired.share(height, width),
         )
 
@@ -127,9 +129,9 @@ class CauseExtraction:
         return spatial.to_limited(luma) if self._is_full_range else luma
 
 
-def _halved(luma: spatial.Luma) -> spatial.Luma:
-    """Return luma at half of the size, by area, until it has at most `_MAX_ROWS` rows; at first the same array."""
-    while luma.shape[0] > _MAX_ROWS:
+def _halved(luma: spatial.Luma, max_rows: int) -> spatial.Luma:
+    """Return luma at half of the size, by area, until it has at most `max_rows` rows; at first the same array."""
+    while luma.shape[0] > max_rows:
         luma = np.asarray(
             cv2.resize(luma, (luma.shape[1] // 2, luma.shape[0] // 2), interpolation=cv2.INTER_AREA), np.uint8
         )

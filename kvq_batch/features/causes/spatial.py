@@ -5,7 +5,6 @@ Functions take 8-bit luma Y, uint8 [H, W]. Those of a place in the frame return 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -57,10 +56,13 @@ def edge_width(luma: Luma, grid: Grid) -> Floats:
     A step has a width of 1, an edge with a Gaussian of sigma s about 2.5 s (its 10% to 90% distance), at most 7. NaN
     for a cell with fewer than two blocks that have an edge.
     """
-    blocks = _blocks(luma)
-    contrast = (blocks.max(axis=(1, 3)).astype(np.int16) - blocks.min(axis=(1, 3))).astype(np.float32)
-    across = _blocks(_padded(cv2.absdiff(luma[:, 1:], luma[:, :-1]), luma.shape))[:, :, :, :-1].max(axis=(1, 3))
-    down = _blocks(_padded(cv2.absdiff(luma[1:], luma[:-1]), luma.shape))[:, :-1].max(axis=(1, 3))
+    contrast = (_over_blocks(np.maximum, luma) - _over_blocks(np.minimum, luma)).astype(np.float32)
+    # Steps between two blocks are left out: a codec makes them.
+    steps = np.zeros((2, *luma.shape), np.uint8)
+    steps[0, :, :-1] = cv2.absdiff(luma[:, 1:], luma[:, :-1])
+    steps[1, :-1] = cv2.absdiff(luma[1:], luma[:-1])
+    steps[0, :, _BLOCK - 1 :: _BLOCK] = steps[1, _BLOCK - 1 :: _BLOCK] = 0
+    across, down = (_over_blocks(np.maximum, step) for step in steps)
     steepest = np.maximum(np.maximum(across, down), 1).astype(np.float32)
     is_edge = contrast >= _EDGE
     width = np.where(is_edge, contrast / steepest, 0).astype(np.float32)
@@ -79,8 +81,8 @@ def noise_deviation(luma: Luma, grid: Grid) -> Floats:
     pixels with the lowest one. Blocks that are clipped at black or white have no noise to measure and do not count.
     """
     passed = np.abs(cv2.filter2D(luma, cv2.CV_32F, _IMMERKAER, borderType=cv2.BORDER_REFLECT))
-    deviation = _blocks(passed).mean(axis=(1, 3)) * np.float32(np.sqrt(np.pi / 2) / 6)
-    mean = _blocks(luma).mean(axis=(1, 3))
+    deviation = _block_means(passed) * np.float32(np.sqrt(np.pi / 2) / 6)
+    mean = _block_means(luma.astype(np.float32))
     deviation[(mean <= _BLACK) | (mean >= _WHITE)] = np.nan
     return _quantile_of_cells(deviation.astype(np.float32), grid, 0.25)
 
@@ -97,24 +99,22 @@ def blockiness(luma: Luma, grid: Grid) -> Floats:
     return both
 
 
-def _peaks(luma: NDArray[np.uint8]) -> Floats:
-    """Return whether the step from pixel x to x + 1 is a peak, float32 [H, W]; 0 at the sides."""
+def _peaks(luma: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return whether the step from pixel x to x + 1 is a peak, 0 or 1 [H, W]; 0 at the sides."""
     step = cv2.absdiff(luma[:, 1:], luma[:, :-1])
-    beside = np.maximum(step[:, :-2], step[:, 2:])
-    found = np.zeros(luma.shape, np.float32)
+    beside = cv2.max(step[:, :-2], step[:, 2:])
+    found = np.zeros(luma.shape, np.uint8)
     found[:, 1:-2] = cv2.subtract(step[:, 1:-1], beside) > 1
     return found
 
 
-def _excess_at_borders(peaks: Floats, grid: Grid) -> Floats:
+def _excess_at_borders(peaks: NDArray[np.uint8], grid: Grid) -> Floats:
     """Return the share of peaks at columns 7, 15, ... minus that of the other columns."""
-    height, width = peaks.shape
-    width -= width % _BLOCK
-    folded = peaks[:, :width].reshape(height, width // _BLOCK, _BLOCK)
-    at_border = np.ascontiguousarray(folded[:, :, _BLOCK - 1])
+    peaks = peaks[:, : peaks.shape[1] - peaks.shape[1] % _BLOCK]
     # Not the positions beside a border: they cannot be peaks if the border is.
-    elsewhere = folded[:, :, 1 : _BLOCK - 2].mean(axis=2)
-    return cell_means(at_border, grid) - cell_means(elsewhere, grid)
+    others = range(1, _BLOCK - 2)
+    elsewhere = np.add.reduce([peaks[:, position::_BLOCK] for position in others], dtype=np.uint8)
+    return cell_means(peaks[:, _BLOCK - 1 :: _BLOCK], grid) - cell_means(elsewhere, grid) / np.float32(len(others))
 
 
 def clipped_share(luma: Luma, grid: Grid) -> Floats:
@@ -136,16 +136,18 @@ def bars_of(luma: Luma) -> Bars:
     return Bars(top, bottom, left, right)
 
 
-def _blocks(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return a view [H // 8, 8, W // 8, 8] of whole blocks."""
+def _over_blocks(reduce: np.ufunc, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a reduction of each whole block of 8x8 pixels. Rows first: that is many times faster than both at once."""
     height, width = (n - n % _BLOCK for n in values.shape)
-    return values[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
+    rows = reduce.reduce(values[:height, :width].reshape(height // _BLOCK, _BLOCK, width), axis=1)
+    return np.asarray(reduce.reduce(rows.reshape(height // _BLOCK, width // _BLOCK, _BLOCK), axis=2), np.uint8)
 
 
-def _padded(steps: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    found = np.zeros(shape, np.uint8)
-    found[: steps.shape[0], : steps.shape[1]] = steps
-    return found
+def _block_means(values: Floats) -> Floats:
+    """Return the mean of each whole block of 8x8 pixels."""
+    height, width = (n - n % _BLOCK for n in values.shape)
+    size = (width // _BLOCK, height // _BLOCK)
+    return np.asarray(cv2.resize(values[:height, :width], size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _quantile_of_cells(values: Floats, grid: Grid, share: float) -> Floats:

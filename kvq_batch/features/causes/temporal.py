@@ -30,11 +30,10 @@ def combing(before: Luma, after: Luma, grid: Grid) -> tuple[Floats, Floats]:
     below agree among themselves: lines of one field belong together, and the other field shows another time. Stripes
     that do not move do not count.
     """
-    y = after.astype(np.int16)
-    above, line, below = y[1:-3], y[2:-2], y[3:-1]
-    same_field = np.maximum(np.abs(y[:-4] - line), np.abs(y[4:] - line))
-    difference = np.minimum(np.abs(line - above), np.abs(line - below))
-    is_alike = np.abs(above - below) < difference
-    is_comb = (difference > _COMB + same_field) & ((line > above) == (line > below)) & is_alike
+    above, line, below = after[1:-3], after[2:-2], after[3:-1]
+    same_field = cv2.max(cv2.absdiff(after[:-4], line), cv2.absdiff(after[4:], line))
+    difference = cv2.min(cv2.absdiff(line, above), cv2.absdiff(line, below))
+    # If one neighbour were brighter and the other darker, they would differ by more than each from the line.
+    is_comb = (cv2.subtract(difference, same_field) > _COMB) & (cv2.absdiff(above, below) < difference)
     moves = cv2.absdiff(before, after)[2:-2] > _MOVED
     return cell_means((is_comb & moves).astype(np.uint8), grid), cell_means(moves.astype(np.uint8), grid)
