@@ -14,6 +14,7 @@ BENCHMARKS = (
     ("Side by side", "side_by_side", ()),
     ("A whole run with the included model", "end_to_end", ("--model", "kvq-lite", "--videos", "24")),
     ("Decoding and resizing", "decode", ()),
+    ("One decode for several models", "shared_decode", ()),
     ("KVQ on a CPU", "kvq_cpu", ()),
     ("KVQ-Lite on a CPU", "lite_cpu", ()),
     ("Plans against millions of scores", "planning", ()),

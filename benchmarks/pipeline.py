@@ -97,7 +97,7 @@ def free_task(task: DecodeTask, scratch_file: Path) -> VideoLayout:
 
 def _row(item: dict[str, Any]) -> ClipRow:
     return ClipRow(
-        item["item"], item["attempt"], item["model_mask"], 0, 1, 0.0, 1.0, "{}", 0, "none", "none:", 0.0, 1, 0.0
+        item["item"], item["attempt"], item["model_mask"], 0, 1, 0.0, 1.0, "{}", 0, "none", "none:", 0.0, 1, 0.0, 0.0
     )
 
 

@@ -47,7 +47,8 @@ def models(
             raise
         # A model that needs weights has no card without them, but a summary.
         out.record({"name": name, "summary": summary})
-        out.note(f"{error}. Pass --weights FILE to show their card.")
+        text = str(error)
+        out.note(text if "--weights" in text else f"{text.rstrip('.')}. Pass --weights FILE to show their card.")
         return
     out.record(_card(spec))
     out.warn_untrained([spec.card.model_id] if spec.card.origin == "untrained" else [])

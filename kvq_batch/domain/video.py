@@ -94,7 +94,8 @@ class DecodedClip:
     """One clip of a video for all models of the job: `frames[i]` answers the i-th `FrameRequest`.
 
     A streamed request comes in parts of its own, `chunk_index` of `num_chunks`; there, and in the part with all other
-    requests, `frames` are empty for requests that come elsewhere.
+    requests, `frames` are empty for requests that come elsewhere. A decode that passed on wrong frames starts again:
+    parts of a later `decode_pass` replace all that came before from the same call.
     """
 
     clip_index: int
@@ -103,3 +104,4 @@ class DecodedClip:
     frames: tuple[ClipFrames, ...]
     chunk_index: int = 0
     num_chunks: int = 1
+    decode_pass: int = 0

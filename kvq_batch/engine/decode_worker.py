@@ -22,7 +22,7 @@ import pyarrow as pa
 from kvq_batch.config.job import Job, Limits, MediaFiles, Storage
 from kvq_batch.domain.errors import DecodeError, FetchError, ItemError, TransientError
 from kvq_batch.domain.frames import FrameRequest
-from kvq_batch.domain.video import ClipPolicy, Window
+from kvq_batch.domain.video import ClipPolicy, DecodedClip, Window
 from kvq_batch.engine.stream import ClipRow, StreamRows
 from kvq_batch.media.decode import DecodedVideo, DecodeTask
 from kvq_batch.media.decoders import DecoderChoice
@@ -159,15 +159,18 @@ class DecodeWorker:
         first_clip, num_clips = 0, 1
         probed: Probed | None = None
         while first_clip < num_clips:
-            held: tuple[DecodedVideo, float] | None = None
+            held: _Part | None = None
+            spent_s = 0.0
             started = time.perf_counter()
             with closing(self._decoder.stream(replace(task, first_clip=first_clip, probed=probed))) as parts:
                 for batch in parts:
-                    now = time.perf_counter()
-                    if held is not None:
-                        self._add(item, video, *held, decoded)
+                    seconds = time.perf_counter() - started
+                    spent_s += seconds
+                    # The last part of a decode that starts again is not passed on: no clip range is complete before.
+                    if held is not None and held.decode_pass == _decode_pass(batch, held.decode_pass):
+                        self._add(item, video, held, decoded)
                         yield
-                    held = batch, (now - started) / max(1, len(batch.clips))
+                    held = _Part(batch, seconds, spent_s, _decode_pass(batch, 0))
                     num_clips, probed = batch.num_clips, batch.probed
                     started = time.perf_counter()
             assert held is not None
@@ -175,13 +178,13 @@ class DecodeWorker:
             if first_clip >= num_clips:
                 # A file that is read where it is may have changed meanwhile: then no clip of it counts.
                 video.check_unchanged()
-            self._add(item, video, *held, decoded)
+            self._add(item, video, held, decoded)
             del held, batch
             yield
 
-    def _add(
-        self, item: dict[str, Any], video: LocalVideo, batch: DecodedVideo, decode_s: float, decoded: StreamRows
-    ) -> None:
+    def _add(self, item: dict[str, Any], video: LocalVideo, part: "_Part", decoded: StreamRows) -> None:
+        batch = part.batch
+        share = 1 / max(1, len(batch.clips))
         facts = json.dumps(asdict(batch.facts))
         for clip in batch.clips:
             row = ClipRow(
@@ -198,11 +201,31 @@ class DecodeWorker:
                 content_id=video.content_id,
                 fetch_s=video.seconds,
                 fetch_attempts=video.attempts,
-                decode_s=decode_s,
+                decode_s=part.seconds * share,
+                clip_decode_s=(part.seconds if self._is_chunk(clip) else part.spent_s) * share,
                 chunk_index=clip.chunk_index,
                 num_chunks=clip.num_chunks,
+                decode_pass=clip.decode_pass,
             )
             decoded.add_clip(row, clip.frames)
+
+    def _is_chunk(self, clip: DecodedClip) -> bool:
+        return any(r.is_streamed and f.pixels.size for r, f in zip(self._settings.requests, clip.frames, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a video as it was decoded: the seconds that it took, and those of its range of clips until then."""
+
+    batch: DecodedVideo
+    seconds: float
+    spent_s: float
+    decode_pass: int
+
+
+def _decode_pass(batch: DecodedVideo, otherwise: int) -> int:
+    """Return the pass of a part; a part without clips, which ends a stream, has none."""
+    return batch.clips[0].decode_pass if batch.clips else otherwise
 
 
 class _Fetched:

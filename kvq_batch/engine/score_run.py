@@ -22,7 +22,7 @@ from kvq_batch.config.load import make_job
 from kvq_batch.domain.errors import ScoreError, SpecError
 from kvq_batch.domain.frames import clip_bytes
 from kvq_batch.domain.scorer import Pooler
-from kvq_batch.engine.decode_worker import DecodeSettings, DecodeWorker
+from kvq_batch.engine.decode_worker import CLIPS_PER_TASK, DecodeSettings, DecodeWorker
 from kvq_batch.engine.executor.base import PipelineSpec, PipelineStage, make_blocks
 from kvq_batch.engine.metrics import RunLabels
 from kvq_batch.engine.rows import (
@@ -65,6 +65,7 @@ class ScoreTracker(WorkTracker):
         self._models = models
         self._clips: dict[Task, dict[int, ClipResult]] = {}
         self._chunks: dict[tuple[Task, int], dict[int, ClipResult]] = {}
+        self._passes: dict[tuple[Task, int], int] = {}
         self._poolers: dict[int, Pooler] = {}
         self._fetched: set[int] = set()
         self.fetch_s = 0.0
@@ -94,6 +95,7 @@ class ScoreTracker(WorkTracker):
         self._fetched.clear()
         self._clips.clear()
         self._chunks.clear()
+        self._passes.clear()
         return super().open_items(attempt)
 
     def add(self, results: pa.Table) -> None:
@@ -124,7 +126,7 @@ class ScoreTracker(WorkTracker):
             self.fail(task, failure_of_row(row))
             return
         result = row[f"result_{model_index}"]
-        if result is None:
+        if result is None or (self._models[model_index].spec.is_streamed and self._is_stale(task, row)):
             return
         if result["error"] is not None:
             is_permanent = bool(result["permanent"])
@@ -140,6 +142,21 @@ class ScoreTracker(WorkTracker):
         clips[row["clip_index"]] = clip
         if len(clips) == row["num_clips"]:
             self._score(task, [clips[index] for index in sorted(clips)])
+
+    def _is_stale(self, task: Task, row: dict[str, Any]) -> bool:
+        """Return whether a chunk is of a decode that started again; discard the chunks before it if it is of a new one.
+
+        Rows of one range of clips may come in any order. The last one of a decode that started again never comes.
+        """
+        clips = range(row["clip_index"] // CLIPS_PER_TASK * CLIPS_PER_TASK, row["num_clips"])[:CLIPS_PER_TASK]
+        key = (task, clips.start)
+        newest = self._passes.setdefault(key, row["decode_pass"])
+        if row["decode_pass"] > newest:
+            self._passes[key] = row["decode_pass"]
+            for clip_index in clips:
+                self._chunks.pop((task, clip_index), None)
+                self._clips.get(task, {}).pop(clip_index, None)
+        return bool(row["decode_pass"] < newest)
 
     def _pool(self, task: Task, chunk: ClipResult) -> ClipResult | None:
         """Return the pooled clip when all its chunks have come, None before, or if it fails."""

@@ -44,6 +44,7 @@ _CLIP = [
     ("num_clips", pa.int32()),
     ("chunk_index", pa.int32()),
     ("num_chunks", pa.int32()),
+    ("decode_pass", pa.int32()),
     ("start_s", pa.float64()),
     ("end_s", pa.float64()),
     ("facts", pa.string()),
@@ -53,6 +54,7 @@ _CLIP = [
     ("fetch_s", pa.float64()),
     ("fetch_attempts", pa.int32()),
     ("decode_s", pa.float64()),
+    ("clip_decode_s", pa.float64()),
     *FAILURE_FIELDS,
 ]
 
@@ -115,7 +117,11 @@ def clip_schema(num_requests: int) -> pa.Schema:
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """The columns of a decoded clip, apart from its frames."""
+    """The columns of a decoded clip or chunk, apart from its frames.
+
+    `decode_s` are the seconds since the part before, so that the sum over rows is what decoding took. `clip_decode_s`
+    are those that the frames of this row needed: for a clip that is not streamed, its share of the whole decode.
+    """
 
     item: int
     attempt: int
@@ -131,8 +137,10 @@ class ClipRow:
     fetch_s: float
     fetch_attempts: int
     decode_s: float
+    clip_decode_s: float
     chunk_index: int = 0
     num_chunks: int = 1
+    decode_pass: int = 0
 
 
 class StreamRows:

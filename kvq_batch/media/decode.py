@@ -181,28 +181,22 @@ def decode_clips(
 
     The sampler selects frames within the window of a clip, seeded by `key` (the video id) and the clip index. All clips
     of a call are decoded in one pass, which decodes each frame that a request needs once. They are in memory together:
-    decode a long video in ranges. Streamed requests come first, in parts of their own, before the pass ends.
+    decode a long video in ranges. Streamed requests come first, in parts of their own, before the pass ends. If the
+    frames of such parts turn out to be wrong, all clips come again, with a higher `decode_pass`.
 
     Raises:
         DecodeError: a window contains no frame (empty_window), a frame does not decode, or frames of native size differ
             in size (frame_size_changes).
     """
     plan = _Plan(probed, windows, requests, key, decoding)
-    has_yielded = False
     try:
-        for part in plan.run(path, probed, clip_range):
-            has_yielded = True
-            yield part
+        yield from plan.run(path, probed, clip_range)
     except _RestartError:
-        if has_yielded:
-            raise DecodeError(
-                "stream_restarted",
-                "A packet that its container marks as a keyframe is none, so the frames that it gave were wrong.",
-            ) from None
         # With one keyframe, the first packet, everything is decoded in one go.
         is_key = np.zeros_like(probed.packet_is_key)
         is_key[0] = True
-        yield from plan.run(path, replace(probed, packet_is_key=is_key), clip_range)
+        for part in plan.run(path, replace(probed, packet_is_key=is_key), clip_range):
+            yield replace(part, decode_pass=1)
 
 
 class _Plan:
@@ -431,6 +425,7 @@ class ClipLayout:
     frames: tuple[FrameLayout, ...]
     chunk_index: int = 0
     num_chunks: int = 1
+    decode_pass: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,4 +532,4 @@ def _clip_layout(clip: DecodedClip, scratch: ScratchWriter) -> ClipLayout:
         FrameLayout(scratch.position(f.pixels) if f.pixels.size else -1, f.indices, f.times_s, f.error)
         for f in clip.frames
     )
-    return ClipLayout(clip.clip_index, clip.window, frames, clip.chunk_index, clip.num_chunks)
+    return ClipLayout(clip.clip_index, clip.window, frames, clip.chunk_index, clip.num_chunks, clip.decode_pass)

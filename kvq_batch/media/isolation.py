@@ -256,6 +256,7 @@ def _assemble(task: DecodeTask, layout: VideoLayout, scratch_file: Path) -> Deco
             ),
             clip.chunk_index,
             clip.num_chunks,
+            clip.decode_pass,
         )
         for clip in layout.clips
     )

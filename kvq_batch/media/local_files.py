@@ -45,7 +45,7 @@ def clip_of_file(path: Path, request: FrameRequest, num_still_frames: int) -> ND
     parts = list(decode_clips(path, probed, whole, [request], path.name, range(1), Decoding(reader)))
     if (error := parts[0].frames[0].error) is not None:
         raise error
-    arrays = [part.frames[0].pixels for part in parts]
+    arrays = [part.frames[0].pixels for part in parts if part.decode_pass == parts[-1].decode_pass]
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 

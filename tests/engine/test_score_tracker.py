@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from kvq_batch.config.job import Model
 from kvq_batch.domain.errors import DecodeError, FetchError, ItemError
-from kvq_batch.domain.frames import FrameRequest
+from kvq_batch.domain.frames import EveryFrame, FrameRequest
 from kvq_batch.domain.identity import ModelRef
 from kvq_batch.domain.maps import quantise
-from kvq_batch.domain.scorer import ModelCard, ModelOptions, ScorerSpec
+from kvq_batch.domain.scorer import ModelCard, ModelOptions, Prediction, ScorerSpec
 from kvq_batch.domain.video import ClipFrames
 from kvq_batch.engine.rows import Failure
 from kvq_batch.engine.score_run import ScoreTracker
 from kvq_batch.engine.stopping import CircuitBreaker
-from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream
+from kvq_batch.engine.stream import RESULT, ClipRow, StreamRows, maps_to_stream, prediction_values
 from kvq_batch.engine.work_tracker import MAX_PREEMPTED_ATTEMPTS
 from kvq_batch.planning.job_models import JobModel
 from kvq_batch.planning.plan import tasks_to_items
@@ -63,7 +64,7 @@ def scored(
     """Return the output of the last stage for one clip: results of `model_indices`, null for the other models."""
     frames = ClipFrames(np.zeros((4, 2, 2, 3), np.uint8), np.arange(4), np.arange(4) / 10)
     row = ClipRow(
-        item, attempt, model_mask, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", "etag:1", 0.1, 1, 0.2
+        item, attempt, model_mask, clip, num_clips, 0.0, 1.0, json.dumps(FACTS), 9, "pyav", "etag:1", 0.1, 1, 0.2, 0.2
     )
     stream = StreamRows(1)
     stream.add_clip(row, [frames])
@@ -335,3 +336,40 @@ def test_breaker_trips_on_share_of_first_videos() -> None:
     for i in range(900):
         late.record_failure("fetch", "timeout", f"v{i}") if i % 2 else late.record_success()
     assert late.cause is None
+
+
+class SumPooler:
+    """Adds all partial results."""
+
+    def pool(self, partial: NDArray[Any]) -> Prediction:
+        return Prediction(float(partial.sum()))
+
+
+def chunk(value: float, clip: int, chunk_index: int, decode_pass: int, num_clips: int = 2) -> pa.Table:
+    """Return the output of the last stage for one of two chunks of a clip."""
+    frames = ClipFrames(np.zeros((1, 2, 2, 3), np.uint8), np.arange(1), np.zeros(1))
+    position = (0.0, 1.0, json.dumps(FACTS), 9, "pyav", "etag:1", 0.1, 1, 0.2, 0.2, chunk_index, 2, decode_pass)
+    stream = StreamRows(1)
+    stream.add_clip(ClipRow(0, 1, 1, clip, num_clips, *position), [frames])
+    result = prediction_values(Prediction(0.0, partial=np.array([[value]], np.float64))) | {"score_s": 0.5}
+    return stream.take().drop_columns(["frames_0"]).append_column("result_0", pa.array([result], RESULT))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6), (0, 5, 3, 1, 6, 4, 2), (6, 5, 4, 3, 2, 1, 0)])
+def test_chunks_of_a_decode_that_started_again_are_replaced(order: tuple[int, ...]) -> None:
+    """The first pass gave both chunks of clip 0 and one of clip 1; the last one never comes."""
+    model = job_model("streamed")
+    streamed = FrameRequest(EveryFrame(), None, is_streamed=True)
+    model = replace(model, spec=replace(model.spec, frames=streamed))
+    tracker = ScoreTracker(tasks_to_items(task_table(("v", "streamed")), (model,)), (model,), 3, CircuitBreaker(9, 1.0))
+    tracker._poolers[0] = SumPooler()
+    tables = [chunk(-1, 0, 0, 0), chunk(-1, 0, 1, 0), chunk(-1, 1, 0, 0)]
+    tables += [chunk(2.0**n, n // 2, n % 2, 1) for n in range(4)]
+    for index in order:
+        assert tracker.num_open == 1
+        tracker.add(tables[index])
+        if not tracker.num_open:
+            break
+    (score,) = tracker.take().scores
+    assert score["raw_score"] == (1 + 2 + 4 + 8) / 2
+    assert score["decode_s"] == pytest.approx(4 * 0.2)
