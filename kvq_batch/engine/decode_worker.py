@@ -202,7 +202,9 @@ class DecodeWorker:
                 fetch_s=video.seconds,
                 fetch_attempts=video.attempts,
                 decode_s=part.seconds * share,
-                clip_decode_s=(part.seconds if self._is_chunk(clip) else part.spent_s) * share,
+                # Clips of a range are decoded one after the other, so this is the share of the clips until this one.
+                clip_decode_s=part.spent_s
+                * (1 / (clip.clip_index % CLIPS_PER_TASK + 1) if self._is_chunk(clip) else share),
                 chunk_index=clip.chunk_index,
                 num_chunks=clip.num_chunks,
                 decode_pass=clip.decode_pass,

@@ -50,7 +50,7 @@ def clip_result(row: Row, result: Row, request: int) -> ClipResult:
 
 def pooled_clip(chunks: Sequence[ClipResult], prediction: Prediction, has_score: bool) -> ClipResult:
     """Return the result of a clip whose chunks, in order, were pooled into `prediction`."""
-    row = {**chunks[0].row, "clip_decode_s": sum(chunk.row["clip_decode_s"] for chunk in chunks)}
+    row = {**chunks[0].row, "clip_decode_s": max(chunk.row["clip_decode_s"] for chunk in chunks)}
     result = {**prediction_values(prediction, has_score), "score_s": sum(chunk.result["score_s"] for chunk in chunks)}
     indices = [index for chunk in chunks for index in chunk.frame_indices]
     return ClipResult(row, result, indices, [time_s for chunk in chunks for time_s in chunk.times_s])

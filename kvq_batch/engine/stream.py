@@ -120,7 +120,7 @@ class ClipRow:
     """The columns of a decoded clip or chunk, apart from its frames.
 
     `decode_s` are the seconds since the part before, so that the sum over rows is what decoding took. `clip_decode_s`
-    are those that the frames of this row needed: for a clip that is not streamed, its share of the whole decode.
+    are those of the clip until this part, for all requests together.
     """
 
     item: int
