@@ -190,7 +190,7 @@ def test_plan_shows_counts_and_json_everything(tmp_path: Path, videos: Path) -> 
     assert "2 videos in the catalog; 4 scores planned; 0 scores are current" in shown.stderr
     assert "UNTRAINED: the weights of kvq-tiny@untrained-" in shown.stderr
     record = json.loads(call("plan", job, "--output", "json").stdout)
-    assert len(record["tasks"]) == 6 * 2
+    assert len(record["tasks"]) == 7 * 2
     assert [model["model_origin"] for model in record["models"]] == ["untrained", "handcrafted"]
     rows = list(csv.DictReader(io.StringIO(call("plan", job, "-o", "csv").stdout)))
     assert sum(int(row["videos"]) for row in rows) == 4
