@@ -23,9 +23,10 @@ BLOCKS_IN_FLIGHT = 2
 """Blocks that one worker has at a time: the current one and the next. All of them are lost if it dies."""
 
 LOCAL_MAX_VIDEOS = 1000
-"""Largest plan that `auto` runs in this process. Starting Ray takes 7 to 16 s on 2 cores, 1,000 short clips take two to
-four minutes (measured). In a longer run the start matters less than that Ray's workers survive a crash of a model, and
-that its metrics can be monitored."""
+"""Largest plan that `auto` runs in this process. On one machine Ray is not faster: its start takes 10 core-seconds more
+(7 to 16 s on 2 cores). 1,000 short clips take two to four minutes there, so that the start is less than a tenth. From
+there on it matters more that Ray's workers survive a crash of a model, are replaced if they hang, and can be
+monitored."""
 
 
 class Cancel:
