@@ -4,6 +4,7 @@ Progress and messages go to stderr, the plan and the summary to stdout.
 """
 
 import logging
+import math
 import shlex
 import signal
 import threading
@@ -32,6 +33,9 @@ _logger = logging.getLogger(__name__)
 
 EXIT_CHECK_FAILED = 5
 """Exit code if a guard with the action `fail` found rows, or the condition of `--fail-if` holds."""
+
+_MAX_SHOWN, _MAX_NAMED = 50, 5
+"""Scores, and failed videos, that `score` without tables shows on a screen."""
 
 _POLL_INTERVAL_S = 0.1
 """How soon after a signal the message about it is logged."""
@@ -317,14 +321,36 @@ def print_scores(planned: "JobPlan", output: Output) -> None:
         has_causes = any(model.spec.causes for model in planned.models.models)
         reasons = ask(session, "why", limit=max(1, outcomes.num_rows)).to_pylist() if has_causes else []
     rows, columns = outcomes.to_pylist(), outcomes.column_names
-    if output.format is Format.TABLE:
-        failed = ("error", "message") * (outcomes["error"].null_count < outcomes.num_rows)
-        columns = ["video_id", "mos", "raw_score", *failed]
-        rows = [row | {"mos": _rounded(row["mos"], "mos")} for row in rows]
-    output.rows(rows, columns)
-    if output.format is Format.TABLE:
-        print_causes(reasons, output)
+    if output.format is not Format.TABLE:
+        output.rows(rows, columns)
+        output.warn_untrained(_untrained(planned))
+        return
+    failed = [row for row in rows if row["error"] is not None]
+    scored = sorted((row for row in rows if row["error"] is None), key=_quality)
+    shown = [row | {"mos": _rounded(row["mos"], "mos")} for row in scored[:_MAX_SHOWN]]
+    if shown:
+        output.rows(shown, ["video_id", "mos", "raw_score"])
+    print_causes(reasons, output)
+    if len(scored) > len(shown):
+        output.note(f"the worst {len(shown)} of {len(scored)} videos; for all of them, add --output csv")
+    if failed:
+        output.warn(f"{len(failed)} failed: {_name_failures(failed)}")
     output.warn_untrained(_untrained(planned))
+
+
+def _quality(row: Mapping[str, Any]) -> tuple[float, str]:
+    """Return the key that sorts the worst video first; a video without a score is last."""
+    score = row["mos"] if row["mos"] is not None else row["raw_score"]
+    return (math.inf if score is None else score, row["video_id"])
+
+
+def _name_failures(failed: Sequence[Mapping[str, Any]]) -> str:
+    """Return the failed videos in one line, with their reasons; a single one with its message."""
+    if len(failed) == 1:
+        return f"{failed[0]['video_id']} ({failed[0]['error']}): {failed[0]['message']}"
+    named = ", ".join(f"{row['video_id']} ({row['error']})" for row in failed[:_MAX_NAMED])
+    hidden = len(failed) - _MAX_NAMED
+    return named + (f", and {hidden} more; for all of them, add --output csv" if hidden > 0 else "")
 
 
 def finish_with_scores(summary: "RunSummary", planned: "JobPlan", output: Output) -> None:

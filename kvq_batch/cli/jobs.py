@@ -219,9 +219,13 @@ def run(
 
 def score(
     context: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="Video, folder, prefix, glob or catalog file.", show_default=False),
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Video, folder, prefix, glob or catalog file; several videos without --tables.",
+            show_default=False,
+        ),
     ],
     tables: Annotated[
         str | None,
@@ -257,21 +261,28 @@ def score(
     """Score a video, a folder or a catalog without a job file.
 
     Works like `run` with default settings. Without --tables it prints the
-    score or the failure of each video, and keeps nothing. The exit code is 3
-    after any failure, and 4 if the budget ends before the plan.
+    scores, the worst video first, names the videos that failed, and keeps
+    nothing. The exit code is 3 after any failure, and 4 if the budget ends
+    before the plan.
 
     Examples:
 
       $ kvq-batch score videos/
+      $ kvq-batch score one.mp4 two.mp4
       $ kvq-batch score videos/ --output csv > scores.csv
       $ kvq-batch score videos/ --tables quality/
       $ kvq-batch score videos/ --tables quality/ --model kvq --weights KVQ.pth
     """
-    from kvq_batch.engine.score_run import adhoc_job, tables_or_temporary
+    from kvq_batch.engine.score_run import adhoc_job, list_sources, tables_or_temporary
 
     if log == "json":
         use_json_log(context)
+    if len(sources) > 1 and tables is not None:
+        raise SpecError(
+            "Several videos cannot be kept with --tables: name their folder, or a catalog file that lists them."
+        )
     with tables_or_temporary(tables) as folder:
+        source = sources[0] if len(sources) == 1 else list_sources(sources, folder)
         job = adhoc_job(source, folder, model, weights, device, endpoint_url, region, features)
         planned, out = plan_with_status(override_job(job, context)), Output(output)
         if dry_run:

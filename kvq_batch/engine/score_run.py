@@ -432,20 +432,21 @@ def tables_or_temporary(tables: str | None) -> Iterator[str]:
 def score_to_table(source: str | Path | Sequence[str | Path], model: str, weights: str | None, device: str) -> pa.Table:
     """Implement `kvq_batch.score`; see there."""
     with tables_or_temporary(None) as tables:
-        if isinstance(source, str | Path):
-            address = str(source)
-        else:
-            address = str(Path(tables).with_name("videos.csv"))
-            _write_catalog(Path(address), source)
+        address = str(source) if isinstance(source, str | Path) else list_sources(source, tables)
         run_job(plan_job(adhoc_job(address, tables, model, weights, device)))
         with open_session(tables) as session:
             return list_outcomes(session)
 
 
-def _write_catalog(file: Path, sources: Sequence[str | Path]) -> None:
-    """Write a catalog of the videos, each with its address as id; local paths are made absolute."""
+def list_sources(sources: Sequence[str | Path], tables: str) -> str:
+    """Write a catalog of several videos next to temporary `tables` and return its path.
+
+    Each video has its address as id. Local paths are made absolute. Raises: SpecError if there is no video.
+    """
     if not sources:
         raise SpecError("No video given: expected at least one path.")
+    file = Path(tables).with_name("videos.csv")
     rows = [(str(source), str(source) if "://" in str(source) else str(Path(source).absolute())) for source in sources]
     with file.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("video_id", "uri"), *rows])
+    return str(file)

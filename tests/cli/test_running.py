@@ -204,8 +204,10 @@ def test_score_without_tables_prints_scores(
     assert [{name: row[name] for name in ("video_id", "raw_score")} for row in scored] == stored
 
     stdout, stderr = score()
-    assert stdout.splitlines()[0].split() == ["video_id", "mos", "raw_score", "error", "message"]
-    assert len(stdout.splitlines()) == 4
+    assert stdout.splitlines()[0].split() == ["video_id", "mos", "raw_score"]
+    worst_first = sorted(stored, key=lambda row: row["raw_score"])
+    assert [line.split()[0] for line in stdout.splitlines()[1:]] == [row["video_id"] for row in worst_first]
+    assert "1 failed: page.mp4 (not_a_video): The file is HTML" in stderr
     assert "2 scored, 1 failed, 0 remaining" in stderr
     assert "to keep the scores and their maps, add --tables FOLDER" in stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tables", "videos"]
