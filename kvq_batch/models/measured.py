@@ -43,6 +43,7 @@ class MeasuredFamily:
     version: str = "1"
     origin: Literal["handcrafted", "trained"] = "handcrafted"
     training_data: str = ""
+    num_parameters: int = 0
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
         """Return the declaration of the scorer.
@@ -69,6 +70,7 @@ class MeasuredFamily:
             frames=self.frames,
             outputs=self.outputs,
             num_features=self.num_features,
+            num_parameters=self.num_parameters,
             has_score=self.has_score,
             devices=("cpu",),
         )

@@ -35,6 +35,11 @@ class SupportVectorRegressor:
     def num_features(self) -> int:
         return len(self.scale)
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights: the vectors, their weights and the intercept."""
+        return int(self.vectors.size + self.weights.size + 1)
+
     def predict(self, features: NDArray[np.floating]) -> Real:
         """Return the score of each row of `features` [N, F], float64 [N]. NaN and infinite features count as 0."""
         x = np.nan_to_num(np.asarray(features, np.float64), nan=0.0, posinf=0.0, neginf=0.0) * self.scale + self.offset

@@ -22,6 +22,7 @@ from kvq_batch.features.extractions import (
     OpencvBrisqueExtraction,
 )
 from kvq_batch.models import registry
+from kvq_batch.models.brisque.family import _regressor
 from kvq_batch.models.videval.family import predict
 from tests.goldens.study import recipe
 
@@ -118,6 +119,7 @@ def test_opencv_score_equals_golden(name: str) -> None:
     # OpenCV computes in float32; a port in float64 is 0.001 below.
     assert found.outputs["brisque"] == pytest.approx(float(PICTURES[f"brisque_cv.{name}.score"]), abs=0.005)
     assert found.raw_score == -found.outputs["brisque"]
+    assert registry.describe(ModelOptions("brisque-opencv")).num_parameters == _regressor().num_parameters
     with pytest.raises(ScoreError, match="enough detail"):
         registry.build(ModelOptions("brisque-opencv")).score([measured[1:2]])
 

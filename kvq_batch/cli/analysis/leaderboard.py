@@ -87,6 +87,9 @@ def leaderboard(
     out.note(labelled.labels.summary)
     if output in (Format.TABLE, Format.MARKDOWN):
         out.rows([_short(row) for row in rows])
+        for row in rows:
+            if row["remarks"]:
+                out.note(f"{row['model_name']}: {row['remarks']}")
     else:
         out.rows(rows, COLUMNS)
     if differing_counts(rows):
@@ -99,7 +102,6 @@ def leaderboard(
 def _short(row: dict[str, Any]) -> dict[str, Any]:
     """Return the columns for people, with the interval of SRCC alone; JSON and CSV have all."""
     cells = {name: None if row[name] is None else f"{row[name]:.3f}" for name in ("krcc", "plcc", "rmse")}
-    remarks = {"remarks": row["remarks"]} if row["remarks"] else {}
     core_s = None if row["core_s"] is None else round(row["core_s"], 3)
     return {
         "rank": row["rank"],
@@ -109,7 +111,6 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
         **cells,
         "core_s": core_s,
         "parameters": row["num_parameters"],
-        **remarks,
     }
 
 

@@ -68,5 +68,7 @@ brisque_opencv = MeasuredFamily(
     has_score=True,
     parameters=(REGRESSOR_FILE,),
     origin="trained",
+    # Of 774 support vectors.
+    num_parameters=774 * (NUM_FEATURES + 1) + 1,
     training_data="LIVE image quality database, release 2",
 )

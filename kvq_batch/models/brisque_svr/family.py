@@ -14,6 +14,7 @@ from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, Scorer, ScorerSpec
 from kvq_batch.features.brisque import NUM_FEATURES
 from kvq_batch.models.brisque_svr.config import BrisqueSvrConfig
+from kvq_batch.models.support_vectors import load_regressor
 
 TRAINING_DATA = (
     "3165 user-generated videos with opinion scores of people: KoNViD-1k (1200), LIVE-VQC (585), YouTube-UGC (1380); "
@@ -70,7 +71,10 @@ class BrisqueSvrFamily:
         )
         sampling = Sampling(num_fragments=self.config.num_frames, frames_per_fragment=1, stride=1)
         frames = FrameRequest(sampling=sampling, size=None)
-        return ScorerSpec(card=card, frames=frames, num_features=NUM_FEATURES, devices=("cpu",))
+        num_parameters = load_regressor(self.weights_path).num_parameters
+        return ScorerSpec(
+            card=card, frames=frames, num_features=NUM_FEATURES, num_parameters=num_parameters, devices=("cpu",)
+        )
 
     def build(self, options: ModelOptions) -> Scorer:
         """Return the scorer.
@@ -79,7 +83,6 @@ class BrisqueSvrFamily:
             SpecError: as `describe`.
         """
         from kvq_batch.models.brisque_svr.scorer import BrisqueSvrScorer
-        from kvq_batch.models.support_vectors import load_regressor
 
         return BrisqueSvrScorer(self.describe(options), load_regressor(self.weights_path))
 
