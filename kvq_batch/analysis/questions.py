@@ -17,8 +17,8 @@ from kvq_batch.tables.session import Session
 
 _QUALITY = "coalesce(mos, raw_score)"
 
-_CLEAR = 0.3
-"""Least mean severity over a zone for a cause to be named."""
+_CLEAR = 0.25
+"""Least severity of a cause to be named: over a video, or the mean over a zone."""
 
 _ZONES = """
 CASE {row} WHEN 0 THEN CASE {col} WHEN 0 THEN 'upper left' WHEN 1 THEN 'top' ELSE 'upper right' END
@@ -185,11 +185,16 @@ FROM (
 ) GROUP BY video_id, model_id, cause, clip_index, slot, from_s, until_s, zone_row, zone_col
 """
 
-# Videos with a cause over the whole clip come first. Then a cause is named if it is clear over the clip, or in a zone.
+# A cause is named if it is clear over the whole video, or strong in a zone. Blur and noise in a zone only are often an
+# area out of focus, or fine texture.
 _MOST_DEGRADED = """
 SELECT {by} s.video_id, s.model_id, s.outputs, list_max(map_values(s.outputs)) AS most
 FROM ({selected}) s WHERE s.model_name = 'causes'
 QUALIFY row_number() OVER (ORDER BY most DESC, s.video_id) <= {limit}
+"""
+
+_OUTPUTS_OF_CAUSES = """
+SELECT video_id, outputs FROM scores_latest WHERE model_name = 'causes' AND NOT is_stale AND video_id IN ({videos})
 """
 
 _CHOSEN = "SELECT video_id FROM chosen"
@@ -205,7 +210,7 @@ peaks AS (
 SELECT s.* EXCLUDE (model_id, outputs, most), p.cause, coalesce(s.outputs[p.cause], 0) AS severity,
     p.from_s AS worst_at_s, p.zone AS worst_region, p.severity AS worst_severity
 FROM chosen s JOIN peaks p ON p.video_id = s.video_id AND p.model_id = s.model_id
-WHERE s.outputs[p.cause] >= 0.25 OR p.severity >= 0.5
+WHERE s.outputs[p.cause] >= {_CLEAR} OR (p.severity >= 0.5 AND p.cause NOT IN ('blur', 'noise'))
 QUALIFY row_number() OVER (PARTITION BY s.video_id ORDER BY s.outputs[p.cause] DESC, p.severity DESC, p.cause) <= 3
 ORDER BY s.most DESC, s.video_id, s.outputs[p.cause] DESC, p.severity DESC, p.cause
 """
@@ -350,26 +355,26 @@ FROM slots t LEFT JOIN worst z ON z.video_id = t.video_id AND z.model_id = t.mod
 def find_causes(session: Session, moments: Sequence[tuple[str, float | None, str | None]]) -> list[str | None]:
     """Return the cause with the highest severity at each moment: (video id, seconds, zone).
 
-    None where no cause has a mean severity of 0.3 there, or `causes` was not measured. Without a zone the mean of all
-    zones counts.
+    Without a zone that is the one with the highest severity over the video. None where no cause is clear, or `causes`
+    was not measured.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    if moments:
-        videos = quote_literals(video for video, _, _ in moments)
+    videos = quote_literals(video for video, _, _ in moments)
+    zones: dict[str, list[dict[str, Any]]] = {}
+    if any(zone is not None for _, _, zone in moments):
         for row in session.sql(_ZONES_OF_CAUSES.format(videos=videos)).to_pylist():
-            found.setdefault(row["video_id"], []).append(row)
+            zones.setdefault(row["video_id"], []).append(row)
+    whole: dict[str, dict[str, float]] = {}
+    if any(zone is None for _, _, zone in moments):
+        found = session.sql(_OUTPUTS_OF_CAUSES.format(videos=videos)).to_pylist(maps_as_pydicts="strict")
+        whole = {row["video_id"]: row["outputs"] for row in found}
     names: list[str | None] = []
     for video, at_s, zone in moments:
-        totals: dict[str, float] = {}
-        for row in found.get(video, []):
-            if at_s is None or not row["from_s"] <= at_s < row["until_s"]:
-                continue
-            if row["zone"] in (zone, "whole frame"):
-                totals[row["cause"]] = row["severity"]
-            elif zone is None:
-                totals[row["cause"]] = totals.get(row["cause"], 0.0) + row["severity"] / 9
-        cause = max(totals, key=lambda name: (totals[name], name), default=None)
-        names.append(cause if cause is not None and totals[cause] >= _CLEAR else None)
+        severities = dict(whole.get(video, {})) if zone is None else {}
+        for row in zones.get(video, []) if zone is not None and at_s is not None else []:
+            if row["from_s"] <= at_s < row["until_s"] and row["zone"] in (zone, "whole frame"):
+                severities[row["cause"]] = row["severity"]
+        cause = max(severities, key=lambda name: (severities[name], name), default=None)
+        names.append(cause if cause is not None and severities[cause] >= _CLEAR else None)
     return names
 
 

@@ -98,11 +98,14 @@ def test_cause_of_a_moment_is_the_one_in_its_slot_and_zone(session: Session) -> 
         ("v0", 1.6, "top"),
         ("v1", 3.5, "top"),
         ("v1", 3.5, None),
-        ("v2", 0.0, "top"),
-        ("unmeasured", 0.0, "top"),
         ("v0", None, None),
+        ("v2", 0.0, "top"),
+        ("v2", None, None),
+        ("unmeasured", 0.0, "top"),
+        ("unmeasured", None, None),
+        ("v0", None, "top"),
     ]
-    expected = ["blur", "blur", None, None, "freeze", "freeze", None, None, None]
+    expected = ["blur", "blur", None, None, "freeze", "freeze", "blur", None, None, None, None, None]
     assert find_causes(session, moments) == expected
     assert find_causes(session, []) == []
 
