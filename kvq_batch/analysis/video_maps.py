@@ -27,12 +27,13 @@ FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
 WHERE s.video_id IN ({videos}) AND s.raw_score IS NOT NULL ORDER BY s.video_id, s.model_name
 """
 
+# The condition on `maps` repeats that on `clips`: DuckDB does not derive it, and would read the maps of all videos.
 _CLIPS = """
 SELECT k.video_id, k.commit_seq, k.clip_index, k.start_s, k.end_s, k.slot_start_s, k.slot_scores, k.frame_indices,
     k.raw_score, m.num_slots, m.num_rows, m.num_cols, m.texture, m.texture_offset, m.texture_scale, m.saliency,
     m.saliency_offset, m.saliency_scale
 FROM clips k LEFT JOIN maps m ON m.video_id = k.video_id AND m.model_id = k.model_id AND m.commit_seq = k.commit_seq
-    AND m.clip_index = k.clip_index
+    AND m.clip_index = k.clip_index AND m.model_id = {model_id} AND m.video_id IN ({videos})
 WHERE k.model_id = {model_id} AND k.video_id IN ({videos}) ORDER BY k.video_id, k.clip_index
 """
 

@@ -33,7 +33,7 @@ from kvq_batch.cli import (
     submission,
     train,
 )
-from kvq_batch.cli.analysis import ablate, analyze, compare, leaderboard, maps, report, study
+from kvq_batch.cli.analysis import ablate, analyze, compare, leaderboard, maps, report, serve, study
 from kvq_batch.cli.logs import logging_to_stderr
 from kvq_batch.cli.options import ASK, CLUSTER, MAINTENANCE, MODELS, PANELS, RUN, START
 from kvq_batch.cli.stdio import ReaderExitedError, flush_stdout, open_closed_streams, stdout_error, write_data
@@ -195,6 +195,7 @@ app.command(rich_help_panel=ASK)(compare.compare)
 app.command(rich_help_panel=ASK)(leaderboard.leaderboard)
 app.command(rich_help_panel=ASK)(maps.maps)
 app.command(rich_help_panel=ASK)(report.report)
+app.command(rich_help_panel=ASK)(serve.serve)
 app.add_typer(failures.app, name="failures", rich_help_panel=ASK)
 app.command(rich_help_panel=CLUSTER)(submission.submit)
 app.command("jobs", rich_help_panel=CLUSTER)(submission.list_jobs)

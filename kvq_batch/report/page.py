@@ -8,7 +8,7 @@ import base64
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -208,9 +208,9 @@ def encode_frame(
 
 def render(data: ReportData) -> str:
     """Return the report as HTML. Every text of `data` is escaped."""
-    style, script = (_asset(name) for name in ("report.css", "report.js"))
+    style, script = (asset(name) for name in ("report.css", "report.js"))
     return (
-        _environment()
+        make_environment()
         .get_template("report.html.j2")
         .render(
             data=data,
@@ -235,9 +235,19 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _environment() -> jinja2.Environment:
+def make_environment(own: Callable[[str], str] | None = None) -> jinja2.Environment:
+    """Return the environment of pages: texts are escaped, and `own` reads templates that this package lacks."""
+
+    def load(name: str) -> str:
+        try:
+            return asset(name)
+        except FileNotFoundError:
+            if own is None:
+                raise
+            return own(name)
+
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+        loader=jinja2.FunctionLoader(load),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -250,7 +260,8 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a template, style or script of the report."""
     return (resources.files("kvq_batch.report") / "templates" / name).read_text(encoding="utf-8")
 
 

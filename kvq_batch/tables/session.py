@@ -4,6 +4,7 @@ A session shows the tables as they were when it was opened. Queries run in a `Sa
 that DuckDB can do. The session keeps no connection to the store between queries.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -25,8 +26,18 @@ from kvq_batch.tables.views import RAW_PREFIX, VIEWS, create_views
 class Session:
     """A DuckDB session over one version of the tables. Use it in a `with` block, or `close` it."""
 
-    def __init__(self, tables: Tables, limits: QueryLimits = DEFAULT_LIMITS, num_threads: int | None = None) -> None:
-        """Raises: SpecError if a table is out of reach, or a limit is invalid."""
+    def __init__(
+        self,
+        tables: Tables,
+        limits: QueryLimits = DEFAULT_LIMITS,
+        num_threads: int | None = None,
+        materialised: Sequence[str] = (),
+    ) -> None:
+        """Open the session. The rows of the views `materialised`, in their order, are computed once, and kept.
+
+        Raises:
+            SpecError: a table is out of reach, or a limit is invalid.
+        """
         self.tables = tables
         with ExitStack() as stack:
             self._sandbox = stack.enter_context(Sandbox(limits, num_threads))
@@ -34,6 +45,10 @@ class Session:
                 for schema in TABLES:
                     self._sandbox.connection.register(f"{RAW_PREFIX}{schema.name}", tables.dataset(schema.name))
             create_views(self._sandbox.connection)
+            for view in materialised:
+                # Views that use this one find it by its name when they run.
+                self._sandbox.connection.execute(f"CREATE TABLE kept_{view} AS FROM {view}")
+                self._sandbox.connection.execute(f"CREATE OR REPLACE VIEW {view} AS FROM kept_{view}")
             self._sandbox.lock()
             stack.pop_all()
 

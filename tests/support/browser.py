@@ -20,9 +20,12 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Yield a running browser (playwright.sync_api.Browser)."""
+    """Yield a running browser (playwright.sync_api.Browser).
+
+    While it runs, the thread has an event loop, so that `asyncio.run` fails: it must end with the module.
+    """
     path = chromium()
     if path is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
