@@ -65,7 +65,8 @@ LogOption = Annotated[
 DeviceOption = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Device that the model runs on.")]
 ModelOption = Annotated[str, typer.Option("--model", help="Model name; see `kvq-batch models`.")]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="File with the weights of the model.", show_default=False)
+    str | None,
+    typer.Option("--weights", help="File with the weights of the model, or a folder of its files.", show_default=False),
 ]
 BootstrapSamplesOption = Annotated[
     int, typer.Option("--bootstrap-samples", min=100, help="Bootstrap samples for the confidence intervals.")

@@ -355,7 +355,7 @@ class Model(Section):
     name: str = Field(description="Name in the registry; see `kvq-batch models`.")
     weights: str | None = Field(
         None,
-        description='File with the weights, on every worker; or "untrained": random weights, meaningless scores.',
+        description='File with the weights (or a folder, if the model needs several), on every worker; or "untrained".',
         examples=["weights/kvq.safetensors"],
     )
     precision: Precision | None = Field(

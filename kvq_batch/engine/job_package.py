@@ -3,7 +3,7 @@
     kvq_batch/...                       the modules of this installation
     kvq_batch-X.dist-info/METADATA      so that the driver finds the package version, which every run records
     job.toml                            every key that the job sets
-    weights/N/FILE                      weights that the job names by a local path
+    weights/N/FILE                      weights that the job names by a local path, a file or a folder
 
 All other files and folders of a job must be visible to every machine of the cluster: in a store, or below a folder that
 is mounted under the same path everywhere (`shared`). Catalogs and tables with a local path are rejected, not copied:
@@ -91,10 +91,14 @@ def pack(job: Job | LabelJob, origin: str, shared: Sequence[str] = (), include_p
     problems = []
     for number, setting in enumerate(_weights(values)):
         path = Path(absolute(setting.value))
-        if not path.is_file():
+        if not path.exists():
             problems.append(f"{setting.key}: file {setting.value!r} does not exist on this machine")
         elif _is_below(path, folders):
             setting.replace(str(path))
+        elif path.is_dir():
+            # A model of several files; folders in it are not read.
+            files |= {f"weights/{number}/{file.name}": file for file in sorted(path.iterdir()) if file.is_file()}
+            setting.replace(f"weights/{number}")
         else:
             files[f"weights/{number}/{path.name}"] = path
             setting.replace(f"weights/{number}/{path.name}")

@@ -93,6 +93,19 @@ def test_local_weights_are_sent_and_shared_ones_are_not(tmp_path: Path) -> None:
     assert len(list((tmp_path / "there").rglob("*.*"))) == 3
 
 
+def test_folders_of_weights_are_sent_and_shared_ones_are_not(tmp_path: Path) -> None:
+    for name in ("mine/resnet50.pth", "mine/VSFA.pt", "mounted/VSFA.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    models = [{"name": name, "weights": str(tmp_path / name)} for name in ("mine", "mounted")]
+    package = pack(job(models=models), "night.toml", [str(tmp_path / "mounted")], include_package=False)
+    sent = [model["weights"] for model in values_of(package)["models"]]
+    assert sent == ["weights/0", str(tmp_path / "mounted")]
+    package.write(tmp_path / "there")
+    assert {path.name for path in (tmp_path / "there/weights/0").iterdir()} == {"resnet50.pth", "VSFA.pt"}
+    assert (tmp_path / "there/weights/0/VSFA.pt").read_text() == "mine/VSFA.pt"
+
+
 def test_local_paths_are_rejected_and_shared_ones_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
