@@ -295,6 +295,8 @@ def count_causes(session: Session, model: Model, where: str | None = None) -> li
     `videos` of `measured` ones have the cause with a severity of MIN_SEVERITY or more. `median_with` and
     `median_without` are the quality of these and of the others by `model`.
     """
+    if not _has_causes(session):
+        return []
     rows: list[Row] = session.sql(
         _CAUSES.format(
             selected=select_current(session, where),
@@ -309,10 +311,17 @@ def count_causes(session: Session, model: Model, where: str | None = None) -> li
 def find_causes_of_videos(session: Session, video_ids: Sequence[str]) -> dict[str, list[Row]]:
     """Return cause and severity of each video that has causes, the greatest severity first."""
     found: dict[str, list[Row]] = {}
+    if not _has_causes(session):
+        return found
     query = _CAUSES_OF_VIDEOS.format(videos=quote_literals(video_ids), least=MIN_SEVERITY)
     for row in session.sql(query).to_pylist():
         found.setdefault(row["video_id"], []).append(row)
     return found
+
+
+def _has_causes(session: Session) -> bool:
+    """Return whether the model `causes` was used: without it, a million scores need not be read."""
+    return bool(session.sql("SELECT 1 FROM models WHERE model_name = 'causes' LIMIT 1").num_rows)
 
 
 def user_columns(session: Session) -> list[str]:

@@ -26,7 +26,7 @@ from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.session import open_session
 from kvq_batch.tables.writer import Batch, Writer
 from tests.support.hostile import ATTACK, ATTACKS, FAILED, HOSTILE, VIDEOS, changed, make_hostile
-from tests.support.results import KVQ, make_batch, make_run
+from tests.support.results import KVQ, make_batch, make_model, make_run
 from tests.support.scored import VIDEO, Scored, make_scored, without_maps
 
 LOADING = {"src", "href", "data", "action", "formaction", "poster", "srcset", "background"}
@@ -161,6 +161,7 @@ def test_causes_are_those_of_the_measured_videos(tmp_path: Path) -> None:
         contents = session.sql("SELECT video_id, content_id FROM catalog").to_pylist()
     writer = Writer(Tables.open(scored.tables), "run-2")
     writer.write_run(make_run([KVQ, causes], root=str(scored.videos), state="finished"))
+    writer.write_models(make_model(causes))
     # One video is blurred, two are little noisy. The model has no score.
     scores = []
     for row in contents:
