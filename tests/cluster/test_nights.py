@@ -134,7 +134,7 @@ def test_rejection_shows_the_message_of_the_server(server: ApiServer, start: Cal
 
 @pytest.mark.parametrize(
     ("code", "expected", "is_compacted"),
-    [(0, 0, True), (4, 0, True), (3, 3, True), (1, 1, False), (2, 2, False), (130, 130, False)],
+    [(0, 0, True), (4, 0, True), (5, 0, True), (3, 3, True), (1, 1, False), (2, 2, False), (130, 130, False)],
 )
 def test_exit_code_of_a_night_with_budget_is_zero(tmp_path: Path, code: int, expected: int, is_compacted: bool) -> None:
     command = tmp_path / "kvq-batch"
