@@ -1,5 +1,7 @@
 """SwinV2 and the coarse-to-fine network equal their goldens, which torchvision's blocks computed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,26 @@ def test_too_many_frames_are_rejected() -> None:
     network = with_weights(lambda: CtfNetwork(TINY_CTF), swinv2_recipe.weights("ctf_tiny_test"))
     with pytest.raises(SpecError, match="at most 32"):
         network(torch.zeros(1, 33, 3, 32, 32))
+
+
+def test_bands_are_planes_of_the_input() -> None:
+    with torch.device("meta"):
+        plain, banded = (SwinV2(dataclasses.replace(TINY, num_bands=count)) for count in (0, 2))
+    shapes = [dict(network.named_parameters())["features.0.0.weight"].shape for network in (plain, banded)]
+    assert shapes == [(16, 3, 4, 4), (16, 7, 4, 4)]
+    torch.manual_seed(0)
+    network = SwinV2(dataclasses.replace(TINY, num_bands=1)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pictures = torch.randn(2, 3, 32, 32)
+    conv, norm = (network.features[0].get_submodule(name) for name in ("0", "2"))
+    luma = torch.tensordot(torch.tensor([0.299 * 58.395, 0.587 * 57.12, 0.114 * 57.375]), pictures, dims=([0], [1]))
+    offset = 0.299 * 123.675 + 0.587 * 116.28 + 0.114 * 103.53
+    taps = torch.exp(-(torch.arange(-3.0, 4) ** 2) / (2 * 0.8**2))
+    kernel = (taps / taps.sum())[:, None] * (taps / taps.sum())[None]
+    padded = torch.nn.functional.pad(luma[:, None] + offset, (3, 3, 3, 3), mode="replicate")
+    detail = (luma[:, None] + offset) - torch.nn.functional.conv2d(padded, kernel[None, None])
+    signed, size = detail.sign() * torch.log1p(detail.abs()), torch.log(detail.abs() + 0.5)
+    expected = norm(conv(torch.cat([pictures, signed, size], 1)).permute(0, 2, 3, 1))
+    with torch.inference_mode():
+        assert torch.allclose(network.embed(pictures), expected, atol=1e-4)

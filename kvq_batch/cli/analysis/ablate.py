@@ -62,7 +62,9 @@ def ablate(
     if dry_run:
         return shown.rows(rows)
     figures = (*_FIGURES, *(_REGION_FIGURES if planned.regions else ()))
-    shown.rows([_summary(name, rows, figures) for name in dict.fromkeys(name for name, _ in trainings)])
+    summaries = [_summary(name, rows, figures) for name in dict.fromkeys(name for name, _ in trainings)]
+    is_for_people = output in (Format.TABLE, Format.MARKDOWN)
+    shown.rows([_short(summary, figures) for summary in summaries] if is_for_people else summaries)
     shown.note(f"mean and standard deviation of {len(planned.seeds)} seeds; wrote {out / RESULTS}")
     return None
 
@@ -145,6 +147,15 @@ def _summary(name: str, rows: Sequence[Mapping[str, Any]], figures: Sequence[str
         summary[figure] = statistics.mean(values) if values else None
         summary[f"{figure}_sd"] = statistics.stdev(values) if len(values) > 1 else None
     return summary
+
+
+def _short(summary: Mapping[str, Any], figures: Sequence[str]) -> dict[str, Any]:
+    """Return a summary with mean and deviation as one text."""
+    row = {"variant": summary["variant"]}
+    for figure in figures:
+        mean, deviation = summary[figure], summary[f"{figure}_sd"]
+        row[figure] = None if mean is None else f"{mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
+    return row
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
