@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks.causes import auc, measure
 from benchmarks.pipeline import FACTS
-from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.errors import ScoreError, SpecError
 from kvq_batch.domain.frames import ClipTimes, Frame, SampledClip, Sampling
 from kvq_batch.domain.scorer import ModelOptions, Prediction
 from kvq_batch.features.causes.extraction import CauseExtraction, unpack
@@ -184,6 +184,22 @@ def test_frames_of_kvq_are_among_the_measured_ones(num_frames: int) -> None:
     own = SlotSampling().select(times, "")
     assert len(own) == len(set(own.tolist())) == 56
     assert set(Sampling().select(times, "").tolist()) <= set(own.tolist())
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (18, 400), (400, 18), (722, 34)])
+@pytest.mark.parametrize("level", [16, 90, 235])
+def test_flat_frames_of_any_size_have_severities(height: int, width: int, level: int) -> None:
+    raw = np.full((7, height * width * 3 // 2), level, np.uint8)
+    rows = measure(from_raw(raw.tobytes(), height, width, Fraction(25)), CausesConfig())
+    (found,) = registry.build(ModelOptions("causes")).score([rows])
+    severe = {name for name, value in found.outputs.items() if value > 0.5}
+    assert severe == {16: {"black"}, 90: {"freeze", "under_exposure"}, 235: {"freeze", "over_exposure"}}[level]
+
+
+def test_tiny_frames_are_rejected() -> None:
+    raw = np.zeros((7, 14 * 40 * 3 // 2), np.uint8)
+    with pytest.raises(ScoreError, match="at least 16 pixels a side, got 40x14"):
+        measure(from_raw(raw.tobytes(), 14, 40, Fraction(25)), CausesConfig())
 
 
 def test_result_does_not_depend_on_the_batch(pristine: Video) -> None:

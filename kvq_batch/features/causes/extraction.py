@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kvq_batch.domain.errors import ScoreError
 from kvq_batch.domain.frames import Frame, SampledClip
 from kvq_batch.features.causes import spatial
 from kvq_batch.features.causes.banding import banding
@@ -24,6 +25,8 @@ FRAME_MEASURES = ("dark", "highlight", "bars")
 
 # Frames with more rows are halved for blur, noise and exposure, and for changes: detail of 4K is not seen on a screen.
 _MAX_ROWS, _MAX_CHANGE_ROWS = 720, 360
+# Two blocks of 8 pixels each way.
+_MIN_SIDE = 16
 # Luma of limited range that counts as dark, as ffmpeg's blackdetect does (pixel_black_th = 0.1 of the range).
 _DARK = 38
 
@@ -77,16 +80,29 @@ class CauseExtraction:
         self._before_tiny: spatial.Luma | None = None
 
     def add(self, frame: Frame) -> None:
-        """See `Extraction.add`."""
+        """See `Extraction.add`.
+
+        Raises:
+            ScoreError: the frame has fewer than 16 rows or columns (frame_too_small).
+        """
         slot, position = divmod(int(frame.rows[0]), self._length)
         # A copy: the decoder may overwrite its planes.
         decoded = np.array(frame.planes[0], order="C")
+        if min(decoded.shape) < _MIN_SIDE:
+            height, width = decoded.shape
+            raise ScoreError(
+                "frame_too_small",
+                f"Causes need frames of at least {_MIN_SIDE} pixels a side, got {width}x{height}.",
+                True,
+            )
         luma = self._eight_bits(decoded)
         small = _halved(luma, _MAX_ROWS)
         tiny = _halved(small, _MAX_CHANGE_ROWS)
         before, before_tiny = (None, None) if position == 0 else (self._before, self._before_tiny)
         if before is not None and before_tiny is not None and before.shape == luma.shape:
-            self._changes[slot, position - 1] = largest_change(before_tiny, tiny)
+            # Areas of 16 pixels of a frame of 480 or 720 rows.
+            area_px = 16 if tiny is luma else 8
+            self._changes[slot, position - 1] = largest_change(before_tiny, tiny, area_px)
         else:
             before = None
         if position == self._length // 2:

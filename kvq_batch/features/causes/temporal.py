@@ -8,18 +8,16 @@ import numpy as np
 
 from kvq_batch.features.causes.spatial import Floats, Grid, Luma, cell_means
 
-# Size of the areas whose change is compared.
-_AREA = 16
 # A line combs if it differs from both neighbours by more than this, levels.
 _COMB = 6
 _MOVED = 8
 
 
-def largest_change(before: Luma, after: Luma) -> float:
-    """Return the largest mean change of the areas of 16x16 pixels between two frames, levels."""
+def largest_change(before: Luma, after: Luma, area_px: int = 16) -> float:
+    """Return the largest mean change of the areas of `area_px` x `area_px` pixels between two frames, levels."""
     change = cv2.absdiff(before, after)
     height, width = change.shape
-    size = (max(1, width // _AREA), max(1, height // _AREA))
+    size = (max(1, width // area_px), max(1, height // area_px))
     return float(cv2.resize(change.astype(np.float32), size, interpolation=cv2.INTER_AREA).max())
 
 
