@@ -68,7 +68,7 @@ def draw_maps(
         ItemError: the video can no longer be fetched or decoded.
     """
     if out.suffix.lower() not in FORMATS:
-        raise SpecError(f"{out}: unknown picture format. Use {', '.join(FORMATS)}.")
+        raise SpecError(f"{out}: unknown picture format. Use {', '.join(FORMATS)}; .mp4 or .gif if it should move.")
     video = find_video(session, video_id, model, clip)
     picture = draw_video(video, storage, num_slots, form)
     try:
