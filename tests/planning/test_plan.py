@@ -1,6 +1,5 @@
 """Plans: every reason, tasks that are not planned, invalid catalogs, and changes of catalog rows."""
 
-from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from kvq_batch.domain.identity import ModelRef
 from kvq_batch.planning.plan import Plan, check_roots, make_plan
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.tables.delta import Tables
-from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.writer import Batch, Writer
-from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_run
+from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_run, with_features
 
 NEWER_KVQ = ModelRef("kvq-tiny", "kvq-tiny@2-00000000aaaa", KVQ.fingerprint)
 OTHER_SETTINGS = ModelRef("kvq-tiny", KVQ.model_id, "d" * 64)
@@ -151,12 +149,6 @@ def test_score_ends_retries(tables: Tables, writer: Writer) -> None:
     writer.commit(make_failures(["a"], permanent=False))
     writer.commit(make_batch(["a"]))
     assert make_plan(tables, make_catalog(["a"]), "nightly", [KVQ]).num_current == 1
-
-
-def with_features(batch: Batch) -> Batch:
-    columns = ("video_id", "content_id", "model_id", "fingerprint", "model_name")
-    rows = [{name: row[name] for name in columns} for row in batch.scores.to_pylist()]
-    return replace(batch, features=make_rows("features", [row | {"features": [0.5, 1.5]} for row in rows]))
 
 
 def test_current_score_without_requested_features_is_due(tables: Tables, writer: Writer) -> None:

@@ -1,6 +1,7 @@
 """Small synthetic results for tests of tables, views and planner, with all column types."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -157,3 +158,11 @@ def make_model(
         **dict(zip(("b1", "b2", "b3", "b4"), b, strict=False)),
     }
     return make_rows("models", [row])
+
+
+def with_features(batch: Batch, values: Sequence[float] = (0.5, 1.5)) -> Batch:
+    """Return the batch with the same features for each of its scores."""
+    keys = ("video_id", "content_id", "model_id", "fingerprint", "model_name")
+    number = {"num_features": len(values), "num_undefined": 0, "features": list(values)}
+    rows = [{name: row[name] for name in keys} | number for row in batch.scores.to_pylist()]
+    return replace(batch, features=make_rows("features", rows))

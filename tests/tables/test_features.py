@@ -9,19 +9,10 @@ import pytest
 from kvq_batch.tables.check import check_tables
 from kvq_batch.tables.compaction import compact
 from kvq_batch.tables.delta import Tables
-from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Batch, Writer
 from tests.support.finished_run import fill
-from tests.support.results import KVQ, make_batch, make_catalog, make_model, make_run
-
-
-def with_features(batch: Batch, value: float) -> Batch:
-    columns = ("video_id", "content_id", "model_id", "fingerprint", "model_name")
-    rows = [
-        {name: row[name] for name in columns} | {"features": [value, value + 1]} for row in batch.scores.to_pylist()
-    ]
-    return replace(batch, features=make_rows("features", rows))
+from tests.support.results import KVQ, make_batch, make_catalog, make_model, make_run, with_features
 
 
 @pytest.fixture
@@ -40,8 +31,8 @@ def catalog_rows(videos: list[str]) -> pa.Table:
 
 
 def test_features_of_newest_score_are_visible(writer: Writer) -> None:
-    writer.commit(with_features(make_batch(["a", "b"]), 1.0))
-    writer.commit(with_features(make_batch(["a"]), 7.0))
+    writer.commit(with_features(make_batch(["a", "b"]), (1.0, 2.0)))
+    writer.commit(with_features(make_batch(["a"]), (7.0, 8.0)))
     with Session(Tables.open(writer.tables.uri)) as session:
         rows = session.sql("SELECT video_id, features, is_stale FROM features_latest ORDER BY video_id").to_pylist()
         assert session.sql("SELECT count(*) AS n FROM features").to_pylist() == [{"n": 3}]
@@ -52,7 +43,7 @@ def test_features_of_newest_score_are_visible(writer: Writer) -> None:
 
 
 def test_features_without_their_score_are_invisible(writer: Writer) -> None:
-    whole = with_features(make_batch(["a"]), 1.0)
+    whole = with_features(make_batch(["a"]), (1.0, 2.0))
     writer.commit(Batch(features=whole.features))
     with Session(Tables.open(writer.tables.uri)) as session:
         assert session.sql("SELECT * FROM features").num_rows == 0
@@ -62,7 +53,7 @@ def test_features_without_their_score_are_invisible(writer: Writer) -> None:
 
 
 def test_row_of_features_without_score_in_its_commit_is_found(writer: Writer) -> None:
-    whole = with_features(make_batch(["a", "b"]), 1.0)
+    whole = with_features(make_batch(["a", "b"]), (1.0, 2.0))
     writer.commit(replace(whole, scores=whole.scores.slice(1), maps=None, clips=None))
     findings = check_tables(Tables.open(writer.tables.uri))
     assert ("without_score", "features", "a") in {(f.kind, f.table, f.subject) for f in findings}
@@ -70,7 +61,7 @@ def test_row_of_features_without_score_in_its_commit_is_found(writer: Writer) ->
 
 def test_compaction_keeps_features(writer: Writer) -> None:
     for value in (1.0, 2.0):
-        writer.commit(with_features(make_batch(["a"], content=f"etag:{value}"), value))
+        writer.commit(with_features(make_batch(["a"], content=f"etag:{value}"), (value, value + 1)))
     tables = Tables.open(writer.tables.uri)
     assert "features" in {done.table for done in compact(tables)}
     with Session(Tables.open(writer.tables.uri)) as session:

@@ -17,7 +17,16 @@ from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import COUNTER_BITS, DATA_TABLES, SCORES, make_rows
 from kvq_batch.tables.transactions import APPLICATION_ID
 from kvq_batch.tables.writer import Batch, Writer
-from tests.support.results import KVQ, LUMA, make_batch, make_catalog, make_failures, make_model, make_run
+from tests.support.results import (
+    KVQ,
+    LUMA,
+    make_batch,
+    make_catalog,
+    make_failures,
+    make_model,
+    make_run,
+    with_features,
+)
 
 
 def rows_of(tables: Tables, name: str) -> list[dict[str, Any]]:
@@ -34,7 +43,7 @@ def test_batch_is_read_back_complete(tables_location: tuple[str, StorageOptions]
     uri, options = tables_location
     tables = Tables.create(uri, options)
     writer = Writer(tables, "run-1")
-    batch = with_failure(make_batch(["b", "a"], num_clips=2))
+    batch = with_features(with_failure(make_batch(["b", "a"], num_clips=2)))
     seq = writer.commit(batch)
     opened = Tables.open(uri, options)
     for name in DATA_TABLES:
@@ -74,7 +83,7 @@ def test_tables_commit_in_the_fixed_order(tmp_path: Path) -> None:
         writer.commit(with_failure(make_batch(["a"])))
     (tmp_path / "failures" / "_delta_log").unlink()
     (tmp_path / "failures" / "gone").rename(tmp_path / "failures" / "_delta_log")
-    assert [len(rows_of(tables, name)) for name in DATA_TABLES] == [1, 1, 0, 0]
+    assert [len(rows_of(tables, name)) for name in DATA_TABLES] == [1, 1, 0, 0, 0]
 
 
 def test_commit_seq_rises_over_runs(tmp_path: Path) -> None:
