@@ -180,10 +180,13 @@ def _video(site: Site, request: Request) -> Response:
         catalog = session.sql(f"SELECT * FROM catalog WHERE video_id = {quoted} LIMIT 1").to_pylist()
         if not (history or failures or catalog):
             raise HTTPException(404, f"There is no video {video_id!r} in these tables.")
+        # Models of causes or features have no score.
+        history = [row for row in history if row["raw_score"] is not None]
         names = list(dict.fromkeys(row["model_name"] for row in history))
         # The catalog has the address of the frames; of a removed video only the scores are shown.
         videos = [find_video(session, video_id, name, has_maps=False) for name in names] if catalog else []
         own = overview.user_columns(session)
+        causes = overview.find_causes_of_videos(session, [video_id]).get(video_id, [])
     shown = _chosen(videos, request.query_params.get("model"))
     return _page(
         site,
@@ -196,6 +199,7 @@ def _video(site: Site, request: Request) -> Response:
         video=shown,
         history=history,
         failures=failures,
+        causes=causes,
         facts={name: catalog[0][name] for name in own} if catalog else {},
         uri=redact(catalog[0]["uri"] or "") if catalog else "",
         in_catalog=bool(catalog),
