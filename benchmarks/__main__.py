@@ -16,6 +16,7 @@ BENCHMARKS = (
     ("Decoding and resizing", "decode", ()),
     ("One decode for several models", "shared_decode", ()),
     ("KVQ on a CPU", "kvq_cpu", ()),
+    ("KVQ on a GPU, and half precision", "kvq_gpu", ()),
     ("KVQ-Lite on a CPU", "lite_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
     ("Forecasts against runs", "scaling", ()),

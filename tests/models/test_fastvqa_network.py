@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.operator_counts import OperatorCounts
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.models.fastvqa.backbone import Stage
 from kvq_batch.models.fastvqa.config import FAST_VQA, FAST_VQA_M, FastVqaConfig, SwinConfig
@@ -11,7 +12,6 @@ from kvq_batch.models.fastvqa.network import FastVqaNetwork
 from kvq_batch.models.fastvqa.windows import window_layout
 from kvq_batch.training.losses import plcc_loss, rank_loss
 from tests.goldens.fastvqa import golden_recipe
-from tests.support.operator_counts import OperatorCounts
 from tests.support.published_networks import GOLDEN, TOLERANCES, assert_golden, record, tiny_config, with_weights
 
 CPU = torch.device("cpu")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
+from benchmarks.operator_counts import OperatorCounts
 from kvq_batch.models.kvq.config import LITE, PUBLISHED, KvqConfig
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.models.kvq.pixels import normalise
 from tests.support.kvq_cases import SMALL, as_torch, noise_clips, random_tensors
-from tests.support.operator_counts import OperatorCounts
 
 META = torch.device("meta")
 

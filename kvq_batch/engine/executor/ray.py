@@ -109,7 +109,7 @@ class _RayExecutor:
         spec.queues.stages = tuple((stage.name, stage.model) for stage in spec.stages)
         DataContext.get_current().set_config(_CANCEL, cancel)
         DataContext.get_current().set_config(_QUEUES, spec.queues)
-        # Ray Data cuts the output of a stage when it exceeds this size: 9 rows of clips of 18 MiB.
+        # Ray Data cuts the output of a stage when it exceeds this size, after seven clips of 18.4 MiB.
         DataContext.get_current().target_max_block_size = max(DEFAULT_TARGET_MAX_BLOCK_SIZE, spec.batch_bytes)
         dataset = ray.data.from_blocks(list(blocks))
         for stage in spec.stages:
