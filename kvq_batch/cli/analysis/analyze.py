@@ -37,7 +37,7 @@ def analyze(
 
     Questions, over current scores:
 
-      worst         the worst videos, with their worst moment and region
+      worst         the worst videos, with their worst moment, region and cause
       distribution  how many videos have which quality
       by-cell       mean maps over all videos, cell by cell
       over-time     quality from the start to the end of a video, in tenths
