@@ -19,6 +19,8 @@ BENCHMARKS = (
     ("KVQ on a GPU, and half precision", "kvq_gpu", ()),
     ("KVQ-Lite on a CPU", "lite_cpu", ()),
     ("Plans against millions of scores", "planning", ()),
+    ("Questions about a catalog", "questions", ("--videos", "1e4", "1e5")),
+    ("Drift of a night", "drift", ("--repeats", "400")),
     ("Forecasts against runs", "scaling", ()),
     ("Memory of a run", "memory", ()),
     ("Keeping freed memory", "kept_memory", ()),
