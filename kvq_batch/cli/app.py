@@ -73,12 +73,14 @@ class Commands(TyperGroup):
             sys.exit(1)
 
     def invoke(self, ctx: Any) -> Any:
-        if self._has_own_process and not set(ctx.help_option_names) & set(ctx.args):
+        # Read now: the arguments are gone when the command runs.
+        asks_for_help = bool(set(ctx.help_option_names) & set(ctx.args))
+        if self._has_own_process and not asks_for_help:
             import_arrow_without_pandas()
         with logging_to_stderr(ctx):
-            return self._invoke(ctx)
+            return self._invoke(ctx, asks_for_help)
 
-    def _invoke(self, ctx: Any) -> Any:
+    def _invoke(self, ctx: Any, asks_for_help: bool) -> Any:
         try:
             return super().invoke(ctx)
         except ReaderExitedError:
@@ -94,6 +96,9 @@ class Commands(TyperGroup):
         except Exception as error:
             if is_usage_error(error):
                 raise
+            if isinstance(error, OSError) and asks_for_help:
+                # Typer writes the help of a command itself.
+                raise stdout_error(error) from error
             # A bug. The traceback helps to report it, but may hold secrets.
             from kvq_batch.storage.redact import redact
 

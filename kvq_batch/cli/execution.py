@@ -242,11 +242,11 @@ def check_report(report: Path | None) -> None:
 def _write_report(planned: "JobPlan", out: Path, output: Output) -> None:
     from kvq_batch.report.page import write_report
     from kvq_batch.storage.options import StorageOptions
-    from kvq_batch.tables.session import open_session
+    from kvq_batch.tables.session import CURRENT_VIEWS, open_session
 
     storage = StorageOptions.from_spec(planned.job.storage)
     try:
-        with open_session(planned.job.tables, storage) as session:
+        with open_session(planned.job.tables, storage, materialised=CURRENT_VIEWS) as session:
             size = write_report(session, storage, planned.job.tables, out)
     except SpecError as error:
         # The run itself is complete.

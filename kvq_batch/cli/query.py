@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,14 +121,18 @@ def query(
 
 
 def open_tables(
-    tables: str, endpoint_url: str | None, region: str | None, limits: "QueryLimits | None" = None
+    tables: str,
+    endpoint_url: str | None,
+    region: str | None,
+    limits: "QueryLimits | None" = None,
+    materialised: Sequence[str] = (),
 ) -> "Session":
     """Open a read-only session over the tables. Raises: SpecError if there are none."""
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.tables.sandbox import DEFAULT_LIMITS
     from kvq_batch.tables.session import open_session
 
-    return open_session(tables, StorageOptions(endpoint_url, region), limits or DEFAULT_LIMITS)
+    return open_session(tables, StorageOptions(endpoint_url, region), limits or DEFAULT_LIMITS, materialised)
 
 
 def _run_query(session: "Session", sql: str) -> "pa.Table":

@@ -39,13 +39,12 @@ from kvq_batch.storage.options import StorageOptions
 from kvq_batch.storage.redact import redact
 from kvq_batch.tables.questions import list_view_columns
 from kvq_batch.tables.sandbox import QueryLimits
+from kvq_batch.tables.session import CURRENT_VIEWS
 
 _logger = logging.getLogger(__name__)
 
 NUM_WORST = 10
 MAX_SQL_ROWS = 500
-# Pages ask for the current scores again and again. Over a million videos, finding them takes seconds each time.
-MATERIALISED = ("catalog", "scores_latest")
 QUERY_TIMEOUT_S = 120.0
 
 _HISTORY = """
@@ -75,7 +74,7 @@ def create_app(tables: str, storage: StorageOptions, memory_limit: str = "4GB") 
     site = Site(
         redact(tables),
         storage,
-        LiveTables(tables, storage, QueryLimits(memory_limit, QUERY_TIMEOUT_S), MATERIALISED),
+        LiveTables(tables, storage, QueryLimits(memory_limit, QUERY_TIMEOUT_S), CURRENT_VIEWS),
         LiveTables(tables, storage, QueryLimits(memory_limit, QUERY_TIMEOUT_S)),
     )
 

@@ -107,8 +107,20 @@ def test_exited_reader_ends_the_command_quietly(tables: str, output: str) -> Non
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("command", [[], ["maps"]])
+def test_exited_reader_ends_the_help_quietly(command: list[str]) -> None:
+    with start(*command, "--help", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    # rich, which writes the help, exits with 1.
+    assert process.returncode in (1, 141)
+
+
 @pytest.mark.parametrize(
-    "arguments", [["query", "{tables}", "SELECT 1"], ["status", "{tables}", "-o", "json"], ["--help"]]
+    "arguments",
+    [["query", "{tables}", "SELECT 1"], ["status", "{tables}", "-o", "json"], ["--help"], ["maps", "--help"]],
 )
 def test_full_disk_is_one_sentence(tables: str, arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:

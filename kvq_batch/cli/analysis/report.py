@@ -48,8 +48,9 @@ def report(
     """
     from kvq_batch.report.page import ReportOptions, write_report
     from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.tables.session import CURRENT_VIEWS
 
     options = ReportOptions(model, where, tuple(by) if by else None, videos)
-    with open_tables(tables, endpoint_url, region) as session:
+    with open_tables(tables, endpoint_url, region, materialised=CURRENT_VIEWS) as session:
         size = write_report(session, StorageOptions(endpoint_url, region), tables, out, options)
     Output().note(f"wrote {out} ({size / 1e6:.1f} MB)")
