@@ -55,7 +55,7 @@ def test_every_network_size_has_a_key() -> None:
     assert sizes <= set(TrainModel.model_fields)
 
 
-@pytest.mark.parametrize("name", ["kvq", "swinv2"])
+@pytest.mark.parametrize("name", ["kvq", "swinv2", "swinv2-small"])
 def test_shipped_ablations_are_different_trainings(name: str) -> None:
     _, trainings = load_ablation(ROOT / "jobs" / "ablations" / f"{name}.toml")
     digests = {settings_of(training).digest() for training in trainings.values()}
