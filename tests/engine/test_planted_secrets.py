@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ NIGHTS = (
 
 
 @pytest.fixture
-def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Ray has sockets there, whose paths are limited to 107 characters.
-    return tmp_path_factory.mktemp("ray")
+def ray_folder() -> Iterator[Path]:
+    # Ray has sockets there, whose paths are limited to 107 characters: folders of tests are too deep.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        yield Path(folder)
 
 
 def write_catalog(folder: Path, http_server: HttpServer, names: Sequence[str], night: int) -> None:
