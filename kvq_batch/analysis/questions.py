@@ -14,6 +14,7 @@ import pyarrow as pa
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.tables.sandbox import check_expression
 from kvq_batch.tables.session import Session
+from kvq_batch.tables.views import RAW_PREFIX
 
 _QUALITY = "coalesce(mos, raw_score)"
 
@@ -67,14 +68,11 @@ sampled AS (
 ),
 """
 
-# Releases before `texture_mean` stored whole maps only: their cells have one value for each time slot.
 _BY_CELL = f"""
 {_SAMPLED.strip()}
 clips AS (
     SELECT s.* EXCLUDE (model_id, commit_seq), m.num_rows, m.num_cols, m.texture_scale, m.texture_offset,
-        m.saliency_scale, m.saliency_offset, coalesce(m.texture_mean, m.texture) AS texture,
-        coalesce(m.saliency_mean, m.saliency) AS saliency,
-        CASE WHEN m.texture_mean IS NULL AND m.saliency_mean IS NULL THEN 1 / m.num_slots ELSE 1 END AS weight
+        m.saliency_scale, m.saliency_offset, {{texture}} AS texture, {{saliency}} AS saliency, {{weight}} AS weight
     FROM sampled s
     JOIN maps m ON m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq
 ),
@@ -110,11 +108,10 @@ _WHERE_LOST = f"""
 {_SAMPLED.strip()}
 clips AS (
     SELECT s.* EXCLUDE (model_id, commit_seq), m.num_rows, m.num_cols, m.texture_scale, m.texture_offset,
-        m.saliency_scale, m.saliency_offset, coalesce(m.texture_mean, m.texture) AS texture,
-        coalesce(m.saliency_mean, m.saliency) AS saliency
+        m.saliency_scale, m.saliency_offset, {{texture}} AS texture, {{saliency}} AS saliency
     FROM sampled s
     JOIN maps m ON m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq
-    WHERE m.texture IS NOT NULL
+    WHERE {{texture}} IS NOT NULL
 ),
 cells AS (
     SELECT * EXCLUDE (texture, saliency), unnest(texture) AS texture, unnest(saliency) AS saliency,
@@ -270,7 +267,32 @@ def build(session: Session, name: str, where: str | None = None, by: str | None 
         raise SpecError(f"--by: there is no column {by!r}. Columns: {', '.join(known)}.")
     group = "" if by is None else f"s.{quote_identifier(by)},"
     selected = select_current(session, where)
-    return question.sql.format(selected=selected, videos=videos, by=group, limit=int(limit)).strip()
+    maps = _map_columns(session) if name in ("by-cell", "where-lost") else {}
+    return question.sql.format(selected=selected, videos=videos, by=group, limit=int(limit), **maps).strip()
+
+
+_HAS_OLD_MAPS = f"""
+SELECT EXISTS (
+    FROM {RAW_PREFIX}maps WHERE (texture_scale IS NOT NULL AND texture_mean IS NULL)
+        OR (saliency_scale IS NOT NULL AND saliency_mean IS NULL)
+) AS has_old
+"""
+
+
+def _map_columns(session: Session) -> dict[str, str]:
+    """Return the columns for the maps of a clip, and for the weight of each of their values.
+
+    Releases before `texture_mean` stored whole maps only, with a value for each time slot. Whole maps are read only if
+    there are such rows: they are as much larger as a clip has time slots.
+    """
+    found = session.sql(_HAS_OLD_MAPS)
+    if not found["has_old"][0].as_py():
+        return {"texture": "m.texture_mean", "saliency": "m.saliency_mean", "weight": "1"}
+    return {
+        "texture": "coalesce(m.texture_mean, m.texture)",
+        "saliency": "coalesce(m.saliency_mean, m.saliency)",
+        "weight": "CASE WHEN m.texture_mean IS NULL AND m.saliency_mean IS NULL THEN 1 / m.num_slots ELSE 1 END",
+    }
 
 
 def selected_columns(session: Session) -> list[str]:

@@ -16,18 +16,18 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.maps import StoredMaps, dequantise
 from kvq_batch.tables.session import Session
 
+# Conditions on `maps` repeat those on `scores` and `clips`: DuckDB does not derive them, and would read all maps.
 _SCORED = """
 SELECT s.video_id, s.model_name, s.model_id, s.commit_seq, s.model_origin, s.num_clips, s.raw_score, s.mos, s.is_stale,
     s.width_px, s.height_px, s.sample_aspect_ratio, s.duration_s, c.uri, s.content_id,
     EXISTS (
         FROM maps m WHERE m.video_id = s.video_id AND m.model_id = s.model_id AND m.commit_seq = s.commit_seq
-            AND (m.texture IS NOT NULL OR m.saliency IS NOT NULL)
+            AND m.video_id IN ({videos}) AND (m.texture IS NOT NULL OR m.saliency IS NOT NULL)
     ) AS has_maps
 FROM scores_latest s JOIN catalog c ON c.video_id = s.video_id
 WHERE s.video_id IN ({videos}) AND s.raw_score IS NOT NULL ORDER BY s.video_id, s.model_name
 """
 
-# The condition on `maps` repeats that on `clips`: DuckDB does not derive it, and would read the maps of all videos.
 _CLIPS = """
 SELECT k.video_id, k.commit_seq, k.clip_index, k.start_s, k.end_s, k.slot_start_s, k.slot_scores, k.frame_indices,
     k.raw_score, m.num_slots, m.num_rows, m.num_cols, m.texture, m.texture_offset, m.texture_scale, m.saliency,
