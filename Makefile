@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		--config-settings editable_mode=compat -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## make clips, score them on a local Ray, run four queries, draw a picture
+demo: $(STAMP) ## make clips, score them, run four queries, draw a picture
 	$(BIN)/kvq-batch demo
 
 test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
