@@ -31,7 +31,7 @@ class LiveTables:
         self._limits, self._materialised = limits, materialised
         self._lock = threading.RLock()
         self._session = self._open()
-        self._progress = self._session.tables.progress()
+        self._versions = _versions(self._session.tables)
         self._checked_at = time.monotonic()
         self._answers: dict[tuple[Any, ...], Any] = {}
 
@@ -61,10 +61,14 @@ class LiveTables:
         now = time.monotonic()
         if now - self._checked_at < CHECK_INTERVAL_S:
             return
-        newest = Tables.open(self.uri, self.storage).progress()
-        if newest != self._progress:
+        if _versions(Tables.open(self.uri, self.storage)) != self._versions:
             opened = self._open()
             self._session.close()
-            self._session, self._progress = opened, opened.tables.progress()
+            self._session, self._versions = opened, _versions(opened.tables)
             self._answers.clear()
         self._checked_at = time.monotonic()
+
+
+def _versions(tables: Tables) -> dict[str, int]:
+    """Return the version of each table. Compaction changes it, too: the files that it replaced may be deleted."""
+    return {schema.name: tables.delta(schema.name).version() for schema in tables.schemas}

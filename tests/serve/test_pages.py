@@ -6,7 +6,9 @@ import re
 from urllib.parse import quote
 
 import pytest
+from typer.testing import CliRunner
 
+from kvq_batch.cli.app import app
 from kvq_batch.serve import live
 from kvq_batch.serve.listing import PAGE_ROWS
 from kvq_batch.serve.pages import create_app
@@ -127,6 +129,22 @@ def test_sql_only_reads_the_views(server: Running, text: str) -> None:
     assert 'role="alert"' in answer.text
     assert "root:" not in answer.text
     assert server.get(f"/sql.csv?q={quote(text)}").status == 400
+
+
+def test_pages_survive_compaction(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "CHECK_INTERVAL_S", 0.0)
+    made = make_scored(tmp_path_factory.mktemp("compacted"))
+    made.writer.commit(make_batch(["landscape/more.mp4"], KVQ))
+    with running(create_app(made.tables, StorageOptions())) as server:
+        address = f"/video?id={quote(VIDEO, safe='')}"
+        before = server.get(address)
+        result = CliRunner().invoke(app, ["tables", "compact", made.tables])
+        assert result.exit_code == 0, result.output
+        result = CliRunner().invoke(app, ["tables", "vacuum", made.tables, "--retention", "0d", "--delete", "--force"])
+        assert result.exit_code == 0, result.output
+        after = server.get(address)
+        assert (before.status, after.status) == (200, 200)
+        assert after.text == before.text
 
 
 def test_new_commits_are_shown(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
