@@ -43,9 +43,12 @@ def bootstrap_metrics(
 ) -> dict[str, MetricValue]:
     """Return the metrics of `measure` over all clusters, with percentile intervals over `n_resamples` resamples.
 
-    `measure` gets `chunk` resamples at a time. `unit` names the clusters in reasons.
+    `measure` gets `chunk` resamples at a time. `unit` names the clusters in reasons. Without resamples there are no
+    intervals.
     """
     values = {name: float(found[0]) for name, found in measure(np.ones((1, num_clusters))).items()}
+    if n_resamples == 0:
+        return {name: _metric_value(value, None, "") for name, value in values.items()}
     if num_clusters < MIN_CLUSTERS:
         reason = f"{num_clusters} {unit} are too few for an interval"
         return {name: _metric_value(value, None, reason) for name, value in values.items()}
@@ -60,16 +63,19 @@ def bootstrap_metrics(
 
 
 def bootstrap_mean(values: Sequence[float], n_resamples: int, seed: int, unit: str = "references") -> MetricValue:
-    """Return the mean of one value per cluster with its interval. NaNs are left out and counted in the reason."""
+    """Return the mean of one value per cluster with its interval. NaNs are left out and counted in the reason.
+
+    Without resamples there is no interval.
+    """
     defined = np.array([value for value in values if np.isfinite(value)])
     num_undefined = len(values) - len(defined)
     if not len(defined):
         return MetricValue(None, reason=f"all cells or videos of each of the {unit} are equal: no order")
     reasons = [f"{num_undefined} of {len(values)} {unit} are left out: all equal"] if num_undefined else []
     low = high = None
-    if len(defined) < MIN_CLUSTERS:
+    if n_resamples and len(defined) < MIN_CLUSTERS:
         reasons.append(f"{len(defined)} {unit} are too few for an interval")
-    else:
+    elif n_resamples:
         means = np.random.default_rng(seed).choice(defined, (n_resamples, len(defined))).mean(axis=1)
         low, high = _percentiles(means)
     return MetricValue(float(defined.mean()), low, high, "; ".join(reasons))

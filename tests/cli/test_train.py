@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+from scipy import stats
 from typer.testing import CliRunner, Result
 
 from kvq_batch.cli.app import app
+from kvq_batch.cli.train import settings_of
+from kvq_batch.config.load import load_train_job
 from kvq_batch.domain.scorer import ModelOptions
+from kvq_batch.labels.training_set import read_training_set
+from kvq_batch.media.local_files import read_frames
 from kvq_batch.media.synthesis import ClipShape, Degradation, write_demo_clips
 from kvq_batch.models import registry
 from kvq_batch.models.kvq.checkpoint import load
+from kvq_batch.storage.options import StorageOptions
+from kvq_batch.training.dataset import build_clip_source
 
 JOB = """
 name = "toy"
@@ -208,6 +216,100 @@ def test_ablation_trains_and_tests_every_seed(material: Material, tmp_path: Path
     changed = {path: path.stat().st_mtime_ns for path in out.rglob("best.safetensors")}
     assert run() == summary
     assert {path: path.stat().st_mtime_ns for path in out.rglob("best.safetensors")} == changed
+
+
+CROP_ABLATION = """
+base = "{base}"
+out = "{out}"
+seeds = [0, 1]
+regions = "{regions}"
+[[variants]]
+name = "random-crop"
+set = {{ model.crop = 2 }}
+"""
+
+
+def centre_of(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the 32 x 32 pixels in the middle of frames [..., H, W, 3]."""
+    top, left = (frames.shape[-3] - 32) // 2, (frames.shape[-2] - 32) // 2
+    return np.ascontiguousarray(frames[..., top : top + 32, left : left + 32, :])
+
+
+def quarters_of_texture(weights: Path, pictures: list[Path]) -> NDArray[np.float64]:
+    """Return the texture of the centres of pictures as means of their quarters, [pictures, 2, 2]."""
+    scorer = registry.build(ModelOptions("kvq", str(weights)))
+    found = []
+    for path in pictures:
+        with Image.open(path) as picture:
+            centre = centre_of(np.asarray(picture))
+        texture = scorer.score([np.repeat(centre[None], 8, axis=0)])[0].texture
+        assert texture is not None
+        rows, columns = texture.shape[1:]
+        cells = texture.astype(np.float64).mean(axis=0).reshape(2, rows // 2, 2, columns // 2)
+        found.append(cells.mean(axis=(1, 3)))
+    return np.array(found)
+
+
+def test_ablation_compares_maps_with_labelled_cells(material: Material, tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    regions = tmp_path / "LPVQ"
+    pictures = [regions / "STILLS" / f"{number}.png" for number in range(6)]
+    for folder in ("labels", "STILLS"):
+        (regions / folder).mkdir(parents=True)
+    labels, lines = random.uniform(1, 5, (6, 2, 2)), []
+    for number, path in enumerate(pictures):
+        noise = random.normal(110, 8 * (1 + number), (44, 52, 3))
+        Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(path)
+        cells = (f"({row},{column}):{float(label)!r}" for (row, column), label in np.ndenumerate(labels[number]))
+        lines.append(f"{path.name} {', '.join(cells)}")
+    (regions / "labels" / "STILLS.txt").write_text("\n".join(lines) + "\n")
+    splits = dict(zip(sorted({scene for _, scene, _ in material.rows}), ("train", "validation", "test"), strict=True))
+    rows = [(*row, splits[row[1]]) for row in material.rows]
+    listed = material.labels(rows, "crop.csv", "file,scene_id,mos,split")
+    base, job, out = material.job(tmp_path / "base", listed, steps=4), tmp_path / "ablation.toml", tmp_path / "out"
+    job.write_text(CROP_ABLATION.format(base=base, out=out, regions=regions))
+    result = CliRunner().invoke(app, ["ablate", str(job), "-o", "json"])
+    assert result.exit_code == 0, result.output
+    (summary,) = json.loads(result.stdout)
+
+    expected: dict[str, list[float]] = {name: [] for name in ("inter_srcc", "inter_plcc", "intra_srcc", "intra_plcc")}
+    for seed in (0, 1):
+        found = quarters_of_texture(out / f"random-crop-{seed}" / "best.safetensors", pictures)
+        for name, measure in (("srcc", stats.spearmanr), ("plcc", stats.pearsonr)):
+            expected[f"inter_{name}"].append(measure(found.ravel(), labels.ravel()).statistic)
+            pairs = zip(found.reshape(6, 4), labels.reshape(6, 4), strict=True)
+            expected[f"intra_{name}"].append(np.mean([measure(*pair).statistic for pair in pairs]))
+    with (out / "results.csv").open() as file:
+        tested = list(csv.DictReader(file))
+    for name, values in expected.items():
+        assert [float(row[name]) for row in tested] == pytest.approx(values, abs=1e-5)
+        assert summary[name] == pytest.approx(np.mean(values), abs=1e-5)
+        assert summary[f"{name}_sd"] == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+
+
+def test_random_crop_is_the_centre_in_scoring(material: Material, tmp_path: Path) -> None:
+    path = material.job(tmp_path / "out", material.labels(material.rows), steps=4)
+    path.write_text(path.read_text().replace('preset = "tiny"', 'preset = "tiny"\ncrop = 2'))
+    record = json.loads(call(path, "-o", "json").stdout)
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        held_out = {Path(row["sample_id"]): float(row["raw_score"]) for row in csv.DictReader(file)}
+
+    arguments = ["--model", "kvq", "--weights", record["checkpoint"], "--executor", "local", "-o", "json"]
+    (scene,) = {name.parent for name in held_out}
+    runs = [CliRunner().invoke(app, ["score", str(material.folder / "videos" / scene), *arguments]) for _ in range(2)]
+    assert [run.exit_code for run in runs] == [0, 0], runs[0].output
+    first, second = ({Path(row["video_id"]).name: row["raw_score"] for row in json.loads(run.stdout)} for run in runs)
+    assert first == second
+    assert first == pytest.approx({name.name: score for name, score in held_out.items()}, abs=1e-3)
+
+    # Training reads whole frames, and each step cuts another part of them.
+    job = load_train_job(path)
+    videos, _ = read_training_set(job.data, StorageOptions.from_spec(job.storage))
+    source = build_clip_source(job, settings_of(job).config, videos, tmp_path / "out", lambda done, total: None)
+    fixed, scored = source.read([0], None).clips[0], read_frames(material.clips[0].path, range(24))
+    whole = {centre_of(frame).tobytes() for frame in scored}
+    assert all(frame.tobytes() in whole for frame in fixed)
+    assert len({source.read([0], draw).clips[0].tobytes() for draw in range(8)}) > 4
 
 
 def test_training_writes_a_checkpoint_that_scores(material: Material, tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def test_binary_labels_give_auc(tmp_path: Path) -> None:
     assert rows["against the clean file", "intra-sample"]["auc"] > rows["alone", "intra-sample"]["auc"]
 
 
+def test_without_resamples_there_are_no_intervals(tmp_path: Path) -> None:
+    make_region_set(tmp_path)
+    rated = score_regions(Brightness(), read_region_set(tmp_path))
+    for row, expected in zip(region_rows(rated, n_resamples=0), region_rows(rated, n_resamples=50), strict=True):
+        for name in ("srcc", "plcc", "auc"):
+            assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (expected[name], None, None)
+        assert row["remarks"] == ""
+
+
 def test_groups_come_from_a_pattern(tmp_path: Path) -> None:
     make_region_set(tmp_path)
     regions = read_region_set(tmp_path)
