@@ -1,13 +1,13 @@
-"""Models whose numbers are measured while a video is decoded: the family and the scorer that they share.
+"""Models without weights of users: their cards, and the family and scorer of those that are measured while decoding.
 
 An extractor (`features/extractions.py`) measures the frames in the decoding process, so frames are not kept. It returns
-vectors of the clip, float32 [N, n], usually one. There are no weights of users, and no torch.
+vectors of the clip, float32 [N, n], usually one. There is no torch.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,25 @@ from numpy.typing import NDArray
 from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import FrameRequest
 from kvq_batch.domain.scorer import ModelCard, ModelOptions, Prediction, Scorer, ScorerSpec
+
+
+def reject_weights(options: ModelOptions) -> None:
+    """Check the options of a model without weights. Raises: SpecError: they name weights."""
+    if options.weights is not None:
+        raise SpecError(f"Model {options.name!r} has no weights. Remove weights = {options.weights!r}.")
+
+
+def handcrafted_card(name: str, version: str, config: Any, summary: str) -> ModelCard:
+    """Return the card of a model without weights; `config` is a dataclass that enters the model id."""
+    identity = json.dumps([name, version, asdict(config)], sort_keys=True)
+    return ModelCard(
+        name=name,
+        version=version,
+        digest=hashlib.sha256(identity.encode()).hexdigest(),
+        origin="handcrafted",
+        summary=summary,
+        licence="Apache-2.0",
+    )
 
 
 def features_only(measured: NDArray[np.float32]) -> Prediction:
@@ -46,13 +65,8 @@ class MeasuredFamily:
     num_parameters: int = 0
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer.
-
-        Raises:
-            SpecError: the options name weights, which this model does not have.
-        """
-        if options.weights is not None:
-            raise SpecError(f"Model {options.name!r} has no weights. Remove weights = {options.weights!r}.")
+        """Return the declaration of the scorer. Raises: SpecError as `reject_weights`."""
+        reject_weights(options)
         identity = hashlib.sha256(json.dumps([self.name, self.version]).encode())
         for path in self.parameters:
             identity.update(path.read_bytes())

@@ -244,7 +244,7 @@ def test_catalog_file_of_a_folder_plans(tmp_path: Path, videos: Path) -> None:
 
 def test_score_rejects_bad_input_before_reading_videos(tmp_path: Path, videos: Path) -> None:
     tables = tmp_path / "t"
-    assert "needs weights" in call("score", videos, "--tables", tables, "--model", "kvq", exit_code=2).stderr
+    assert "needs KVQ.pth" in call("score", videos, "--tables", tables, "--model", "kvq", exit_code=2).stderr
     assert "Unknown model 'nope'" in call("score", videos, "--tables", tables, "--model", "nope", exit_code=2).stderr
     weights = tmp_path / "w.pth"
     weights.write_bytes(b"no weights")
@@ -267,7 +267,7 @@ def test_models_lists_and_shows_a_card() -> None:
     card = call("models", "kvq-tiny", "--output", "json")
     assert json.loads(card.stdout)["origin"] == "untrained"
     assert "UNTRAINED" in card.stderr
-    assert "needs weights" in call("models", "kvq").stderr
+    assert "needs KVQ.pth" in call("models", "kvq").stderr
     assert "Unknown model" in call("models", "nope", exit_code=2).stderr
     assert "needs weights" not in call("models", "luma-sharpness").stderr
     assert "needs the NAME" in call("models", "--weights", "f", exit_code=2).stderr

@@ -135,11 +135,6 @@ def test_feature_models_have_no_score(name: str, num: int) -> None:
         registry.describe(ModelOptions(name, "file.pth"))
 
 
-def test_rapique_names_the_weights_that_it_needs() -> None:
-    with pytest.raises(SpecError, match=r"resnet50-0676ba61.pth .*BSD-3-Clause.*--weights.*Model 'nss'"):
-        registry.describe(ModelOptions("rapique"))
-
-
 def test_videval_predicts_what_its_authors_published() -> None:
     found = predict(PICTURES["videval.features"])
     np.testing.assert_allclose(found, PICTURES["videval.mos"], rtol=0, atol=1e-8)

@@ -105,7 +105,7 @@ def test_unknown_name_lists_registered_models() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ModelOptions("kvq"), "needs weights"),
+        (ModelOptions("kvq"), r"needs KVQ\.pth \(.*torch\.save.*GitHub.*no licence.*--weights PATH"),
         (ModelOptions("luma-sharpness", "x.pth"), "has no weights"),
         (ModelOptions("luma-sharpness", device="cuda"), "does not run on cuda. Set device to 'cpu'"),
         (ModelOptions("luma-sharpness", precision="bf16"), "precision bf16. Set precision to 'fp32'"),

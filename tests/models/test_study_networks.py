@@ -163,10 +163,11 @@ def spec_of(name: str) -> ScorerSpec:
     return family.spec(LoadedFiles({}, ()))
 
 
-@pytest.mark.parametrize("name", ["saliency", "saliency-similarity", "vsfa-cnn-saliency", "cnn-resnet50"])
+@pytest.mark.parametrize("name", ["saliency", "saliency-similarity", "vsfa-cnn-saliency", "cnn-resnet50", "rapique"])
 def test_model_without_weights_names_its_files(name: str) -> None:
-    file = {"saliency": r"vgg16-397923af\.pth", "cnn-resnet50": r"resnet50-0676ba61\.pth"}
-    expected = file.get(name, r"vgg16-397923af\.pth .* and resnet50-0676ba61\.pth")
+    resnet = r"resnet50-0676ba61\.pth"
+    file = {"saliency": r"vgg16-397923af\.pth", "cnn-resnet50": resnet, "rapique": resnet}
+    expected = file.get(name, rf"vgg16-397923af\.pth .* and {resnet}")
     with pytest.raises(SpecError, match=f"needs {expected} .*torch.save.*BSD-3-Clause.*--weights "):
         registry.describe(ModelOptions(name))
 

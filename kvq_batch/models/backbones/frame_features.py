@@ -51,6 +51,13 @@ class FrameFeatureScorer(ClipScorer):
         return Prediction(0.0, partial=self._reduce(frame_features(self._backbone, frames)).cpu().numpy())
 
 
+def reducing_scorer(
+    spec: ScorerSpec, backbone: Tensors, reduction: Callable[[Tensor], Tensor], options: ModelOptions
+) -> FrameFeatureScorer:
+    """Return a scorer whose partial result is what `reduction` makes of the features of each frame, float32 [T, R]."""
+    return FrameFeatureScorer(spec, backbone, lambda rows: torch.cat([reduction(row) for row in rows]), options)
+
+
 def frame_features(backbone: ResNet50, frames_THW3: Tensor) -> Iterator[Tensor]:
     """Yield the mean and the unbiased deviation of each channel over space, [1, F], for each frame, uint8 RGB."""
     for frame in frames_THW3:

@@ -1,13 +1,11 @@
 """Model family of the causes: why a video is bad, where and when, measured without a reference and without weights."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import Extractor, FrameRequest
-from kvq_batch.domain.scorer import ModelCard, ModelOptions, Scorer, ScorerSpec
+from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
 from kvq_batch.models.causes.config import CausesConfig
+from kvq_batch.models.measured import handcrafted_card, reject_weights
 
 CELL_CAUSES = ("blur", "noise", "blockiness", "banding", "over_exposure", "combing")
 """Causes with a severity for each cell."""
@@ -33,23 +31,10 @@ class CausesFamily:
         return "causes of bad quality by region and time (blur, noise, banding, freeze, ...), no weights, no score"
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer.
-
-        Raises:
-            SpecError: the options name weights, which this model does not have.
-        """
-        if options.weights is not None:
-            raise SpecError(f"Model {options.name!r} has no weights. Remove weights = {options.weights!r}.")
+        """Return the declaration of the scorer. Raises: SpecError as `reject_weights`."""
+        reject_weights(options)
         config = self.config
-        identity = json.dumps([self.name, self.version, asdict(config)], sort_keys=True)
-        card = ModelCard(
-            name=self.name,
-            version=self.version,
-            digest=hashlib.sha256(identity.encode()).hexdigest(),
-            origin="handcrafted",
-            summary=self.summary,
-            licence="Apache-2.0",
-        )
+        card = handcrafted_card(self.name, self.version, config, self.summary)
         extractor = Extractor(
             "causes",
             _ALGORITHM,

@@ -57,8 +57,11 @@ class KvqFamily:
         weights = options.weights or self.default_weights
         if weights is None:
             raise SpecError(
-                f"Model {options.name!r} needs weights: name a published .pth or a .safetensors of this package, or "
-                f'"{UNTRAINED}" for random weights, whose scores do not measure quality.'
+                f"Model {options.name!r} needs KVQ.pth (the weights of its authors, saved by torch.save, from "
+                "lero233/KVQ on the model hub that qyp2000/KVQ on GitHub names, no licence given), which this package "
+                "does not include: download it or train your own with `kvq-batch train`, and set --weights PATH, or "
+                f'weights = "PATH" in the job file, or "{UNTRAINED}" for random weights, whose scores do not measure '
+                "quality."
             )
         if weights == UNTRAINED:
             return untrained_checkpoint(self.name, self.config)

@@ -4,14 +4,12 @@ To add a model, copy this folder and register its family in `kvq_batch.models.re
 change. A model without weights hashes its configuration and its version for its model id.
 """
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import FrameRequest
-from kvq_batch.domain.scorer import ModelCard, ModelOptions, Scorer, ScorerSpec
+from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
 from kvq_batch.models.luma_sharpness.config import LumaConfig
+from kvq_batch.models.measured import handcrafted_card, reject_weights
 
 OUTPUTS = ("luma_mean", "luma_std", "sharpness", "temporal_difference")
 
@@ -29,22 +27,9 @@ class LumaSharpnessFamily:
         return "luma and sharpness statistics of the frames, no weights; its raw score is the mean absolute Laplacian"
 
     def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer.
-
-        Raises:
-            SpecError: the options name weights, which this model does not have.
-        """
-        if options.weights is not None:
-            raise SpecError(f"Model {options.name!r} has no weights. Remove weights = {options.weights!r}.")
-        identity = json.dumps([self.name, self.version, asdict(self.config)], sort_keys=True)
-        card = ModelCard(
-            name=self.name,
-            version=self.version,
-            digest=hashlib.sha256(identity.encode()).hexdigest(),
-            origin="handcrafted",
-            summary=self.summary,
-            licence="Apache-2.0",
-        )
+        """Return the declaration of the scorer. Raises: SpecError as `reject_weights`."""
+        reject_weights(options)
+        card = handcrafted_card(self.name, self.version, self.config, self.summary)
         return ScorerSpec(card=card, frames=FrameRequest(), outputs=OUTPUTS, devices=("cpu",))
 
     def build(self, options: ModelOptions) -> Scorer:

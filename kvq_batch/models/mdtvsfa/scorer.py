@@ -3,15 +3,13 @@
 Axes: T frames, F features, R reduced features.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
-from kvq_batch.models.backbones.frame_features import FrameFeatureScorer
+from kvq_batch.models.backbones.frame_features import FrameFeatureScorer, reducing_scorer
 from kvq_batch.models.checkpoints.networks import build_network
 from kvq_batch.models.checkpoints.tensors import Tensors
 from kvq_batch.models.mdtvsfa.config import DATA_SETS, MixedHeadConfig
@@ -26,11 +24,7 @@ def build_mdtvsfa(spec: ScorerSpec, backbone: Tensors, head: Tensors, options: M
         SpecError: the device is a GPU, and the machine has none.
     """
     reduction = build_head(MixedHeadConfig(), head, set_up_device(options)).reduction
-
-    def reduce(features: Iterator[Tensor]) -> Tensor:
-        return torch.cat([reduction(row) for row in features])
-
-    return FrameFeatureScorer(spec, backbone, reduce, options)
+    return reducing_scorer(spec, backbone, reduction, options)
 
 
 class MixedPooler:

@@ -7,13 +7,12 @@ one.
 
 from dataclasses import dataclass
 
-from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.frames import Extractor, FrameRequest
 from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
 from kvq_batch.features.chunks import CentreSampling, ChunkSampling
 from kvq_batch.models.backbones.imagenet import RESNET50, RESNET50_FILE
 from kvq_batch.models.checkpoints.published_family import PublishedFamily
-from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile, load_published_files
+from kvq_batch.models.checkpoints.published_files import LoadedFiles, PublishedFile
 from kvq_batch.models.measured import MeasuredFamily
 from kvq_batch.models.rapique.config import NUM_CNN, NUM_NSS, SIDE_PX
 
@@ -40,41 +39,17 @@ nss = MeasuredFamily(
 
 
 @dataclass(frozen=True, slots=True)
-class RapiqueFamily:
-    """RAPIQUE: NSS features and those of ResNet-50, whose weights are not included."""
+class RapiqueFamily(PublishedFamily):
+    """RAPIQUE: NSS features and those of ResNet-50."""
 
     name: str = "rapique"
-    summary: str = "3884 features of RAPIQUE (IEEE OJSP 2021): 1836 NSS, 2048 of ResNet-50; no score; needs weights"
+    summary: str = (
+        "3884 features of RAPIQUE (IEEE OJSP 2021): those of `nss`, 2048 of ResNet-50; no score; needs weights"
+    )
+    files: tuple[PublishedFile, ...] = (RESNET50_FILE,)
 
-    def describe(self, options: ModelOptions) -> ScorerSpec:
-        """Return the declaration of the scorer, after reading and checking its whole weights.
-
-        Raises:
-            SpecError: no weights, or a file is missing.
-            CheckpointError: weights that are damaged, unsafe or of another network.
-        """
-        return self._spec(self._load(options))
-
-    def build(self, options: ModelOptions) -> Scorer:
-        """Return the scorer, loaded on its device.
-
-        Raises:
-            SpecError: as `describe`, or the machine has no GPU.
-        """
-        from kvq_batch.models.rapique.scorer import RapiqueScorer
-
-        loaded = self._load(options)
-        return RapiqueScorer(self._spec(loaded), loaded.tensors[RESNET50], options)
-
-    def _load(self, options: ModelOptions) -> LoadedFiles:
-        try:
-            return load_published_files(self.name, options.weights, (RESNET50_FILE,))
-        except SpecError as error:
-            if options.weights is None:
-                raise SpecError(f"{error} Model 'nss' gives the {NUM_NSS} features that need no weights.") from error
-            raise
-
-    def _spec(self, loaded: LoadedFiles) -> ScorerSpec:
+    def spec(self, loaded: LoadedFiles) -> ScorerSpec:
+        """See `PublishedFamily.spec`."""
         # The authors use MATLAB's network. torchvision's has the same layers and other weights.
         summary = "NSS features of RAPIQUE and features of torchvision's ResNet-50, not of MATLAB's"
         return ScorerSpec(
@@ -85,6 +60,12 @@ class RapiqueFamily:
             num_parameters=loaded.num_parameters,
             has_score=False,
         )
+
+    def scorer(self, spec: ScorerSpec, loaded: LoadedFiles, options: ModelOptions) -> Scorer:
+        """See `PublishedFamily.scorer`."""
+        from kvq_batch.models.rapique.scorer import RapiqueScorer
+
+        return RapiqueScorer(spec, loaded.tensors[RESNET50], options)
 
 
 @dataclass(frozen=True, slots=True)

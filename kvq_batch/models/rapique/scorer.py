@@ -15,8 +15,8 @@ from kvq_batch.models.rapique.config import NUM_BEFORE_CNN
 from kvq_batch.models.torch_device import ClipScorer
 
 
-class RapiqueScorer(ClipScorer):
-    """A `Scorer` of 3884 features.
+class CnnScorer(ClipScorer):
+    """A `Scorer` of the 2048 features of RAPIQUE's network alone.
 
     Raises:
         SpecError: the device is a GPU, and the machine has none.
@@ -27,23 +27,19 @@ class RapiqueScorer(ClipScorer):
         self._backbone = build_network(ResNet50, backbone, self._device)
 
     def score_clip(self, *arrays: Tensor) -> Prediction:
+        """Return the features of a clip, pictures uint8 RGB [T, H, W, 3]."""
+        return Prediction(0.0, features=cnn_features(self._backbone, arrays[0]).cpu().numpy())
+
+
+class RapiqueScorer(CnnScorer):
+    """A `Scorer` of all 3884 features."""
+
+    def score_clip(self, *arrays: Tensor) -> Prediction:
         """Return the features of a clip: NSS features float32 [1, 1836], and pictures uint8 RGB [T, H, W, 3]."""
         nss, pictures = arrays
         cnn = cnn_features(self._backbone, pictures)
         features = torch.cat([nss[0, :NUM_BEFORE_CNN], cnn, nss[0, NUM_BEFORE_CNN:]])
         return Prediction(0.0, features=features.cpu().numpy())
-
-
-class CnnScorer(ClipScorer):
-    """A `Scorer` of the 2048 features of RAPIQUE's network alone."""
-
-    def __init__(self, spec: ScorerSpec, backbone: Tensors, options: ModelOptions) -> None:
-        super().__init__(spec, options)
-        self._backbone = build_network(ResNet50, backbone, self._device)
-
-    def score_clip(self, *arrays: Tensor) -> Prediction:
-        """Return the features of a clip, pictures uint8 RGB [T, H, W, 3]."""
-        return Prediction(0.0, features=cnn_features(self._backbone, arrays[0]).cpu().numpy())
 
 
 def cnn_features(backbone: ResNet50, pictures_THW3: Tensor) -> Tensor:

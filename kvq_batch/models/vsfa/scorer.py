@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
-from kvq_batch.models.backbones.frame_features import FrameFeatureScorer
+from kvq_batch.models.backbones.frame_features import FrameFeatureScorer, reducing_scorer
 from kvq_batch.models.checkpoints.networks import build_network
 from kvq_batch.models.checkpoints.tensors import Tensors
 from kvq_batch.models.torch_device import set_up_device
@@ -29,12 +29,7 @@ def build_vsfa(spec: ScorerSpec, backbone: Tensors, head: Tensors, options: Mode
     Raises:
         SpecError: the device is a GPU, and the machine has none.
     """
-    reduction = _head(head, set_up_device(options)).reduction
-
-    def reduce(features: Iterator[Tensor]) -> Tensor:
-        return torch.cat([reduction(row) for row in features])
-
-    return FrameFeatureScorer(spec, backbone, reduce, options)
+    return reducing_scorer(spec, backbone, _head(head, set_up_device(options)).reduction, options)
 
 
 class VsfaPooler:
