@@ -118,6 +118,7 @@ class _Chunked:
     shape: tuple[int, ...]
     allocate: Allocate
     first: int = 0
+    next_row: int = 0
     pixels: NDArray[np.uint8] | None = None
 
     @property
@@ -132,6 +133,10 @@ class _Chunked:
     def add(self, number: int, time_s: float, rows: NDArray[np.int64], picture: Picture) -> None:
         # Frames come in rising order, and the sampler of a streamed request selects them in this order.
         for row in rows.tolist():
+            if row != self.next_row:
+                # A frame is missing. It may come later, when this chunk was passed on.
+                raise _RestartError
+            self.next_row += 1
             if self.pixels is None:
                 self.first = row
                 self.pixels = self.allocate((min(self.chunk_frames, len(self.indices) - row), *self.shape), "uint8")
@@ -185,8 +190,8 @@ def decode_clips(
     frames of such parts turn out to be wrong, all clips come again, with a higher `decode_pass`.
 
     Raises:
-        DecodeError: a window contains no frame (empty_window), a frame does not decode, or frames of native size differ
-            in size (frame_size_changes).
+        DecodeError: a window contains no frame (empty_window), a frame does not decode, frames come in another order
+            than their times (frame_order), or frames of native size differ in size (frame_size_changes).
     """
     plan = _Plan(probed, windows, requests, key, decoding)
     try:
@@ -195,8 +200,17 @@ def decode_clips(
         # With one keyframe, the first packet, everything is decoded in one go.
         is_key = np.zeros_like(probed.packet_is_key)
         is_key[0] = True
-        for part in plan.run(path, replace(probed, packet_is_key=is_key), clip_range):
-            yield replace(part, decode_pass=1)
+        probed = replace(probed, packet_is_key=is_key)
+        try:
+            for part in plan.run(path, probed, clip_range):
+                yield replace(part, decode_pass=1)
+        except _RestartError:
+            # A frame does not decode, or frames come in another order: a pass without targets reports which.
+            for _ in decoding.reader.pictures(path, probed, np.arange(len(probed.times_s)), decoding.num_threads):
+                pass
+            raise DecodeError(
+                FRAME_ORDER, "Its frames come in another order than its times. Encode the video again.", True
+            ) from None
 
 
 class _Plan:
@@ -445,6 +459,10 @@ class VideoLayout:
     file: Path | None = None
 
 
+_COUNTED_PASS = 2
+"""First `decode_pass` of a decode that counts frames; the one before it has at most 1."""
+
+
 def run_task(task: DecodeTask, scratch_file: Path) -> VideoLayout | Iterator[VideoLayout]:
     """Return `decode_task`, or with streamed requests the parts: chunks in files beside `scratch_file`, the rest last.
 
@@ -472,23 +490,26 @@ def _decode_parts(task: DecodeTask, scratch_file: Path) -> Iterator[VideoLayout]
     started = time.process_time()
     probed = task.probed or probe(task.path, task.limits)
     timings = Timings(probe_s=time.process_time() - started)
-    has_parts = False
+    # The receiver may still read the files of earlier parts, so a decode that starts again writes other files.
+    files = (scratch_file.with_suffix(f".{number}") for number in count())
     try:
-        for part in _decode_probed(task, probed, timings, scratch_file):
-            has_parts = True
-            yield part
+        yield from _decode_probed(task, probed, timings, scratch_file, files)
         return
     except DecodeError as error:
-        if error.code != FRAME_ORDER or task.probed or has_parts:
+        # Clips before this range were passed on, and cannot come again.
+        if error.code != FRAME_ORDER or task.probed:
             raise
     scratch_file.unlink()
     started = time.process_time()
     probed = probe(task.path, task.limits, "decoding")
     timings.probe_s += time.process_time() - started
-    yield from _decode_probed(task, probed, timings, scratch_file)
+    for part in _decode_probed(task, probed, timings, scratch_file, files):
+        yield replace(part, clips=tuple(replace(c, decode_pass=c.decode_pass + _COUNTED_PASS) for c in part.clips))
 
 
-def _decode_probed(task: DecodeTask, probed: Probed, timings: Timings, scratch_file: Path) -> Iterator[VideoLayout]:
+def _decode_probed(
+    task: DecodeTask, probed: Probed, timings: Timings, scratch_file: Path, files: Iterator[Path]
+) -> Iterator[VideoLayout]:
     reader, decoder = open_reader(choose_decoder(probed, task.decoder))
     clips = task.clips
     windows = clips.windows(probed.facts.duration_s) if isinstance(clips, ClipPolicy) else list(clips)
@@ -500,7 +521,6 @@ def _decode_probed(task: DecodeTask, probed: Probed, timings: Timings, scratch_f
         return VideoLayout(probed.facts, decoder, len(windows), tuple(clips), extents, timings, sent, file)
 
     chunks: list[ScratchWriter] = []
-    files = (scratch_file.with_suffix(f".{number}") for number in count())
 
     def allocate_chunk(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         chunks.append(ScratchWriter(next(files)))

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvq_batch.config.job import ExecutorName, Job
@@ -11,9 +12,13 @@ from kvq_batch.config.load import make_job
 from kvq_batch.engine.run import RunOptions
 from kvq_batch.engine.score_run import run_job
 from kvq_batch.media.local_files import clip_of_file
+from kvq_batch.media.resize import resize
 from kvq_batch.planning.job_plan import plan_job
 from kvq_batch.tables.session import open_session
 from tests.support.frame_means import FRAMES, PartsDecodeWorker, install, score_of
+from tests.support.material import encode
+from tests.support.reference import reference_frames
+from tests.support.remux import remux, swap_late_times
 
 
 @pytest.fixture
@@ -64,3 +69,26 @@ def test_scores_are_those_of_whole_videos(job: Job, executor: ExecutorName, name
     failed = [("crash-always.mp4", "decoder_crashed", True)] * 2 if "crash-always" in names else []
     assert [(row["video_id"], row["error"], row["permanent"]) for row in failures] == failed
     assert (summary.num_scored, summary.num_failed) == (2 * len(scored), len(failed))
+
+
+def test_times_that_are_wrong_late_start_the_stream_again(job: Job, tmp_path: Path) -> None:
+    options = (
+        "-c:v",
+        "libx265",
+        "-preset",
+        "ultrafast",
+        "-pix_fmt",
+        "yuv420p",
+        "-x265-params",
+        "log-level=error:pools=1",
+    )
+    encoded = encode(tmp_path / "hevc.mp4", *options, size="160x96", seconds=4)
+    path = remux(encoded, Path(job.catalog.source) / "late.mkv", swap_late_times)
+    summary = run_job(plan_job(job), None, RunOptions(worker=PartsDecodeWorker, executor="local"))
+    assert (summary.num_scored, summary.num_failed) == (2, 0)
+    expected = score_of(resize(np.stack(reference_frames(path)), (36, 64)))
+    with open_session(job.tables) as session:
+        query = "SELECT video_id, raw_score FROM scores WHERE model_name = 'frame-means'"
+        assert session.sql(query).to_pylist() == [
+            {"video_id": "late.mkv", "raw_score": pytest.approx(expected, rel=1e-12)}
+        ]

@@ -1,13 +1,15 @@
 """Times of frames as players show them: gaps, held frames, jumping clocks, and times that the decoder contradicts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kvq_batch.domain.errors import DecodeError
-from kvq_batch.domain.frames import FrameRequest, Sampling
+from kvq_batch.domain.frames import EveryFrame, FrameRequest, Sampling
 from kvq_batch.domain.video import ClipPolicy, Window
+from kvq_batch.media import decode
 from kvq_batch.media.decode import DecodeTask, Decoding, decode_clips, decode_task
 from kvq_batch.media.decoders import open_reader
 from kvq_batch.media.probe import VideoLimits, probe
@@ -15,7 +17,7 @@ from kvq_batch.media.scratch import map_arrays
 from tests.media.test_keyframes import assert_as_ffmpeg
 from tests.support.material import encode, ffmpeg
 from tests.support.reference import our_frames, reference_frames
-from tests.support.remux import hold_last, move_clock, remux, show_in_coding_order, swap_times
+from tests.support.remux import hold_last, move_clock, remux, show_in_coding_order, swap_late_times, swap_times
 
 _X264 = ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-g", "24")
 _X265 = ("-c:v", "libx265", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-x265-params", "log-level=error:pools=1")
@@ -173,6 +175,38 @@ def test_swapped_times_are_counted_by_decoding(folder: Path) -> None:
     pixels = map_arrays(scratch, list(layout.extents))[frames.extent]
     for rgb, number in zip(pixels, frames.indices, strict=True):
         assert np.array_equal(rgb, expected[number])
+
+
+def test_stream_starts_again_if_times_are_wrong_in_a_late_part(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = remux(source(folder, "hevc.mp4"), folder / "late.mkv", swap_late_times)
+    monkeypatch.setattr(decode, "STREAM_CHUNK_BYTES", 10 * 96 * 160 * 3)
+    task = DecodeTask(path, "k", (FrameRequest(EveryFrame(), None, is_streamed=True),))
+    layouts = decode.run_task(task, folder / "late")
+    assert isinstance(layouts, Iterator)
+    parts = [
+        (clip.decode_pass, clip.chunk_index, map_arrays(layout.file, list(layout.extents))[0])
+        for layout in layouts
+        for clip in layout.clips
+        if layout.file is not None
+    ]
+    passes = [decode_pass for decode_pass, _, _ in parts]
+    assert passes[0] == 0
+    assert passes == sorted(passes)
+    last = [(index, pixels) for decode_pass, index, pixels in parts if decode_pass == passes[-1] > 0]
+    assert [index for index, _ in last] == list(range(len(last)))
+    expected = reference_frames(path)
+    np.testing.assert_array_equal(np.concatenate([pixels for _, pixels in last]), np.stack(expected))
+
+
+def test_wrong_times_after_the_first_clips_say_what_to_do(folder: Path) -> None:
+    path = remux(source(folder, "hevc.mp4"), folder / "late.mkv", swap_late_times)
+    task = DecodeTask(
+        path, "k", (FrameRequest(EveryFrame(), None, is_streamed=True),), probed=probe(path, VideoLimits())
+    )
+    layouts = decode.run_task(task, folder / "later")
+    assert isinstance(layouts, Iterator)
+    with pytest.raises(DecodeError, match=r"the container's times are wrong\. Encode the video again\."):
+        list(layouts)
 
 
 @pytest.mark.parametrize("start", [1.1, 2.3])

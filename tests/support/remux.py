@@ -49,6 +49,11 @@ def swap_times(packets: Packets) -> None:
         first.pts, second.pts = second.pts, first.pts
 
 
+def swap_late_times(packets: Packets) -> None:
+    """Exchange times as `swap_times` does, in the second half."""
+    swap_times(packets[len(packets) // 2 :])
+
+
 def hold_last(seconds: float) -> Callable[[Packets], None]:
     """Return a change that shows the last frame for `seconds`."""
 
