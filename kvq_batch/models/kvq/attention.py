@@ -14,10 +14,11 @@ K selected windows.
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kvq_batch.models.host_threads import run_tasks
 from kvq_batch.models.kvq.config import Grid
 
 _LOG = logging.getLogger(__name__)
@@ -35,9 +37,9 @@ _LOG = logging.getLogger(__name__)
 # 24 MiB 53%, 48 MiB 52%.
 _CPU_STEP_BYTES = 8 << 20
 _CUDA_STEP_BYTES = 1 << 30
-# The whole key matrix passes through the cache once per block of rows, so blocks are few and large: a clip takes 5%
-# less time than with 12 MiB. More than 80 MiB gains nothing.
-_CPU_SALIENCY_BYTES = 32 << 20
+# Of each thread. The whole key matrix passes through the cache once per block of rows, so blocks are large: on one
+# thread, blocks of 128, 224, 334, 448 and 668 rows of 12544 (6 to 32 MiB) take 1.79, 1.61, 1.52, 1.50 and 1.50 s.
+_CPU_SALIENCY_BYTES = 22 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +74,11 @@ class WindowLayout:
     by_grid: Tensor | None
     by_mask: Tensor | None
 
-    def steps(self, size: int) -> Iterator[tuple[WindowGroup, ...]]:
-        """Yield the windows in steps of at most `size`: for each step the groups, or slices of them."""
+    def steps(self, number: int) -> Iterator[tuple[WindowGroup, ...]]:
+        """Yield the windows in steps of equal size: for each step the groups, or slices of them."""
         count = len(self.indices)
-        for start in range(0, count, size):
-            stop = min(start + size, count)
+        for step in range(number):
+            start, stop = step * count // number, (step + 1) * count // number
             yield tuple(
                 replace(group, start=max(start, group.start), stop=min(stop, group.stop))
                 for group in self.groups
@@ -248,17 +250,30 @@ def cross_window_attention(qkv: Tensor, num_heads: int, windows: Tensor, weights
     step = max(1, min(num_heads, step_bytes(qkv.device) // head_bytes))
     # [W, B, h, N, d] -> [B, h, W, N, d]
     query, key, value = (part.permute(1, 2, 0, 3, 4) for part in split_heads(qkv, num_heads))
-    mixed = []
-    for first in range(0, num_heads, step):
-        heads = slice(first, first + step)
+    parts = [slice(first, first + step) for first in range(0, num_heads, step)]
+    mixed: dict[int, Tensor] = {}
+
+    def attend(number: int) -> None:
+        heads = parts[number]
         rows = windows[:, heads].flatten(0, 1)
         scale = weights[:, heads].flatten(0, 1)[..., None].to(torch.promote_types(qkv.dtype, torch.float32))
         keys, values = (_gather(part[:, heads].flatten(0, 1), rows, scale) for part in (key, value))
         out = _attend(query[:, heads].flatten(0, 1), keys, values)
-        mixed.append(torch.unflatten(out, 0, (clips, -1)))
+        mixed[number] = torch.unflatten(out, 0, (clips, -1))
+
+    _run_in_steps(attend, len(parts), qkv.device)
     # [B, h, W, N, d] -> [W, B, N, C]
-    joined = mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=1)
+    joined = mixed[0] if len(mixed) == 1 else torch.cat([mixed[number] for number in range(len(parts))], dim=1)
     return joined.permute(2, 0, 3, 1, 4).flatten(3)
+
+
+def _run_in_steps(run: Callable[[int], object], number: int, device: torch.device) -> None:
+    """Run numbered steps that fit a cache; on a CPU several at a time, except under autograd."""
+    if device.type == "cpu" and not torch.is_grad_enabled():
+        run_tasks((partial(run, step) for step in range(number)), number)
+    else:
+        for step in range(number):
+            run(step)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -338,20 +353,30 @@ def saliency(query: Tensor, key: Tensor, scale: float) -> Tensor:
         # The logits of fp16 are float32, as in `_logits`.
         query, key = query.float(), key.float()
     length, device = len(key), key.device
-    # All steps write into one buffer, because new pages of this size cost more than the arithmetic. In float32 the
-    # softmax uses it too. A step has few calls, because each call waits for all threads: with sixteen small softmaxes
-    # per product, saliency took 4% longer (best of three runs), and 1.2 to 2.3 times as long beside other work.
-    step = max(1, min(length, _saliency_bytes(device) // (4 * length)))
-    scaled, columns = query * scale, key.t()
-    logits = torch.empty(step, length, dtype=query.dtype, device=device)
-    rows = logits if query.dtype == torch.float32 else torch.empty(step, length, device=device)
-    ones = torch.ones(1, step, device=device)
-    total = torch.zeros(1, length, device=device)
-    for block in torch.split(scaled, step):
-        product = torch.mm(block, columns, out=logits[: len(block)])
-        attended = torch.softmax(product, -1, dtype=torch.float32, out=rows[: len(block)])
-        total.addmm_(ones[:, : len(block)], attended)
-    return total[0]
+    # Steps of equal size, for threads that share them. A step has few calls, because each call waits for the threads
+    # that it runs on: with sixteen small softmaxes per product, saliency took 4% longer (best of three runs), and 1.2
+    # to 2.3 times as long beside other work.
+    number = -(-length // max(1, _saliency_bytes(device) // (4 * length)))
+    blocks = torch.split(query * scale, -(-length // number))
+    columns, ones = key.t(), torch.ones(1, len(blocks[0]), device=device)
+    totals = torch.empty(len(blocks), length, device=device)
+    # All steps of a thread write into one buffer, because new pages of this size cost more than the arithmetic. In
+    # float32 the softmax uses it too.
+    buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def sum_columns(step: int) -> None:
+        block, thread = blocks[step], threading.get_ident()
+        if thread not in buffers:
+            logits = torch.empty(len(blocks[0]), length, dtype=query.dtype, device=device)
+            buffers[thread] = logits, logits if query.dtype == torch.float32 else logits.float()
+        logits, rows = (buffer[: len(block)] for buffer in buffers[thread])
+        product = torch.mm(block, columns, out=logits)
+        attended = torch.softmax(product, -1, dtype=torch.float32, out=rows)
+        torch.mm(ones[:, : len(block)], attended, out=totals[step : step + 1])
+
+    with torch.no_grad():
+        _run_in_steps(sum_columns, len(blocks), device)
+        return totals.sum(0)
 
 
 def _saliency_bytes(device: torch.device) -> int:

@@ -6,12 +6,14 @@ Axes: B clips, D slots, H rows, W columns (W windows next to N), C channels, L t
 N tokens of a window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kvq_batch.models.host_threads import run_tasks
 from kvq_batch.models.kvq.attention import (
     WindowGroup,
     WindowLayout,
@@ -68,7 +70,13 @@ class Block(nn.Module):
         widest = max(4 * width, self.mlp.fc1.out_features) * self.compute_dtype.itemsize
         # Steps fit the cache. Under autograd there is one step, because the gradient of each is as large as `tokens`.
         step = max(1, step_bytes(x.device) // (clips * count * widest))
-        for groups in layout.steps(num_windows if torch.is_grad_enabled() else step):
+        num_steps = 1 if torch.is_grad_enabled() else -(-num_windows // step)
+        in_parallel = x.device.type == "cpu" and num_steps > 1
+        if in_parallel:
+            # A multiple of 4: threads, 2 or 4 above all, wait for each other less.
+            num_steps = min(num_windows, -(-num_steps // 4) * 4)
+
+        def run_step(groups: tuple[WindowGroup, ...], found: list[Tensor]) -> Tensor:
             within = slice(groups[0].start * clips, groups[-1].stop * clips)
             indices = in_windows[within.start * count : within.stop * count]
             if is_fusion:
@@ -77,14 +85,27 @@ class Block(nn.Module):
                 part = tokens.index_select(0, indices).view(-1, count, width)
                 normal = normalise_tokens(part, self.norm1).to(self.compute_dtype)
             if self.attn.has_intra:
-                found = self.attn.biases(layout, groups, index, self.compute_dtype, store)
                 sizes = [(group.stop - group.start) * clips for group in groups]
                 mixed = self.attn(normal, list(zip(sizes, found, strict=True)))
                 part = added(mixed if crossed is None else added(mixed, crossed[within]), part)
             elif crossed is not None:
                 part = part + crossed[within]
             part = added(self.mlp(normalise_tokens(part, self.norm2).to(self.compute_dtype)), part)
-            out = out.index_copy_(0, indices, part.flatten(0, 1))
+            return out.index_copy_(0, indices, part.flatten(0, 1))
+
+        def steps() -> Iterator[Callable[[], Tensor]]:
+            for groups in layout.steps(num_steps):
+                # Biases are computed here, between steps, because steps share them.
+                found = (
+                    self.attn.biases(layout, groups, index, self.compute_dtype, store) if self.attn.has_intra else []
+                )
+                yield partial(run_step, groups, found)
+
+        if in_parallel:
+            run_tasks(steps(), num_steps)
+        else:
+            for task in steps():
+                out = task()
         grid = out.view(clips, *layout.padded, width)[:, :slots, :rows, :columns]
         return grid, None if salience is None else salience.view(clips, slots, rows, columns)
 

@@ -158,7 +158,8 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * width, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        if x.shape[2] % 2 or x.shape[3] % 2:
+            x = F.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
         # Phases in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
         phases = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         merged = normalise_tokens(torch.cat(phases, dim=-1), self.norm).to(self.compute_dtype)
