@@ -30,7 +30,7 @@ def score(model: str, way: str, clips: int) -> dict[str, float]:
     if way == "kept":
         scorer = registry.build(options)
     else:
-        with patch("kvq_batch.models.kvq.scorer.keep_freed_memory"):
+        with patch("kvq_batch.models.torch_device.keep_freed_memory"):
             scorer = registry.build(options)
     request = scorer.spec.frames
     assert request.size is not None
