@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kvq_plain import plain_forward
+from kvq_batch.models.host_memory import keep_freed_memory
 from kvq_batch.models.kvq.config import PUBLISHED
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.models.kvq.untrained import untrained_tensors
@@ -66,11 +67,13 @@ def seconds(action: Callable[[], object], device: str) -> float:
 def measure(row: str, threads: int, repeats: int) -> Row:
     """Measure one row on the CPU, in this process: best time, best rate of products, their ratio, peak memory."""
     torch.set_num_threads(threads)
+    # As a scorer does.
+    keep_freed_memory()
     kind, precision = row.split()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     tensors = {name: torch.from_numpy(tensor) for name, tensor in untrained_tensors(PUBLISHED).items()}
     clip = torch.randn(1, *CLIP_SHAPE, generator=torch.Generator().manual_seed(0))
-    network = build_network(PUBLISHED, tensors, dtype)
+    network = build_network(PUBLISHED, tensors, dtype, is_frozen=True)
 
     def run() -> object:
         return plain_forward(tensors, PUBLISHED, clip) if kind == "plain" else network(clip)
