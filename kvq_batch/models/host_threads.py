@@ -37,12 +37,12 @@ def run_tasks(tasks: Iterator[Callable[[], object]], count: int) -> None:
             task()
         return
     lock = threading.Lock()
-    has_failed = threading.Event()
+    has_ended = threading.Event()
     is_inference = torch.is_inference_mode_enabled()
 
     def following() -> Callable[[], object] | None:
         with lock:
-            return None if has_failed.is_set() else next(tasks, None)
+            return None if has_ended.is_set() else next(tasks, None)
 
     def work() -> None:
         # Both are settings of a thread.
@@ -51,20 +51,18 @@ def run_tasks(tasks: Iterator[Callable[[], object]], count: int) -> None:
             try:
                 while (task := following()) is not None:
                     task()
-            except BaseException:
-                has_failed.set()
-                raise
+            finally:
+                # This task raised, or there are no more.
+                has_ended.set()
 
     pool = _pool(workers)
     running = [pool.submit(work) for _ in range(workers)]
     try:
         # Every worker has ended when all of these returned: none uses the caller's tensors after an exception.
         errors = [future.exception() for future in running]
-    except BaseException:
-        # Ctrl-C in the calling thread.
-        has_failed.set()
-        raise
     finally:
+        # Also after Ctrl-C in the calling thread.
+        has_ended.set()
         # Threads that torch does not know yet start with the number that was set last, by any thread.
         torch.set_num_threads(threads)
     for error in errors:
