@@ -8,8 +8,19 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator, model_validator
 
-from kvq_batch.config.job import NAME_PATTERN, Catalog, Limits, MediaFiles, Run, Section, Storage, Uri, Workers, why_ray
-from kvq_batch.config.recipe import CELL_PX, Chain, FramingMode, Segment, Step
+from kvq_batch.config.job import (
+    NAME_PATTERN,
+    Catalog,
+    DecodeWorkers,
+    Limits,
+    MediaFiles,
+    Run,
+    Section,
+    Storage,
+    Uri,
+    why_ray,
+)
+from kvq_batch.config.recipe import CELL_PX, CameraMotion, Chain, FramingMode, Segment, Step
 from kvq_batch.domain.errors import SpecError
 
 SYNTHETIC = "synthetic:"
@@ -24,6 +35,7 @@ DEFAULT_LADDERS: dict[str, tuple[float, ...]] = {
     "mjpeg": (8, 16, 28),
     "packet_loss": (0.02, 0.1),
     "downscale": (1.5, 2.5, 4),
+    "pixelate": (2, 4),
     "blur": (0.8, 1.6, 3.2),
     "motion_blur": (5, 13),
     "noise": (4, 10, 22),
@@ -106,6 +118,12 @@ class Segments(Section):
         description='How a frame gets the size of the segment; each value makes segments. "native" crops, "cover" '
         'scales down before it crops, "whole" scales the whole frame.',
     )
+    cameras: tuple[CameraMotion, ...] = Field(
+        ("moving",),
+        min_length=1,
+        description='How the camera moves over a still; each value makes segments. "moving" pans, zooms and rotates, '
+        '"slow" pans by less than a pixel a frame, "rest" shows the same pixels in every frame.',
+    )
     pre_degraded: tuple[tuple[str, ...], ...] = Field(
         (),
         description="Chains of degradations applied to the reference itself, as uploads are often soft, noisy or "
@@ -173,7 +191,9 @@ class Renditions(Section):
 class Making(MediaFiles):
     """Decoding, degrading and measuring, on CPUs."""
 
-    workers: Workers = Field(Workers(), description="Workers; each keeps one core busy.")
+    workers: DecodeWorkers = Field(
+        default_factory=DecodeWorkers, description="Workers; each keeps one core busy. Default: one for each core."
+    )
 
 
 class LabelJob(Section):
@@ -190,7 +210,7 @@ class LabelJob(Section):
     references: tuple[Reference, ...] = Field(min_length=1, description="Pristine references.")
     segments: Segments = Field(Segments(), description="Segments of the references.")
     renditions: Renditions = Field(Renditions(), description="Renditions of each segment.")
-    make: Making = Field(Making(), description="Making and measuring renditions.")
+    make: Making = Field(default_factory=Making, description="Making and measuring renditions.")
     limits: Limits = Field(Limits(), description="Limits of one reference.")
     run: Run = Field(Run(), description="Options of the whole run.")
     storage: Storage = Field(Storage(), description="Object storage.")

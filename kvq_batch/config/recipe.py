@@ -40,6 +40,7 @@ STEPS = {
     "mjpeg": StepKind("quantiser of each picture on its own: blocks", 2, 31, True),
     "packet_loss": StepKind("share of H.264 slices lost, at CRF 24", 0.001, 0.5, True),
     "downscale": StepKind("factor down, by area, and up again, bicubic", 1.1, 16),
+    "pixelate": StepKind("side of the squares in pixels: down by area, up to the nearest pixel", 1.5, 16),
     "blur": StepKind("sigma of a Gaussian in pixels", 0.2, 32),
     "motion_blur": StepKind("length of a line in pixels", 2, 64),
     "noise": StepKind("sigma in levels of 255, drawn for every frame", 0.5, 96),
@@ -185,6 +186,9 @@ def chain_of(values: Sequence[Sequence[Any]]) -> Chain:
 
 FramingMode = Literal["native", "cover", "whole"]
 
+CameraMotion = Literal["moving", "slow", "rest"]
+"""How the camera moves over a still."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -192,7 +196,9 @@ class Segment:
 
     `framing`: "native" crops height x width pixels at a position that `seed` draws, "cover" first scales the frame down
     until it just covers them, "whole" scales the frame to them, like KVQ's own input (aspect ratio not kept). No
-    framing scales up. A still has one stretch; `seed` draws the motion of its camera.
+    framing scales up. A still has one stretch; `seed` draws the motion of its camera: "moving" pans up to 5 pixels a
+    frame, zooms, rotates and may shake, "slow" pans by less than a pixel a frame, "rest" shows the same pixels in every
+    frame.
 
     `pre_degraded` is a chain applied to the reference itself. Uploads of users are often soft, noisy or coded, and a
     model trained on sharp references only rates them as damaged.
@@ -209,6 +215,7 @@ class Segment:
     framing: FramingMode = "native"
     seed: int = 0
     pre_degraded: Chain = ()
+    camera: CameraMotion = "moving"
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < self.of:
@@ -223,15 +230,20 @@ class Segment:
 
     @property
     def segment_id(self) -> str:
-        """Return canonical JSON of all fields, without an empty `pre_degraded`."""
+        """Return canonical JSON of all fields, without an empty `pre_degraded` and a `camera` that is moving."""
         fields: dict[str, Any] = asdict(self) | {"pre_degraded": steps_json(self.pre_degraded)}
-        return canonical_json({name: value for name, value in fields.items() if name != "pre_degraded" or value})
+        left_out = {"pre_degraded": [], "camera": "moving"}
+        return canonical_json({name: value for name, value in fields.items() if left_out.get(name) != value})
 
     @classmethod
     def from_json(cls, text: str) -> "Segment":
         """Return the segment whose `segment_id` is `text`."""
         fields: dict[str, Any] = json.loads(text)
         return cls(**fields | {"pre_degraded": chain_of(fields.get("pre_degraded", ()))})
+
+    def can_show(self, steps: Chain) -> bool:
+        """Return whether the steps change the segment: frozen frames look like those of a picture at rest."""
+        return self.camera != "rest" or all(step.name != "freeze" for step in steps)
 
     def first_frame(self, num_frames: int) -> int | None:
         """Return the first frame in a reference of `num_frames` frames; None if the stretch is too short."""

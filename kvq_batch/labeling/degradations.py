@@ -102,8 +102,9 @@ def _filter(clip: Planes, step: Step, rng: np.random.Generator) -> Planes:
         # Even sizes of at least 16 pixels.
         height, width = (max(16, 2 * round(px / step.amount / 2)) for px in (clip.height_px, clip.width_px))
         flags = "accurate_rnd+full_chroma_int+bitexact"
+        enlarged = "neighbor" if step.name == "pixelate" else "bicubic"
         graph = f"scale={width}:{height}:flags=area+{flags},"
-        graph += f"scale={clip.width_px}:{clip.height_px}:flags=bicubic+{flags}"
+        graph += f"scale={clip.width_px}:{clip.height_px}:flags={enlarged}+{flags}"
     arguments = [*clip.raw_arguments, "-vf", graph, "-f", "rawvideo", "-pix_fmt", "yuv420p", "-"]
     return clip.with_raw(run_ffmpeg(arguments, clip.data.tobytes()), str(step))
 
@@ -176,6 +177,7 @@ _HOW: dict[str, Callable[[Planes, Step, np.random.Generator], Planes]] = {
     "mjpeg": _codec,
     "packet_loss": _packet_loss,
     "downscale": _filter,
+    "pixelate": _filter,
     "blur": _filter,
     "motion_blur": _motion_blur,
     "noise": _noise,

@@ -78,7 +78,7 @@ def draw_recipes(renditions: Renditions, segment: Segment) -> list[Recipe]:
     All have the same seed, so that a mix is made of the same renditions that are labelled on their own.
     """
     rng, seed = np.random.default_rng([segment.seed, segment.number]), segment.seed
-    chains = renditions.chains
+    chains = tuple(filter(segment.can_show, renditions.chains))
     whole = list(chains)
     if renditions.per_segment is not None and renditions.per_segment < len(chains):
         drawn = np.sort(rng.choice(len(chains), renditions.per_segment, replace=False))
@@ -261,20 +261,23 @@ def _scenes(spec: Reference) -> Iterator[dict[str, Any]]:
 def _segments(job: LabelJob, reference: dict[str, Any]) -> Iterator[Segment]:
     spec = job.segments
     # Only videos have frames of a fixed size to be framed; motion over a still and scenes are made in the wanted size.
-    is_video = not (reference["uri"].startswith(SYNTHETIC) or is_still(reference["uri"]))
+    is_picture = is_still(reference["uri"])
+    is_video = not (reference["uri"].startswith(SYNTHETIC) or is_picture)
     for framing in spec.framings if is_video else ("native",):
         seed = segment_seed(job.seed, reference["video_id"], framing)
-        for number in range(spec.per_reference):
-            yield Segment(
-                number,
-                spec.per_reference,
-                spec.num_frames,
-                spec.height_px,
-                spec.width_px,
-                framing,
-                seed,
-                draw_pre_degraded(spec.pre_degraded, seed, number),
-            )
+        for camera in spec.cameras if is_picture else ("moving",):
+            for number in range(spec.per_reference):
+                yield Segment(
+                    number,
+                    spec.per_reference,
+                    spec.num_frames,
+                    spec.height_px,
+                    spec.width_px,
+                    framing,
+                    seed,
+                    draw_pre_degraded(spec.pre_degraded, seed, number),
+                    camera,
+                )
 
 
 def _renditions(job: LabelJob, reference: dict[str, Any], segment: Segment) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from kvq_batch.config.recipe import CameraMotion
 from kvq_batch.domain.errors import LabelError
 from kvq_batch.media.synthesis import SCENES, ClipShape, fractal, to_uint8
 
@@ -34,9 +35,16 @@ class _Pose(NamedTuple):
 
 
 def moving_view(
-    picture: NDArray[np.uint8], height_px: int, width_px: int, num_frames: int, rng: np.random.Generator
+    picture: NDArray[np.uint8],
+    height_px: int,
+    width_px: int,
+    num_frames: int,
+    rng: np.random.Generator,
+    camera: CameraMotion = "moving",
 ) -> NDArray[np.uint8]:
     """Return uint8 RGB [T, H, W, 3]: camera motion over `picture` (uint8 RGB), scaled down first by a random factor.
+
+    Views of one seed start near the same place, whatever the motion.
 
     Raises:
         LabelError: the picture is smaller than the view (reference_too_small).
@@ -53,6 +61,8 @@ def moving_view(
     still = Image.fromarray(reduced)
     size = (height_px, width_px)
     first = _draw(rng, still, size, None, num_frames)
+    if camera != "moving":
+        return _level_view(reduced, first, size, num_frames, rng, is_panned=camera == "slow")
     last = _draw(rng, still, size, first, num_frames)
     trembling = np.cumsum(rng.normal(0, 0.25, (num_frames, 2)), axis=0) * (rng.random() < 0.5)
     front = _Front(reduced, size, rng) if rng.random() < 0.5 else None
@@ -64,6 +74,28 @@ def moving_view(
         if front is not None:
             front.draw(frames[t], t)
     return frames
+
+
+def _level_view(
+    picture: NDArray[np.uint8],
+    first: _Pose,
+    size: tuple[int, int],
+    num_frames: int,
+    rng: np.random.Generator,
+    is_panned: bool,
+) -> NDArray[np.uint8]:
+    """Return a view without rotation and zoom, panned by less than a pixel a frame or at rest, on whole pixels."""
+    still = Image.fromarray(picture)
+    start = _inside(first._replace(turn=0.0, zoom=1.0), still, size)
+    if is_panned:
+        angle, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.9)
+        shifts = np.arange(num_frames)[:, None] * speed * (np.cos(angle), np.sin(angle))
+        poses = [_inside(start._replace(x=start.x + dx, y=start.y + dy), still, size) for dx, dy in shifts.tolist()]
+        return np.stack([np.asarray(_view(still, pose, size)) for pose in poses])
+    height, width = size
+    top, left = round(start.y - height / 2), round(start.x - width / 2)
+    view = picture[top : top + height, left : left + width]
+    return np.repeat(view[None], num_frames, axis=0)
 
 
 def _reduced(picture: NDArray[np.uint8], factor: float, height_px: int, width_px: int) -> NDArray[np.uint8]:

@@ -85,7 +85,7 @@ def segment_of_still(data: bytes, segment: Segment) -> Planes:
             picture = np.asarray(still.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ProbeError("not_an_image", f"the picture cannot be read ({error})", True) from error
-    view = moving_view(picture, segment.height_px, segment.width_px, segment.num_frames, segment.rng())
+    view = moving_view(picture, segment.height_px, segment.width_px, segment.num_frames, segment.rng(), segment.camera)
     return segment_of_frames(view, float(STILL_RATE), segment)
 
 

@@ -63,6 +63,13 @@ def test_invalid_segment_is_rejected(fields: dict[str, int], word: str) -> None:
         Segment(**fields)  # type: ignore[arg-type]
 
 
+def test_segment_of_a_camera_round_trips() -> None:
+    plain, at_rest = Segment(num_frames=10), Segment(num_frames=10, camera="rest")
+    assert "camera" not in plain.segment_id, "ids of earlier labels stay the same"
+    assert '"camera":"rest"' in at_rest.segment_id
+    assert [Segment.from_json(segment.segment_id) for segment in (plain, at_rest)] == [plain, at_rest]
+
+
 def test_pre_degraded_segment_round_trips() -> None:
     plain = Segment(num_frames=10)
     pre_degraded = replace(plain, pre_degraded=(Step("downscale", 2.0), Step("h264", 24.0)))

@@ -17,6 +17,7 @@ MILD_AND_STRONG = {
     "mjpeg": (3, 31),
     "packet_loss": (0.05, 0.5),
     "downscale": (1.5, 5),
+    "pixelate": (1.5, 6),
     "blur": (0.7, 4),
     "motion_blur": (3, 20),
     "noise": (2, 30),
@@ -50,6 +51,17 @@ def test_a_step_is_the_same_twice_and_grows_with_its_amount(name: str) -> None:
 def test_what_is_drawn_depends_on_the_seed(name: str) -> None:
     step = Step(name, MILD_AND_STRONG[name][1])
     assert not np.array_equal(apply(pristine(), (step,), 1).data, apply(pristine(), (step,), 2).data)
+
+
+def test_pixelated_pictures_are_squares_of_the_mean() -> None:
+    side = 4
+    luma = pristine().planes()[0][0].astype(np.float64)
+    found = apply(pristine(), (Step("pixelate", side),), 1).planes()[0][0]
+    squares = found.reshape(luma.shape[0] // side, side, luma.shape[1] // side, side)
+    assert (np.ptp(squares, axis=(1, 3)) == 0).all()
+    means = luma.reshape(squares.shape).mean((1, 3))
+    # ffmpeg rounds to whole levels.
+    assert np.abs(squares[:, 0, :, 0] - means).max() <= 1
 
 
 def test_steps_follow_each_other() -> None:

@@ -56,6 +56,33 @@ def test_all_steps_are_used_without_per_segment() -> None:
     assert [recipe.steps for recipe in draw_recipes(renditions, SEGMENT)] == [(), *renditions.chains]
 
 
+def test_a_picture_at_rest_has_no_frozen_frames() -> None:
+    renditions = Renditions(
+        regions=0, mixes=0, ladders={"freeze": (0.3,), "blur": (2,)}, combinations=(("freeze-0.5", "h264-30"),)
+    )
+    names = {
+        camera: [str(recipe) for recipe in draw_recipes(renditions, Segment(camera=camera))]
+        for camera in ("slow", "rest")
+    }
+    assert names == {"slow": ["none", "freeze-0.3", "blur-2", "freeze-0.5+h264-30"], "rest": ["none", "blur-2"]}
+
+
+def test_cameras_make_segments_of_stills_only(tmp_path: Path) -> None:
+    for name in ("a.png", "b.mp4"):
+        (tmp_path / name).write_bytes(b"never opened")
+    job = label_job(
+        tmp_path / "tables",
+        {"source": str(tmp_path)},
+        {"source": "synthetic:leaves"},
+        segments={"num_frames": 4, "height_px": 64, "width_px": 96, "cameras": ["moving", "rest"]},
+    )
+    rows = plan_labels(job).renditions.to_pylist()
+    cameras: dict[str, set[str]] = {}
+    for row in rows:
+        cameras.setdefault(row["video_id"].split("/")[-1], set()).add(Segment.from_json(row["segment"]).camera)
+    assert cameras == {"a.png": {"moving", "rest"}, "b.mp4": {"moving"}, "leaves-0000": {"moving"}}
+
+
 def test_segments_have_different_seeds() -> None:
     seeds = {segment_seed(job, name, framing) for job in (0, 1) for name in "ab" for framing in ("native", "cover")}
     assert len(seeds) == 8

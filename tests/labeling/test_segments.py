@@ -70,6 +70,25 @@ def test_nothing_is_scaled_up() -> None:
         segment_of_still(png(60, 90), SEGMENT)
 
 
+def test_a_still_at_rest_shows_its_own_pixels() -> None:
+    source = frames()[0]
+    view = moving_view(source, 64, 96, 4, SEGMENT.rng(), "rest")
+    assert (view == view[0]).all()
+    # Scaled down by a random factor first, unless the picture is as large as the view.
+    exact = moving_view(source[:64, :96], 64, 96, 4, SEGMENT.rng(), "rest")
+    assert np.array_equal(exact[0], source[:64, :96])
+
+
+def test_a_slow_camera_moves_less_than_a_pixel_a_frame() -> None:
+    source = frames(300, 500)[0]
+    for seed in range(4):
+        view = moving_view(source, 64, 96, 8, np.random.default_rng(seed), "slow").astype(int)
+        change = np.abs(np.diff(view, axis=0)).mean((1, 2, 3))
+        # The change over a step of one whole pixel, within a frame.
+        assert (0 < change).all()
+        assert change.mean() < np.abs(np.diff(view[0], axis=1)).mean()
+
+
 def test_a_still_moves_and_is_of_its_seed() -> None:
     planes = segment_of_still(png(), SEGMENT)
     assert planes.num_frames == 4
