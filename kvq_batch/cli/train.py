@@ -148,6 +148,7 @@ def settings_of(job: "TrainJob") -> "TrainSettings":
         initialisation=(job.swinv2 or job.model).initialisation,
         cube=job.loss.cube,
         group_loss=None if group_loss is None else GroupLoss(**group_loss),
+        measured=job.views.measured,
         **training,
     )
     architecture_of(config).check(settings, job.machine.recompute)
@@ -190,12 +191,15 @@ def _planned(
 ) -> "TrainingPlan":
     """Decode and check everything; return the plan."""
     from kvq_batch.domain.scorer import ModelCard
+    from kvq_batch.training.architectures import architecture_of
     from kvq_batch.training.dataset import build_clip_source
     from kvq_batch.training.settings import Machine
     from kvq_batch.training.trainer import TrainingPlan
 
     folder = Path(job.out).absolute()
-    source = build_clip_source(job, settings.config, videos, folder, progress.decoded)
+    start, backbone = _start_files(job)
+    tensors = architecture_of(settings.config).initial_tensors(settings, start, backbone) if settings.measured else None
+    source = build_clip_source(job, settings.config, videos, folder, progress.decoded, tensors)
     card = ModelCard(
         name=job.name,
         version=job.version,
@@ -206,11 +210,17 @@ def _planned(
         licence=job.licence,
     )
     machine = Machine(job.machine.device, job.machine.num_threads, job.machine.recompute, job.machine.checkpoint_every)
-    start, backbone = (
-        (job.model.start, job.model.kinetics) if job.swinv2 is None else (job.swinv2.start, job.swinv2.imagenet)
-    )
-    start_path, backbone_path = (None if path is None else Path(path).absolute() for path in (start, backbone))
-    return TrainingPlan(settings, machine, source, folder, card, start_path, backbone_path)
+    return TrainingPlan(settings, machine, source, folder, card, start, backbone)
+
+
+def _start_files(job: "TrainJob") -> tuple[Path | None, Path | None]:
+    """Return the whole checkpoint and the file of the backbone that a job starts from; at most one is set."""
+    if job.swinv2 is not None:
+        files = job.swinv2.start, job.swinv2.imagenet
+    else:
+        files = job.model.start, job.model.kinetics or job.model.imagenet
+    start, backbone = (None if path is None else Path(path).absolute() for path in files)
+    return start, backbone
 
 
 def _trained(

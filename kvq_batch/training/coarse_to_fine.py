@@ -82,10 +82,10 @@ class CtfArchitecture:
         network.load_state_dict(dict(tensors), assign=True)
         return network
 
-    def prepare(self, clips: Tensor) -> Tensor:
+    def prepare(self, clips: Tensor, settings: TrainSettings) -> Tensor:
         return normalise_pictures(clips)
 
-    def scores(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def scores(self, network: nn.Module, inputs: Tensor, settings: TrainSettings) -> Tensor:
         found: CtfOutput = network(inputs)
         return RAW_SCALE * found.scores.double()
 

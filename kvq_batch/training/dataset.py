@@ -5,16 +5,14 @@ decoded again; everything else is reused. A video that is missing or broken is r
 """
 
 import dataclasses
-import os
-import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from kvq_batch.config.recipe import SLOT_FRAMES
 from kvq_batch.config.train import TrainJob
@@ -30,7 +28,8 @@ from kvq_batch.models.kvq.family import frame_request, frame_sampling
 from kvq_batch.models.swinv2_ctf.config import CtfConfig
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
-from kvq_batch.training.frame_files import CroppedFiles, FrameFiles, RenditionFiles, ViewLayout
+from kvq_batch.training.frame_files import CroppedFiles, FrameFiles, RenditionFiles, ViewLayout, write_array
+from kvq_batch.training.measured_files import measure_files
 from kvq_batch.training.samples import ClipSource, Sample, SplitName
 from kvq_batch.training.settings import NetworkConfig
 
@@ -70,9 +69,16 @@ def to_samples(videos: Sequence[LabelledVideo]) -> list[Sample]:
 
 
 def build_clip_source(
-    job: TrainJob, config: NetworkConfig, videos: Sequence[LabelledVideo], folder: Path, progress: ProgressCallback
+    job: TrainJob,
+    config: NetworkConfig,
+    videos: Sequence[LabelledVideo],
+    folder: Path,
+    progress: ProgressCallback,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> ClipSource:
     """Decode and check all videos that the job trains on, and return them as a clip source.
+
+    With views.measured they are measured, too, by a network of `tensors`.
 
     Raises:
         SpecError: videos that cannot be decoded, or files that do not fit the network, by name.
@@ -115,6 +121,8 @@ def build_clip_source(
     files = _decode(job, videos, [FrameRequest(sampling, size)], folder, progress)
     renditions = RenditionFiles(to_samples(videos), [paths[0] for paths in files], labels, layout)
     renditions.check()
+    if job.views.measured and tensors is not None:
+        return measure_files(renditions, config, tensors, _frames_folder(job, folder) / "measured", progress)
     return renditions
 
 
@@ -167,7 +175,7 @@ def decode_frames(
                 clip = decoder.submit(task).result().clips[0]
                 local.check_unchanged()
             for path, frames in zip(paths, clip.frames, strict=True):
-                _write(path, frames.pixels)
+                write_array(path, frames.pixels)
         except ItemError as error:
             return f"{video.video_id} ({error})"
         except OSError as error:
@@ -246,6 +254,10 @@ def _view_layout(job: TrainJob, config: KvqConfig, sampling: Sampling, cells: Pa
     )
 
 
+def _frames_folder(job: TrainJob, folder: Path) -> Path:
+    return Path(job.data.frames).absolute() if job.data.frames else folder / "frames"
+
+
 def _decode(
     job: TrainJob,
     videos: Sequence[LabelledVideo],
@@ -254,7 +266,7 @@ def _decode(
     progress: ProgressCallback,
 ) -> list[tuple[Path, ...]]:
     limits = job.limits
-    frames = Path(job.data.frames).absolute() if job.data.frames else folder / "frames"
+    frames = _frames_folder(job, folder)
     with (
         tempfile.TemporaryDirectory(prefix="kvq-batch-") as scratch,
         IsolatedDecoder(job.data.decoders, Path(scratch), limits.timeout_s, limits.max_memory_bytes) as decoder,
@@ -269,12 +281,3 @@ def _decode(
             job.data.decoders,
             progress,
         )
-
-
-def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Two videos of equal bytes and name may be written at the same time.
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    with partial.open("wb") as file:
-        np.save(file, pixels, allow_pickle=False)
-    partial.replace(path)

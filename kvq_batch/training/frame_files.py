@@ -4,6 +4,8 @@ Files are memory-mapped: a batch reads what it needs, and the page cache of the 
 unsuitable files are rejected, with an error that names them, before the first step.
 """
 
+import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,7 +103,7 @@ class CroppedFiles:
 
     def _view(self, index: int, draw: int | None) -> NDArray[np.uint8]:
         paths = self.views[index]
-        rng = None if draw is None else _generator(draw, "crop", self.samples[index].frames_id or f"alone:{index}")
+        rng = None if draw is None else view_generator(draw, "crop", self.samples[index].frames_id or f"alone:{index}")
         clip_THWC = load_array(paths[0] if rng is None else paths[rng.integers(len(paths))])
         room = [extent - wanted for extent, wanted in zip(clip_THWC.shape[1:3], self.size, strict=True)]
         top, left = (extra // 2 if rng is None else int(rng.integers(extra + 1)) for extra in room)
@@ -162,7 +164,7 @@ class RenditionFiles:
         sizes: dict[str, tuple[int, ...]] = {}
         invalid = []
         for index, (path, cells) in enumerate(zip(self.frames, self.cells, strict=True)):
-            fault = self._find_fault(path, cells, sizes, self._frames_id(index))
+            fault = self._find_fault(path, cells, sizes, self.frames_id(index))
             if fault:
                 invalid.append(f"{path} ({fault})")
         _raise_on(invalid)
@@ -184,14 +186,19 @@ class RenditionFiles:
         """The indices of the renditions of the same frames, by frames id."""
         groups: dict[str, list[int]] = {}
         for index in range(len(self.samples)):
-            groups.setdefault(self._frames_id(index), []).append(index)
+            groups.setdefault(self.frames_id(index), []).append(index)
         return groups
 
-    def _frames_id(self, index: int) -> str:
+    def frames_id(self, index: int) -> str:
         """Return the frames id of a sample; a sample without one is a group of its own."""
         sample = self.samples[index]
         # This text is part of the seed of the view.
         return sample.frames_id or f"alone:{sample.sample_id}"
+
+    def draw_rendition(self, index: int, rng: np.random.Generator) -> int:
+        """Draw a rendition of the same frames; it may be the same one."""
+        renditions = self._renditions[self.frames_id(index)]
+        return renditions[rng.integers(len(renditions))]
 
     def _fixed_view(self, index: int) -> NDArray[np.uint8]:
         frames = load_array(self.frames[index])
@@ -205,25 +212,21 @@ class RenditionFiles:
         alike. The mixture is drawn per sample.
         """
         layout = self.layout
-        rng, mix_rng = _generator(draw, "frames", self._frames_id(index)), _generator(draw, "mix", index)
+        rng, mix_rng = view_generator(draw, "frames", self.frames_id(index)), view_generator(draw, "mix", index)
         frames = load_array(self.frames[index])
         first = rng.integers(len(layout.frame_slots) // layout.slot_frames) * layout.slot_frames
         slot = slice(first, first + layout.slot_frames)
         rows, columns = self._patch_indices(frames.shape, rng)
         clip_THWC = np.array(frames[slot][:, rows[:, None], columns[None, :]], np.uint8)
-        cells = self._cells(index, slot)
+        cells = self.cells_of(index, slot)
         if mix_rng.random() < layout.mix:
-            renditions = self._renditions[self._frames_id(index)]
-            other = renditions[mix_rng.integers(len(renditions))]
-            is_inside = np.zeros(layout.grid, bool)
-            for _ in range(mix_rng.integers(1, _MAX_RECTANGLES + 1)):
-                where = draw_cells(layout.grid, mix_rng)
-                is_inside[where.top : where.top + where.rows, where.left : where.left + where.columns] = True
+            other = self.draw_rendition(index, mix_rng)
+            is_inside = draw_rectangles(layout.grid, mix_rng)
             pixels = is_inside.repeat(layout.input_size[0] // layout.grid[0], 0)
             pixels = pixels.repeat(layout.input_size[1] // layout.grid[1], 1)
             others = load_array(self.frames[other])[slot][:, rows[:, None], columns[None, :]]
             clip_THWC[:, pixels] = others[:, pixels]
-            cells = np.where(is_inside, self._cells(other, slot), cells)
+            cells = np.where(is_inside, self.cells_of(other, slot), cells)
         if layout.flip:
             clip_THWC, cells = _flip(clip_THWC, cells, rng)
         if layout.contrast > 1:
@@ -243,7 +246,7 @@ class RenditionFiles:
         )
         return rows, columns
 
-    def _cells(self, index: int, slot: slice) -> NDArray[np.float32]:
+    def cells_of(self, index: int, slot: slice) -> NDArray[np.float32]:
         """Return the labels of the grid's cells in a slot, float32 [1, rows, columns]: those at the cells' centres."""
         labels = load_array(self.cells[index])
         rows, columns = (
@@ -274,6 +277,25 @@ class RenditionFiles:
         if sizes.setdefault(frames_id, frames.shape) != frames.shape:
             return f"{list(frames.shape)}, another rendition of the same frames is {list(sizes[frames_id])}"
         return ""
+
+
+def draw_rectangles(grid: tuple[int, int], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Draw up to three rectangles of cells; return which cells they cover, bool [rows, columns]."""
+    is_inside = np.zeros(grid, bool)
+    for _ in range(rng.integers(1, _MAX_RECTANGLES + 1)):
+        where = draw_cells(grid, rng)
+        is_inside[where.top : where.top + where.rows, where.left : where.left + where.columns] = True
+    return is_inside
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a `.npy` file as a whole, so that a crash leaves none or a complete one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Two videos of equal bytes and name may be written at the same time.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    with partial.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    partial.replace(path)
 
 
 def load_array(path: Path) -> NDArray[Any]:
@@ -325,7 +347,7 @@ def _raise_on(invalid: Sequence[str]) -> None:
         )
 
 
-def _generator(draw: int, purpose: str, of: str | int) -> np.random.Generator:
+def view_generator(draw: int, purpose: str, of: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed_of(draw, purpose, of)))
 
 

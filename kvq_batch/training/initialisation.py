@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kvq_batch.models.backbones.efficientnet_lite import load_efficientnet_lite
 from kvq_batch.models.checkpoints.tensors import Shape, is_safetensors
 from kvq_batch.models.kvq.checkpoint import check_tensors, load
 from kvq_batch.models.kvq.config import KvqConfig, tensor_shapes
@@ -62,6 +63,22 @@ def tensors_from_kinetics(tensors: Mapping[str, Tensor], config: KvqConfig, back
         CheckpointError: no such file, or a backbone of other sizes.
     """
     return dict(tensors) | {name: torch.tensor(value) for name, value in load_kinetics(backbone, config).items()}
+
+
+def tensors_from_imagenet(tensors: Mapping[str, Tensor], config: KvqConfig, path: Path) -> dict[str, Tensor]:
+    """Return `tensors` with the frozen convolutions of a file of EfficientNet-Lite0, and the scaling of their features.
+
+    Raises:
+        CheckpointError: no such file, or another network.
+    """
+    found = load_efficientnet_lite(path, config.convolutions, config.patch[1])
+    root = "fragments_backbone.patch_embed"
+    arrays = {f"{root}.scaling.weight": found.factors, f"{root}.scaling.bias": found.offsets}
+    for number, (weight, bias) in enumerate(zip(found.weights, found.biases, strict=True)):
+        arrays |= {
+            f"{root}.convolutions.layers.{number}.{leaf}": array for leaf, array in (("weight", weight), ("bias", bias))
+        }
+    return dict(tensors) | {name: torch.tensor(array) for name, array in arrays.items()}
 
 
 def _draw(name: str, shapes: Mapping[str, Shape], scheme: Initialisation, seed: int) -> Tensor:

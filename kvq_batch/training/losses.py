@@ -33,6 +33,7 @@ _MEAN_ERROR_WEIGHT = 0.05
 class TensorBatch:
     """One process's share of a batch: normalised clips [n, 3, T, H, W], labels float64 [n], cells or None.
 
+    Measured clips are [n, slots, rows, columns, S] (`KvqNetwork.measure`).
     The clips of a coarse-to-fine network are [n, T, 3, H, W]. `levels` int64 [n] numbers the level of each rendition
     of a ladder, or is None. Labels and cells are mapped to 0..1 of their scale; `cells` is float32
     [n, slots, rows, columns], NaN where a cell has no label. Every process has the same number of clips. Every
@@ -59,14 +60,19 @@ class Losses:
 
 
 def compute_losses(
-    network: KvqNetwork, batch: TensorBatch, weights: LossWeights, cube: Grid, group: ProcessGroup
+    network: KvqNetwork,
+    batch: TensorBatch,
+    weights: LossWeights,
+    cube: Grid,
+    group: ProcessGroup,
+    is_measured: bool = False,
 ) -> Losses:
     """Return the loss of a batch; `terms` holds each term with a weight, and "loss", their weighted sum.
 
     Each process of a group computes its own clips; the terms that compare clips see the predictions of all of them.
     The gradients of `total`, summed over processes, equal the gradient that a single process would compute.
     """
-    maps = network(batch.clips)
+    maps = network.maps_of_measured(batch.clips) if is_measured else network(batch.clips)
     predictions, labels = group.gather(maps.scores()), group.gather(batch.labels)
     # `whole`: terms of the whole batch, equal on every process. `shares`: this process's share of a sum over processes.
     whole: dict[str, Tensor] = {}

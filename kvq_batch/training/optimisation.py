@@ -36,8 +36,10 @@ class Optimisation:
     def __init__(self, network: nn.Module, settings: Optimiser, steps: int, rule: UpdateRule) -> None:
         self._settings = settings
         self._steps = steps
-        self._named = dict(network.named_parameters())
-        self.ema_params = {name: parameter.detach().clone() for name, parameter in self._named.items()}
+        named = dict(network.named_parameters())
+        # Frozen tensors are part of the averages, because those are the weights that are saved, and of nothing else.
+        self._named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        self.ema_params = {name: parameter.detach().clone() for name, parameter in named.items()}
         groups = []
         for is_backbone, is_decayed in ((True, True), (False, True), (True, False), (False, False)):
             rate = settings.learning_rate * (settings.backbone_factor if is_backbone else 1)
@@ -73,14 +75,14 @@ class Optimisation:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for name, average in self.ema_params.items():
-                average.lerp_(self._named[name], 1 - self._settings.ema_decay)
+            for name, parameter in self._named.items():
+                self.ema_params[name].lerp_(parameter, 1 - self._settings.ema_decay)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Return parameters, averages and moments, named "<kind>/<parameter>"; moments exist after the first step."""
         found = {f"weight/{name}": parameter.detach() for name, parameter in self._named.items()}
-        found |= {f"average/{name}": average for name, average in self.ema_params.items()}
+        found |= {f"average/{name}": self.ema_params[name] for name in self._named}
         for name, parameter in self._named.items():
             state = self._optimiser.state.get(parameter, {})
             found |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS if moment in state}

@@ -40,11 +40,12 @@ class Sample:
 class Views:
     """n clips as they enter a training step.
 
-    `clips` uint8 RGB [n, T, H, W, 3]; `labels` float64 [n], in the declared scale; `cells` float32
-    [n, slots, rows, columns], labels of the texture map's cells in the same scale, NaN where a cell has none, or None.
+    `clips` uint8 RGB [n, T, H, W, 3], or float16 [n, slots, rows, columns, S] of measured clips; `labels` float64 [n],
+    in the declared scale; `cells` float32 [n, slots, rows, columns], labels of the texture map's cells in the same
+    scale, NaN where a cell has none, or None.
     """
 
-    clips: NDArray[np.uint8]
+    clips: NDArray[np.uint8] | NDArray[np.float16]
     labels: NDArray[np.float64]
     cells: NDArray[np.float32] | None = None
 

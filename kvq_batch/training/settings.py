@@ -105,6 +105,7 @@ class TrainSettings:
     `cube` is (frames, rows, columns) of the lpc cubes. `scale` is the lowest and the highest possible label.
     `validation_share` of the scenes is held out. Every `validate_every` steps the weights are validated on them, and
     the best weights are kept; `patience` ends the training after that many validations without an improvement.
+    With `measured` clips are what a KVQ network of statistics measures of pixels, instead of pixels.
 
     Raises:
         SpecError: values that contradict each other or are out of range.
@@ -126,8 +127,13 @@ class TrainSettings:
     validate_every: int = 500
     patience: int | None = None
     group_loss: GroupLoss | None = None
+    measured: bool = False
 
     def __post_init__(self) -> None:
+        if self.measured and not (isinstance(self.config, KvqConfig) and self.config.statistics):
+            raise SpecError("views.measured needs model.statistics = 1: the input of other networks is pixels.")
+        if self.measured and self.loss.lpc:
+            raise SpecError("views.measured and loss.lpc exclude each other: cubes are cut from pixels.")
         if isinstance(self.config, CtfConfig) != (self.group_loss is not None):
             raise SpecError("group_loss belongs to a coarse-to-fine network, and such a network needs it.")
         if self.group_loss is not None and self.group_loss.levels and self.batch_size % self.group_loss.levels:
@@ -152,7 +158,8 @@ class TrainSettings:
 
     def digest(self) -> str:
         """Return the sha256 hex of all settings: equal digests and equal data give the same weights."""
-        used = {name: value for name, value in asdict(self).items() if name != "group_loss" or value is not None}
+        added = {"group_loss": None, "measured": False}
+        used = {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
         return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 

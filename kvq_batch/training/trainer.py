@@ -222,7 +222,7 @@ class Trainer:
         low, high = settings.scale
         labels = self._check_labels((views.labels - low) / (high - low), own)
         cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low)).to(self._device)
-        clips = self._architecture.prepare(torch.from_numpy(views.clips).to(self._device))
+        clips = self._architecture.prepare(torch.from_numpy(views.clips).to(self._device), settings)
         levels = None if self._ladders is None else self._level_numbers(own)
         return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.renditions, levels)
 
@@ -287,7 +287,8 @@ class Trainer:
         return dataclasses.replace(progress, is_finished=is_last or is_over)
 
     def _score(self, clips: Tensor) -> Tensor:
-        return self._architecture.scores(self._scoring, self._architecture.prepare(clips))
+        inputs = self._architecture.prepare(clips, self._settings)
+        return self._architecture.scores(self._scoring, inputs, self._settings)
 
     def _save_best(self, validation: Validation | None) -> None:
         """Save the averaged weights as a checkpoint that scorers load, and their predictions of the validation set."""

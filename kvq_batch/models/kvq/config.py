@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.models.backbones.lite_blocks import NUM_LITE_BLOCKS, convolution_shapes, num_features
 from kvq_batch.models.checkpoints.tensors import Shape
 
 Grid = tuple[int, int, int]
@@ -19,6 +20,7 @@ _ADDED_FIELDS = (
     "num_segments",
     "num_bands",
     "statistics",
+    "convolutions",
     "stem_width",
     "fragments",
     "slot_by_slot",
@@ -45,9 +47,10 @@ class KvqConfig:
 
     Options that the published network does not use; 0 switches each off. `num_bands` adds this number of bands of luma
     detail to the input. `stem_width` computes the first tokens by two convolutions with this number of channels
-    between them. `statistics` = 1 computes them from statistics of each patch. `fragments` (rows, columns) splices the
-    input from patches of native resolution instead of resizing frames. `slot_by_slot` = 1 runs every slot of a clip
-    separately, so a network that was trained on single slots scores clips of any length.
+    between them. `statistics` = 1 computes them from statistics of each patch, and `convolutions` adds the features of
+    this number of blocks of EfficientNet-Lite0, frozen, on the first frame of a slot. `fragments` (rows, columns)
+    splices the input from patches of native resolution instead of resizing frames. `slot_by_slot` = 1 runs every slot
+    of a clip separately, so a network that was trained on single slots scores clips of any length.
 
     Ablations; the defaults are the published network. `crop` is 1 or 2 to cut the input from the middle of a frame of
     native size instead of resizing the frame; with 2, training cuts it at random positions. `intra` = 0 leaves
@@ -72,6 +75,7 @@ class KvqConfig:
     num_segments: int = 8
     num_bands: int = 0
     statistics: int = 0
+    convolutions: int = 0
     stem_width: int = 0
     fragments: tuple[int, int] = (0, 0)
     slot_by_slot: int = 0
@@ -115,6 +119,11 @@ class KvqConfig:
             raise SpecError(f"input_size {self.input_size} is not a multiple of fragments {self.fragments}.")
         if self.statistics:
             self._check_statistics()
+        if self.convolutions and not (self.statistics and 3 <= self.convolutions <= NUM_LITE_BLOCKS):
+            raise SpecError(
+                f"Invalid convolutions {self.convolutions}: expected 0, or 3 to {NUM_LITE_BLOCKS} blocks with "
+                "statistics = 1."
+            )
         self.maps_shape(self.num_frames, *self.input_size)
 
     def _check_statistics(self) -> None:
@@ -156,6 +165,11 @@ class KvqConfig:
         per_frame = _PER_FRAME + (self.num_bands - 1) * _PER_BAND
         per_change = min(self.num_bands, CHANGING_BANDS) * _PER_CHANGE
         return self.patch[0] * per_frame + (self.patch[0] - 1) * per_change
+
+    @property
+    def num_measurements(self) -> int:
+        """Number of measurements that a token is made from: its statistics, and its features of convolutions."""
+        return self.num_statistics + num_features(self.convolutions, self.patch[1])
 
     def tile(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of the area whose pixels were neighbours in the video: a fragment, or the whole frame."""
@@ -271,7 +285,11 @@ def tensor_shapes(config: KvqConfig) -> dict[str, Shape]:
         affine(f"{root}.patch_embed.conv2", config.embed_dim, config.stem_width, 3, 3)
         affine(f"{root}.patch_embed.proj", config.embed_dim, config.patch[0] * config.embed_dim)
     elif config.statistics:
-        affine(f"{root}.patch_embed.proj", config.embed_dim, config.num_statistics)
+        for number, shape in enumerate(convolution_shapes(config.convolutions) if config.convolutions else ()):
+            affine(f"{root}.patch_embed.convolutions.layers.{number}", *shape)
+        if config.convolutions:
+            affine(f"{root}.patch_embed.scaling", config.num_measurements - config.num_statistics)
+        affine(f"{root}.patch_embed.proj", config.embed_dim, config.num_measurements)
     else:
         affine(f"{root}.patch_embed.proj", config.embed_dim, config.input_channels, *config.patch)
     affine(f"{root}.patch_embed.norm", config.embed_dim)

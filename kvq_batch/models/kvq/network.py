@@ -76,18 +76,39 @@ class KvqNetwork(nn.Module):
         parts = [self(clip[None]) for clip in clips]
         return KvqMaps(*(torch.cat(field) for field in zip(*map(_fields, parts), strict=True)))
 
+    def measure(self, clips: Tensor) -> Tensor:
+        """Return what tokens are made from, float32 [B, D, H/h, W/w, S]; for networks of statistics only.
+
+        Nothing of it is learned, so a training computes it once.
+        """
+        embedding = self.fragments_backbone.patch_embed
+        assert isinstance(embedding, StatisticsEmbedding)
+        return embedding.measure(clips)
+
+    def maps_of_measured(self, measured: Tensor) -> KvqMaps:
+        """Return the maps of what `measure` returned; every slot is run as a clip of its own."""
+        embedding = self.fragments_backbone.patch_embed
+        assert isinstance(embedding, StatisticsEmbedding)
+        tokens = embedding.embed(measured.flatten(0, 1)[:, None])
+        with attention_backends(measured.device):
+            return self._join_slots(self._heads(*self.fragments_backbone.run_stages(tokens)), measured.shape[1])
+
     def _run_slots(self, clips: Tensor) -> KvqMaps:
         """Run every slot as a clip of its own, and join the maps."""
         slots = torch.unflatten(padded_to(clips, (self.config.patch[0], 1, 1)), 2, (-1, self.config.patch[0]))
-        count = slots.shape[2]
-        maps = self._run(slots.transpose(1, 2).flatten(0, 1))
+        return self._join_slots(self._run(slots.transpose(1, 2).flatten(0, 1)), slots.shape[2])
+
+    def _join_slots(self, maps: KvqMaps, count: int) -> KvqMaps:
+        """Return the maps of clips of `count` slots each, for the maps of all slots."""
         texture, saliency, logits = (field.view(-1, count, *field.shape[2:]) for field in _fields(maps)[:3])
         levels = torch.unflatten(maps.levels, 0, (-1, count)).transpose(1, 2).flatten(2, 3)
         features = torch.unflatten(maps.features, 0, (-1, count)).flatten(1, 2)
         return KvqMaps(texture, saliency, logits, levels, features)
 
     def _run(self, clips: Tensor) -> KvqMaps:
-        features, levels = self.fragments_backbone(clips)
+        return self._heads(*self.fragments_backbone(clips))
+
+    def _heads(self, features: Tensor, levels: Tensor) -> KvqMaps:
         texture = self.vqa_head(features)
         logits = torch.zeros_like(texture) if self.weight_head is None else self.weight_head(features)
         if self.weight_conv is not None:
@@ -108,8 +129,12 @@ class Backbone(nn.Module):
         self.norm = nn.LayerNorm(config.width(config.num_stages - 1), eps=NORM_EPS)
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        x: Tensor = self.patch_embed(clips)
-        grids = self.config.grids(clips.shape[2], clips.shape[3], clips.shape[4])
+        return self.run_stages(self.patch_embed(clips))
+
+    def run_stages(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same for tokens [B, D, H, W, C]."""
+        patch = self.config.patch
+        grids = self.config.grids(x.shape[1] * patch[0], x.shape[2] * patch[1], x.shape[3] * patch[2])
         levels = []
         for stage, layer in enumerate(self.layers):
             x, maps = layer(x)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from kvq_batch.models.backbones.efficientnet_lite import EfficientNetLite, square_features
 from kvq_batch.models.kvq.blocks import NORM_EPS, linear, normalise_tokens
 from kvq_batch.models.kvq.config import CHANGING_BANDS, KvqConfig
 from kvq_batch.models.kvq.nss import colour_spread, nss_features
@@ -45,18 +46,63 @@ _CLIP = 4.0
 
 
 class StatisticsEmbedding(nn.Module):
-    """Embedding [B, 3, T, H, W] -> [B, D, H/h, W/w, C]: statistics of every patch of a slot, then one linear layer."""
+    """Embedding [B, 3, T, H, W] -> [B, D, H/h, W/w, C]: measurements of every patch of a slot, then one linear layer.
+
+    Only `embed` learns. What `measure` returns depends on the clip and on frozen weights, so it can be stored.
+    """
 
     def __init__(self, config: KvqConfig, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
-        self.proj = nn.Linear(config.num_statistics, config.embed_dim)
+        self.convolutions = EfficientNetLite(config.convolutions) if config.convolutions else None
+        self.scaling = Scaling(config.num_measurements - config.num_statistics) if config.convolutions else None
+        self.proj = nn.Linear(config.num_measurements, config.embed_dim)
         self.norm = nn.LayerNorm(config.embed_dim, eps=NORM_EPS)
 
     def forward(self, clips: Tensor) -> Tensor:
-        found = patch_statistics(padded_to(clips, self.config.patch), self.config).to(self.compute_dtype)
-        return normalise_tokens(linear(found, self.proj).float(), self.norm)
+        return self.embed(self.measure(clips))
+
+    def measure(self, clips: Tensor) -> Tensor:
+        """Return the statistics and the features of convolutions, float32 [B, D, H/h, W/w, S], all of order 1."""
+        clips = padded_to(clips, self.config.patch)
+        found = patch_statistics(clips, self.config)
+        if self.convolutions is None or self.scaling is None:
+            return found
+        return torch.cat([found, self.scaling(convolved(clips, self.config, self.convolutions))], dim=-1)
+
+    def embed(self, measured: Tensor) -> Tensor:
+        """Return tokens [B, D, H/h, W/w, C] of what `measure` returned."""
+        return normalise_tokens(linear(measured.to(self.compute_dtype), self.proj).float(), self.norm)
+
+
+class Scaling(nn.Module):
+    """Frozen factors and offsets that bring features to order 1; outliers are clipped."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(width), requires_grad=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, features, self.weight).clamp_(-_CLIP, _CLIP)
+
+
+@torch.no_grad()
+def convolved(clips: Tensor, config: KvqConfig, convolutions: EfficientNetLite) -> Tensor:
+    """Return the features [B, D, H/h, W/w, S] of the first frame of each slot of normalised clips [B, 3, T, H, W].
+
+    Tiles of spliced frames are pictures of their own.
+    """
+    first = clips[:, :, :: config.patch[0]].transpose(1, 2)
+    batch, slots, _, height, width = first.shape
+    tile, side = config.tile(height, width), config.patch[1]
+    rows, columns = height // tile[0], width // tile[1]
+    pictures = first.reshape(-1, 3, rows, tile[0], columns, tile[1]).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+    mean, std = (clips.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    found = square_features(convolutions(pictures * std + mean), side)
+    grid = found.view(batch, slots, rows, columns, tile[0] // side, tile[1] // side, -1).transpose(3, 4)
+    return grid.reshape(batch, slots, height // side, width // side, -1)
 
 
 @torch.no_grad()
