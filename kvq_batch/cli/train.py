@@ -299,13 +299,15 @@ def calibrate(
 ) -> bool:
     """Fit the curve from raw scores to labels on the validation clips and store it in the checkpoint's card.
 
-    The curve stays within `scale`, the lowest and the highest label. Returns whether there is one.
+    The spread of labels around the curve is stored, too. The curve stays within `scale`, the lowest and the highest
+    label. Returns whether there is one.
     """
     import csv
 
     import numpy as np
 
     from kvq_batch.metrics.logistic import Logistic, fit_logistic
+    from kvq_batch.metrics.spread import fit_spread
     from kvq_batch.training.state import replace_file
     from kvq_batch.training.trainer import PREDICTIONS
 
@@ -317,6 +319,11 @@ def calibrate(
         shown.note(f"no calibration: {curve}")
         return False
     card, tensors = architecture.load_card(best)
-    calibrated = dataclasses.replace(card, calibrations={CALIBRATION: curve.parameters})
+    spread = fit_spread(scores, labels - curve(scores))
+    if spread is None:
+        shown.note("no standard deviation of scores: fewer than 80 validation clips")
+    calibrated = dataclasses.replace(
+        card, calibrations={CALIBRATION: curve.parameters}, spread=card.spread if spread is None else spread
+    )
     replace_file(best, lambda path: architecture.save(path, calibrated, tensors))
     return True

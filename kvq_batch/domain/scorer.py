@@ -17,6 +17,9 @@ Device = Literal["cpu", "cuda"]
 Clip = NDArray[Any] | tuple[NDArray[Any], ...]
 """What a scorer gets for one clip: one array, or one for each request if the spec has `more_frames`."""
 
+STD = "std"
+"""Output with the expected deviation of the label from the calibrated score, in the unit of the labels."""
+
 _ID_PART = re.compile(r"[a-z0-9._-]+")
 
 
@@ -40,7 +43,9 @@ class ModelCard:
 
     `origin` is "trained", "untrained" or "handcrafted"; a score of an untrained model does not measure quality.
     `digest` is the sha256 hex of weights and configuration. `calibrations` maps a name (such as "lsvq") to the four
-    parameters (b1, b2, b3, b4) of MOS = b2 + (b1 - b2) / (1 + exp(-(raw - b3) / |b4|)).
+    parameters (b1, b2, b3, b4) of MOS = b2 + (b1 - b2) / (1 + exp(-(raw - b3) / |b4|)). `spread` holds raw scores in
+    ascending order and, for each, the standard deviation of labels of held-out clips around the calibrated score, in
+    the unit of the labels; empty if it is not known.
     """
 
     name: str
@@ -51,6 +56,7 @@ class ModelCard:
     training_data: str = ""
     licence: str = ""
     calibrations: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    spread: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
     def __post_init__(self) -> None:
         for label, part in (("name", self.name), ("version", self.version)):

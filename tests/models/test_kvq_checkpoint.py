@@ -32,6 +32,7 @@ def small_checkpoint() -> Checkpoint:
         origin="trained",
         training_data="LSVQ",
         calibrations={"lsvq": (1.0, 5.0, 0.1, 0.5)},
+        spread=((0.2, 0.5, 0.9), (12.0, 9.5, 3.0)),
     )
     return dataclasses.replace(checkpoint, card=card)
 
@@ -257,6 +258,8 @@ def test_half_precision_tensors_become_float32(tmp_path: Path) -> None:
         ({"calibrations": {"x": [1, 2, 3]}}, "calibration 'x'"),
         ({"calibrations": {"x": [1, 2, 3, 0]}}, "calibration 'x'"),
         ({"calibrations": 3}, "'calibrations' of the model card"),
+        ({"spread": [[0.5], []]}, "'spread' of the model card"),
+        ({"spread": [[0.5, 0.1], [1, 2]]}, "ascending scores"),
     ],
 )
 def test_invalid_card_is_rejected(tmp_path: Path, change: dict[str, Any], message: str) -> None:

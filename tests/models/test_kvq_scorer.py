@@ -80,6 +80,25 @@ def test_score_does_not_depend_on_the_batch(small: Scorer) -> None:
             assert np.array_equal(found.texture, alone[index].texture)  # type: ignore[arg-type]
 
 
+def test_expected_deviation_follows_the_card() -> None:
+    checkpoint = untrained_checkpoint("small", SMALL)
+    plain = KvqScorer(scorer_spec(checkpoint), checkpoint, ModelOptions("kvq"))
+    (without,) = plain.score([clip(1)])
+    assert without.outputs == {}
+    low, high = without.raw_score - 1, without.raw_score + 3
+    spread = ((low, high), (8.0, 4.0))
+    known = dataclasses.replace(checkpoint, card=dataclasses.replace(checkpoint.card, spread=spread))
+    spec = scorer_spec(known)
+    assert spec.outputs == ("std",)
+    for scorer in (
+        KvqScorer(spec, known, ModelOptions("kvq")),
+        PipelinedKvqScorer(spec, known, ModelOptions("kvq"), HostTransfers(), None),
+    ):
+        (found,) = scorer.score([clip(1)])
+        # A quarter of the way from 8 to 4.
+        assert found.outputs == {"std": pytest.approx(7.0, abs=1e-6)}
+
+
 def test_no_clips_give_no_predictions(small: Scorer) -> None:
     assert small.score([]) == []
 

@@ -36,7 +36,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = F.relu6(self._bn0(self._expand_conv(x))) if hasattr(self, "_expand_conv") else x
         inner = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(inner)))))
-        return x + inner if self._has_shortcut else inner
+        output: Tensor = x + inner if self._has_shortcut else inner
+        return output
 
 
 class ReferenceLite0(nn.Module):

@@ -123,6 +123,8 @@ class CardFormat(Generic[SizesT]):
         fields: dict[str, Any] = {key: getattr(card, key) for key in _TEXT_FIELDS}
         fields |= {"layout": _LAYOUT, "sha256": card.digest, "config": config.as_json()}
         fields["calibrations"] = {name: list(parameters) for name, parameters in card.calibrations.items()}
+        if card.spread[0]:
+            fields["spread"] = [list(values) for values in card.spread]
         if self.network != KVQ:
             fields["network"] = self.network
         return json.dumps(fields | {_CHECKSUM: _checksum(fields)}, sort_keys=True)
@@ -168,6 +170,7 @@ class CardFormat(Generic[SizesT]):
                 **{key: fields[key] for key in _TEXT_FIELDS},
                 digest=fields["sha256"],
                 calibrations=_parse_calibrations(fields.get("calibrations", {}), source),
+                spread=_parse_spread(fields.get("spread", [[], []]), source),
             )
         except CheckpointError:
             raise
@@ -197,3 +200,19 @@ def _parse_calibrations(entries: object, source: str) -> dict[str, tuple[float, 
         b1, b2, b3, b4 = map(float, numbers)
         calibrations[str(name)] = (b1, b2, b3, b4)
     return calibrations
+
+
+def _parse_spread(entry: object, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the scores and deviations that `ModelCard` documents."""
+    lists = entry if isinstance(entry, list) and len(entry) == 2 and all(isinstance(v, list) for v in entry) else None
+    numbers = [number for values in lists or () for number in values]
+    is_valid = lists is not None and len(lists[0]) == len(lists[1])
+    if lists is None or not is_valid or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        raise CheckpointError(f"{source}: 'spread' of the model card is {entry!r}, expected two lists of equal length.")
+    scores, deviations = (tuple(map(float, values)) for values in lists)
+    if list(scores) != sorted(scores) or any(value < 0 for value in deviations):
+        raise CheckpointError(
+            f"{source}: 'spread' of the model card is {entry!r}, expected ascending scores and deviations "
+            "of at least 0."
+        )
+    return scores, deviations

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvq_batch.domain.errors import CheckpointError, SpecError
 from kvq_batch.domain.frames import NATIVE_SIDE, FrameRequest, Sampling
-from kvq_batch.domain.scorer import ModelOptions, Scorer, ScorerSpec
+from kvq_batch.domain.scorer import STD, ModelOptions, Scorer, ScorerSpec
 from kvq_batch.models.checkpoints.tensors import is_safetensors
 from kvq_batch.models.kvq.checkpoint import Checkpoint, load
 from kvq_batch.models.kvq.config import LITE, PUBLISHED, TINY, KvqConfig
@@ -97,6 +97,7 @@ def scorer_spec(checkpoint: Checkpoint) -> ScorerSpec:
     return ScorerSpec(
         card=checkpoint.card,
         frames=frame_request(checkpoint.config),
+        outputs=(STD,) if checkpoint.card.spread[0] else (),
         maps=("texture", "saliency"),
         precisions=("fp32", "bf16", "fp16"),
         # 2: the logits of saliency are float32, and a clip that overflows is scored in fp32.

@@ -6,13 +6,14 @@ NaN: the engine rejects those, because it knows the video.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kvq_batch.domain.scorer import ModelOptions, Prediction, ScorerSpec
+from kvq_batch.domain.scorer import STD, ModelOptions, Prediction, ScorerSpec
 from kvq_batch.models.cuda_graphs import Forward, GraphedForward, record_graph
 from kvq_batch.models.kvq.checkpoint import Checkpoint
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
@@ -54,7 +55,7 @@ class KvqScorer:
         found = []
         for clip in clips:
             with freeing_memory(1, clip.shape):
-                found.append(self._checked(clip, self._predict(self._network, clip)))
+                found.append(self._with_std(self._checked(clip, self._predict(self._network, clip))))
         return found
 
     def _predict(self, network: KvqNetwork, clip: NDArray[np.uint8]) -> Prediction:
@@ -71,6 +72,13 @@ class KvqScorer:
             self._exact = build_network(self._checkpoint.config, self._tensors(), is_frozen=True)
         _LOG.info("a clip is not finite in fp16; scoring it in fp32")
         return self._predict(self._exact, clip)
+
+    def _with_std(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with the expected deviation of the label, if the card has one for its score."""
+        scores, deviations = self._spec.card.spread
+        if not scores:
+            return prediction
+        return replace(prediction, outputs={STD: float(np.interp(prediction.raw_score, scores, deviations))})
 
     def _tensors(self) -> dict[str, Tensor]:
         # Copied, because the arrays may be read-only or views of a file.
@@ -115,7 +123,7 @@ class PipelinedKvqScorer(KvqScorer):
             for (shape, indices), fetch in zip(by_shape.items(), fetches, strict=True):
                 with freeing_memory(1, shape):
                     for index, prediction in zip(indices, predictions(fetch()), strict=True):
-                        found[index] = self._checked(clips[index], prediction)
+                        found[index] = self._with_std(self._checked(clips[index], prediction))
             return [found[index] for index in range(len(clips))]
 
         return finish
