@@ -197,7 +197,7 @@ def _planned(
     from kvq_batch.training.trainer import TrainingPlan
 
     folder = Path(job.out).absolute()
-    start, backbone = _start_files(job)
+    start, backbone = start_files(job)
     tensors = architecture_of(settings.config).initial_tensors(settings, start, backbone) if settings.measured else None
     source = build_clip_source(job, settings.config, videos, folder, progress.decoded, tensors)
     card = ModelCard(
@@ -213,7 +213,7 @@ def _planned(
     return TrainingPlan(settings, machine, source, folder, card, start, backbone)
 
 
-def _start_files(job: "TrainJob") -> tuple[Path | None, Path | None]:
+def start_files(job: "TrainJob") -> tuple[Path | None, Path | None]:
     """Return the whole checkpoint and the file of the backbone that a job starts from; at most one is set."""
     if job.swinv2 is not None:
         files = job.swinv2.start, job.swinv2.imagenet

@@ -1,11 +1,12 @@
-"""Baselines of KVQ-Lite: hand-made features with a kernel regressor, and a plain CNN, on the same label set.
+"""Baselines of KVQ-Lite: features with a kernel regressor, and a plain CNN, on the same label set.
 
     python -m research.lite.baselines JOB --set DIR --frames DIR --steps N --seed S --out FILE.json
 
-JOB is the job that trained the included weights; the CNN uses its views, losses and optimiser. --set is a folder with
-labels.csv from `kvq-batch labels export --format csv`, with the splits train, validation and test; features are stored
-there. --frames is the folder of decoded frames. The renditions of docs/model.md are tested: the first segment of each
-test reference, and distorted regions. Prints Markdown and writes all rows as JSON.
+The features are hand-made, or what the network of JOB measures, pooled over a clip: a regressor that the network must
+beat. JOB is the job that trained the included weights; the CNN uses its views, losses and optimiser. --set is a folder
+with labels.csv from `kvq-batch labels export --format csv`, with the splits train, validation and test; features are
+stored there. --frames is the folder of decoded frames. The renditions of docs/model.md are tested: the first segment of
+each test reference, and distorted regions. Prints Markdown and writes all rows as JSON.
 """
 
 import argparse
@@ -24,11 +25,11 @@ from kvq_batch.cli.train import settings_of
 from kvq_batch.config.train import TrainJob
 from kvq_batch.evaluation.renditions import ScoredRendition, rendition_rows
 from kvq_batch.training.validation import Validation
-from research.lite.clips import LabelledSet, job_for_set, read_set, scored
+from research.lite.clips import LabelledSet, job_for_set, measured_sets, read_set, scored
 from research.lite.cnn import cnn_scores, train_cnn
-from research.lite.handcrafted import handcrafted_scores
+from research.lite.handcrafted import pooled_measurements, regressor_scores, rendition_features
 
-_KINDS = ("handmade", "cnn")
+_KINDS = ("handmade", "measured", "cnn")
 # Number of validations in the training of the CNN.
 _NUM_VALIDATIONS = 4
 
@@ -49,7 +50,8 @@ def main() -> None:
     job = _with_steps(job_for_set(options.job, options.folder, options.frames), options.steps, options.seed)
     with threadpool_limits(options.threads):
         rows = read_set(job)
-        kinds = _KINDS if options.only is None else (options.only,)
+        kinds = tuple(kind for kind in _KINDS if kind != "measured" or job.views.measured)
+        kinds = kinds if options.only is None else (options.only,)
         found = []
         for name, facts, renditions in _baselines(rows, job, options.folder, kinds):
             _log(f"{name}: {json.dumps(facts)}")
@@ -64,8 +66,13 @@ def _baselines(
     rows: LabelledSet, job: TrainJob, folder: Path, kinds: tuple[str, ...]
 ) -> Iterator[tuple[str, dict[str, Any], list[ScoredRendition]]]:
     if "handmade" in kinds:
-        for name, scores, facts in handcrafted_scores(rows, folder):
+        features = (rendition_features(clips, folder) for clips in (rows.training, rows.test))
+        for name, scores, facts in regressor_scores(rows, *features):
             yield f"hand-made features, {name}", facts, scored(rows, scores, None)
+    if "measured" in kinds:
+        pooled = (pooled_measurements(clips) for clips in measured_sets(job, rows))
+        for name, scores, facts in regressor_scores(rows, *pooled):
+            yield f"pooled measurements, {name}", facts, scored(rows, scores, None)
     if "cnn" in kinds:
         trained = train_cnn(rows.training, settings_of(job), _Progress())
         yield "CNN", trained.facts, scored(rows, *cnn_scores(trained.network, rows.test))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kvq_batch.cli.train import network_of
+from kvq_batch.cli.train import kvq_network_of, network_of, settings_of, start_files
 from kvq_batch.config.load import load_train_job
 from kvq_batch.config.recipe import Recipe
 from kvq_batch.config.train import TrainJob
@@ -18,8 +18,10 @@ from kvq_batch.domain.errors import SpecError
 from kvq_batch.evaluation.renditions import ScoredRendition
 from kvq_batch.labels.training_set import LabelledVideo, read_training_set
 from kvq_batch.storage.options import StorageOptions
+from kvq_batch.training.architectures import architecture_of
 from kvq_batch.training.dataset import build_clip_source, mix_column
 from kvq_batch.training.frame_files import RenditionFiles
+from kvq_batch.training.measured_files import MeasuredFiles, measure_files
 
 LIST = "labels.csv"
 
@@ -68,6 +70,17 @@ def read_set(job: TrainJob) -> LabelledSet:
         test=_decoded(job, compared),
         recipes=[made[video.video_id].recipe for video in compared],
     )
+
+
+def measured_sets(job: TrainJob, rows: LabelledSet) -> tuple[MeasuredFiles, MeasuredFiles]:
+    """Return the training and the test renditions as the network of the job measures them."""
+    config, settings = kvq_network_of(job), settings_of(job)
+    tensors = architecture_of(config).initial_tensors(settings, *start_files(job))
+    folder = Path(job.data.frames or job.out).absolute() / "measured"
+    training, test = (
+        measure_files(clips, config, tensors, folder, lambda done, total: None) for clips in (rows.training, rows.test)
+    )
+    return training, test
 
 
 def scored(

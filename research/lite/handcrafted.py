@@ -1,7 +1,7 @@
-"""Baseline: kernel ridge and support vector regression on hand-made features, selected on the validation split.
+"""Baseline: kernel ridge and support vector regression on pooled features, selected on the validation split.
 
-It has no texture map, so regions are not evaluated. Features are computed once and stored in one file per rendition, in
-a folder named by the digest of the code.
+It has no texture map, so regions are not evaluated. Features are hand-made ones of `features`, computed once and stored
+in one file per rendition, in a folder named by the digest of the code, or pooled measurements of the network itself.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVR
 
 from kvq_batch.training.frame_files import RenditionFiles, load_array
+from kvq_batch.training.measured_files import MeasuredFiles
 from kvq_batch.training.validation import correlations
 from research.lite import features
 from research.lite.clips import LabelledSet
@@ -34,9 +35,11 @@ _EPSILON = 2.0
 _CLIP = 4.0
 
 
-def handcrafted_scores(rows: LabelledSet, folder: Path) -> Iterator[tuple[str, Real, dict[str, Any]]]:
-    """Yield the name of each regressor, its scores of the test renditions, and facts; store features in `folder`."""
-    training, test = rendition_features(rows.training, folder), rendition_features(rows.test, folder)
+def regressor_scores(rows: LabelledSet, training: Real, test: Real) -> Iterator[tuple[str, Real, dict[str, Any]]]:
+    """Yield the name of each regressor, its scores of the test renditions, and facts.
+
+    `training` and `test` are features [rendition, feature] of the renditions of `rows`.
+    """
     train, validation = rows.indices("train"), rows.indices("validation")
     labels = np.array([sample.label for sample in rows.training.samples])
     # Kernel ridge has no intercept, so labels are centred.
@@ -68,6 +71,16 @@ def rendition_features(clips: RenditionFiles, folder: Path) -> Real:
     stored = folder / f"features-{code}"
     stored.mkdir(parents=True, exist_ok=True)
     return np.stack([_features(path, stored / path.name, clips.layout.slot_frames) for path in clips.frames])
+
+
+def pooled_measurements(clips: MeasuredFiles) -> Real:
+    """Return mean and standard deviation of each measurement over slots and tokens, [rendition, 2 * S]."""
+    pooled = []
+    for path in clips.measured:
+        tokens = np.asarray(load_array(path), np.float64)
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        pooled.append(np.concatenate([tokens.mean(0), tokens.std(0)]))
+    return np.stack(pooled)
 
 
 def _features(frames: Path, stored: Path, slot_frames: int) -> Real:
