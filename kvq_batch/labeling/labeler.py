@@ -11,6 +11,7 @@ Chains that several recipes share are made and measured once.
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ _GRAPH = (
     "[0:v]split[a][b];"
     "[a]crop=iw:ih/2:0:0,settb=1/25,setpts=N[source];"
     "[b]crop=iw:ih/2:0:ih/2,settb=1/25,setpts=N[version];"
-    f"[version][source]libvmaf={_LOG}:model=version={VMAF_MODEL}:feature='name=psnr|name=float_ssim'"
+    f"[version][source]libvmaf={_LOG}"
 )
 
 
@@ -55,19 +56,37 @@ def measure(source: Planes, rendition: Planes) -> Fidelity:
         LabelError: ffmpeg fails, or its log does not contain every frame (measure_failed).
         FatalError: this ffmpeg has no libvmaf.
     """
+    found, libvmaf = libvmaf_metrics(source, rendition, {"vmaf": VMAF_MODEL}, {"psnr": "psnr_y", "float_ssim": None})
+    return Fidelity(found["vmaf"], found["psnr_y"], found["float_ssim"], libvmaf)
+
+
+def libvmaf_metrics(
+    source: Planes, rendition: Planes, models: Mapping[str, str], features: Mapping[str, str | None]
+) -> tuple[dict[str, NDArray[np.float64]], str]:
+    """Return metrics of every frame by name, float64 [T] each, and the version of libvmaf.
+
+    `models` maps the name of a result to a model of libvmaf, `features` a feature to the name in the log of what is
+    wanted of it, None for the same name.
+
+    Raises:
+        LabelError, FatalError: as `measure`.
+    """
     require_filter("libvmaf")
     both = stacked(source, rendition)
-    text = run_ffmpeg([*both.raw_arguments, "-lavfi", _GRAPH, "-f", "null", "-"], both.data.tobytes())
+    chosen = "|".join(f"version={version}\\:name={name}" for name, version in models.items())
+    graph = f"{_GRAPH}:model='{chosen}':feature='{'|'.join(f'name={name}' for name in features)}'"
+    text = run_ffmpeg([*both.raw_arguments, "-lavfi", graph, "-f", "null", "-"], both.data.tobytes())
+    names = [*models, *(wanted or name for name, wanted in features.items())]
     try:
         log: dict[str, Any] = json.loads(text)
         frames = [frame["metrics"] for frame in sorted(log["frames"], key=lambda frame: frame["frameNum"])]
-        vmaf, psnr, ssim = (np.array([frame[name] for frame in frames]) for name in ("vmaf", "psnr_y", "float_ssim"))
+        found = {name: np.array([frame[name] for frame in frames]) for name in names}
         libvmaf = str(log["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise LabelError("measure_failed", f"libvmaf's log cannot be read: {text[:200]!r}") from error
-    if len(frames) != source.num_frames or not all(np.isfinite(column).all() for column in (vmaf, psnr, ssim)):
+    if len(frames) != source.num_frames or not all(np.isfinite(column).all() for column in found.values()):
         raise LabelError("measure_failed", f"libvmaf measured {len(frames)} of {source.num_frames} frames")
-    return Fidelity(vmaf, psnr, ssim, libvmaf)
+    return found, libvmaf
 
 
 def slot_means(frames: NDArray[np.float64]) -> NDArray[np.float32]:
