@@ -29,7 +29,7 @@ from kvq_batch.cli.progress import ProgressBar
 from kvq_batch.domain.errors import ItemError, SpecError
 
 if TYPE_CHECKING:
-    from kvq_batch.domain.scorer import Scorer
+    from kvq_batch.domain.scorer import Prediction, Scorer
     from kvq_batch.evaluation.regions import RegionSet, ScoredFile
     from kvq_batch.evaluation.renditions import ScoredRendition
     from kvq_batch.evaluation.scores import Labelled
@@ -421,7 +421,23 @@ def _score_rendition(
         cells=cells.mean(0),
         score=prediction.raw_score,
         texture=texture.astype(np.float64).mean(0),
+        deviation=_deviation(scorer, prediction, row["mos"]),
     )
+
+
+def _deviation(scorer: "Scorer", prediction: "Prediction", label: float) -> float | None:
+    """Return how far the label is from the calibrated score, in expected deviations; None if the model has none."""
+    import numpy as np
+
+    from kvq_batch.domain.scorer import STD
+    from kvq_batch.metrics.logistic import Logistic
+
+    # The spread of a card is measured around the curve of the same training.
+    calibration = next(iter(scorer.spec.card.calibrations.values()), None)
+    if calibration is None or not prediction.outputs.get(STD):
+        return None
+    (mos,) = Logistic(*calibration)(np.array([prediction.raw_score]))
+    return float((label - mos) / prediction.outputs[STD])
 
 
 def _describe(labelled: "Labelled", scale: "Scale | None") -> list[str]:

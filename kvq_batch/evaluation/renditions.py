@@ -3,6 +3,8 @@
     srcc, plcc ...       scores of whole frames against their labels (`metrics.agreement`), over all and within a
                          scene: of all renditions, and of each group of degradations
     falling_steps        share of neighbouring steps of a codec ladder, on one segment, at which the score falls
+    coverage             share of whole frames whose label is within 1 or 2 standard deviations (the output std) of the
+                         calibrated score: 0.68 and 0.95 of normal errors
     auc                  share of pairs of cells, one distorted and one not, that the texture map orders correctly: of
                          each clip alone, and of its difference from the clean rendition of the same frames
 
@@ -42,6 +44,7 @@ class ScoredRendition:
 
     `frames_id` identifies the frames that renditions share before degradation. `cells` [row, column] are cell labels,
     `score` is the raw score (higher is better), `texture` [row, column] is the texture map, averaged over time slots.
+    `deviation` is the difference of the label from the calibrated score, in units of the output std; None without one.
     """
 
     scene_id: str
@@ -51,6 +54,7 @@ class ScoredRendition:
     cells: Real
     score: float
     texture: Real
+    deviation: float | None = None
 
 
 def rendition_rows(
@@ -65,6 +69,7 @@ def rendition_rows(
         own = [rendition for rendition in whole if all(step.name in names for step in rendition.recipe.steps)]
         if any(rendition.recipe.steps for rendition in own):
             rows += _agreement_rows(own, group, ("srcc", "srcc_within"), n_resamples, seed)
+    rows += _coverage_rows(whole, n_resamples, seed)
     steps = list(_steps(whole))
     for codec in (ALL, *sorted({codec for codec, _, _ in steps})):
         falling = [(scene, falls) for name, scene, falls in steps if codec in (ALL, name)]
@@ -83,6 +88,17 @@ def _agreement_rows(
     scores, labels = np.array([v.score for v in renditions]), np.array([v.label for v in renditions])
     agreement = agree(scores, labels, scenes, n_resamples, seed)
     return [_row(name, of, len(renditions), len(set(scenes)), agreement.metrics[name]) for name in metrics]
+
+
+def _coverage_rows(whole: Sequence[ScoredRendition], n_resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Return the coverage of one and of two standard deviations; nothing for a model without them."""
+    known = [(v.scene_id, abs(v.deviation)) for v in whole if v.deviation is not None]
+    return [
+        _mean_row(
+            "coverage", f"{count} std", [(scene, float(size <= count)) for scene, size in known], n_resamples, seed
+        )
+        for count in ((1, 2) if known else ())
+    ]
 
 
 def write_renditions(renditions: Sequence[ScoredRendition], rows: Sequence[Mapping[str, Any]], out: Path) -> list[Path]:

@@ -57,3 +57,17 @@ def test_region_is_found_against_the_clean_clip() -> None:
     assert found["auc", "(all), alone"] == found["auc", "blur, alone"] == 0
     assert found["auc", "blur, against the clean rendition"] == 1
     assert found["auc", "noise, alone"] is None
+
+
+def test_coverage_is_the_share_of_labels_within_deviations() -> None:
+    assert ("coverage", "1 std") not in metrics(whole("one"))
+    deviations = np.random.default_rng(1).standard_normal(400)
+    known = [
+        ScoredRendition(
+            f"scene-{i % 4}", f"{i}", Recipe(), 90.0, np.full(GRID, 90.0), 0.9, np.full(GRID, 0.9), float(d)
+        )
+        for i, d in enumerate(deviations)
+    ]
+    found = metrics(known)
+    assert found["coverage", "1 std"] == pytest.approx(np.mean(np.abs(deviations) <= 1))
+    assert found["coverage", "2 std"] == pytest.approx(0.954, abs=0.03)
