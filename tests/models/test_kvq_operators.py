@@ -24,7 +24,7 @@ def meta_network(config: KvqConfig, dtype: torch.dtype) -> KvqNetwork:
 
 @pytest.fixture(
     scope="module",
-    params=[(PUBLISHED, 1, 560), (PUBLISHED, 8, 830), (LITE, 8, 960)],
+    params=[(PUBLISHED, 1, 560), (PUBLISHED, 8, 830), (LITE, 8, 1080)],
     ids=["published", "published-batch", "lite"],
 )
 def counted(request: pytest.FixtureRequest) -> tuple[OperatorCounts, int]:

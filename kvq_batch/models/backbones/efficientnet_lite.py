@@ -47,7 +47,7 @@ class FoldedConvolution(nn.Module):
         if padding != (rows[1], columns[1]):
             x, padding = F.pad(x, (*columns, *rows)), (0, 0)
         x = F.conv2d(x, self.weight, self.bias, self._stride, padding, groups=self._groups)
-        return x.clamp_(0, 6) if self._is_activated else x
+        return F.relu6(x, inplace=True) if self._is_activated else x
 
 
 class EfficientNetLite(nn.Module):

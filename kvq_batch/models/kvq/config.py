@@ -252,7 +252,8 @@ PUBLISHED = KvqConfig()
 # one more of them, on 28x28 cells, took longer than everything else (1.7 s per clip on one core, 0.7 s without).
 TINY = KvqConfig(embed_dim=32, depths=(1, 1, 2), num_heads=(1, 2, 4), top_k=(0, 0, 4), patch=(2, 8, 8), head_hidden=32)
 
-# KVQ-Lite: statistics of native fragments of 32 pixels, two frames per slot, slots run separately; see jobs/lite.
+# KVQ-Lite: statistics and convolutions of native fragments of 32 pixels, two frames per slot, slots run separately; see
+# jobs/lite.
 LITE = KvqConfig(
     embed_dim=96,
     depths=(2, 2),
@@ -264,6 +265,7 @@ LITE = KvqConfig(
     input_size=(224, 224),
     num_bands=4,
     statistics=1,
+    convolutions=11,
     fragments=(7, 7),
     slot_by_slot=1,
 )

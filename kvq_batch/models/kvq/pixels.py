@@ -36,6 +36,12 @@ def normalise(clips: Tensor) -> Tensor:
     return rows.to(torch.float32).sub_(mean).div_(std).view(clips.shape).permute(0, 4, 1, 2, 3)
 
 
+def grey_levels(pictures: Tensor) -> Tensor:
+    """Return normalised pictures [n, 3, H, W] in grey levels, 0 to 255."""
+    std, mean = _colour_constants(pictures.device)
+    return pictures * std + mean
+
+
 def luma(clips: Tensor) -> Tensor:
     """Return the luma in grey levels [B, T, H, W] of normalised clips [B, 3, T, H, W]."""
     scale, offset = _luma_constants(clips.device)
@@ -49,6 +55,14 @@ def luma(clips: Tensor) -> Tensor:
 @torch.inference_mode(mode=False)
 def _repeated(values: tuple[float, ...], count: int, device: torch.device) -> Tensor:
     return torch.tensor(values).repeat(count).to(device)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _colour_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the deviations and the means of colours, float32 [3, 1, 1] each."""
+    std, mean = (torch.tensor(values).view(3, 1, 1).to(device) for values in (STD, MEAN))
+    return std, mean
 
 
 @lru_cache(maxsize=16)
