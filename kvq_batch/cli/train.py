@@ -148,7 +148,7 @@ def settings_of(job: "TrainJob") -> "TrainSettings":
         initialisation=(job.swinv2 or job.model).initialisation,
         cube=job.loss.cube,
         group_loss=None if group_loss is None else GroupLoss(**group_loss),
-        measured=job.views.measured,
+        measured=job.views.measured > 0,
         **training,
     )
     architecture_of(config).check(settings, job.machine.recompute)

@@ -67,10 +67,12 @@ class TrainViews(Section):
         "fragments at random positions. For videos of a label job: needs cells_column and videos of equal length.",
         examples=[2],
     )
-    measured: bool = Field(
-        False,
-        description="Compute the statistics and convolutions of each clip once, of patches from the middle of each "
-        "cell, and train on them: faster, but without random positions. Needs slots and model.statistics = 1.",
+    measured: int = Field(
+        0,
+        ge=0,
+        description="Compute the statistics and convolutions of each clip once, for this number of placements of its "
+        "patches, and train on them: faster than pixels. Needs slots and model.statistics = 1. 0: train on pixels.",
+        examples=[3],
     )
     mix: float = Field(
         0.0,

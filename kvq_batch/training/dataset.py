@@ -122,7 +122,9 @@ def build_clip_source(
     renditions = RenditionFiles(to_samples(videos), [paths[0] for paths in files], labels, layout)
     renditions.check()
     if job.views.measured and tensors is not None:
-        return measure_files(renditions, config, tensors, _frames_folder(job, folder) / "measured", progress)
+        return measure_files(
+            renditions, config, tensors, _frames_folder(job, folder) / "measured", job.views.measured, progress
+        )
     return renditions
 
 

@@ -200,9 +200,21 @@ class RenditionFiles:
         renditions = self._renditions[self.frames_id(index)]
         return renditions[rng.integers(len(renditions))]
 
+    def placed_view(self, index: int, placement: int) -> NDArray[np.uint8]:
+        """Return all frames with patches from the middle of each cell for placement 0, else at random positions.
+
+        Renditions of the same frames have the same positions.
+        """
+        if placement == 0:
+            return self._fixed_view(index)
+        return self._placed(index, view_generator(placement, "place", self.frames_id(index)))
+
     def _fixed_view(self, index: int) -> NDArray[np.uint8]:
+        return self._placed(index, None)
+
+    def _placed(self, index: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
         frames = load_array(self.frames[index])
-        rows, columns = self._patch_indices(frames.shape, None)
+        rows, columns = self._patch_indices(frames.shape, rng)
         return np.asarray(frames[:, rows[:, None], columns[None, :]], np.uint8)
 
     def _draw_view(self, index: int, draw: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

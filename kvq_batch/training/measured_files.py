@@ -1,8 +1,8 @@
 """Clip source over measured clips: what a KVQ network of statistics computes of pixels, computed once and stored.
 
-A training on pixels spends most of its time on measurements that never change. Here they are made of the fixed view of
-each rendition, patches from the middle of each cell, and stored as float16. A file is named by the frames that it is
-made of and by the weights that measured them, so other trainings reuse it.
+A training on pixels spends most of its time on measurements that never change. Here they are made of a few placements
+of the patches of each rendition, the first in the middle of each cell, and stored as float16. A file is named by the
+frames that it is made of and by the weights that measured them, so other trainings reuse it.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ _FROZEN = (".convolutions.", ".scaling.")
 class MeasuredFiles:
     """A `ClipSource` over measured clips.
 
-    `measured[i]` names float16 [slots, rows, columns, S] of sample i, and `pixels` the clip source that they were made
-    of. A drawn view is one slot, with rectangles of another rendition and mirrored at random, as `RenditionFiles` draws
-    them; patches are not moved, and not transposed, because measurements have directions.
+    `measured[i]` names float16 [slots, rows, columns, S] for each placement of sample i, and `pixels` the clip source
+    that they were made of. A drawn view is one slot of one placement, with rectangles of another rendition and mirrored
+    at random, as `RenditionFiles` draws them; it is not transposed, because measurements have directions.
     """
 
     pixels: RenditionFiles
-    measured: Sequence[Path]
+    measured: Sequence[tuple[Path, ...]]
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -47,7 +47,7 @@ class MeasuredFiles:
     def read(self, indices: Sequence[int], draw: int | None) -> Views:
         """Return views of the samples at `indices`; see `ClipSource`. The fixed view has all slots."""
         if draw is None:
-            clips = np.stack([load_array(self.measured[index]) for index in indices])
+            clips = np.stack([load_array(self.measured[index][0]) for index in indices])
             return Views(clips, np.array([self.samples[index].label for index in indices], np.float64))
         drawn = [self._draw_view(index, draw) for index in indices]
         clips, cells = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
@@ -57,7 +57,8 @@ class MeasuredFiles:
         """Return a view [1, rows, columns, S] and its cells [1, rows, columns]."""
         pixels, layout = self.pixels, self.pixels.layout
         rng, mix_rng = view_generator(draw, "frames", pixels.frames_id(index)), view_generator(draw, "mix", index)
-        measured = load_array(self.measured[index])
+        placement = int(rng.integers(len(self.measured[index])))
+        measured = load_array(self.measured[index][placement])
         slot = int(rng.integers(len(measured)))
         frames = slice(slot * layout.slot_frames, (slot + 1) * layout.slot_frames)
         view, cells = np.array(measured[slot][None]), pixels.cells_of(index, frames)
@@ -67,7 +68,7 @@ class MeasuredFiles:
             tokens = is_inside
             for axis in (0, 1):
                 tokens = tokens.repeat(view.shape[axis + 1] // layout.grid[axis], axis)
-            view[0, tokens] = load_array(self.measured[other])[slot][tokens]
+            view[0, tokens] = load_array(self.measured[other][placement])[slot][tokens]
             cells = np.where(is_inside, pixels.cells_of(other, frames), cells)
         for axis, is_mirrored in zip((1, 2), rng.random(2) < 0.5, strict=True):
             if layout.flip and is_mirrored:
@@ -80,9 +81,12 @@ def measure_files(
     config: KvqConfig,
     tensors: Mapping[str, Tensor],
     folder: Path,
+    num_placements: int,
     progress: Callable[[int, int], None],
 ) -> MeasuredFiles:
     """Measure the clips whose files do not exist yet, and return all as a clip source.
+
+    Training samples have `num_placements` placements of patches, validation samples the first.
 
     `tensors` are those of the network; only the frozen ones matter.
 
@@ -91,15 +95,19 @@ def measure_files(
     """
     network = build_network(config, tensors)
     name = _digest(config, tensors)
-    paths = [folder / name[:16] / f"{frames.stem}.npy" for frames in pixels.frames]
-    for done, (index, path) in enumerate(enumerate(paths), 1):
-        if not path.exists():
-            write_array(path, _measure(network, pixels.read([index], None).clips))
-        progress(done, len(paths))
-    return MeasuredFiles(pixels, paths)
+    measured = []
+    for index, frames in enumerate(pixels.frames):
+        count = 1 if pixels.samples[index].split == "validation" else num_placements
+        paths = tuple(folder / name[:16] / f"{frames.stem}{f'-{k}' if k else ''}.npy" for k in range(count))
+        for placement, path in enumerate(paths):
+            if not path.exists():
+                write_array(path, _measure(network, pixels.placed_view(index, placement)[None]))
+        measured.append(paths)
+        progress(index + 1, len(pixels.frames))
+    return MeasuredFiles(pixels, measured)
 
 
-def _measure(network: KvqNetwork, clips: NDArray[np.uint8] | NDArray[np.float16]) -> NDArray[np.float16]:
+def _measure(network: KvqNetwork, clips: NDArray[np.uint8]) -> NDArray[np.float16]:
     with torch.inference_mode():
         found: NDArray[np.float16] = network.measure(normalise(torch.from_numpy(clips)))[0].half().numpy()
     return found

@@ -78,7 +78,8 @@ def measured_sets(job: TrainJob, rows: LabelledSet) -> tuple[MeasuredFiles, Meas
     tensors = architecture_of(config).initial_tensors(settings, *start_files(job))
     folder = Path(job.data.frames or job.out).absolute() / "measured"
     training, test = (
-        measure_files(clips, config, tensors, folder, lambda done, total: None) for clips in (rows.training, rows.test)
+        measure_files(clips, config, tensors, folder, 1, lambda done, total: None)
+        for clips in (rows.training, rows.test)
     )
     return training, test
 

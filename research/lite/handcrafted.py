@@ -76,7 +76,7 @@ def rendition_features(clips: RenditionFiles, folder: Path) -> Real:
 def pooled_measurements(clips: MeasuredFiles) -> Real:
     """Return mean and standard deviation of each measurement over slots and tokens, [rendition, 2 * S]."""
     pooled = []
-    for path in clips.measured:
+    for path, *_ in clips.measured:
         tokens = np.asarray(load_array(path), np.float64)
         tokens = tokens.reshape(-1, tokens.shape[-1])
         pooled.append(np.concatenate([tokens.mean(0), tokens.std(0)]))

