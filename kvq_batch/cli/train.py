@@ -52,6 +52,7 @@ def train(
     from kvq_batch.config.load import load_train_job
     from kvq_batch.labels.training_set import read_training_set
     from kvq_batch.storage.options import StorageOptions
+    from kvq_batch.training.architectures import architecture_of
     from kvq_batch.training.dataset import mix_column, to_samples
     from kvq_batch.training.samples import split_samples
     from kvq_batch.training.trainer import STATE
@@ -69,6 +70,9 @@ def train(
     shown.note(summary)
     videos = [video for video in listed if video.split != "test"]
     split = split_samples(to_samples(videos), settings.scale, settings.validation_share, settings.seed)
+    if any(start_files(loaded)):
+        # Missing or wrong files are rejected before anything is decoded.
+        architecture_of(settings.config).initial_tensors(settings, *start_files(loaded))
     if dry_run:
         return shown.record(_facts(loaded, settings, videos, len(split.train), len(split.validation), len(listed)))
     with TrainProgress() as progress:

@@ -417,3 +417,11 @@ def test_interrupted_training_resumes(material: Material, tmp_path: Path) -> Non
     assert before < 2000
     result = call(material.job(tmp_path / "out", material.labels(material.rows), steps=2001), "--resume", exit_code=2)
     assert "other values of the settings" in " ".join(result.output.split())
+
+
+def test_dry_run_rejects_a_missing_file_of_weights(material: Material, tmp_path: Path) -> None:
+    job = material.job(tmp_path / "out", material.labels(material.rows))
+    text = job.read_text().replace("[model]\n", '[model]\nstart = "gone.safetensors"\n', 1)
+    assert text != job.read_text()
+    job.write_text(text)
+    assert "gone.safetensors" in call(job, "--dry-run", exit_code=2).output
