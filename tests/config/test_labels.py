@@ -9,6 +9,7 @@ from kvq_batch.config.labels import LabelJob, parse_step
 from kvq_batch.config.load import checked, load_label_job
 from kvq_batch.config.recipe import Step
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.domain.machine import num_cores
 
 SMALLEST: dict[str, Any] = {"name": "l", "tables": "t", "references": [{"source": "synthetic:leaves"}]}
 
@@ -17,7 +18,7 @@ def test_smallest_job_has_defaults() -> None:
     job = checked(LabelJob, SMALLEST, "l.toml")
     assert Step("h264", 36) in {step for chain in job.renditions.chains for step in chain}
     assert job.keep is None
-    assert job.make.workers.max == 1
+    assert job.make.workers.max == num_cores(), "one for each core"
 
 
 def test_shipped_job_is_valid() -> None:
