@@ -40,7 +40,7 @@ STEPS = {
     "mjpeg": StepKind("quantiser of each picture on its own: blocks", 2, 31, True),
     "packet_loss": StepKind("share of H.264 slices lost, at CRF 24", 0.001, 0.5, True),
     "downscale": StepKind("factor down, by area, and up again, bicubic", 1.1, 16),
-    "pixelate": StepKind("side of the squares in pixels: down by area, up to the nearest pixel", 1.5, 16),
+    "pixelate": StepKind("side of the squares in pixels", 1.5, 16),
     "blur": StepKind("sigma of a Gaussian in pixels", 0.2, 32),
     "motion_blur": StepKind("length of a line in pixels", 2, 64),
     "noise": StepKind("sigma in levels of 255, drawn for every frame", 0.5, 96),
