@@ -22,6 +22,7 @@ from kvq_batch.cli.options import (
     RegionOption,
     SeedOption,
     TablesArgument,
+    VmafOption,
     WeightsOption,
 )
 from kvq_batch.cli.output import Format, Output
@@ -223,6 +224,7 @@ def renditions(
         str | None,
         typer.Option("--where", help="SQL condition over the columns of the view `labels`.", show_default=False),
     ] = None,
+    vmaf: VmafOption = "v0.6.1",
     device: DeviceOption = "cpu",
     bootstrap_samples: BootstrapSamplesOption = 1000,
     seed: SeedOption = 0,
@@ -256,7 +258,7 @@ def renditions(
         raise SpecError(f"Model {scorer.spec.card.model_id} has no texture map. Choose a model that has one.")
     options = StorageOptions(endpoint_url=endpoint_url, region=region)
     with Session(Tables.open(tables, options)) as session:
-        rows = training_rows(session, "labels", where, None).to_pylist()
+        rows = training_rows(session, "labels", where, None, vmaf=vmaf).to_pylist()
     missing = [row["label_id"] for row in rows if row["uri"] is None]
     if missing:
         raise SpecError(
@@ -266,7 +268,8 @@ def renditions(
     scored = _score_renditions(scorer, rows, options)
     found = rendition_rows(scored, bootstrap_samples, seed)
     card = scorer.spec.card
-    shown.note(f"{card.model_id} on {len(rows)} renditions of {len({row['scene_id'] for row in rows})} scenes")
+    num_scenes = len({row["scene_id"] for row in rows})
+    shown.note(f"{card.model_id} on {len(rows)} renditions of {num_scenes} scenes, VMAF {vmaf}")
     if output is Format.TABLE:
         shown.rows([_short_rendition_row(row) for row in found])
     else:

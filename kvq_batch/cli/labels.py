@@ -20,6 +20,7 @@ from kvq_batch.cli.options import (
     RunIdOption,
     TablesArgument,
     TablesOption,
+    VmafOption,
 )
 from kvq_batch.cli.output import Format, Output
 from kvq_batch.domain.errors import SpecError
@@ -108,6 +109,7 @@ def export(
         Literal["file", "frames"],
         typer.Option("--clips", help="webdataset: stored file, or RGB frames (.npy)."),
     ] = "file",
+    vmaf: VmafOption = "v0.6.1",
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     output: OutputOption = Format.TABLE,
@@ -123,6 +125,7 @@ def export(
 
       $ kvq-batch labels export tables --out set
       $ kvq-batch labels export tables --out set --where "kind <> 'mix'"
+      $ kvq-batch labels export tables --out set --vmaf v1
       $ kvq-batch labels export tables --out shards --format webdataset
       $ kvq-batch labels export tables --out nss --target features --model nss
     """
@@ -140,7 +143,7 @@ def export(
         shown.rows([{"model_id": model_id, "videos": num} for model_id, num in counts.items()])
         shown.note("wrote features.parquet")
         return
-    request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips, split_sql)
+    request = SetRequest(target, form, parse_shares(split), where, model, stratify, seed, clips, split_sql, vmaf)
     with open_session(tables, storage) as session:
         summary = export_set(session, request, SetFolder(out, storage), storage)
     shown.rows(

@@ -39,6 +39,9 @@ TablesArgument = Annotated[
 TablesOption = Annotated[
     str, typer.Option("--tables", help="Folder or s3:// prefix of the result tables.", show_default=False)
 ]
+VmafOption = Annotated[
+    Literal["v0.6.1", "v1"], typer.Option("--vmaf", help="VMAF model of made labels; v1 counts noise and banding.")
+]
 EndpointOption = Annotated[
     str | None, typer.Option("--endpoint-url", help="S3 endpoint, for stores other than AWS.", show_default=False)
 ]

@@ -1,10 +1,10 @@
 """Labels renditions of one segment: the measures of the whole frame, and one number for every cell and time slot.
 
-The measures are VMAF, PSNR and SSIM of every frame, by libvmaf in one pass. Both clips are sent as one, with the frames
-stacked vertically, and get the same time base and time stamps, so frames never get out of step. The measures compare
-with a reference. They are not opinions of people.
+The measures are VMAF by two models, PSNR and SSIM of every frame, by libvmaf in one pass. Both clips are sent as one,
+with the frames stacked vertically, and get the same time base and time stamps, so frames never get out of step. The
+measures compare with a reference. They are not opinions of people.
 
-The label of a cell is the VMAF, in its slot, of the whole-frame rendition that the cell is cut from. A local measure
+The labels of a cell are the VMAFs, in its slot, of the whole-frame rendition that the cell is cut from. A local measure
 would follow the texture of the cell instead: raw local SSIM as a label taught a small model texture, not quality.
 Chains that several recipes share are made and measured once.
 """
@@ -25,6 +25,10 @@ from kvq_batch.media.ffmpeg import require_filter, run_ffmpeg
 from kvq_batch.media.planes import Planes, cell_grid, stacked
 
 VMAF_MODEL = "vmaf_v0.6.1"
+VMAF_V1_MODEL = "vmaf_v1.0.16_3d0h"
+"""For a viewing distance of three picture heights, as v0.6.1. It counts noise and banding, which v0.6.1 hardly does."""
+_V1_SHORT_PX, _V1_LONG_PX = 160, 216
+"""Smallest sides that libvmaf 3 measures with VMAF_V1_MODEL: on smaller frames its CAMBI gives an error or crashes."""
 
 _LOG = "log_fmt=json:log_path=/dev/stdout:n_threads=1"
 _GRAPH = (
@@ -39,11 +43,13 @@ _GRAPH = (
 class Fidelity:
     """Measures of every frame of a rendition against its reference, float64 [T] each.
 
-    `vmaf` is 0 to 100 (the reference itself gets 97 to 100), `psnr_db` is of luma and at most 60, `ssim` is of luma and
-    at most 1. `libvmaf` is the version of the library.
+    `vmaf` (VMAF_MODEL) and `vmaf_v1` (VMAF_V1_MODEL) are 0 to 100 (the reference itself gets 97 to 100), `psnr_db` is
+    of luma and at most 60, `ssim` is of luma and at most 1. `vmaf_v1` is None for frames below 216 x 160 pixels, which
+    its model cannot measure. `libvmaf` is the version of the library.
     """
 
     vmaf: NDArray[np.float64]
+    vmaf_v1: NDArray[np.float64] | None
     psnr_db: NDArray[np.float64]
     ssim: NDArray[np.float64]
     libvmaf: str
@@ -56,8 +62,12 @@ def measure(source: Planes, rendition: Planes) -> Fidelity:
         LabelError: ffmpeg fails, or its log does not contain every frame (measure_failed).
         FatalError: this ffmpeg has no libvmaf.
     """
-    found, libvmaf = libvmaf_metrics(source, rendition, {"vmaf": VMAF_MODEL}, {"psnr": "psnr_y", "float_ssim": None})
-    return Fidelity(found["vmaf"], found["psnr_y"], found["float_ssim"], libvmaf)
+    short_px, long_px = sorted((source.height_px, source.width_px))
+    models = {"vmaf": VMAF_MODEL}
+    if short_px >= _V1_SHORT_PX and long_px >= _V1_LONG_PX:
+        models["vmaf_v1"] = VMAF_V1_MODEL
+    found, libvmaf = libvmaf_metrics(source, rendition, models, {"psnr": "psnr_y", "float_ssim": None})
+    return Fidelity(found["vmaf"], found.get("vmaf_v1"), found["psnr_y"], found["float_ssim"], libvmaf)
 
 
 def libvmaf_metrics(
@@ -103,11 +113,15 @@ KEPT_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A rendition and its measures. `cells` is float32 [S, R, C]: the VMAF of each cell (see the module)."""
+    """A rendition and its measures; `cells` and `cells_v1`, float32 [S, R, C], are the VMAFs of each cell.
+
+    `cells_v1` is None where `vmaf_v1` is.
+    """
 
     rendition: Planes
     fidelity: Fidelity
     cells: NDArray[np.float32]
+    cells_v1: NDArray[np.float32] | None
 
 
 class Labeler:
@@ -129,10 +143,12 @@ class Labeler:
         rendition = make_rendition(self._source, recipe, lambda steps: self._rendition(steps, recipe.seed))
         of_chains = {steps: self._measure(steps, recipe.seed) for steps in recipe.chains}
         whole = measure(self._source, rendition) if recipe.patches else of_chains[recipe.steps]
-        return Labelled(rendition, whole, self._cells(recipe, of_chains))
+        cells = self._cells(recipe, {steps: fidelity.vmaf for steps, fidelity in of_chains.items()})
+        v1 = {steps: fidelity.vmaf_v1 for steps, fidelity in of_chains.items() if fidelity.vmaf_v1 is not None}
+        return Labelled(rendition, whole, cells, self._cells(recipe, v1) if v1 else None)
 
-    def _cells(self, recipe: Recipe, of_chains: dict[Chain, Fidelity]) -> NDArray[np.float32]:
-        slots = {steps: slot_means(fidelity.vmaf) for steps, fidelity in of_chains.items()}
+    def _cells(self, recipe: Recipe, of_chains: Mapping[Chain, NDArray[np.float64]]) -> NDArray[np.float32]:
+        slots = {steps: slot_means(frames) for steps, frames in of_chains.items()}
         rows, columns = cell_grid(self._source.height_px, self._source.width_px)
         cells = np.empty((len(slots[recipe.steps]), rows, columns), np.float32)
         cells[:] = slots[recipe.steps][:, None, None]

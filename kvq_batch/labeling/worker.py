@@ -20,7 +20,7 @@ from kvq_batch.domain.errors import ItemError, LabelError
 from kvq_batch.domain.frames import FrameRequest, Sampling
 from kvq_batch.domain.video import Window
 from kvq_batch.engine.decode_worker import MediaSettings, as_item_error
-from kvq_batch.labeling.labeler import VMAF_MODEL, Labeler, Labelled, slot_means
+from kvq_batch.labeling.labeler import VMAF_MODEL, VMAF_V1_MODEL, Labeler, Labelled, slot_means
 from kvq_batch.labeling.planning import is_still
 from kvq_batch.labeling.segments import segment_of_frames, segment_of_scene, segment_of_still
 from kvq_batch.labeling.stream import LABELLED, failed_row
@@ -135,23 +135,28 @@ class LabelWorker:
 
 def _row(row: dict[str, Any], made: Labelled) -> dict[str, Any]:
     fidelity, cells, rendition = made.fidelity, made.cells, made.rendition
+    v1 = fidelity.vmaf_v1
     return {
         "item": row["item"],
         "attempt": row["attempt"],
         "vmaf": float(fidelity.vmaf.mean()),
+        "vmaf_v1": None if v1 is None else float(v1.mean()),
         "psnr_db": float(fidelity.psnr_db.mean()),
         "ssim": float(fidelity.ssim.mean()),
         "vmaf_slots": slot_means(fidelity.vmaf),
+        "vmaf_v1_slots": None if v1 is None else slot_means(v1),
         "psnr_db_slots": slot_means(fidelity.psnr_db),
         "ssim_slots": slot_means(fidelity.ssim),
         "num_slots": cells.shape[0],
         "num_rows": cells.shape[1],
         "num_cols": cells.shape[2],
         "cells": cells.ravel(),
+        "cells_v1": None if made.cells_v1 is None else made.cells_v1.ravel(),
         "num_frames": rendition.num_frames,
         "height_px": rendition.height_px,
         "width_px": rendition.width_px,
         "frame_rate": float(rendition.frame_rate),
         "libvmaf": fidelity.libvmaf,
         "vmaf_model": VMAF_MODEL,
+        "vmaf_v1_model": None if v1 is None else VMAF_V1_MODEL,
     }

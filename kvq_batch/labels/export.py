@@ -123,16 +123,21 @@ COLUMNS = (
 `cells` holds the labels of the texture map's cells, flattened.
 """
 
+VmafVersion = Literal["v0.6.1", "v1"]
+
+_VMAF_COLUMNS: Mapping[VmafVersion, tuple[str, str]] = {"v0.6.1": ("vmaf", "cells"), "v1": ("vmaf_v1", "cells_v1")}
+"""{version: columns of the label and of the cells in the labels table}"""
+
 _LABELS = """
-SELECT *, parse_filename(rendition_uri) AS file, 'vmaf' AS target FROM labels
+SELECT *, parse_filename(rendition_uri) AS file, '{vmaf}' AS target FROM labels
 """
 
 _SELECT_LABELS = """
-SELECT file AS video_id, rendition_uri AS uri, vmaf AS mos, scene_id, group_id, target, cells, num_slots, num_rows,
-    num_cols, num_frames, height_px, width_px, frame_rate, content_id AS reference_content_id,
-    * EXCLUDE (file, rendition_uri, content_id, vmaf, scene_id, group_id,
-    target, cells, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
-    vmaf_slots, psnr_db_slots, ssim_slots)
+SELECT file AS video_id, rendition_uri AS uri, {vmaf} AS mos, scene_id, group_id, target, {cells} AS cells, num_slots,
+    num_rows, num_cols, num_frames, height_px, width_px, frame_rate, content_id AS reference_content_id,
+    * EXCLUDE (file, rendition_uri, content_id, scene_id, group_id,
+    target, cells, cells_v1, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
+    vmaf_slots, vmaf_v1_slots, psnr_db_slots, ssim_slots)
 FROM ({rows}) WHERE {where} ORDER BY video_id
 """
 
@@ -194,11 +199,17 @@ def label_column(target: Target) -> str:
 
 
 def training_rows(
-    session: Session, target: Target, where: str | None, model: str | None, split_sql: str | None = None
+    session: Session,
+    target: Target,
+    where: str | None,
+    model: str | None,
+    split_sql: str | None = None,
+    vmaf: VmafVersion = "v0.6.1",
 ) -> pa.Table:
     """Return COLUMNS and further columns of every row that meets `where`, sorted by video.
 
-    `split_sql` is an expression over these columns that becomes the column `split`.
+    `split_sql` is an expression over these columns that becomes the column `split`. `vmaf` is the model of the labels
+    and of their cells, for the target "labels".
 
     Raises:
         SpecError: DuckDB rejects the condition or the expression, or no row matches.
@@ -206,7 +217,16 @@ def training_rows(
     selected = "SELECT *" if split_sql is None else f"SELECT *, ({check_expression(split_sql, '--split-sql')}) AS split"
     condition = f"({check_expression(where, '--where')})" if where else "true"
     if target == "labels":
-        rows = session.sql(f"{selected} FROM ({_SELECT_LABELS.format(rows=_LABELS, where=condition)})")
+        measure, cells = _VMAF_COLUMNS[vmaf]
+        of_labels = _LABELS.format(vmaf=measure)
+        query = _SELECT_LABELS.format(vmaf=measure, cells=cells, rows=of_labels, where=condition)
+        rows = session.sql(f"{selected} FROM ({query})")
+        unmeasured = rows["mos"].null_count
+        if unmeasured:
+            raise SpecError(
+                f"{unmeasured} of {rows.num_rows} labels have no VMAF {vmaf}: an older release made them, or frames "
+                "are below 216x160 pixels. Run `kvq-batch labels make` again, or exclude them with --where."
+            )
     elif target == "opinions":
         rows = session.sql(f"{selected} FROM ({_OPINIONS}) WHERE {condition} ORDER BY video_id")
     else:
@@ -238,7 +258,8 @@ class SetRequest:
 
     `shares` are the shares of train, validation and test. `num_bins` thins by label; None keeps all rows.
     `split_sql` is an SQL expression that gives the split of each row and replaces the shares. A scene must be in one
-    split only. `clips` is what a WebDataset sample holds of the clip: the stored file, or uint8 RGB frames.
+    split only. `clips` is what a WebDataset sample holds of the clip: the stored file, or uint8 RGB frames. `vmaf` is
+    the VMAF model of labels.
     """
 
     target: Target
@@ -250,6 +271,7 @@ class SetRequest:
     seed: int = 0
     clips: Clips = "file"
     split_sql: str | None = None
+    vmaf: VmafVersion = "v0.6.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +292,7 @@ def export_set(session: Session, request: SetRequest, folder: SetFolder, options
             scenes to split.
         FatalError: the folder cannot be written.
     """
-    rows = training_rows(session, request.target, request.where, request.model, request.split_sql)
+    rows = training_rows(session, request.target, request.where, request.model, request.split_sql, request.vmaf)
     label = label_column(request.target)
     _check(rows, label)
     num_rows = rows.num_rows

@@ -206,15 +206,18 @@ class LabelRow(TypedDict):
     name: str
     kind: str
     vmaf: float
+    vmaf_v1: float | None
     psnr_db: float
     ssim: float
     vmaf_slots: Sequence[float]
+    vmaf_v1_slots: Sequence[float] | None
     psnr_db_slots: Sequence[float]
     ssim_slots: Sequence[float]
     num_slots: int
     num_rows: int
     num_cols: int
     cells: Sequence[float]
+    cells_v1: Sequence[float] | None
     num_frames: int
     height_px: int
     width_px: int
@@ -223,6 +226,7 @@ class LabelRow(TypedDict):
     ffmpeg: str
     libvmaf: str
     vmaf_model: str
+    vmaf_v1_model: str | None
     make_s: float
     attempt: int
     labelled_at: datetime

@@ -1,11 +1,15 @@
 """Labels against libvmaf itself: the source is near the top, worse versions are lower, cells bear their own version."""
 
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 
 from kvq_batch.config.recipe import Cells, Patch, Recipe, Step
-from kvq_batch.labeling.labeler import Labeler, measure, slot_means
-from kvq_batch.media.planes import stacked
-from tests.support.pristine import pristine
+from kvq_batch.labeling.labeler import VMAF_V1_MODEL, Labeler, libvmaf_metrics, measure, slot_means
+from kvq_batch.labeling.segments import segment_of_scene
+from kvq_batch.media.planes import Planes, stacked
+from tests.support.pristine import SEGMENT, pristine
 
 
 def test_the_source_itself_is_at_the_top() -> None:
@@ -22,6 +26,33 @@ def test_psnr_is_that_of_the_same_frames() -> None:
     difference = rendition.rendition.planes()[0].astype(np.float64) - pristine().planes()[0]
     by_hand = 10 * np.log10(255**2 / (difference**2).mean((1, 2)))
     assert np.allclose(rendition.fidelity.psnr_db, by_hand, atol=1e-4)
+
+
+def test_v1_counts_noise_more_than_v061() -> None:
+    noise = Recipe((Step("noise", 14),), seed=1)
+    noisy = Labeler(_large()).label(noise)
+    assert noisy.fidelity.vmaf_v1 is not None
+    assert noisy.fidelity.vmaf_v1.mean() < noisy.fidelity.vmaf.mean() - 10
+    # The same as of libvmaf with this model alone.
+    alone, _ = libvmaf_metrics(_large(), noisy.rendition, {"vmaf": VMAF_V1_MODEL}, {"psnr": "psnr_y"})
+    assert np.array_equal(noisy.fidelity.vmaf_v1, alone["vmaf"])
+    in_region = Labeler(_large()).label(Recipe((), (Patch(Cells(0, 0, 2, 2), noise.steps),), seed=1)).cells_v1
+    assert in_region is not None
+    assert in_region.shape == (2, 5, 7)
+    assert np.array_equal(in_region[:, 1, 1], slot_means(noisy.fidelity.vmaf_v1))
+    assert in_region[:, 2:, 2:].min() > 95
+
+
+def test_small_frames_have_no_v1() -> None:
+    labelled = Labeler(pristine()).label(Recipe((Step("noise", 14),), seed=1))
+    assert labelled.fidelity.vmaf_v1 is None
+    assert labelled.cells_v1 is None
+
+
+@cache
+def _large() -> Planes:
+    """Four frames of 224 x 160, the smallest segment that VMAF v1 measures."""
+    return segment_of_scene("glow", 3, replace(SEGMENT, num_frames=4, height_px=160, width_px=224))
 
 
 def test_a_ladder_falls() -> None:

@@ -25,6 +25,7 @@ from kvq_batch.labels.training_set import parse_shares
 from kvq_batch.media.probe import VideoLimits, probe
 from kvq_batch.storage.fetch import Fetcher
 from kvq_batch.storage.options import StorageOptions
+from kvq_batch.tables.delta import Tables
 from kvq_batch.tables.schemas import make_rows
 from kvq_batch.tables.session import open_session
 from tests.labeling.test_planning import label_job
@@ -122,6 +123,28 @@ def test_a_condition_and_thinning_choose(tables: Path, tmp_path: Path) -> None:
     assert sum(summary.num_clips.values()) == 6
     summary = export(tables, tmp_path / "b", num_bins=3, shares=parse_shares("1/0/0"))
     assert summary.num_left_out + sum(summary.num_clips.values()) == 15
+
+
+def test_labels_of_either_vmaf(tmp_path: Path) -> None:
+    segments = {"num_frames": 2, "height_px": 160, "width_px": 224}
+    kept = {"renditions": FEW, "keep": str(tmp_path / "kept"), "segments": segments}
+    run_labels(plan_labels(label_job(tmp_path / "tables", {"source": "synthetic:glow"}, **kept)))
+    tables, whole = tmp_path / "tables", parse_shares("1/0/0")
+    stored = {row["label_id"]: row for row in Tables.open(str(tables)).dataset("labels").to_table().to_pylist()}
+    for version, label, of_cells in (("v0.6.1", "vmaf", "cells"), ("v1", "vmaf_v1", "cells_v1")):
+        export(tables, tmp_path / version, vmaf=version, shares=whole)
+        rows = pq.read_table(tmp_path / version / "labels.parquet").to_pylist()
+        assert len(rows) == len(stored) == 5
+        for row in rows:
+            of_label = stored[row["label_id"]]
+            assert (row["mos"], row["target"]) == (of_label[label], label)
+            assert np.array_equal(np.load(tmp_path / version / row["cells"]).ravel(), np.float32(of_label[of_cells]))
+    assert {row["vmaf_v1_model"] for row in stored.values()} == {"vmaf_v1.0.16_3d0h"}
+
+
+def test_labels_without_v1_are_rejected(tables: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"15 of 15 labels have no VMAF v1: .* below 216x160 .*labels make"):
+        export(tables, tmp_path / "set", vmaf="v1")
 
 
 def test_what_cannot_be_exported_is_refused(tables: Path, tmp_path: Path) -> None:
