@@ -316,8 +316,8 @@ def _one_per_core(values: Mapping[str, Any]) -> int:
     return max(least, num_cores())
 
 
-class DecodeWorkers(Workers):
-    """Number of decoding processes, and the resources that each reserves."""
+class CoreWorkers(Workers):
+    """Number of workers that each keep a core busy, one for each core by default, and the resources of each."""
 
     # Also where models use the same cores: 48 short clips on 2 cores took 6.1 instead of 9.4 s with `luma-sharpness`,
     # 9.1 instead of 8.9 s with `kvq-lite` (measured).
@@ -464,8 +464,8 @@ class Output(Section):
 class Decode(MediaFiles):
     """Fetching and decoding, on CPUs."""
 
-    workers: DecodeWorkers = Field(
-        default_factory=DecodeWorkers,
+    workers: CoreWorkers = Field(
+        default_factory=CoreWorkers,
         description="Decoding processes. Decoding limits every GPU run, so give it the cores.",
     )
 

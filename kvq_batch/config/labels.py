@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from kvq_batch.config.job import (
     NAME_PATTERN,
     Catalog,
-    DecodeWorkers,
+    CoreWorkers,
     Limits,
     MediaFiles,
     Run,
@@ -191,8 +191,8 @@ class Renditions(Section):
 class Making(MediaFiles):
     """Decoding, degrading and measuring, on CPUs."""
 
-    workers: DecodeWorkers = Field(
-        default_factory=DecodeWorkers, description="Workers; each keeps one core busy. Default: one for each core."
+    workers: CoreWorkers = Field(
+        default_factory=CoreWorkers, description="Workers; each keeps one core busy. Default: one for each core."
     )
 
 

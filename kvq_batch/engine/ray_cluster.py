@@ -20,7 +20,7 @@ from math import ceil
 import ray
 from ray.exceptions import AuthenticationError
 
-from kvq_batch.config.job import DecodeWorkers, Workers
+from kvq_batch.config.job import CoreWorkers, Workers
 from kvq_batch.domain.errors import FatalError, SpecError
 from kvq_batch.domain.machine import num_cores
 from kvq_batch.engine import ray_internals
@@ -51,7 +51,7 @@ def ray_cluster(pools: Sequence[Workers], target: str | None = None) -> Iterator
     # A thread of Ray Data that outlives a stopped run would otherwise start a new cluster with its next Ray call.
     ray_internals.disable_auto_init()
     with redirect_ray_output():
-        connect(target, minimum_resources(with_all_decoders(pools))["CPU"])
+        connect(target, minimum_resources(one_per_core(pools))["CPU"])
         try:
             _check_size(needed)
             yield
@@ -90,11 +90,11 @@ def connect(target: str | None, needed_cpus: float) -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-def with_all_decoders(pools: Sequence[Workers]) -> list[Workers]:
-    """Return `pools`, with one decoder for each core of this machine at least where that is the default."""
+def one_per_core(pools: Sequence[Workers]) -> list[Workers]:
+    """Return `pools`, with at least one worker for each core of this machine where that is the default."""
     return [
         pool.model_copy(update={"min": pool.on(num_cores()).max})
-        if isinstance(pool, DecodeWorkers) and "max" not in pool.model_fields_set
+        if isinstance(pool, CoreWorkers) and "max" not in pool.model_fields_set
         else pool
         for pool in pools
     ]

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from kvq_batch.config.job import DecodeWorkers, Workers
+from kvq_batch.config.job import CoreWorkers, Workers
 from kvq_batch.domain.errors import SpecError
-from kvq_batch.engine.ray_cluster import minimum_resources, ray_cluster, with_all_decoders
+from kvq_batch.engine.ray_cluster import minimum_resources, one_per_core, ray_cluster
 
 
 def test_smallest_pools_are_summed_by_resource() -> None:
@@ -18,9 +18,9 @@ def test_smallest_pools_are_summed_by_resource() -> None:
 
 def test_local_ray_has_room_for_a_decoder_per_core() -> None:
     num_cores = len(os.sched_getaffinity(0))
-    pools = with_all_decoders([DecodeWorkers(), Workers(max=3)])
+    pools = one_per_core([CoreWorkers(), Workers(max=3)])
     assert minimum_resources(pools)["CPU"] == num_cores + 1
-    assert minimum_resources(with_all_decoders([DecodeWorkers(max=num_cores + 5), Workers()]))["CPU"] == 2
+    assert minimum_resources(one_per_core([CoreWorkers(max=num_cores + 5), Workers()]))["CPU"] == 2
 
 
 def test_missing_resource_is_rejected() -> None:
