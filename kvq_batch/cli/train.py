@@ -4,6 +4,7 @@ Connects the label list, the decoder, the trainer, Ray Train and the plot.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +79,11 @@ def train(
     with TrainProgress() as progress:
         plan = _planned(loaded, settings, videos, progress)
         finished, seconds = _trained(plan, loaded, resume, address, progress)
-    _conclude(plan, finished, seconds, loaded.data.scale, shown, command_line("train", job))
+    further = {
+        name: {video.video_id: video.further_labels[name] for video in videos}
+        for name in loaded.data.calibration_columns
+    }
+    _conclude(plan, finished, seconds, loaded.data.scale, further, shown, command_line("train", job))
     return None
 
 
@@ -259,7 +264,13 @@ def _trained(
 
 
 def _conclude(
-    plan: "TrainingPlan", finished: bool, seconds: float, scale: tuple[float, float], shown: Output, again: str
+    plan: "TrainingPlan",
+    finished: bool,
+    seconds: float,
+    scale: tuple[float, float],
+    further: Mapping[str, Mapping[str, float]],
+    shown: Output,
+    again: str,
 ) -> None:
     """Draw the curves, calibrate the checkpoint and print the summary."""
     from kvq_batch.report.plots import draw_curves
@@ -278,7 +289,7 @@ def _conclude(
         raise typer.Exit(130)
     best = folder / BEST
     architecture = architecture_of(plan.settings.config)
-    is_calibrated = len(validations) > 0 and calibrate(architecture, best, folder, scale, shown)
+    is_calibrated = len(validations) > 0 and calibrate(architecture, best, folder, scale, further, shown)
     found = next((row for row in validations if row["step"] == progress.best_step), None)
     shown.record(
         {
@@ -299,12 +310,18 @@ def _conclude(
 
 
 def calibrate(
-    architecture: "Architecture", best: Path, folder: Path, scale: tuple[float, float], shown: Output
+    architecture: "Architecture",
+    best: Path,
+    folder: Path,
+    scale: tuple[float, float],
+    further: Mapping[str, Mapping[str, float]],
+    shown: Output,
 ) -> bool:
     """Fit the curve from raw scores to labels on the validation clips and store it in the checkpoint's card.
 
-    The spread of labels around the curve is stored, too. The curve stays within `scale`, the lowest and the highest
-    label. Returns whether there is one.
+    The spread of labels around the curve is stored, too. `further` holds labels of other kinds, by name and video: each
+    becomes a calibration of its name. Curves stay within `scale`, the lowest and the highest label. Returns whether
+    there is one for the labels of the training.
     """
     import csv
 
@@ -322,12 +339,17 @@ def calibrate(
     if not isinstance(curve, Logistic):
         shown.note(f"no calibration: {curve}")
         return False
+    calibrations = {CALIBRATION: curve.parameters}
+    for name, values in further.items():
+        other = fit_logistic(scores, np.array([values[row["sample_id"]] for row in rows]), scale=scale)
+        if isinstance(other, Logistic):
+            calibrations[name] = other.parameters
+        else:
+            shown.note(f"no calibration {name!r}: {other}")
     card, tensors = architecture.load_card(best)
     spread = fit_spread(scores, labels - curve(scores))
     if spread is None:
         shown.note("no standard deviation of scores: fewer than 80 validation clips")
-    calibrated = dataclasses.replace(
-        card, calibrations={CALIBRATION: curve.parameters}, spread=card.spread if spread is None else spread
-    )
+    calibrated = dataclasses.replace(card, calibrations=calibrations, spread=card.spread if spread is None else spread)
     replace_file(best, lambda path: architecture.save(path, calibrated, tensors))
     return True

@@ -44,6 +44,12 @@ class TrainData(Section):
         "texture map, in the same scale, NaN if a cell has none. Paths are relative to the list.",
         examples=["cells"],
     )
+    calibration_columns: list[str] = Field(
+        [],
+        description="Further columns of the list with labels of another kind in the same scale. Each becomes a "
+        "calibration of its name, fitted on the validation videos; `mos` uses that of the label by default.",
+        examples=[["vmaf_v1"]],
+    )
     views: int = Field(
         1,
         ge=1,

@@ -5,8 +5,9 @@ gives the same result, and a new scene moves few others.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvq_batch.catalog.content_ids import resolve_content_ids
@@ -99,7 +100,7 @@ class LabelledVideo:
 
     `split` is "train", "validation", "test" or None. `cells` is a file of cell labels. `pixels` names the frames that
     the video shares with other renditions, if `mix_column` was given, and `level` its level of a ladder, if
-    `data.level_column` is set.
+    `data.level_column` is set. `further_labels` has the values of `data.calibration_columns`.
     """
 
     video_id: str
@@ -111,6 +112,7 @@ class LabelledVideo:
     cells: Path | None
     pixels: str | None = None
     level: str | None = None
+    further_labels: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_training_set(
@@ -140,6 +142,7 @@ def read_training_set(
     cells = _column(labels, data.cells_column, None)
     pixels = _column(labels, mix_column, None)
     levels = _column(labels, data.level_column, None)
+    further = {name: _numbers(labels, name, data) for name in data.calibration_columns}
     found = []
     for index, row in enumerate(resolved.select(["video_id", "uri", "content_id"]).to_pylist()):
         split = splits[index] if splits else None
@@ -154,7 +157,8 @@ def read_training_set(
         same = pixels[index] if pixels else None
         level = levels[index] if levels else None
         ids = row["video_id"], row["uri"], row["content_id"]
-        found.append(LabelledVideo(*ids, label, scene, split, beside, same, level))
+        others = {name: values[index] for name, values in further.items()}
+        found.append(LabelledVideo(*ids, label, scene, split, beside, same, level, others))
     return found, f"{labels.summary}; {matching.num_unlabelled} videos have no label"
 
 
@@ -165,6 +169,23 @@ def _column(labels: Labels, name: str | None, default: str | None) -> list[str |
     if name is not None and values is None:
         raise SpecError(f"the labels have no column {name!r}; columns: {', '.join(labels.columns) or 'none'}")
     return None if values is None else list(values)
+
+
+def _numbers(labels: Labels, name: str, data: TrainData) -> list[float]:
+    """Return the values of a column of further labels, all of them numbers in the scale."""
+    low, high = data.scale
+    found = []
+    for video, text in zip(labels.names, _column(labels, name, None) or (), strict=True):
+        try:
+            value = float(text or "")
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise SpecError(
+                f"{data.labels}: column {name!r} of {video!r} is {text!r}, expected a number from {low:g} to {high:g}"
+            )
+        found.append(value)
+    return found
 
 
 def _beside(labels: str, file: str) -> Path:

@@ -1,8 +1,14 @@
 """Labels, a training set, a model, its evaluation, scores and their differences, end to end."""
 
+import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from kvq_batch.metrics.logistic import Logistic, fit_logistic
 from kvq_batch.models.kvq.checkpoint import load
 from tests.cli.test_commands import call
 
@@ -41,6 +47,7 @@ videos = "{folder}/versions"
 labels = "{folder}/set/labels.csv"
 scale = [0, 100]
 cells_column = "cells"
+calibration_columns = ["psnr_db"]
 frames = "{folder}/frames"
 [views]
 slots = 2
@@ -79,7 +86,7 @@ num_threads = 1
 checkpoint_every = 4
 """
 
-SPLIT = "CASE WHEN scene_id LIKE '%/1' THEN 'validation' ELSE 'train' END"
+SPLIT = "CASE WHEN scene_id LIKE '%-0001' THEN 'validation' ELSE 'train' END"
 
 DIFFERENCES = """
 SELECT a.video_id, b.raw_score - a.raw_score AS change, a.model_origin FROM scores a JOIN scores b USING (video_id)
@@ -93,6 +100,20 @@ def trained(folder: Path, version: str, steps: int) -> Path:
     facts = json.loads(call("train", job, "-o", "json").stdout)
     assert facts["steps"] == steps
     return Path(facts["checkpoint"])
+
+
+def _check_calibrations(found: Mapping[str, tuple[float, ...]], predictions: Path, labels: Path) -> None:
+    """Check that each curve is that of the validation scores and of the labels of its column."""
+    with labels.open(newline="") as file:
+        rows = {row["video_id"]: row for row in csv.DictReader(file)}
+    with predictions.open(newline="") as file:
+        scores = {row["sample_id"]: float(row["raw_score"]) for row in csv.DictReader(file)}
+    for name, column in (("validation", "mos"), ("psnr_db", "psnr_db")):
+        wanted = fit_logistic(
+            np.array(list(scores.values())), np.array([float(rows[key][column]) for key in scores]), scale=(0, 100)
+        )
+        assert isinstance(wanted, Logistic)
+        assert found[name] == pytest.approx(wanted.parameters)
 
 
 def test_labels_train_a_model_that_scores(tmp_path: Path) -> None:
@@ -123,6 +144,12 @@ def test_labels_train_a_model_that_scores(tmp_path: Path) -> None:
 
     weights = [trained(tmp_path, "1", 4), trained(tmp_path, "2", 12)]
     cards = [load(path).card for path in weights]
+    _check_calibrations(cards[1].calibrations, tmp_path / "training-2" / "predictions.csv", folder / "labels.csv")
+    text = (tmp_path / "train-1.toml").read_text().replace("psnr_db", "kind").replace("training-1", "training-3")
+    (tmp_path / "train-3.toml").write_text(text)
+    rejected = " ".join(call("train", tmp_path / "train-3.toml", "--dry-run", exit_code=2).stderr.split())
+    assert "column 'kind' of" in rejected
+    assert "expected a number from 0 to 100" in rejected
 
     command = (
         *("evaluate", "renditions", tables, "--model", "kvq", "--weights", weights[1]),
