@@ -44,6 +44,13 @@ class TrainData(Section):
         "texture map, in the same scale, NaN if a cell has none. Paths are relative to the list.",
         examples=["cells"],
     )
+    relative_column: str | None = Field(
+        None,
+        description="Column that is true where a label is relative to a reference of unknown quality, such as "
+        "is_relative of exported labels. Such labels teach only the order of renditions of the same frames. Needs "
+        "training.renditions of 2 or more.",
+        examples=["is_relative"],
+    )
     calibration_columns: list[str] = Field(
         [],
         description="Further columns of the list with labels of another kind in the same scale. Each becomes a "
@@ -384,6 +391,12 @@ class TrainJob(Section):
                 'group_loss.levels needs data.level_column, such as "name"; or set group_loss.levels = 0 and '
                 "group_loss.contrast = 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_relative(self) -> "TrainJob":
+        if self.data.relative_column is not None and self.training.renditions == 1:
+            raise ValueError("data.relative_column compares renditions of the same frames: set training.renditions > 1")
         return self
 
     @model_validator(mode="after")

@@ -135,6 +135,7 @@ SELECT *, parse_filename(rendition_uri) AS file, '{vmaf}' AS target FROM labels
 _SELECT_LABELS = """
 SELECT file AS video_id, rendition_uri AS uri, {vmaf} AS mos, scene_id, group_id, target, {cells} AS cells, num_slots,
     num_rows, num_cols, num_frames, height_px, width_px, frame_rate, content_id AS reference_content_id,
+    coalesce(json_array_length(segment::JSON -> 'pre_degraded'), 0) > 0 AS is_relative,
     * EXCLUDE (file, rendition_uri, content_id, scene_id, group_id,
     target, cells, cells_v1, num_slots, num_rows, num_cols, num_frames, height_px, width_px, frame_rate, video_id, uri,
     vmaf_slots, vmaf_v1_slots, psnr_db_slots, ssim_slots)

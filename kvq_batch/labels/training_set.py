@@ -100,7 +100,8 @@ class LabelledVideo:
 
     `split` is "train", "validation", "test" or None. `cells` is a file of cell labels. `pixels` names the frames that
     the video shares with other renditions, if `mix_column` was given, and `level` its level of a ladder, if
-    `data.level_column` is set. `further_labels` has the values of `data.calibration_columns`.
+    `data.level_column` is set. `is_relative` is true if the label compares with renditions of the same frames only.
+    `further_labels` has the values of `data.calibration_columns`.
     """
 
     video_id: str
@@ -112,6 +113,7 @@ class LabelledVideo:
     cells: Path | None
     pixels: str | None = None
     level: str | None = None
+    is_relative: bool = False
     further_labels: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -142,6 +144,7 @@ def read_training_set(
     cells = _column(labels, data.cells_column, None)
     pixels = _column(labels, mix_column, None)
     levels = _column(labels, data.level_column, None)
+    relative = _column(labels, data.relative_column, None)
     further = {name: _numbers(labels, name, data) for name in data.calibration_columns}
     found = []
     for index, row in enumerate(resolved.select(["video_id", "uri", "content_id"]).to_pylist()):
@@ -157,8 +160,9 @@ def read_training_set(
         same = pixels[index] if pixels else None
         level = levels[index] if levels else None
         ids = row["video_id"], row["uri"], row["content_id"]
+        is_relative = _is_true(relative[index], row["video_id"], data) if relative else False
         others = {name: values[index] for name, values in further.items()}
-        found.append(LabelledVideo(*ids, label, scene, split, beside, same, level, others))
+        found.append(LabelledVideo(*ids, label, scene, split, beside, same, level, is_relative, others))
     return found, f"{labels.summary}; {matching.num_unlabelled} videos have no label"
 
 
@@ -169,6 +173,14 @@ def _column(labels: Labels, name: str | None, default: str | None) -> list[str |
     if name is not None and values is None:
         raise SpecError(f"the labels have no column {name!r}; columns: {', '.join(labels.columns) or 'none'}")
     return None if values is None else list(values)
+
+
+def _is_true(text: str | None, video: str, data: TrainData) -> bool:
+    if text is None or text.lower() not in ("true", "false", "1", "0"):
+        raise SpecError(
+            f"{data.labels}: column {data.relative_column!r} of {video!r} is {text!r}, expected true or false"
+        )
+    return text.lower() in ("true", "1")
 
 
 def _numbers(labels: Labels, name: str, data: TrainData) -> list[float]:

@@ -63,6 +63,7 @@ def to_samples(videos: Sequence[LabelledVideo]) -> list[Sample]:
             splits[video.split],
             None if video.pixels is None else f"{video.scene_id}/{video.pixels}",
             video.level,
+            video.is_relative,
         )
         for video in videos
     ]

@@ -37,7 +37,8 @@ class TensorBatch:
     The clips of a coarse-to-fine network are [n, T, 3, H, W]. `levels` int64 [n] numbers the level of each rendition
     of a ladder, or is None. Labels and cells are mapped to 0..1 of their scale; `cells` is float32
     [n, slots, rows, columns], NaN where a cell has no label. Every process has the same number of clips. Every
-    `renditions` clips in a row are renditions of the same frames.
+    `renditions` clips in a row are renditions of the same frames. `is_relative` bool [n] marks labels that compare
+    with the renditions of their set only; None if there are none.
     """
 
     clips: Tensor
@@ -45,6 +46,7 @@ class TensorBatch:
     cells: Tensor | None
     renditions: int = 1
     levels: Tensor | None = None
+    is_relative: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,10 @@ def compute_losses(
     The gradients of `total`, summed over processes, equal the gradient that a single process would compute.
     """
     maps = network.maps_of_measured(batch.clips) if is_measured else network(batch.clips)
-    predictions, labels = group.gather(maps.scores()), group.gather(batch.labels)
+    scores, offsets = maps.scores(), torch.zeros_like(batch.labels)
+    if batch.is_relative is not None:
+        offsets = torch.where(batch.is_relative, set_offsets(scores.detach(), batch.labels, batch.renditions), offsets)
+    predictions, labels = group.gather(scores), group.gather(batch.labels + offsets)
     # `whole`: terms of the whole batch, equal on every process. `shares`: this process's share of a sum over processes.
     whole: dict[str, Tensor] = {}
     shares: dict[str, Tensor] = {}
@@ -87,7 +92,9 @@ def compute_losses(
         sets = (-1, batch.renditions)
         whole["pairs"] = pair_error(predictions.view(sets), labels.view(sets))
     if weights.cells:
-        cells = torch.full_like(maps.texture, torch.nan) if batch.cells is None else batch.cells
+        cells = torch.full_like(maps.texture, torch.nan)
+        if batch.cells is not None:
+            cells = batch.cells + offsets.float()[:, None, None, None]
         whole["cells"] = cell_error(group.gather(maps.texture), group.gather(cells))
     if weights.lpc:
         features, _ = network.fragments_backbone(cut_cubes(batch.clips, network.config, cube))
@@ -162,6 +169,16 @@ def pair_error(predictions: Tensor, labels: Tensor) -> Tensor:
     count = predictions.shape[1]
     # The difference of a rendition to itself is 0 and is not counted.
     return (found - expected).abs().sum() / (len(predictions) * count * (count - 1))
+
+
+def set_offsets(predictions: Tensor, labels: Tensor, renditions: int) -> Tensor:
+    """Return what to add to labels [n] so that the mean label of each set of renditions is its mean prediction, [n].
+
+    Labels that are relative to a reference of unknown quality then teach the order of its renditions and their
+    distances, and leave the level of the set as it is.
+    """
+    errors = (predictions - labels).view(-1, renditions)
+    return errors.mean(1, keepdim=True).expand_as(errors).reshape(-1)
 
 
 def check_cube(config: KvqConfig, cube: Grid) -> None:

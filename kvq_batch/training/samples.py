@@ -25,7 +25,8 @@ class Sample:
 
     `scene_id` names the scene that it shares with other samples, `split` its split if it is already decided. Samples
     of equal `frames_id` are renditions of the same frames; None means unknown. `level` names the level of a ladder,
-    such as a bitrate, that the rendition was made at.
+    such as a bitrate, that the rendition was made at. A label with `is_relative` compares with renditions of the same
+    frames only.
     """
 
     sample_id: str
@@ -34,6 +35,7 @@ class Sample:
     split: SplitName | None = None
     frames_id: str | None = None
     level: str | None = None
+    is_relative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ def data_digest(samples: Sequence[Sample]) -> str:
     for sample in samples:
         facts = (sample.sample_id, sample.scene_id, sample.label, sample.split, sample.frames_id)
         hasher.update(repr(facts if sample.level is None else (*facts, sample.level)).encode())
+        if sample.is_relative:
+            hasher.update(b"relative")
     return hasher.hexdigest()
 
 

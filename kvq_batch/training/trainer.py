@@ -122,6 +122,7 @@ class Trainer:
             keep_freed_memory()
         self._device = torch.device(machine.device)
         self._split = split_samples(source.samples, settings.scale, settings.validation_share, settings.seed)
+        self._is_relative = torch.tensor([sample.is_relative for sample in source.samples], device=self._device)
         self._sets = rendition_sets(source.samples, self._split.train, settings.renditions)
         levels = settings.group_loss.levels if settings.group_loss else 0
         self._ladders = ladders(source.samples, self._split.train, levels, settings.batch_size)
@@ -224,7 +225,9 @@ class Trainer:
         cells = None if views.cells is None else torch.from_numpy((views.cells - low) / (high - low)).to(self._device)
         clips = self._architecture.prepare(torch.from_numpy(views.clips).to(self._device), settings)
         levels = None if self._ladders is None else self._level_numbers(own)
-        return TensorBatch(clips, torch.from_numpy(labels).to(self._device), cells, settings.renditions, levels)
+        is_relative = self._is_relative[own] if self._is_relative.any() else None
+        labels_n = torch.from_numpy(labels).to(self._device)
+        return TensorBatch(clips, labels_n, cells, settings.renditions, levels, is_relative)
 
     def _level_numbers(self, own: Sequence[int]) -> Tensor:
         """Return the number of the level of each sample, int64 [n], the same in every process."""

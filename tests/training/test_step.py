@@ -15,7 +15,7 @@ from kvq_batch.models.kvq.config import PUBLISHED, tensor_shapes
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.training.architectures import KvqArchitecture
 from kvq_batch.training.initialisation import initial_tensors, tensors_from_kinetics, trainable_network
-from kvq_batch.training.losses import TensorBatch, compute_losses
+from kvq_batch.training.losses import TensorBatch, compute_losses, set_offsets
 from kvq_batch.training.optimisation import Optimisation, lr_factor
 from kvq_batch.training.process_group import SingleProcess
 from kvq_batch.training.settings import LossWeights, Optimiser
@@ -88,6 +88,27 @@ def test_unfused_attention_has_equal_gradients(monkeypatch: pytest.MonkeyPatch) 
         losses.total.backward()  # type: ignore[no-untyped-call]
         found.append(gradients(network))
     assert_gradients_close(found[1], found[0], GRADIENT_RELATIVE)
+
+
+def test_relative_labels_teach_differences_within_their_set_only() -> None:
+    weights = LossWeights(plcc=1, rank=1, lpc=0, score=1, cells=1, pairs=1)
+    is_relative = torch.tensor([True, True, False, False])
+    found = []
+    for shift in (torch.zeros(4), torch.tensor([0.3, 0.3, 0, 0]), torch.tensor([0.3, 0, 0, 0])):
+        labels, cells = small_batch().labels + shift, shift[:, None, None, None].expand(4, 2, 8, 8) + 0.5
+        moved = dataclasses.replace(small_batch(), labels=labels, cells=cells, renditions=2, is_relative=is_relative)
+        network = trainable(as_torch(random_tensors(SMALL)))
+        losses = compute_losses(network, moved, weights, (2, 8, 8), SingleProcess())
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        found.append((losses.terms, gradients(network)))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-6)
+    assert_gradients_close(found[1][1], found[0][1], GRADIENT_RELATIVE)
+    assert abs(found[2][0]["pairs"] - found[0][0]["pairs"]) > 0.01
+
+
+def test_offsets_bring_the_mean_label_of_a_set_to_its_mean_prediction() -> None:
+    predictions, labels = torch.tensor([0.5, 0.7, 0.1, 0.3]), torch.tensor([0.9, 0.8, 0.4, 0.0])
+    assert set_offsets(predictions, labels, 2).tolist() == pytest.approx([-0.25, -0.25, 0.0, 0.0])
 
 
 def test_training_mode_keeps_maps() -> None:
