@@ -52,6 +52,7 @@ def train(
     """
     from kvq_batch.config.load import load_train_job
     from kvq_batch.labels.training_set import read_training_set
+    from kvq_batch.models.torch_device import SLOW_BF16, is_bf16_slow
     from kvq_batch.storage.options import StorageOptions
     from kvq_batch.training.architectures import architecture_of
     from kvq_batch.training.dataset import mix_column, to_samples
@@ -69,6 +70,8 @@ def train(
         raise SpecError(f"{folder} holds no training to resume. Start one without --resume.")
     listed, summary = read_training_set(loaded.data, StorageOptions.from_spec(loaded.storage), mix_column(loaded))
     shown.note(summary)
+    if loaded.training.precision == "bf16" and is_bf16_slow(loaded.machine.device):
+        shown.warn(SLOW_BF16)
     videos = [video for video in listed if video.split != "test"]
     split = split_samples(to_samples(videos), settings.scale, settings.validation_share, settings.seed)
     if any(start_files(loaded)):

@@ -341,6 +341,14 @@ def test_training_writes_a_checkpoint_that_scores(material: Material, tmp_path: 
     assert json.loads(call(job, "--resume", "-o", "json").stdout)["model_id"] == record["model_id"]
 
 
+def test_emulated_bf16_is_a_warning(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = material.job(tmp_path / "out", material.labels(material.rows, "bf16.csv"))
+    job.write_text(job.read_text().replace("[training]", '[training]\nprecision = "bf16"'))
+    for is_slow in (True, False):
+        monkeypatch.setattr("kvq_batch.models.torch_device.is_bf16_slow", lambda device, answer=is_slow: answer)
+        assert ("no instructions for bf16" in " ".join(call(job, "--dry-run").output.split())) == is_slow
+
+
 def test_four_field_list_is_read(material: Material, tmp_path: Path) -> None:
     lines = [f"{name}, -1, -1, {mos}" for name, _, mos in material.rows]
     labels = tmp_path / "labels.txt"
