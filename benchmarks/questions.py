@@ -31,7 +31,7 @@ from kvq_batch.tables.schemas import find_schema, make_rows
 from kvq_batch.tables.session import Session
 from kvq_batch.tables.writer import Batch, Writer
 
-MODEL = ModelRef("kvq-lite", "kvq-lite@4-b17adf6f2f33", "f" * 64)
+MODEL = ModelRef("kvq-lite", "kvq-lite@5-c0e8ed9d6625", "f" * 64)
 SLOTS, ROWS, COLS = 4, 7, 7
 VIDEOS_A_COMMIT = 50_000
 BUDGET_S = 10.0
