@@ -70,6 +70,7 @@ _SCALAR_FUNCTIONS_WITH_STATE = frozenset({
 _EXPLAIN_OPTIONS = frozenset({"(", ")", ",", "analyze", "format", "json", "text", "true", "false"})
 
 _BATCH_ROWS = 65_536
+_INTERRUPT_EVERY_S = 0.1
 
 _ONE_QUERY = "A query must be one SELECT or EXPLAIN over the views; found "
 
@@ -115,8 +116,10 @@ class Sandbox:
                 if running.done():
                     return running.result()
             finally:
-                if not running.done():
+                # More than once: DuckDB forgets an interrupt that comes before the query runs, while it is parsed.
+                while not running.done():
                     self.connection.interrupt()
+                    wait([running], _INTERRUPT_EVERY_S)
         raise SpecError(
             f"The query was stopped at its time limit of {seconds:g} s. Read less (WHERE, LIMIT, fewer joins), or "
             "raise the limit (--timeout, timeout_s)."

@@ -236,6 +236,14 @@ def test_time_limit_stops_a_query(tmp_path: Path) -> None:
         assert opened.sql("SELECT video_id FROM scores").num_rows == 2
 
 
+def test_time_limit_stops_a_query_that_is_still_parsed(tmp_path: Path) -> None:
+    with Session(make_tables(tmp_path), QueryLimits(timeout_s=1e-6), num_threads=1) as opened:
+        started = time.monotonic()
+        with pytest.raises(SpecError, match="time limit of"):
+            opened.sql("SELECT count(*) FROM range(1_000_000_000_000)")
+        assert time.monotonic() - started < 20
+
+
 @pytest.mark.parametrize(
     "query",
     [
