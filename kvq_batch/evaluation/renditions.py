@@ -4,7 +4,7 @@
                          scene: of all renditions, and of each group of degradations
     falling_steps        share of neighbouring steps of a codec ladder, on one segment, at which the score falls
     coverage             share of whole frames whose label is within 1 or 2 standard deviations (the output std) of the
-                         calibrated score: 0.68 and 0.95 of normal errors
+                         calibrated score: 0.68 and 0.95 of normal errors; for labels of the kind that the model learned
     auc                  share of pairs of cells, one distorted and one not, that the texture map orders correctly: of
                          each clip alone, and of its difference from the clean rendition of the same frames
 
