@@ -1,8 +1,8 @@
 """Pictures of the answers of `kvq-batch analyze`: a histogram, bars of percentiles, heat maps of the frame, and lines.
 
-Colours have a fixed meaning: the palette of Okabe and Ito for models and groups, in the order of their names; viridis
-for values of cells, dark is low. The colours of texture span the calibration of the model, not the data, so that
-pictures of different nights and catalogs can be compared.
+Colours have a fixed meaning: the palette of Okabe and Ito for models and groups, in the order of their names; cividis
+for quality, viridis for everything else, as in all pictures (`canvas`). Dark is low. The colours of texture span the
+calibration of the model, not the data, so that pictures of different nights and catalogs can be compared.
 """
 
 import math
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kvq_batch.analysis.comparison import Comparison
 from kvq_batch.domain.errors import SpecError
+from kvq_batch.report.canvas import QUALITY_COLOURS, SALIENCY_COLOURS
 from kvq_batch.report.plots import PALETTE, WARNING, check_format, make_figure, save, shorten, style
 
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ def _cells(rows: Rows, by: str | None, ends: Ends, out: Path) -> "Figure":
             span = ends.get(model) if column == "texture" else (0.0, 2.0)
             unit = "raw score" if column == "texture" else "1 is the mean"
             title = f"{column}, mean of {videos:,} videos"
-            _heat_map(figure, axes, values, span, f"{column} ({unit})", f"{model}{name}: {title}")
+            colours = QUALITY_COLOURS if column == "texture" else SALIENCY_COLOURS
+            _heat_map(figure, axes, values, span, f"{column} ({unit})", f"{model}{name}: {title}", colours)
     return figure
 
 
@@ -214,11 +216,17 @@ def _zones(rows: Rows, by: str | None, out: Path) -> "Figure":
 
 
 def _heat_map(
-    figure: "Figure", axes: "Axes", values: NDArray[np.float64], span: tuple[float, float] | None, unit: str, title: str
+    figure: "Figure",
+    axes: "Axes",
+    values: NDArray[np.float64],
+    span: tuple[float, float] | None,
+    unit: str,
+    title: str,
+    colours: str = "viridis",
 ) -> None:
     low, high = span or (float(np.nanmin(values)), float(np.nanmax(values)))
     image = axes.imshow(
-        values, cmap="viridis", vmin=low, vmax=high, extent=(0, 1, 1, 0), aspect=9 / 16, interpolation="nearest"
+        values, cmap=colours, vmin=low, vmax=high, extent=(0, 1, 1, 0), aspect=9 / 16, interpolation="nearest"
     )
     axes.set_xticks([0, 0.5, 1])
     axes.set_yticks([0, 0.5, 1])

@@ -40,6 +40,10 @@ def font(size_px: int, is_bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size_px)
 
 
+QUALITY_COLOURS, SALIENCY_COLOURS = "cividis", "viridis"
+"""Colour maps of matplotlib."""
+
+
 @lru_cache(maxsize=4)
 def colour_table(name: str) -> NDArray[np.uint8]:
     """Return 256 colours of a colour map of matplotlib, uint8 RGB [256, 3], from low to high."""
@@ -51,12 +55,12 @@ def colour_table(name: str) -> NDArray[np.uint8]:
 
 def quality_colours(shares: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the colours of shares of the scale (0 to 1), uint8 RGB [..., 3]: dark blue is low, yellow is high."""
-    return _look_up("cividis", np.clip(shares, 0, 1))
+    return _look_up(QUALITY_COLOURS, np.clip(shares, 0, 1))
 
 
 def saliency_colours(saliency: NDArray[Any]) -> NDArray[np.uint8]:
     """Return the colours of weights with mean 1, uint8 RGB [..., 3]: dark is low, bright is high."""
-    return _look_up("viridis", saliency_shares(saliency))
+    return _look_up(SALIENCY_COLOURS, saliency_shares(saliency))
 
 
 def _look_up(name: str, shares: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -151,14 +155,14 @@ def colour_bar(
 def quality_bar(scale: QualityScale, height_px: int) -> Image.Image:
     """Return the colour bar of the quality of a model."""
     ticks = [(float(scale.shares(np.array(value))), tick_text(value)) for value in scale.ticks()]
-    return colour_bar(height_px, colour_table("cividis"), ticks, f"quality ({scale.unit.split()[0]})")
+    return colour_bar(height_px, colour_table(QUALITY_COLOURS), ticks, f"quality ({scale.unit.split()[0]})")
 
 
 def saliency_bar(height_px: int) -> Image.Image:
     """Return the colour bar of saliency."""
     texts = ("≤ ¼", "½", "1 = mean", "2", "≥ 4")
     ticks = [(float(saliency_shares(np.array(v))), text) for v, text in zip(SALIENCY_TICKS, texts, strict=True)]
-    return colour_bar(height_px, colour_table("viridis"), ticks, "saliency")
+    return colour_bar(height_px, colour_table(SALIENCY_COLOURS), ticks, "saliency")
 
 
 def tick_text(value: float) -> str:

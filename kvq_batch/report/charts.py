@@ -98,7 +98,7 @@ def heat_map(cells: Sequence[Mapping[str, Any]], scale: QualityScale) -> Chart:
 
 def legend(kind: str, scale: QualityScale) -> Chart:
     """Return the colour bar of "quality" or "saliency": stops and ticks on a line of 480 units."""
-    name = "cividis" if kind == "quality" else "viridis"
+    name = canvas.QUALITY_COLOURS if kind == "quality" else canvas.SALIENCY_COLOURS
     table = canvas.colour_table(name)
     stops = [{"offset": i / 16, "colour": hex_of(table[round(i * 255 / 16)])} for i in range(17)]
     if kind == "quality":

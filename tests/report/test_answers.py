@@ -30,13 +30,13 @@ def near(pixels: np.ndarray[Any, Any], color: tuple[int, int, int]) -> int:
 
 
 def test_colours_of_cells_span_the_calibration(tmp_path: Path) -> None:
-    """Two catalogs of different quality have different colours; viridis runs from (68, 1, 84) to (253, 231, 37)."""
+    """Two catalogs of different quality have different colours; cividis runs from (0, 34, 78) to (254, 232, 56)."""
     good = [row | {"texture": 0.9} for row in CELLS]
     bad = [row | {"texture": 0.1} for row in CELLS]
     pixels = {name: draw("by-cell", rows, tmp_path / f"{name}.png", calibrations=[CALIBRATION])
               for name, rows in (("good", good), ("bad", bad))}  # fmt: skip
-    assert near(pixels["good"], (253, 231, 37)) > 10_000 > near(pixels["bad"], (253, 231, 37))
-    assert near(pixels["bad"], (68, 1, 84)) > 10_000 > near(pixels["good"], (68, 1, 84))
+    assert near(pixels["good"], (254, 232, 56)) > 10_000 > near(pixels["bad"], (254, 232, 56))
+    assert near(pixels["bad"], (0, 34, 78)) > 10_000 > near(pixels["good"], (0, 34, 78))
 
 
 def test_bars_of_a_histogram_are_as_high_as_their_counts(tmp_path: Path) -> None:
