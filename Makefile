@@ -22,7 +22,7 @@ demo: $(STAMP) ## make clips, score them, run four queries, draw a picture
 	$(BIN)/kvq-batch demo
 
 test: $(STAMP) lint ## lint, then every test but the long ones of test-faults
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 3 tests
 
 test-browser: $(STAMP) ## open the pages in Chromium; `make test` does it too, where there is one
 	$(BIN)/python -m pytest tests -m browser

@@ -17,7 +17,8 @@ pytest_plugins = [
 ]
 
 # These start Ray, a cluster, or runs of which a process is killed at a certain moment. They mostly wait, so one process
-# runs them one after the other, from the start, while the other processes take the remaining files one by one.
+# runs them one after the other, from the start, while the other processes take the remaining files one by one. So two
+# cores keep three processes busy.
 ONE_AFTER_THE_OTHER = ("tests/benchmarks/", "tests/cluster/", "tests/engine/", "tests/faults/")
 
 
@@ -31,6 +32,6 @@ class _FilesAndOneSeries(LoadScopeScheduling):  # type: ignore[misc]  # xdist ha
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndOneSeries:
-    """Divide the tests of `pytest -n 2`. The order is that of the collection: the series must start first."""
+    """Divide the tests of `pytest -n 3`. The order is that of the collection: the series must start first."""
     config.option.loadscopereorder = False
     return _FilesAndOneSeries(config, log)
