@@ -16,10 +16,9 @@ pytest_plugins = [
     "tests.support.clips",
 ]
 
-# These start Ray, a cluster, or runs of which a process is killed at a certain moment. They mostly wait, so one process
-# runs them one after the other, from the start, while the other processes take the remaining files one by one. So two
-# cores keep three processes busy.
-ONE_AFTER_THE_OTHER = ("tests/benchmarks/", "tests/cluster/", "tests/engine/", "tests/faults/")
+# Nearly all of these start Ray. They mostly wait, so one process runs them one after the other, from the start, while
+# the other processes take the remaining files one by one. So two cores keep three processes busy.
+ONE_AFTER_THE_OTHER = "tests/engine/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
