@@ -63,12 +63,15 @@ def draw_answer(
     picture warns about.
 
     Raises:
-        SpecError: no rows, too many groups, an unknown picture format, or a file that cannot be written.
+        SpecError: a question without a picture, no rows, too many groups, an unknown picture format, or a file that
+            cannot be written.
     """
     check_format(out)
     rows: list[dict[str, Any]] = answer.to_pylist()
-    if not rows or name not in PICTURES:
-        raise SpecError(f"{out}: " + (f"{name} has no picture." if rows else "the answer has no rows to draw."))
+    if name not in PICTURES:
+        raise SpecError(f"{out}: {name} has no picture. Draw one of: {', '.join(PICTURES)}.")
+    if not rows:
+        raise SpecError(f"{out}: the answer has no rows to draw.")
     names = {row["model_name"]: str(row["calibration"]) for row in calibrations}
     match name:
         case "distribution":

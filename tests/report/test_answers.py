@@ -74,7 +74,7 @@ def test_every_picture_is_drawn(name: str, rows: list[dict[str, Any]], by: str |
 @pytest.mark.parametrize(
     ("name", "rows", "by", "message"),
     [
-        ("coverage", CELLS, None, "coverage has no picture"),
+        ("coverage", CELLS, None, "coverage has no picture. Draw one of: distribution, by-cell,"),
         ("by-cell", [], None, "no rows to draw"),
         ("by-cell", [row | {"c": i} for i in range(9) for row in CELLS], "c", "9 groups are too many"),
     ],
