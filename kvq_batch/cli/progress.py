@@ -99,10 +99,10 @@ class RunProgress(ProgressBar):
 
 
 class TrainProgress(ProgressBar):
-    """Observer of a training: decoding, then steps with their loss; logs each validation."""
+    """Observer of a training: what comes before the steps, then steps with their loss; logs each validation."""
 
-    def decoded(self, done: int, total: int) -> None:
-        self.update(description="decoding", completed=done, total=total)
+    def prepared(self, what: str, done: int, total: int) -> None:
+        self.update(description=what, completed=done, total=total)
 
     def started(self, step: int, steps: int, num_train: int, num_validation: int) -> None:
         self.update(description="training", completed=step, total=steps)

@@ -211,7 +211,7 @@ def _planned(
     folder = Path(job.out).absolute()
     start, backbone = start_files(job)
     tensors = architecture_of(settings.config).initial_tensors(settings, start, backbone) if settings.measured else None
-    source = build_clip_source(job, settings.config, videos, folder, progress.decoded, tensors)
+    source = build_clip_source(job, settings.config, videos, folder, progress.prepared, tensors)
     card = ModelCard(
         name=job.name,
         version=job.version,

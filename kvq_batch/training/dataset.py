@@ -33,8 +33,8 @@ from kvq_batch.training.measured_files import measure_files
 from kvq_batch.training.samples import ClipSource, Sample, SplitName
 from kvq_batch.training.settings import NetworkConfig
 
-ProgressCallback = Callable[[int, int], None]
-"""Called with (videos done, videos in total)."""
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with (what is done, number done, number in total); what is done is "decoding" or "measuring"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def decode_frames(
     decoder: IsolatedDecoder,
     limits: VideoLimits,
     num_parallel: int,
-    progress: ProgressCallback = lambda done, total: None,
+    progress: ProgressCallback = lambda what, done, total: None,
 ) -> list[tuple[Path, ...]]:
     """Decode the videos whose files do not exist yet; return the files of every video.
 
@@ -192,7 +192,7 @@ def decode_frames(
         for done, failure in enumerate(threads.map(decode, videos), 1):
             if failure is not None:
                 failed.append(failure)
-            progress(done, len(videos))
+            progress("decoding", done, len(videos))
     if failed:
         raise SpecError(
             f"{len(failed)} of {len(videos)} videos cannot be trained on: {shorten_list(failed, separator='; ')}. Fix "

@@ -5,8 +5,9 @@ of the patches of each rendition, the first in the middle of each cell, and stor
 frames that it is made of and by the weights that measured them, so other trainings reuse it.
 """
 
+import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kvq_batch.domain.errors import SpecError
 from kvq_batch.domain.identity import fingerprint
+from kvq_batch.models.host_threads import run_tasks
 from kvq_batch.models.kvq.config import KvqConfig
 from kvq_batch.models.kvq.network import KvqNetwork, build_network
 from kvq_batch.models.kvq.pixels import normalise
@@ -82,7 +85,7 @@ def measure_files(
     tensors: Mapping[str, Tensor],
     folder: Path,
     num_placements: int,
-    progress: Callable[[int, int], None],
+    progress: Callable[[str, int, int], None],
 ) -> MeasuredFiles:
     """Measure the clips whose files do not exist yet, and return all as a clip source.
 
@@ -98,12 +101,30 @@ def measure_files(
     measured = []
     for index, frames in enumerate(pixels.frames):
         count = 1 if pixels.samples[index].split == "validation" else num_placements
-        paths = tuple(folder / name[:16] / f"{frames.stem}{f'-{k}' if k else ''}.npy" for k in range(count))
-        for placement, path in enumerate(paths):
-            if not path.exists():
-                write_array(path, _measure(network, pixels.placed_view(index, placement)[None]))
-        measured.append(paths)
-        progress(index + 1, len(pixels.frames))
+        measured.append(tuple(folder / name[:16] / f"{frames.stem}{f'-{k}' if k else ''}.npy" for k in range(count)))
+    missing = [
+        (path, index, placement)
+        for index, paths in enumerate(measured)
+        for placement, path in enumerate(paths)
+        if not path.exists()
+    ]
+
+    def measure(path: Path, index: int, placement: int) -> None:
+        found = _measure(network, pixels.placed_view(index, placement)[None])
+        try:
+            write_array(path, found)
+        except OSError as error:
+            raise SpecError(
+                f"{folder} cannot be written ({error}). Free some space, or set another folder in data.frames."
+            ) from error
+
+    def tasks() -> Iterator[Callable[[], None]]:
+        for number, (path, index, placement) in enumerate(missing):
+            progress("measuring", number, len(missing))
+            yield functools.partial(measure, path, index, placement)
+
+    # Many small operations per clip: clips side by side use the cores, the threads of one operation do not.
+    run_tasks(tasks(), len(missing))
     return MeasuredFiles(pixels, measured)
 
 

@@ -156,7 +156,7 @@ def _source(job: TrainJob, videos: list[LabelledVideo], out: Path) -> RenditionF
     """Return the clips; resized ones are made from the files of native size."""
     config = kvq_network_of(job)
     if all(config.fragments):
-        made = build_clip_source(job, config, videos, out, lambda done, total: None)
+        made = build_clip_source(job, config, videos, out, lambda what, done, total: None)
         assert isinstance(made, RenditionFiles)
         return made
     native = TrainJob.model_validate(job.model_dump() | {"model": job.model.model_dump() | {"fragments": (7, 7)}})

@@ -78,7 +78,7 @@ def measured_sets(job: TrainJob, rows: LabelledSet) -> tuple[MeasuredFiles, Meas
     tensors = architecture_of(config).initial_tensors(settings, *start_files(job))
     folder = Path(job.data.frames or job.out).absolute() / "measured"
     training, test = (
-        measure_files(clips, config, tensors, folder, 1, lambda done, total: None)
+        measure_files(clips, config, tensors, folder, 1, lambda what, done, total: None)
         for clips in (rows.training, rows.test)
     )
     return training, test
@@ -133,7 +133,7 @@ def _made(path: Path) -> dict[str, _Made]:
 def _decoded(job: TrainJob, videos: list[LabelledVideo]) -> RenditionFiles:
     # The samples of a training are never of a test.
     named = [dataclasses.replace(video, split=None) if video.split == "test" else video for video in videos]
-    source = build_clip_source(job, network_of(job), named, Path(job.out), lambda done, total: None)
+    source = build_clip_source(job, network_of(job), named, Path(job.out), lambda what, done, total: None)
     if not isinstance(source, RenditionFiles):
         raise SpecError("The job trains on whole clips. Set views.slots: the baselines need it.")
     return source

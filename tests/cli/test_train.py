@@ -305,7 +305,7 @@ def test_random_crop_is_the_centre_in_scoring(material: Material, tmp_path: Path
     # Training reads whole frames, and each step cuts another part of them.
     job = load_train_job(path)
     videos, _ = read_training_set(job.data, StorageOptions.from_spec(job.storage))
-    source = build_clip_source(job, settings_of(job).config, videos, tmp_path / "out", lambda done, total: None)
+    source = build_clip_source(job, settings_of(job).config, videos, tmp_path / "out", lambda what, done, total: None)
     fixed, scored = source.read([0], None).clips[0], read_frames(material.clips[0].path, range(24))
     whole = {centre_of(frame).tobytes() for frame in scored}
     assert all(frame.tobytes() in whole for frame in fixed)

@@ -79,7 +79,7 @@ def pixels(tmp_path: Path) -> RenditionFiles:
 
 
 def files(pixels: RenditionFiles, tensors: dict[str, Tensor], folder: Path, placements: int = 1) -> MeasuredFiles:
-    return measure_files(pixels, CONFIG, tensors, folder / "measured", placements, lambda done, total: None)
+    return measure_files(pixels, CONFIG, tensors, folder / "measured", placements, lambda what, done, total: None)
 
 
 def test_files_hold_what_the_network_measures(
@@ -99,6 +99,33 @@ def test_files_hold_what_the_network_measures(
     name = next(key for key in tensors if ".convolutions." in key)
     changed = tensors | {name: tensors[name] + 1}
     assert not {*files(pixels, changed, tmp_path).measured} & {*source.measured}
+
+
+def test_clips_are_measured_side_by_side_and_counted(
+    pixels: RenditionFiles, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    found, counted = {}, []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        try:
+            source = measure_files(
+                pixels, CONFIG, tensors, tmp_path / str(number), 2, lambda *count: counted.append(count)
+            )
+        finally:
+            torch.set_num_threads(threads)
+        found[number] = [np.load(path) for paths in source.measured for path in paths]
+    assert len(found[1]) == 8
+    assert all(np.allclose(one, three, atol=2e-3) for one, three in zip(found[1], found[3], strict=True))
+    assert counted == 2 * [("measuring", done, 8) for done in range(8)]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_its_name(
+    pixels: RenditionFiles, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    (tmp_path / "measured").write_text("a file")
+    with pytest.raises(SpecError, match=r"measured cannot be written .* data\.frames"):
+        files(pixels, tensors, tmp_path)
 
 
 def test_a_mixed_view_keeps_the_label_of_each_cell(

@@ -111,7 +111,7 @@ def _tested(scorer: "Scorer", training: "TrainJob", tests: "Sequence[LabelledVid
     one_view = training.model_copy(update={"data": training.data.model_copy(update={"views": 1})})
     videos = [dataclasses.replace(video, split=None) for video in tests]
     source = build_clip_source(
-        one_view, settings_of(training).config, videos, Path(training.out), lambda done, total: None
+        one_view, settings_of(training).config, videos, Path(training.out), lambda what, done, total: None
     )
     scores: list[float] = []
     for first in range(0, len(videos), _BATCH):
