@@ -74,6 +74,12 @@ def train(
         shown.warn(SLOW_BF16)
     videos = [video for video in listed if video.split != "test"]
     split = split_samples(to_samples(videos), settings.scale, settings.validation_share, settings.seed)
+    if not len(split.validation):
+        shown.warn(
+            "no scene is held out for validation: the weights of the last step are kept, without a calibration. "
+            "Give some scenes the split 'validation'; without a column of splits, training.validation_share of the "
+            "scenes is held out"
+        )
     if any(start_files(loaded)):
         # Missing or wrong files are rejected before anything is decoded.
         architecture_of(settings.config).initial_tensors(settings, *start_files(loaded))
@@ -306,10 +312,11 @@ def _conclude(
             "seconds": round(seconds, 1),
         }
     )
-    shown.note(
-        "srcc and plcc are those of the validation scenes that selected these weights, so they are optimistic; "
-        "measure a test set with `evaluate scores`"
-    )
+    if len(validations):
+        shown.note(
+            "srcc and plcc are those of the validation scenes that selected these weights, so they are optimistic; "
+            "measure a test set with `evaluate scores`"
+        )
 
 
 def calibrate(

@@ -369,6 +369,20 @@ def test_split_column_is_used_and_test_ignored(material: Material, tmp_path: Pat
     assert "is in both splits" in call(material.job(tmp_path / "out", labels), "--dry-run", exit_code=2).output
 
 
+def test_a_training_without_validation_says_what_it_lacks(material: Material, tmp_path: Path) -> None:
+    labels = material.labels([(*row, "train") for row in material.rows], "train.csv", "file,scene_id,mos,split")
+    job = material.job(tmp_path / "out", labels)
+    planned = call(job, "--dry-run", "-o", "json")
+    assert json.loads(planned.stdout)["validation"] == 0
+    result = call(job, "-o", "json")
+    for output in (planned.stderr, result.stderr):
+        assert "no scene is held out for validation" in " ".join(output.split())
+    found = json.loads(result.stdout)
+    assert (found["best_step"], found["srcc"], found["calibrated"]) == (None, None, False)
+    assert "optimistic" not in result.output, "there are no figures that could be"
+    assert load(Path(found["checkpoint"])).card.calibrations == {}
+
+
 def test_bad_labels_are_rejected_with_their_name(material: Material, tmp_path: Path) -> None:
     rows = material.rows
     bad: dict[str, list[tuple[Any, ...]]] = {
