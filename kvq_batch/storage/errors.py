@@ -271,22 +271,33 @@ _STATUSES: Mapping[int, StorageErrorKind] = {
     501: "other", 505: "other", 507: "full",
 }  # fmt: skip
 """Kinds by HTTP status. All others from 500 are "unreachable", and all others below 500 are "other"."""
+
+
+def _status(numbers: str) -> str:
+    """Return the pattern of an HTTP status in a message.
+
+    Other numbers are none: a duration ("in 401.92µs", "1.404s"), a size ("404 bytes"), a part of a path
+    ("clips/403/507.mp4"), an address of a machine ("10.0.0.503").
+    """
+    return rf"(?<![\w./%-])(?:{numbers})(?![\w/%-]|[.,:]\w| ?bytes)"
+
+
 _TEXTS: tuple[tuple[StorageErrorKind, str], ...] = (
     ("no_bucket", r"NoSuchBucket|bucket does not exist"),
     ("no_credentials", r"no credentials found|credential provider was not enabled|loading credentials|IMDS|169\.254\."),
-    ("changed", r"PreconditionFailed|pre-?conditions?|\b412\b"),
+    ("changed", rf"PreconditionFailed|pre-?conditions?|{_status('412')}"),
     (
         "forbidden",
-        r"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|Forbidden|Unauthorized|\b40[13]\b",
+        rf"AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|Forbidden|Unauthorized|{_status('401|403')}",
     ),
-    ("full", r"InsufficientStorage|Insufficient Storage|QuotaExceeded|No space left|\b507\b"),
+    ("full", rf"InsufficientStorage|Insufficient Storage|QuotaExceeded|No space left|{_status('507')}"),
     ("timeout", r"(?i)timed? ?out|RequestTimeout|deadline"),
-    ("missing", r"NoSuchKey|Not Found|\b404\b"),
+    ("missing", rf"NoSuchKey|Not Found|{_status('404')}"),
     (
         "unreachable",
         r"(?i)connect|error sending request|dns error|SlowDown|reduce your request rate|ServiceUnavailable"
-        r"|InternalError|Internal Server Error|Bad Gateway|Service Unavailable|Gateway|\b50[0-9]\b|IncompleteRead"
-        r"|payload|response parser|Remote I/O|EREMOTEIO|resource busy|response body error",
+        r"|InternalError|Internal Server Error|Bad Gateway|Service Unavailable|Gateway|IncompleteRead"
+        rf"|payload|response parser|Remote I/O|EREMOTEIO|resource busy|response body error|{_status('50[0-9]')}",
     ),
 )
 

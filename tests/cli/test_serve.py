@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from kvq_batch.cli.app import app
 from tests.support.finished_run import fill
+from tests.support.processes import started
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +41,7 @@ def test_missing_tables_are_explained(tmp_path: Path) -> None:
 def test_page_is_served_until_it_is_stopped(tmp_path: Path, sign: signal.Signals) -> None:
     fill(str(tmp_path / "tables"))
     command = [sys.executable, str(ROOT / "cli.py"), "serve", "tables", "--port", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
+    with started(command, cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ}) as process:
         assert process.stderr is not None
         assert select.select([process.stderr], [], [], 60)[0]
         line = process.stderr.readline()

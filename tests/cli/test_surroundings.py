@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +54,22 @@ def test_hangup_stops_a_run_as_ctrl_c_does(videos: Path, tmp_path: Path) -> None
         (videos / f"{number}.mp4").write_bytes((videos / "a.mp4").read_bytes())
     tables = tmp_path / "tables"
     command = ["score", str(videos), "--model", "kvq-lite", "--tables", str(tables), "--executor", "local"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvq_batch.cli", *command, "--log", "json"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    # A process inherits that a signal is ignored; tests that `nohup` started ignore this one.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kvq_batch.cli", *command, "--log", "json"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert process.stderr is not None
     for line in process.stderr:
         if "run started" in line:
             break
-    time.sleep(2)
     process.send_signal(signal.SIGHUP)
     rest = process.stderr.read()
     process.stderr.close()

@@ -28,6 +28,7 @@ from kvq_batch.models import registry
 from kvq_batch.models.kvq.checkpoint import load
 from kvq_batch.storage.options import StorageOptions
 from kvq_batch.training.dataset import build_clip_source
+from tests.support.processes import started
 
 JOB = """
 name = "toy"
@@ -427,7 +428,7 @@ def test_interrupted_training_resumes(material: Material, tmp_path: Path) -> Non
     curve = tmp_path / "out" / "curve.csv"
     code = f"from kvq_batch.cli.app import app; app({['train', str(job)]!r})"
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         while not (curve.exists() and len(curve.read_text().splitlines()) > 1):
             assert process.poll() is None
             time.sleep(0.1)

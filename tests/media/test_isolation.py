@@ -19,6 +19,7 @@ from kvq_batch.media.decode import DecodeTask
 from kvq_batch.media.isolation import IsolatedDecoder
 from kvq_batch.media.scratch import ScratchDirectory, sweep
 from tests.support.material import Material
+from tests.support.processes import started
 
 FAULTS = "tests.support.media_faults:by_name"
 REQUEST = FrameRequest(Sampling(2, 2, 1), (32, 48))
@@ -151,7 +152,7 @@ def test_children_ignore_interrupts_and_end_with_their_parent(material: Material
             print(*decoder.child_pids(), flush=True)
             time.sleep(600)
     """)
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+    with started([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         os.kill(child, signal.SIGINT)

@@ -1,7 +1,24 @@
-"""Descendants of a process: find them, name them, and check later whether they are still alive."""
+"""Processes of a test: start one, find and name its descendants, check later whether they are still alive."""
 
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a process with text pipes and kill it at the end of the block.
+
+    The block of a plain Popen waits for the end of the process, without end if a check in it failed before that.
+    """
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from kvq_batch.domain.shard import Shard
 from kvq_batch.storage.objects import ConditionalObject
 from kvq_batch.tables import lease as leases
 from kvq_batch.tables.lease import FILE, Holder, hold, lease_file, read_holder
+from tests.support.processes import started
 from tests.support.s3 import S3Location
 from tests.support.stores import Store
 
@@ -48,13 +49,10 @@ def short_lives(monkeypatch: pytest.MonkeyPatch) -> None:
 def keeper(store: Store) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lease until it is killed or loses it."""
     command = [sys.executable, "-c", KEEPER, store.uri, store.options.endpoint_url or ""]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with started(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
 
 
 def test_lease_is_held_and_released(store: Store) -> None:
@@ -102,16 +100,13 @@ def test_lease_of_remote_owner_is_taken_after_expiry(s3_prefix: S3Location, capl
 
 def test_paused_owner_notices_that_it_lost_its_lease(s3_prefix: S3Location) -> None:
     command = [sys.executable, "-c", KEEPER, s3_prefix.uri, s3_prefix.options.endpoint_url or ""]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         os.kill(process.pid, signal.SIGSTOP)
-        try:
-            with hold(s3_prefix.uri, s3_prefix.options, me()):
-                os.kill(process.pid, signal.SIGCONT)
-                assert process.stdout.readline().startswith("replaced by run mine of job 'nightly'")
-        finally:
-            process.kill()
+        with hold(s3_prefix.uri, s3_prefix.options, me()):
+            os.kill(process.pid, signal.SIGCONT)
+            assert process.stdout.readline().startswith("replaced by run mine of job 'nightly'")
 
 
 def test_owner_that_lost_its_lease_does_not_release_it(s3_prefix: S3Location) -> None:
