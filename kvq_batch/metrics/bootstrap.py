@@ -50,7 +50,7 @@ def bootstrap_metrics(
     if n_resamples == 0:
         return {name: _metric_value(value, None, "") for name, value in values.items()}
     if num_clusters < MIN_CLUSTERS:
-        reason = f"{num_clusters} {unit} are too few for an interval"
+        reason = _too_few(num_clusters, unit)
         return {name: _metric_value(value, None, reason) for name, value in values.items()}
     generator = np.random.default_rng(seed)
     shares = np.full(num_clusters, 1 / num_clusters)
@@ -74,11 +74,16 @@ def bootstrap_mean(values: Sequence[float], n_resamples: int, seed: int, unit: s
     reasons = [f"{num_undefined} of {len(values)} {unit} are left out: all equal"] if num_undefined else []
     low = high = None
     if n_resamples and len(defined) < MIN_CLUSTERS:
-        reasons.append(f"{len(defined)} {unit} are too few for an interval")
+        reasons.append(_too_few(len(defined), unit))
     elif n_resamples:
         means = np.random.default_rng(seed).choice(defined, (n_resamples, len(defined))).mean(axis=1)
         low, high = _percentiles(means)
     return MetricValue(float(defined.mean()), low, high, "; ".join(reasons))
+
+
+def _too_few(number: int, unit: str) -> str:
+    named = f"{number} {unit} are" if number != 1 else f"1 {unit.removesuffix('s')} is"
+    return f"{named} too few for an interval"
 
 
 def _metric_value(value: float, resampled: Real | None, reason: str) -> MetricValue:

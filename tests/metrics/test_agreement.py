@@ -123,6 +123,8 @@ def test_few_references_give_no_intervals() -> None:
     assert row["srcc"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert row["srcc_low"] is None
     assert "4 references are too few for an interval" in row["remarks"]
+    one = agree(x, y, ["0"] * 40).row()
+    assert "1 reference is too few for an interval" in one["remarks"]
 
 
 def test_few_distinct_scores_give_no_curve() -> None:
