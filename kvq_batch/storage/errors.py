@@ -276,8 +276,8 @@ _STATUSES: Mapping[int, StorageErrorKind] = {
 def _status(numbers: str) -> str:
     """Return the pattern of an HTTP status in a message.
 
-    Other numbers are none: a duration ("in 401.92µs", "1.404s"), a size ("404 bytes"), a part of a path
-    ("clips/403/507.mp4"), an address of a machine ("10.0.0.503").
+    It does not match durations ("in 401.92µs", "1.404s"), sizes ("404 bytes"), parts of paths ("clips/403/507.mp4")
+    and of IP addresses.
     """
     return rf"(?<![\w./%-])(?:{numbers})(?![\w/%-]|[.,:]\w| ?bytes)"
 
