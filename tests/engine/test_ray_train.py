@@ -19,6 +19,10 @@ from tests.support.synthetic import CARD, Stripes, toy_settings
 
 pytestmark = pytest.mark.slow
 
+# These shift all logits of a softmax alike, so no score depends on them. Their gradient is rounding, which Adam scales
+# to whole steps.
+SHIFTS = {"weight_conv.bias", "weight_head.fc_last.bias"}
+
 
 def plan(folder: Path, settings: TrainSettings) -> TrainingPlan:
     return TrainingPlan(settings, Machine(num_threads=1, checkpoint_every=4), Stripes(), folder, CARD)
@@ -53,8 +57,9 @@ def test_two_processes_match_one(tmp_path: Path) -> None:
     for name in ("loss", "plcc", "rank", "lpc", "score", "cells", "gradient_norm"):
         assert np.allclose([row[name] for row in actual], [row[name] for row in expected], rtol=2e-3), name
     weights = [load_file(p.folder / "best.safetensors") for p in (single, distributed)]
-    for name, tensor in weights[0].items():
-        assert np.allclose(tensor, weights[1][name], atol=2e-3), name
+    assert set(SHIFTS) < set(weights[0])
+    for name in weights[0].keys() - SHIFTS:
+        assert np.allclose(weights[0][name], weights[1][name], atol=2e-3), name
     assert not (distributed.folder / "ray").exists()
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,8 @@ def _is_guessed(text: str, found: Any) -> bool:
     if isinstance(found, bool):
         return text.strip().lower() in (("true", "1") if found else ("false", "0"))
     if isinstance(found, int):
-        return int(text) == found
+        # Decimal, not int: a column of integers takes the guessed number 0.0 as 0.
+        return Decimal(text) == found
     if isinstance(found, float):
         return is_same(float(text), found)
     if isinstance(found, datetime):
