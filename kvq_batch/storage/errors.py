@@ -276,10 +276,10 @@ _STATUSES: Mapping[int, StorageErrorKind] = {
 def _status(numbers: str) -> str:
     """Return the pattern of an HTTP status in a message.
 
-    It does not match durations ("in 401.92µs", "1.404s"), sizes ("404 bytes"), parts of paths ("clips/403/507.mp4")
-    and of IP addresses.
+    It does not match durations ("in 401.92µs", "1.404s"), sizes ("404 bytes"), and parts of paths
+    ("clips/403/507.mp4"), of IP addresses and of long numbers ("404,412").
     """
-    return rf"(?<![\w./%-])(?:{numbers})(?![\w/%-]|[.,:]\w| ?bytes)"
+    return rf"(?<![\w./%-])(?<!\d[,:])(?:{numbers})(?![\w/%-]|\.\w|[,:]\d| ?bytes)"
 
 
 _TEXTS: tuple[tuple[StorageErrorKind, str], ...] = (

@@ -33,6 +33,8 @@ def test_a_duration_is_not_a_status(duration: str) -> None:
         "404.mp4: no moov atom",
         "10.0.0.503 is not an address",
         "403% of the space",
+        "clips.csv:404:12: no such column",
+        "row 404,412 is too long",
     ],
 )
 def test_other_numbers_are_not_statuses(text: str) -> None:
@@ -49,6 +51,7 @@ def test_other_numbers_are_not_statuses(text: str) -> None:
         ("status=507, retry later", "full"),
         ("The server answered 503.", "unreachable"),
         ("status:404", "missing"),
+        ("403:denied", "forbidden"),
     ],
 )
 def test_statuses_of_messages(text: str, kind: StorageErrorKind) -> None:
